@@ -1,0 +1,91 @@
+# make demo | test | lint | types | test-peers | clean
+#
+# Needs python3 >= 3.12 and pip; everything else is put into .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format types test-peers clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
+PEERS_OUT := .peers
+PYENV_ROOT ?= $(HOME)/.pyenv
+
+# Prints the first interpreter of a list that runs, is of a version and can
+# make environments. Names are tried by running them: pyenv's shims exist for
+# versions that are not selected, too.
+define find_python
+for p in $(1); do \
+  if "$$p" -c 'import sys, venv, ensurepip; v = sys.version_info[:2]; \
+  sys.exit(not ($(2)))' >/dev/null 2>&1; then echo "$$p"; break; fi; done
+endef
+
+PYTHON ?= $(shell $(call find_python,python3.12 \
+  $(wildcard $(PYENV_ROOT)/versions/3.12*/bin/python3) python3 python3.13 \
+  $(wildcard $(PYENV_ROOT)/versions/3.13*/bin/python3) python3.14 python,\
+  v >= (3, 12)))
+PYTHON_PEERS ?= $(shell $(call find_python,python3.11 \
+  $(wildcard $(PYENV_ROOT)/versions/3.11*/bin/python3) /usr/bin/python3.11,\
+  v == (3, 11)))
+
+demo: $(STAMP)
+	$(BIN)/python -m videomla_jax.sample --config=configs/sample.py:demo
+
+test: $(STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# tests/peers/*_peer.py run beside PyTorch and write safetensors to $(PEERS_OUT);
+# tests/peers/*_test.py run in our environment and compare with them.
+test-peers: $(STAMP) $(PEERS_STAMP)
+	rm -rf $(PEERS_OUT)
+	mkdir -p $(PEERS_OUT)
+	VIDEOMLA_PEERS_DIR=$(CURDIR)/$(PEERS_OUT) HF_HUB_OFFLINE=1 \
+	  $(PEERS)/bin/python -m pytest -q -o addopts=--import-mode=importlib \
+	  -o python_files='*_peer.py' tests/peers
+	VIDEOMLA_PEERS_DIR=$(CURDIR)/$(PEERS_OUT) JAX_PLATFORMS=cpu \
+	  VIDEOMLA_PEER_PYTHON=$(CURDIR)/$(PEERS)/bin/python \
+	  $(BIN)/python -m pytest -q -o addopts="--import-mode=importlib \
+	  --jaxtyping-packages=videomla_jax,beartype.beartype" tests/peers
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "No Python >= 3.12 with venv and pip was\
+	 found; install one (for example 'pyenv install 3.12'), or name it:\
+	 make PYTHON=/path/to/python3.12"; exit 2; fi
+	@# An environment made by hand is kept: pip only adds what it lacks.
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[dev,notebook]'
+	touch $@
+
+# torch first and alone, so that no later package chooses its version.
+$(PEERS_STAMP): constraints-peers.txt
+	@if [ -z "$(PYTHON_PEERS)" ]; then echo "No Python 3.11 was found for the\
+	 PyTorch peers; install one (for example 'pyenv install 3.11'), or name it:\
+	 make test-peers PYTHON_PEERS=/path/to/python3.11"; exit 2; fi
+	[ -x $(PEERS)/bin/python ] || $(PYTHON_PEERS) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-peers.txt diffusers==0.42.1 transformers==5.23.0 \
+	  sentencepiece protobuf einops ftfy easydict safetensors numpy pytest
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PEERS) $(PEERS_OUT) build dist *.egg-info \
+	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""Shared test set-up: the CPU, and a fresh seed that every failure names."""
+
+import collections.abc
+import os
+import sys
+import typing
+
+import pytest
+
+# Tests mean the same thing on every machine; GPU tests override this.
+_PLATFORMS = os.environ.get("VIDEOMLA_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = _PLATFORMS
+if "jax" in sys.modules:  # A plugin was faster.
+  sys.modules["jax"].config.update("jax_platforms", _PLATFORMS)
+
+_SEED = "VIDEOMLA_SEED"
+
+try:
+  import hypothesis
+
+  # Compilation makes the first example slow, so there is no deadline.
+  hypothesis.settings.register_profile(
+    "videomla",
+    deadline=None,
+    max_examples=50,
+    print_blob=True,
+    suppress_health_check=[
+      hypothesis.HealthCheck.function_scoped_fixture,
+      hypothesis.HealthCheck.too_slow,
+    ],
+  )
+  hypothesis.settings.load_profile("videomla")
+except ImportError:  # The peers' environment has no such tests.
+  pass
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+  """Returns a fresh seed, or the one in VIDEOMLA_SEED to repeat a failure."""
+  given = os.environ.get(_SEED)
+  value = int(given) if given else int.from_bytes(os.urandom(4), "little") >> 1
+  request.node.user_properties.append(("seed", value))
+  return value
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+  item: pytest.Item,
+) -> collections.abc.Generator[None, typing.Any, None]:
+  """Adds the seed to the report of a failing test."""
+  outcome = yield
+  report = outcome.get_result()
+  seeds = dict(item.user_properties)
+  if report.failed and "seed" in seeds:
+    text = f"repeat with {_SEED}={seeds['seed']}"
+    report.sections.append(("seed", text))

@@ -1,0 +1,60 @@
+"""How close two computations must be, and why: the only place with numbers."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tolerance:
+  """A bound on max|a - b| / max|b| and its reason."""
+
+  bound: float
+  reason: str
+
+
+TOLERANCES: dict[str, Tolerance] = {
+  "exact": Tolerance(bound=0.0, reason="same operations in the same order"),
+  "float32": Tolerance(
+    bound=1e-5,
+    reason="sums of a few hundred float32 products in another order",
+  ),
+  "float32_deep": Tolerance(
+    bound=1e-4,
+    reason="rounding carried through many blocks or denoising steps",
+  ),
+  "float32_gradient": Tolerance(
+    bound=5e-5,
+    reason="the backward pass sums over tokens as well as channels",
+  ),
+  "golden": Tolerance(
+    bound=1e-5,
+    reason="another framework's float32 products, same formula",
+  ),
+  "bfloat16": Tolerance(
+    bound=2e-2,
+    reason="8 bits of mantissa: 2^-8 per rounding, a few roundings",
+  ),
+}
+
+
+def relative_error(a: ArrayLike, b: ArrayLike) -> float:
+  """Returns max|a - b| / max|b|, or max|a| where b is zero."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  assert a.shape == b.shape, f"shapes differ: {a.shape} and {b.shape}"
+  if not a.size:
+    return 0.0
+  if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    return float("inf")
+  largest = np.abs(b).max()
+  return float(np.abs(a - b).max() / (largest if largest > 0 else 1.0))
+
+
+def assert_close(a: ArrayLike, b: ArrayLike, kind: str = "float32") -> None:
+  """Asserts that `a` is as close to the reference `b` as `kind` demands."""
+  error, tolerance = relative_error(a, b), TOLERANCES[kind]
+  assert error <= tolerance.bound, (
+    f"relative error {error:.3g} exceeds {tolerance.bound:g} ({kind}:"
+    f" {tolerance.reason})"
+  )

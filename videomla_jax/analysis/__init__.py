@@ -1,0 +1,1 @@
+"""Measurements of models and of what they generate."""

@@ -1,0 +1,1 @@
+"""Data of the small world: prompts, moving digits and the input pipeline."""

@@ -1,0 +1,222 @@
+"""Video as a stream: chunk after chunk, for as long as someone watches.
+
+  for latents in stream.Stream(model.dit, text, key, ...): ...
+
+Chunk k + 1 is dispatched before chunk k is handed out, so the device computes
+while the caller decodes, shows or writes. One program serves every length.
+Between chunks the prompt can change (spec/rollout.md sections 6 and 9).
+"""
+
+from collections.abc import Iterator
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from videomla_jax.diffusion import rollout
+from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import wan
+
+Switch = Literal["keep", "flush", "recache"]
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("window", "sampler", "frame", "jump_to"),
+  donate_argnames="state",
+)
+def _next_chunk(model, state, text, *, window, sampler, frame, jump_to):
+  noise = rollout.chunk_noise(
+    state.keys,
+    state.chunk,
+    shape=(window.chunk_frames, *frame),
+    sampler=sampler,
+  )
+  latents, cache = rollout.chunk_step(
+    model,
+    state.cache,
+    noise,
+    text,
+    window=window,
+    sampler=sampler,
+    jump_to=jump_to,
+  )
+  return latents, rollout.Rollout(cache, state.keys, state.chunk + 1)
+
+
+class Stream(Iterator[rollout.Latents]):
+  """An endless video, one chunk of latents `[B, T, H, W, C]` at a time."""
+
+  def __init__(
+    self,
+    model: wan.WanDiT,
+    text: Float[Array, "B M E"],
+    key: Array,
+    *,
+    frame: tuple[int, int, int],
+    window: cache_lib.Window,
+    sampler: rollout.Sampler,
+    max_frames: int | None = None,
+    context: rollout.Latents | None = None,
+    cache_dtype: Any = None,
+  ):
+    """Allocates the cache and commits given frames; compiles nothing big.
+
+    Args:
+      model: The network.
+      text: Embeddings, with guidance the unconditional ones after the
+        conditional ones.
+      key: One key, or one per example.
+      frame: H, W, C of a latent frame.
+      window: Which frames the cache keeps.
+      sampler: How chunks are denoised.
+      max_frames: Latent frames to come, rounded up to chunks; None never ends
+        (not with a window that keeps every frame).
+      context: Given first frames; they are not handed out again.
+      cache_dtype: Of the stored entries; the model's own by default.
+
+    Raises:
+      ValueError: If shapes do not fit, or an endless stream keeps all frames.
+    """
+    if max_frames is None and window.local_frames is None:
+      raise ValueError(
+        "max_frames=None needs a bounded window: set window.local_frames, or "
+        "say how long the video is."
+      )
+    self._call = dict(window=window, sampler=sampler, frame=tuple(frame))
+    self._model, self._text = model, text
+    self._given = 0 if context is None else context.shape[1]
+    self._left = max_frames
+    bound = max_frames or window.sink_frames + window.local_frames
+    keys = rollout.split_keys(key, text.shape[0] // sampler.streams)
+    self._state = rollout.start(
+      model,
+      text,
+      keys,
+      frame=frame,
+      window=window,
+      sampler=sampler,
+      max_frames=self._given + bound + window.chunk_frames,
+      context=context,
+      cache_dtype=cache_dtype,
+    )
+    self._jump_to: int | None = None
+    self._ahead: rollout.Latents | None = None
+    # Clean latents of the frames in the window, for `recache`.
+    self._recent = [] if context is None else self._frames_of(context, 0)
+    self._trim()
+
+  def __next__(self) -> rollout.Latents:
+    """Hands out the next chunk, with the one after it already under way."""
+    current = self._dispatch() if self._ahead is None else self._ahead
+    if current is None:
+      raise StopIteration
+    self._ahead = self._dispatch()
+    return current
+
+  @property
+  def state(self) -> rollout.Rollout:
+    """State after all dispatched chunks, one chunk ahead of the caller."""
+    return self._state
+
+  def switch(
+    self,
+    text: Float[Array, "B M E"],
+    *,
+    how: Switch = "recache",
+    jump_to: int | None = None,
+  ) -> None:
+    """Changes the prompt from the first chunk that is not under way yet.
+
+    Args:
+      text: New embeddings, in the layout of the constructor.
+      how: "keep" leaves the cache (smooth, slow to follow), "flush" keeps the
+        sink and the newest frames, "recache" runs the frames of the window
+        again under the new prompt, in order.
+      jump_to: Temporal coordinate of the next chunk: a hard cut.
+
+    Raises:
+      ValueError: If the text has another shape or `how` is unknown.
+    """
+    if text.shape != self._text.shape:
+      raise ValueError(
+        f"text has shape {text.shape} but the stream runs with "
+        f"{self._text.shape}; give as many prompts as before."
+      )
+    window = self._call["window"]
+    if how == "flush":
+      cache = cache_lib.flush(self._state.cache, window=window)
+      self._state = self._state._replace(cache=cache)
+    elif how == "recache":
+      self._state = self._state._replace(cache=self._recached(text))
+    elif how != "keep":
+      raise ValueError(
+        f"how={how!r} is unknown; use 'keep', 'flush' or 'recache'."
+      )
+    self._text, self._jump_to = text, jump_to
+
+  def _dispatch(self) -> rollout.Latents | None:
+    """Starts one chunk on the device without waiting for it."""
+    if self._left is not None and self._left <= 0:
+      return None
+    chunk = self._call["window"].chunk_frames
+    latents, self._state = _next_chunk(
+      self._model,
+      self._state,
+      self._text,
+      jump_to=self._jump_to,
+      **self._call,
+    )
+    self._jump_to = None
+    if self._left is not None:
+      self._left -= chunk
+    self._recent += self._frames_of(latents, self._given)
+    self._given += chunk
+    self._trim()
+    return latents
+
+  def _frames_of(self, latents, first):
+    return [(first + i, latents[:, i]) for i in range(latents.shape[1])]
+
+  def _trim(self):
+    """Forgets frames that left the window."""
+    window = self._call["window"]
+    if window.local_frames is None:
+      return
+    last = self._recent[-1][0] if self._recent else -1
+    oldest = last + 1 - (window.local_frames - window.chunk_frames)
+    self._recent = [
+      (f, x) for f, x in self._recent if f < window.sink_frames or f >= oldest
+    ]
+
+  def _recached(self, text) -> cache_lib.Cache:
+    """The window computed again under another prompt, oldest frame first."""
+    window, sampler = self._call["window"], self._call["sampler"]
+    cache = self._state.cache
+    end = cache.next_frame
+    cache = cache._replace(frame=jnp.full_like(cache.frame, cache_lib.EMPTY))
+    for run in _runs(self._recent, window.chunk_frames):
+      first = jnp.full_like(end, run[0][0])
+      latents = jnp.stack([x for _, x in run], axis=1)
+      cache = rollout.prefill(
+        self._model,
+        cache._replace(next_frame=first),
+        jnp.concatenate([latents] * sampler.streams),
+        text,
+        window=window,
+      )
+    return cache._replace(next_frame=end)
+
+
+def _runs(frames, limit):
+  """Splits frames into runs of consecutive ones, at most `limit` long."""
+  runs: list[list] = []
+  for frame in frames:
+    follows = runs and runs[-1][-1][0] + 1 == frame[0]
+    if follows and len(runs[-1]) < limit:
+      runs[-1].append(frame)
+    else:
+      runs.append([frame])
+  return runs

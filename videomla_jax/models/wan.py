@@ -1,0 +1,355 @@
+"""The Wan DiT: one network for bidirectional, teacher-forced and cached use.
+
+spec/wan.md part A; Wan2.1 (arXiv:2503.20314). Video tokens are `[B, G, T, P,
+E]`: G chunks of T frames side by side. Everything but self-attention works on
+tokens one by one or against the text, so only `context_of` decides what a
+chunk sees:
+
+  bidirectional    G = 1, T = all frames, context = own entries
+  cached rollout   G = 1, T = chunk,      context = cache ++ own entries
+  teacher forcing  G = clean and noisy chunks, context = clean history ++ own
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import NamedTuple
+
+from einops import rearrange
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
+
+from videomla_jax import shapes
+from videomla_jax.models import attention
+from videomla_jax.models import layers
+from videomla_jax.ops import rope
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanConfig:
+  """Sizes of the network; published ones come from the constructors.
+
+  Attributes:
+    attention: Self-attention; holds the width E and the heads N.
+    num_layers: Blocks.
+    ffn_width: F.
+    channels: Latent channels C, in and out.
+    patch: Side of a square spatial patch in latent pixels.
+    freq_dim: Channels of the sinusoidal time embedding.
+    text_dim: Channels of the text encoder's output.
+    text_tokens: M, text tokens, padding included.
+    learned_grid: Token rows and columns of a learned position embedding; None
+      (Wan) leaves position to RoPE and fits every frame size.
+    dtype: Of the matrix products; master weights are float32.
+    remat: Recompute each block in the backward pass.
+    scan_blocks: One compiled block for all layers; False unrolls them, which
+      compiles longer and runs faster on a CPU.
+  """
+
+  attention: attention.AttentionConfig
+  num_layers: int
+  ffn_width: int
+  channels: int = 16
+  patch: int = 2
+  freq_dim: int = 256
+  text_dim: int = 4096
+  text_tokens: int = 512
+  learned_grid: tuple[int, int] | None = None
+  dtype: str = "bfloat16"
+  remat: bool = False
+  scan_blocks: bool = True
+
+  @property
+  def width(self) -> int:
+    """E, the model width."""
+    return self.attention.width
+
+
+def wan_1p3b(*, kind="latent", **kwargs) -> WanConfig:
+  """Wan2.1-T2V-1.3B; with dense attention 1,418,996,800 parameters."""
+  sizes = attention.AttentionConfig(
+    kind=kind,
+    width=1536,
+    num_heads=12,
+    **{k: kwargs.pop(k) for k in ("d_c", "d_rope", "d_q") if k in kwargs},
+  )
+  return WanConfig(attention=sizes, num_layers=30, ffn_width=8960, **kwargs)
+
+
+def wan_14b(*, kind="dense", **kwargs) -> WanConfig:
+  """Wan2.1-T2V-14B, the teacher."""
+  sizes = attention.AttentionConfig(
+    kind=kind, width=5120, num_heads=40, d_c=640, d_q=2560
+  )
+  return WanConfig(attention=sizes, num_layers=40, ffn_width=13824, **kwargs)
+
+
+def small(*, kind="latent", **kwargs) -> WanConfig:
+  """The small world's network, with the paper's proportions of d_c, d_q, d_r."""
+  sizes = attention.AttentionConfig(
+    kind=kind, width=128, num_heads=4, d_c=16, d_rope=8, d_q=64
+  )
+  values = dict(
+    num_layers=4,
+    ffn_width=256,
+    freq_dim=64,
+    text_dim=64,
+    text_tokens=4,
+    learned_grid=(3, 3),
+    dtype="float32",
+    scan_blocks=False,
+  )
+  return WanConfig(attention=sizes, **(values | kwargs))
+
+
+SIZES = {"wan_1p3b": wan_1p3b, "wan_14b": wan_14b, "small": small}
+
+
+class Place(NamedTuple):
+  """Temporal coordinates of one pass, in latent frames.
+
+  Attributes:
+    query_frame: Of the frames that are computed.
+    key_frame: Of the frames that are seen, in the order of the context.
+    key_valid: False for frames that must not be seen.
+  """
+
+  query_frame: Int[Array, "#B G T"]
+  key_frame: Int[Array, "#B G K"]
+  key_valid: Bool[Array, "#B G K"]
+
+
+# (own entries [B G T P ...], the layer's history [B slots P ...]) -> the
+# entries that each chunk attends to [B G K P ...].
+ContextOf = Callable[[PyTree, PyTree], PyTree]
+
+
+def sinusoid(
+  timestep: Float32[Array, "*B"], *, dim: int
+) -> Float32[Array, "*B {dim}"]:
+  """Wan's time embedding of timesteps in 0..1000: cosines, then sines."""
+  half = dim // 2
+  frequency = rope.THETA ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = timestep[..., None] * frequency
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class MLP(nnx.Module):
+  """Two linear layers with an activation between."""
+
+  def __init__(self, sizes, activation, *, dtype, rngs):
+    self.activation = activation
+    self.into = layers.linear(sizes[0], sizes[1], dtype=dtype, rngs=rngs)
+    self.out = layers.linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    return self.out(self.activation(self.into(x)))
+
+
+def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+  """GELU, tanh approximation, as everywhere in Wan."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+def _merge(x: Array) -> Array:
+  """Joins examples and chunks: `[B, G, ...]` to `[B G, ...]`."""
+  return x.reshape(-1, *x.shape[2:])
+
+
+class Block(nnx.Module):
+  """Self-attention, cross-attention and feed-forward, spec/wan.md A3."""
+
+  def __init__(self, config: WanConfig, *, rngs: nnx.Rngs):
+    dtype, width = jnp.dtype(config.dtype), config.width
+    self.dtype = dtype
+    kind = attention.SELF_ATTENTION[config.attention.kind]
+    self.self_attention = kind(config.attention, dtype=dtype, rngs=rngs)
+    self.cross_norm = layers.AffineLayerNorm(width)
+    self.cross_attention = attention.CrossAttention(
+      width, config.attention.num_heads, dtype=dtype, rngs=rngs
+    )
+    self.ffn = MLP(
+      (width, config.ffn_width, width), gelu, dtype=dtype, rngs=rngs
+    )
+    noise = jax.random.normal(rngs.params(), (6, width), jnp.float32)
+    self.modulation = nnx.Param(noise / width**0.5)
+
+  def __call__(
+    self,
+    x: Float32[Array, "B G T P E"],
+    time: Float32[Array, "B G T 6 E"],
+    text: Float[Array, "B M E"],
+    view: attention.View,
+    context_of: ContextOf,
+    history: PyTree = None,
+    keep: slice = slice(None),
+  ) -> tuple[Float32[Array, "B g T P E"], PyTree]:
+    """Applies the block.
+
+    Args:
+      x: Residual stream.
+      time: Time projection of each frame.
+      text: Text tokens.
+      view: Rotations and validity, leaves `[B G tokens ...]`.
+      context_of: What attention sees, see the module's docstring.
+      history: This layer's slice of the cache.
+      keep: Chunks whose output is wanted; entries are made for all.
+
+    Returns:
+      The residual stream of the kept chunks and the entries of all tokens,
+      leaves `[B G T P ...]`.
+    """
+    m = (time + self.modulation[...])[..., None, :, :]  # B G T 1 6 E
+    a = layers.layer_norm(x) * (1 + m[..., 1, :]) + m[..., 0, :]
+    a = a.astype(self.dtype)
+    own = self.self_attention.project(_merge(a))
+    own = jax.tree.map(lambda y: y.reshape(*a.shape[:2], *y.shape[1:]), own)
+    seen = (context_of(own, history), view)
+    x, a, m, *seen = jax.tree.map(lambda y: y[:, keep], (x, a, m, *seen))
+    with jax.named_scope("self_attention"):
+      out = self.self_attention.attend(_merge(a), *jax.tree.map(_merge, seen))
+      x = x + out.reshape(x.shape).astype(jnp.float32) * m[..., 2, :]
+    with jax.named_scope("cross_attention"):
+      tokens = self.cross_norm(x).astype(self.dtype)
+      tokens = rearrange(tokens, "B G T P E -> B (G T P) E")
+      out = self.cross_attention(tokens, text)
+      x = x + out.reshape(x.shape).astype(jnp.float32)
+    with jax.named_scope("ffn"):
+      b = layers.layer_norm(x) * (1 + m[..., 4, :]) + m[..., 3, :]
+      out = self.ffn(b.astype(self.dtype)).astype(jnp.float32)
+      x = x + out * m[..., 5, :]
+    return x, own
+
+
+class WanDiT(nnx.Module):
+  """Predicts the velocity of noisy latents, v = noise - x0."""
+
+  def __init__(self, config: WanConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    dtype, width, f32 = jnp.dtype(config.dtype), config.width, jnp.float32
+    inputs = config.channels * config.patch**2
+    self.patch_embed = layers.linear(inputs, width, dtype=dtype, rngs=rngs)
+    self.time_embed = MLP(
+      (config.freq_dim, width, width), jax.nn.silu, dtype=f32, rngs=rngs
+    )
+    self.time_project = layers.linear(width, 6 * width, dtype=f32, rngs=rngs)
+    self.text_embed = MLP(
+      (config.text_dim, width, width), gelu, dtype=dtype, rngs=rngs
+    )
+    if config.learned_grid is not None:
+      rows, columns = config.learned_grid
+      self.grid_embed = nnx.Param(jnp.zeros((rows * columns, width), f32))
+    stack = nnx.split_rngs(splits=config.num_layers)(
+      nnx.vmap(lambda r: Block(config, rngs=r), in_axes=0, out_axes=0)
+    )
+    self.blocks = stack(rngs)
+    noise = jax.random.normal(rngs.params(), (2, width), f32)
+    self.head_modulation = nnx.Param(noise / width**0.5)
+    self.head = layers.linear(width, inputs, dtype=f32, rngs=rngs)
+    self.head.kernel[...] = jnp.zeros_like(self.head.kernel[...])
+
+  def grid(self, latents: Float[Array, "... H W C"]) -> shapes.Grid:
+    """Token rows and columns of these latents."""
+    return shapes.token_grid(*latents.shape[-3:-1], patch=self.config.patch)
+
+  def patchify(
+    self, latents: Float[Array, "B G T H W C"]
+  ) -> Float32[Array, "B G T P E"]:
+    """Embeds square patches; a patch is ordered (channel, row, column)."""
+    p = self.config.patch
+    tokens = rearrange(
+      latents, "B G T (h p) (w q) C -> B G T (h w) (C p q)", p=p, q=p
+    )
+    x = self.patch_embed(tokens).astype(jnp.float32)
+    if self.config.learned_grid is not None:
+      x = x + self.grid_embed[...]
+    return x
+
+  def unpatchify(
+    self, tokens: Float32[Array, "B G T P O"], grid: shapes.Grid
+  ) -> Float32[Array, "B G T H W C"]:
+    """Inverse of the patches, ordered (row, column, channel)."""
+    p = self.config.patch
+    return rearrange(
+      tokens,
+      "B G T (h w) (p q C) -> B G T (h p) (w q) C",
+      h=grid.rows,
+      w=grid.columns,
+      p=p,
+      q=p,
+    )
+
+  def view(self, place: Place, grid: shapes.Grid, batch: int) -> attention.View:
+    """Turns temporal coordinates into rotations of every token."""
+    bands = self.config.attention.bands
+    view = attention.View(
+      rope.rotation(place.query_frame, grid=grid, bands=bands),
+      rope.rotation(place.key_frame, grid=grid, bands=bands),
+      jnp.repeat(jnp.asarray(place.key_valid), grid.tokens, axis=-1),
+    )
+    return jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), view
+    )
+
+  def __call__(
+    self,
+    latents: Float[Array, "B G T H W C"],
+    timestep: Float32[Array, "B G T"],
+    text: Float[Array, "B M Et"],
+    place: Place,
+    *,
+    context_of: ContextOf,
+    history: PyTree = None,
+    keep: slice = slice(None),
+  ) -> tuple[Float32[Array, "B g T H W C"], PyTree]:
+    """Runs the network on chunks side by side.
+
+    Args:
+      latents: Noisy or clean latents.
+      timestep: Of each frame, 0 (clean) to 1000 (noise).
+      text: Output of the text encoder, zero-padded to M tokens.
+      place: Temporal coordinates of each chunk and what it sees.
+      context_of: What each chunk's attention sees.
+      history: Cached entries, leaves `[layers, B, slots, P, ...]`.
+      keep: Chunks whose velocity is wanted.
+
+    Returns:
+      Velocity of the kept chunks, float32, and the entries of every layer,
+      leaves `[layers, B, G, T, P, ...]`.
+    """
+    grid = self.grid(latents)
+    x = self.patchify(latents)
+    e = self.time_embed(sinusoid(timestep, dim=self.config.freq_dim))
+    time = self.time_project(jax.nn.silu(e))
+    time = rearrange(time, "B G T (six E) -> B G T six E", six=6)
+    tokens = self.text_embed(text)
+    view = self.view(place, grid, latents.shape[0])
+    x, entries = self._run_blocks(
+      x, time, tokens, view, context_of, history, keep
+    )
+    m = self.head_modulation[...] + e[:, keep, :, None]  # B g T 2 E
+    x = layers.layer_norm(x) * (1 + m[..., 1:, :]) + m[..., :1, :]
+    return self.unpatchify(self.head(x), grid), entries
+
+  def _run_blocks(self, x, time, text, view, context_of, history, keep):
+    """All blocks; returns the kept chunks and stacked entries."""
+
+    def body(x, layer, keep=slice(None)):
+      block, past = layer
+      return block(x, time, text, view, context_of, past, keep)
+
+    if self.config.remat:
+      body = jax.checkpoint(body, static_argnums=(2,))
+    xs = (self.blocks, history)
+    if self.config.scan_blocks:
+      x, entries = jax.lax.scan(body, x, xs)
+      return x[:, keep], entries
+    collected = []
+    for i in range(self.config.num_layers):
+      layer = jax.tree.map(lambda leaf, i=i: leaf[i], xs)
+      # Only the last layer may drop chunks: later layers need their entries.
+      last = i == self.config.num_layers - 1
+      x, own = body(x, layer, keep if last else slice(None))
+      collected.append(own)
+    return x, jax.tree.map(lambda *e: jnp.stack(e), *collected)

@@ -1,0 +1,63 @@
+"""Latent attention as the paper writes it, in float32 and without blocks.
+
+VideoMLA (arXiv:2605.30351), Eq. (2) and (7). Materialises all scores: for
+tests and for windows that fit in cache memory.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from videomla_jax.ops.latent_attention import specs
+
+MASKED = -1e30  # finite, so that softmax never sees inf - inf
+
+
+def attention(
+  query: Float[Array, "B L N D"],
+  key: Float[Array, "B S N D"],
+  value: Float[Array, "B S N V"],
+  valid: Bool[Array, "B S"],
+  *,
+  scale: float,
+) -> Float[Array, "B L N V"]:
+  """Softmax attention over the valid keys, scores and softmax in float32."""
+  score = jnp.einsum(
+    "BLND,BSND->BNLS", query, key, preferred_element_type=jnp.float32
+  )
+  score = jnp.where(valid[:, None, None], score * scale, MASKED)
+  weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
+  return jnp.einsum("BNLS,BSNV->BLNV", weight, value)
+
+
+def latent_attention(
+  queries: specs.Queries, keys: specs.Keys, up: specs.UpProjections
+) -> Float[Array, "B L N D"]:
+  """Eq. (7) term by term: content score plus positional score.
+
+  Args:
+    queries: Content and rotated positional queries.
+    keys: Content latents and rotated shared keys.
+    up: Up-projections of the latents.
+
+  Returns:
+    Per-head values, before the output projection.
+  """
+  f32 = jnp.float32
+  key_content = jnp.einsum(
+    "BSc,cNd->BSNd", keys.content, up.key, preferred_element_type=f32
+  )
+  value = jnp.einsum(
+    "BSc,cNd->BSNd", keys.content, up.value, preferred_element_type=f32
+  )
+  score = jnp.einsum(
+    "BLNd,BSNd->BNLS", queries.content.astype(f32), key_content
+  ) + jnp.einsum(
+    "BLNr,BSr->BNLS", queries.rope.astype(f32), keys.rope.astype(f32)
+  )
+  width = queries.content.shape[-1] + queries.rope.shape[-1]
+  score = jnp.where(keys.valid[:, None, None], score / math.sqrt(width), MASKED)
+  out = jnp.einsum("BNLS,BSNd->BLNd", jax.nn.softmax(score, axis=-1), value)
+  return out.astype(queries.content.dtype)

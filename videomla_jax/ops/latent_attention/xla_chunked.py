@@ -1,0 +1,213 @@
+"""Attention over blocks of keys with an online softmax, in plain XLA.
+
+Runs on every backend. For each block of keys with scores s, running maximum m,
+running sum l and running output o (Milakov & Gimelshein, arXiv:1805.02867):
+
+  m' = max(m, max s),  p = exp(s - m'),  α = exp(m - m')
+  l' = α l + Σ p,      o' = α o + p V
+
+so memory is linear in queries + keys. The gradient recomputes p from the saved
+logarithm of the sum (FlashAttention-2, arXiv:2307.08691) and is linear too.
+"""
+
+import functools
+import math
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from videomla_jax.ops.latent_attention import reference
+from videomla_jax.ops.latent_attention import specs
+
+KEY_BLOCK = 512  # scores of a block: 4 bytes x L x N x 512
+
+
+def _scores(q, k, valid, scale):
+  s = jnp.einsum("BNLD,BNSD->BNLS", q, k, preferred_element_type=jnp.float32)
+  return jnp.where(valid[:, None, None], s * scale, reference.MASKED)
+
+
+def _one_block(q, k, v, valid, scale):
+  """Softmax attention whose scores fit at once; differentiated by JAX."""
+  s = _scores(q, k, valid, scale)
+  p = jnp.exp(s - jax.lax.stop_gradient(s.max(-1, keepdims=True)))
+  weight = (p / p.sum(-1, keepdims=True)).astype(v.dtype)
+  return jnp.einsum("BNLS,BNSV->BNLV", weight, v)
+
+
+def _blocks(x, axis, block):
+  """Splits an axis into `[n, ...]` full blocks and the shorter rest."""
+  count = x.shape[axis] // block
+  full = jax.lax.slice_in_dim(x, 0, count * block, axis=axis)
+  shape = (*x.shape[:axis], count, block, *x.shape[axis + 1 :])
+  rest = jax.lax.slice_in_dim(x, count * block, x.shape[axis], axis=axis)
+  return jnp.moveaxis(full.reshape(shape), axis, 0), rest
+
+
+def _over_blocks(step, carry, arrays, axes, block):
+  """Folds `step` over key blocks and the rest; joins what it emits."""
+  split = [_blocks(x, a, block) for x, a in zip(arrays, axes, strict=True)]
+  carry, out = jax.lax.scan(step, carry, tuple(full for full, _ in split))
+  joined = jax.tree.map(
+    lambda y: jnp.moveaxis(y, 0, 2).reshape(*y.shape[1:3], -1, *y.shape[4:]),
+    out,
+  )
+  if split[0][1].shape[axes[0]]:
+    carry, rest = step(carry, tuple(r for _, r in split))
+    joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), joined, rest)
+  return carry, joined
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _flash(q, k, v, valid, scale, block):
+  return _flash_forward(q, k, v, valid, scale, block)[0]
+
+
+def _flash_forward(q, k, v, valid, scale, block):
+  def step(carry, xs):
+    m, l, o = carry
+    kb, vb, vmask = xs
+    s = _scores(q, kb, vmask, scale)
+    m_new = jnp.maximum(m, s.max(-1, keepdims=True))
+    p, alpha = jnp.exp(s - m_new), jnp.exp(m - m_new)
+    # A block without a valid key must add nothing, whatever m is.
+    p = jnp.where(vmask[:, None, None], p, 0.0)
+    pv = jnp.einsum(
+      "BNLS,BNSV->BNLV",
+      p.astype(vb.dtype),
+      vb,
+      preferred_element_type=jnp.float32,
+    )
+    return (m_new, alpha * l + p.sum(-1, keepdims=True), alpha * o + pv), None
+
+  rows = q.shape[:3]
+  carry = (
+    jnp.full((*rows, 1), reference.MASKED, jnp.float32),
+    jnp.zeros((*rows, 1), jnp.float32),
+    jnp.zeros((*rows, v.shape[-1]), jnp.float32),
+  )
+  (m, l, o), _ = _over_blocks(step, carry, (k, v, valid), (2, 2, 1), block)
+  out = (o / l).astype(v.dtype)
+  return out, (q, k, v, valid, out, m + jnp.log(l))
+
+
+def _flash_backward(scale, block, saved, d_out):
+  q, k, v, valid, out, log_sum = saved
+  f32 = jnp.float32
+  delta = (d_out.astype(f32) * out.astype(f32)).sum(-1, keepdims=True)
+
+  def step(dq, xs):
+    kb, vb, vmask = xs
+    p = jnp.exp(_scores(q, kb, vmask, scale) - log_sum)
+    p = jnp.where(vmask[:, None, None], p, 0.0)
+    dp = jnp.einsum("BNLV,BNSV->BNLS", d_out, vb, preferred_element_type=f32)
+    ds = (p * (dp - delta) * scale).astype(kb.dtype)
+    dv = jnp.einsum("BNLS,BNLV->BNSV", p.astype(d_out.dtype), d_out)
+    dk = jnp.einsum("BNLS,BNLD->BNSD", ds, q)
+    dq += jnp.einsum("BNLS,BNSD->BNLD", ds, kb, preferred_element_type=f32)
+    return dq, (dk.astype(kb.dtype), dv.astype(vb.dtype))
+
+  dq, (dk, dv) = _over_blocks(
+    step, jnp.zeros(q.shape, f32), (k, v, valid), (2, 2, 1), block
+  )
+  return dq.astype(q.dtype), dk, dv, None
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+
+
+def attention(
+  query: Float[Array, "B L N D"],
+  key: Float[Array, "B S N D"],
+  value: Float[Array, "B S N V"],
+  valid: Bool[Array, "B S"],
+  *,
+  scale: float,
+  block: int = KEY_BLOCK,
+) -> Float[Array, "B L N V"]:
+  """Softmax attention over the valid keys, one block of keys at a time.
+
+  Args:
+    query: Queries.
+    key: Keys.
+    value: Values.
+    valid: False where a key must not be seen; one valid key per example.
+    scale: Logit multiplier, positive.
+    block: Keys per block.
+
+  Returns:
+    Attention output in the dtype of `value`; softmax runs in float32.
+  """
+  # Heads outside the matrix: a batch of plain products, 4x faster on a CPU.
+  q, k, v = (rearrange(x, "B S N D -> B N S D") for x in (query, key, value))
+  if k.shape[2] <= block:
+    out = _one_block(q, k, v, valid, scale)
+  else:
+    out = _flash(q, k, v, valid, scale, block)
+  return rearrange(out, "B N L V -> B L N V")
+
+
+def expanded(
+  queries: specs.Queries,
+  keys: specs.Keys,
+  up: specs.UpProjections,
+  *,
+  block: int = KEY_BLOCK,
+) -> Float[Array, "B L N D"]:
+  """Expands the latents to per-head keys and values, then attends."""
+  content = jnp.einsum("BSc,cNd->BSNd", keys.content, up.key)
+  value = jnp.einsum("BSc,cNd->BSNd", keys.content, up.value)
+  shared = jnp.broadcast_to(
+    keys.rope[:, :, None], (*content.shape[:3], keys.rope.shape[-1])
+  )
+  query = jnp.concatenate(queries, axis=-1)
+  return attention(
+    query,
+    jnp.concatenate([content, shared], axis=-1),
+    value,
+    keys.valid,
+    scale=1 / math.sqrt(query.shape[-1]),
+    block=block,
+  )
+
+
+def absorbed(
+  queries: specs.Queries,
+  keys: specs.Keys,
+  up: specs.UpProjections,
+  *,
+  block: int = KEY_BLOCK,
+) -> Float[Array, "B L N D"]:
+  """Attends to the latents themselves; VideoMLA Eq. (8) and (10).
+
+  W_uk moves to the query and W_uv to the output, so nothing per head is made
+  for a cached token: all heads are rows of one product with shared keys.
+  """
+  _, length, heads, _ = queries.content.shape
+  width = queries.content.shape[-1] + queries.rope.shape[-1]
+  folded = jnp.einsum("BLNd,cNd->BLNc", queries.content, up.key)
+  query = jnp.concatenate([folded, queries.rope], axis=-1)
+  context = attention(
+    rearrange(query, "B L N D -> B (L N) 1 D"),
+    jnp.concatenate([keys.content, keys.rope], axis=-1)[:, :, None],
+    keys.content[:, :, None],
+    keys.valid,
+    scale=1 / math.sqrt(width),
+    block=block,
+  )
+  context = context.reshape(context.shape[0], length, heads, -1)
+  return jnp.einsum("BLNc,cNd->BLNd", context, up.value)
+
+
+def latent_attention(
+  queries: specs.Queries,
+  keys: specs.Keys,
+  up: specs.UpProjections,
+  *,
+  form: specs.Form,
+) -> Float[Array, "B L N D"]:
+  """Dispatches to the expanded or the absorbed form."""
+  forms = {"expanded": expanded, "absorbed": absorbed}
+  return forms[form](queries, keys, up)

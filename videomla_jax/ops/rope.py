@@ -1,0 +1,132 @@
+"""3D rotary position embedding with Wan's bands.
+
+A head of D channels is D/2 complex pairs of ADJACENT channels. The first pairs
+rotate with the frame index, the next with the row, the last with the column:
+
+  θ_t[i] = 10000^(-2i / D_t),  θ_h[i] = θ_w[i] = 10000^(-2i / D_h)
+  D_h = D_w = 2 ⌊D/6⌋,  D_t = D - 2 D_h
+
+(Wan2.1: D = 128 gives 44 + 42 + 42.) Latent attention gives position only d_r
+channels: the highest frequencies of each axis of WAN'S bands, split by the
+same rule: d_r = 32 takes (6, 5, 5) pairs (VideoMLA, arXiv:2605.30351).
+
+Angles are computed, not tabulated, so no length limit exists.
+"""
+
+from typing import NamedTuple
+
+from einops import rearrange
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+import numpy as np
+
+from videomla_jax import shapes
+
+THETA = 10000.0
+
+
+class Bands(NamedTuple):
+  """Angular frequency of each complex pair, radians per unit of its axis."""
+
+  frame: Float[np.ndarray, "pt"]
+  row: Float[np.ndarray, "ph"]
+  column: Float[np.ndarray, "pw"]
+
+
+class Rotation(NamedTuple):
+  """Cosine and sine of the angle of every pair of every token."""
+
+  cos: Float32[Array, "*B S pairs"]
+  sin: Float32[Array, "*B S pairs"]
+
+
+def axis_pairs(dim: int) -> tuple[int, int, int]:
+  """Complex pairs (frame, row, column) of `dim` rotated channels."""
+  space = dim // 6
+  return dim // 2 - 2 * space, space, space
+
+
+def wan_bands(head_dim: int, *, rope_dim: int | None = None) -> Bands:
+  """Returns Wan's bands of a head, or their highest frequencies.
+
+  Args:
+    head_dim: D, sets the denominators of the exponents.
+    rope_dim: d_r, channels that rotate; all D by default.
+
+  Raises:
+    ValueError: If a width is odd or `rope_dim` asks for more than the head has.
+  """
+  rope_dim = head_dim if rope_dim is None else rope_dim
+  if head_dim % 2 or rope_dim % 2 or not 0 < rope_dim <= head_dim:
+    raise ValueError(
+      f"rope_dim={rope_dim} of head_dim={head_dim} must be even and between "
+      "2 and head_dim; choose another split."
+    )
+  available, taken = axis_pairs(head_dim), axis_pairs(rope_dim)
+  if any(t > a for t, a in zip(taken, available, strict=True)):
+    raise ValueError(
+      f"rope_dim={rope_dim} needs {taken} pairs but head_dim={head_dim} has "
+      f"{available}; use a smaller rope_dim."
+    )
+  frequencies = (
+    THETA ** (-np.arange(t) / a) if a else np.zeros(0)
+    for t, a in zip(taken, available, strict=True)
+  )
+  return Bands(*frequencies)
+
+
+def rotation(
+  frame: Int[Array, "*B T"], *, grid: shapes.Grid, bands: Bands
+) -> Rotation:
+  """Rotation of every pair of every token.
+
+  Args:
+    frame: Temporal coordinate of each latent frame.
+    grid: Token rows and columns; rows and columns count from 0.
+    bands: Frequencies of the pairs.
+
+  Returns:
+    Frame pairs first, then row, then column pairs; `[*B, T * P, pairs]`.
+  """
+  rows = np.arange(grid.rows)[:, None, None] * bands.row
+  columns = np.arange(grid.columns)[None, :, None] * bands.column
+  full = (grid.rows, grid.columns)
+  space = np.concatenate(
+    [np.broadcast_to(a, (*full, a.shape[-1])) for a in (rows, columns)], -1
+  ).reshape(grid.tokens, -1)
+  time = frame[..., None].astype(jnp.float32) * bands.frame.astype(np.float32)
+  tokens = (*frame.shape, grid.tokens)
+
+  def per_token(function):
+    pairs = [
+      jnp.broadcast_to(function(time)[..., None, :], (*tokens, time.shape[-1])),
+      jnp.broadcast_to(
+        jnp.asarray(function(space), jnp.float32),
+        (*tokens, space.shape[-1]),
+      ),
+    ]
+    both = jnp.concatenate(pairs, axis=-1)
+    return both.reshape(*frame.shape[:-1], -1, both.shape[-1])
+
+  return Rotation(per_token(jnp.cos), per_token(jnp.sin))
+
+
+def rotate(
+  x: Float[Array, "B S N D"], rotation: Rotation
+) -> Float[Array, "B S N D"]:
+  """Rotates adjacent channel pairs: (p, q) -> (p cos - q sin, p sin + q cos).
+
+  Args:
+    x: Queries or keys; D is twice the pairs.
+    rotation: One row per token, shared by heads.
+
+  Returns:
+    The rotated tensor in the dtype of `x`; the product runs in float32.
+  """
+  pairs = rearrange(
+    x.astype(jnp.float32), "B S N (i two) -> B S N i two", two=2
+  )
+  cos, sin = (part[:, :, None] for part in rotation)
+  p, q = pairs[..., 0], pairs[..., 1]
+  rotated = jnp.stack([p * cos - q * sin, p * sin + q * cos], axis=-1)
+  return rotated.reshape(x.shape).astype(x.dtype)

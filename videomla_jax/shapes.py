@@ -1,0 +1,71 @@
+"""Dimension glossary and token arithmetic.
+
+Every docstring, einsum and annotation of the package uses these letters:
+
+  B batch                    E model width
+  T latent frames            N attention heads
+  H, W latent rows, columns  D head dim
+  C latent channels          F feed-forward width
+  P tokens per latent frame  d_c (c) cached content latent
+  L query tokens             d_r (r) cached positional key, not rotated
+  S key tokens               M text tokens
+  G chunks side by side      K key frames (context and own chunk)
+
+Latent frames are what the model denoises; a chunk is the frames it denoises
+together. Layout is `B T H W C` for latents and `B L N D` for heads.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """Token rows and columns of one latent frame.
+
+  Attributes:
+    rows: Token rows, latent height / patch.
+    columns: Token columns, latent width / patch.
+  """
+
+  rows: int
+  columns: int
+
+  @property
+  def tokens(self) -> int:
+    """P, the tokens of one latent frame."""
+    return self.rows * self.columns
+
+
+def token_grid(height: int, width: int, *, patch: int) -> Grid:
+  """Returns the token grid of a latent frame.
+
+  Args:
+    height: Latent rows H.
+    width: Latent columns W.
+    patch: Side of a square patch in latent pixels.
+
+  Raises:
+    ValueError: If the frame is empty or not a multiple of the patch.
+  """
+  for name, size in (("height", height), ("width", width)):
+    if size < patch or size % patch:
+      raise ValueError(
+        f"latent {name}={size} must be a positive multiple of the patch "
+        f"{patch}; crop or resize the video."
+      )
+  return Grid(rows=height // patch, columns=width // patch)
+
+
+def round_up(count: int, multiple: int) -> int:
+  """Smallest multiple of `multiple` that is at least `count`."""
+  return -(-count // multiple) * multiple
+
+
+def wan_pixel_frames(latent_frames: int) -> int:
+  """Pixel frames that the Wan VAE decodes from latent frames: 4 (T - 1) + 1."""
+  return 4 * (latent_frames - 1) + 1
+
+
+def wan_latent_frames(pixel_frames: int) -> int:
+  """Latent frames of a Wan clip; surplus pixel frames are dropped."""
+  return (pixel_frames - 1) // 4 + 1
