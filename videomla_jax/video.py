@@ -249,6 +249,7 @@ def contact_sheet(
   fps: float | int,
   columns: int = 22,
   scale: int = 2,
+  frame_indices: collections.abc.Sequence[int] | None = None,
 ) -> Image.Image:
   """Shows one row of time-stamped frames per video, under its label.
 
@@ -258,6 +259,7 @@ def contact_sheet(
     fps: Frames per second, for the time stamps.
     columns: Frames per row, at most; see `sheet_frames`.
     scale: Nearest-neighbour enlargement.
+    frame_indices: Frame numbers if `videos` holds only the chosen frames.
 
   Returns:
     The picture.
@@ -270,8 +272,12 @@ def contact_sheet(
       f"labels has {len(labels)} entries and must have one for each of the"
       f" {len(videos)} videos; give at least one video and its label"
     )
-  chosen = sheet_frames(videos.shape[1], columns=columns)
-  stamps = [time_stamp(index / fps) for index in chosen]
+  if frame_indices is None:
+    chosen = sheet_frames(videos.shape[1], columns=columns)
+    frame_indices = chosen
+  else:
+    chosen = range(videos.shape[1])
+  stamps = [time_stamp(index / fps) for index in frame_indices]
   rows = [
     _sheet_row([_enlarge(video[i], scale) for i in chosen], stamps, label)
     for video, label in zip(videos, labels, strict=True)

@@ -14,7 +14,6 @@ import json
 import os
 import time
 from typing import Any, NamedTuple
-import zipfile
 
 from absl import logging
 from flax import nnx
@@ -27,9 +26,7 @@ import optax
 from videomla_jax.analysis import synthetic_frames
 from videomla_jax.data import moving_digits
 
-CONTENTS = synthetic_frames.CONTENTS
 WHOLE = synthetic_frames.WHOLE
-
 _VERSION = 1  # raise when the code below changes what a recipe trains
 _BATCH = 2048
 
@@ -71,7 +68,7 @@ class JudgeReport:
     identity_clean: Top-1 of undamaged digits at all lattice positions.
     content: Accuracy of the content class over all kinds of frames.
     whole_clean: Share of undamaged digits that are called whole.
-    confusion: Rows are true, columns are judged `CONTENTS`; rows sum to 1.
+    confusion: Rows are true, columns are judged content; rows sum to 1.
     kinds: Content accuracy by kind of synthetic frame.
     train_seconds: Wall time of the training.
   """
@@ -89,7 +86,7 @@ class JudgeReport:
     kinds = ", ".join(f"{k} {v:.3f}" for k, v in self.kinds.items())
     rows = "; ".join(
       f"{name}: " + " ".join(f"{share:.3f}" for share in row)
-      for name, row in zip(CONTENTS, self.confusion, strict=True)
+      for name, row in zip(synthetic_frames.CONTENTS, self.confusion)
     )
     return (
       f"judge on held-out sprites: identity {self.identity:.3f} damaged,"
@@ -200,11 +197,9 @@ def load_or_train_judge(
   Returns:
     The judge and the report of its training.
   """
-  path = os.fspath(path)
-  fingerprint = _fingerprint(seed, recipe)
-  judge = Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0))
-  cached = _read(path, judge, fingerprint)
-  if cached is not None:
+  path, fingerprint = os.fspath(path), _fingerprint(seed, recipe)
+  empty = Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0))
+  if (cached := _read(path, empty, fingerprint)) is not None:
     return cached
   judge, report = train_judge(seed, recipe=recipe)
   _write(path, judge, report, fingerprint)
@@ -221,7 +216,7 @@ def judge_frames(
     videos: Grey videos in [0, 1].
 
   Returns:
-    Digit 0..9, its probability, and content class (index of `CONTENTS`).
+    Digit 0..9, its probability, and content class 0..2.
   """
   frames = np.asarray(videos, np.float32).reshape(-1, *videos.shape[2:])
   parts = [
@@ -290,7 +285,7 @@ def _fit(
     order = rng.permutation(len(data.images))
     for i in range(steps_per_epoch):
       rows = order[i * recipe.batch_size :][: recipe.batch_size]
-      batch = type(data)(*(array[rows] for array in data))
+      batch = jax.device_put(type(data)(*(array[rows] for array in data)))
       key, step_key = jax.random.split(key)
       judge, state = step(judge, state, batch, step_key)
   return judge
@@ -315,9 +310,12 @@ def _loss(
 def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
   """Cuts out the box of the sprite's size with the most ink.
 
-  Boxes with almost the same ink, as a thin digit has, are averaged.
+  Boxes with almost the same ink, as a thin digit has, are averaged; they may
+  stand out of the frame, so that a digit looks the same at a wall.
   """
   size = moving_digits.World().sprite_size
+  margin = size // 2
+  frames = jnp.pad(frames, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)))
   ink = jnp.where(frames > 0.2, frames, 0.0)[..., 0]
   sums = jax.lax.reduce_window(
     ink, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
@@ -338,6 +336,7 @@ def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
 def _apply(
   judge: Judge, frames: Float[Array, "n 24 24 1"]
 ) -> tuple[Int[Array, "n"], Float[Array, "n"], Int[Array, "n"]]:
+  """Returns identity, its probability and content."""
   identity, content = judge(frames)
   probability = jax.nn.softmax(identity).max(-1)
   return identity.argmax(-1), probability, content.argmax(-1)
@@ -348,8 +347,8 @@ def _judge_batch(
 ) -> tuple[np.ndarray, ...]:
   """Judges at most `size` frames, padded so that one program serves all."""
   padding = [(0, size - len(frames))] + [(0, 0)] * 3
-  outputs = _apply(judge, np.pad(frames, padding))
-  return tuple(np.asarray(output)[: len(frames)] for output in outputs)
+  outputs = _apply(judge, jax.device_put(np.pad(frames, padding)))
+  return tuple(out[: len(frames)] for out in jax.device_get(outputs))
 
 
 def _fingerprint(seed: int, recipe: JudgeRecipe) -> str:
@@ -371,16 +370,10 @@ def _read(
         logging.info("judge: %s is of another recipe; training anew.", path)
         return None
       report = JudgeReport(**json.loads(str(file["report"])))
-      stored = [jnp.asarray(file[f"w{i}"]) for i in range(len(leaves))]
+      stored = [jax.device_put(file[f"w{i}"]) for i in range(len(leaves))]
   except FileNotFoundError:
     return None
-  except (
-    OSError,
-    KeyError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-  ) as error:
+  except Exception as error:  # whatever is wrong with it, a new one helps
     logging.warning("judge: %s is damaged (%s); training anew.", path, error)
     return None
   return jax.tree.unflatten(tree, stored), report

@@ -61,7 +61,7 @@ def measure(
   videos: Float[np.ndarray, "V T 24 24 1"],
   prompts: Sequence[prompts_lib.Prompt],
   judge: judge_lib.Judge,
-  fps: float = _WORLD.fps,
+  fps: int | float = _WORLD.fps,
 ) -> dict[str, Float[np.ndarray, "V"]]:
   """Takes every measure of every video in every window.
 
@@ -85,7 +85,7 @@ def measure(
   first = windows["first"]
   handwriting = _handwriting(videos, track, first)
   home = _mode(judged.identity[:, first])
-  measures = {}
+  measures: dict[str, np.ndarray] = {}
   for name, window in windows.items():
     part = judge_lib.Judgement(*(array[:, window] for array in judged))
     values = identity_measures(part, prompts, home=home)
@@ -126,7 +126,7 @@ def table(
   Returns:
     One line for each measure and window, one column for each row.
   """
-  counts = [int(next(iter(s.values()))["n"]) for s in rows.values()]
+  counts = [int(next(iter(row.values()))["n"]) for row in rows.values()]
   heads = [f"{name} (n={n})" for name, n in zip(rows, counts)]
   lines = [
     " | ".join(["| measure", "window", *heads, "meaning |"]),
@@ -154,7 +154,7 @@ def real_videos(
   return np.stack(clips).astype(np.float32) / 255
 
 
-def time_windows(num_frames: int, fps: float) -> dict[str, slice]:
+def time_windows(num_frames: int, fps: int | float) -> dict[str, slice]:
   """Returns the windows of a video; short videos have overlapping ones."""
   length = min(num_frames, round(_SECONDS * fps))
   edges = np.linspace(0, num_frames, 5).round().astype(int)

@@ -191,7 +191,8 @@ def _second_corners(
   near = corners + np.where(inside, near, -near)
   far = corners // step * step + offsets[rng.integers(len(offsets), size=num)]
   far = far % (reach + step)
-  return np.where(rng.random((num, 1)) < 0.5, near, far)
+  close = np.abs(far - corners).max(1, keepdims=True) < step
+  return np.where(close | (rng.random((num, 1)) < 0.5), near, far)
 
 
 def _break(

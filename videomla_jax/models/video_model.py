@@ -6,6 +6,7 @@ built and loaded without the file that trained it.
 
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 from flax import nnx
@@ -101,16 +102,38 @@ class VideoModel(nnx.Module):
     return config.latent_height, config.latent_width, self.codec.channels
 
 
+SHIPPED = "shipped:"
+
+
+def checkpoint_path(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Resolves `shipped:NAME` to a model inside the package.
+
+  Raises:
+    ValueError: If no such model ships.
+  """
+  name = str(path)
+  if not name.startswith(SHIPPED):
+    return pathlib.Path(path)
+  folder = pathlib.Path(__file__).parent.parent / "checkpoints"
+  shipped = sorted(p.name for p in folder.glob("*") if p.is_dir())
+  if name.removeprefix(SHIPPED) not in shipped:
+    raise ValueError(
+      f"checkpoint={name!r} does not exist; shipped are "
+      f"{[SHIPPED + s for s in shipped]}."
+    )
+  return folder / name.removeprefix(SHIPPED)
+
+
 def load(path: str | os.PathLike[str]) -> VideoModel:
   """Loads a shipped or trained model.
 
   Args:
-    path: Directory written by `save`.
+    path: Directory written by `save`, or `shipped:NAME`.
 
   Raises:
     ValueError: If the directory is missing, damaged or of another model.
   """
-  arrays, config = checkpoint.load_model_state(path)
+  arrays, config = checkpoint.load_model_state(checkpoint_path(path))
   if "model" not in config:
     raise ValueError(
       f"checkpoint={str(path)!r} has no model config; give the folder of a "

@@ -86,7 +86,7 @@ def wan_14b(*, kind="dense", **kwargs) -> WanConfig:
 
 
 def small(*, kind="latent", **kwargs) -> WanConfig:
-  """The small world's network, with the paper's proportions of d_c, d_q, d_r."""
+  """The small world's network; d_c, d_q, d_r in the paper's proportions."""
   sizes = attention.AttentionConfig(
     kind=kind, width=128, num_heads=4, d_c=16, d_rope=8, d_q=64
   )
@@ -144,6 +144,7 @@ class MLP(nnx.Module):
     self.out = layers.linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    """Applies both layers."""
     return self.out(self.activation(self.into(x)))
 
 

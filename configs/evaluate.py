@@ -1,0 +1,34 @@
+"""Every measure of the small world over a minute, latent against dense.
+
+  python -m videomla_jax.evaluate --config=configs/evaluate.py
+
+40 videos (each held-out prompt four times), 240 frames each, per model, and a
+row of real clips. Arguments: `steps=N` sampler steps, `runlocal`.
+"""
+
+import os
+import sys
+
+import ml_collections
+
+sys.path.insert(0, os.path.dirname(__file__))
+import common
+
+
+def get_config(arg=None):
+  """Returns the config."""
+  arg = common.parse_arg(arg, models="latent+dense", steps=10, runlocal=False)
+  config = ml_collections.ConfigDict()
+  config.checkpoints = {  # name of the row -> checkpoint
+    kind: f"shipped:small_{kind}" for kind in arg["models"].split("+")
+  }
+  config.videos_per_prompt = 4
+  config.seconds = 60.0
+  config.seed = 0
+  config.judge = "runs/judge.safetensors"  # trained at first use, 1-2 minutes
+  config.sampler = dict(kind="euler", num_steps=arg["steps"], guidance=3.0)
+  config.output = dict(folder="out", name="evaluate")
+  if arg["runlocal"]:
+    config.videos_per_prompt, config.seconds = 1, 3.0
+    config.sampler.num_steps = 2
+  return config

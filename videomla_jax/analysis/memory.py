@@ -1,0 +1,143 @@
+"""What a rollout needs, from shapes alone: known before anything compiles."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from videomla_jax import shapes
+from videomla_jax.diffusion import rollout
+from videomla_jax.models import cache
+from videomla_jax.models import wan
+from videomla_jax.ops.latent_attention import xla_chunked
+
+_F32 = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+  """Sizes of one rollout.
+
+  Attributes:
+    parameters: Number of parameters.
+    parameter_bytes: Bytes of the parameters as held in memory.
+    tokens_per_frame: P.
+    visible_frames: Latent frames that a chunk sees, itself included.
+    scalars_per_token_layer: Cached scalars per token and layer.
+    dense_scalars_per_token_layer: The same with dense attention.
+    cache_bytes: Bytes of the cache, all streams.
+    dense_cache_bytes: Bytes of a dense cache of the same frames.
+    peak_bytes: Predicted peak of one chunk: parameters, cache, activations.
+  """
+
+  parameters: int
+  parameter_bytes: int
+  tokens_per_frame: int
+  visible_frames: int
+  scalars_per_token_layer: int
+  dense_scalars_per_token_layer: int
+  cache_bytes: int
+  dense_cache_bytes: int
+  peak_bytes: int
+
+  def lines(self) -> list[str]:
+    """The sizes as sentences for a log."""
+    ratio = self.dense_cache_bytes / max(self.cache_bytes, 1)
+    saved = (
+      1 - self.scalars_per_token_layer / self.dense_scalars_per_token_layer
+    )
+    return [
+      f"parameters: {self.parameters:,} ({human(self.parameter_bytes)})",
+      f"tokens per latent frame: {self.tokens_per_frame}",
+      f"window: {self.visible_frames} latent frames, this chunk included",
+      f"cached per token and layer: {self.scalars_per_token_layer} scalars, "
+      f"dense {self.dense_scalars_per_token_layer} (-{saved:.1%})",
+      f"cache: {human(self.cache_bytes)}, dense "
+      f"{human(self.dense_cache_bytes)} ({ratio:.1f}x)",
+      f"predicted peak memory: {human(self.peak_bytes)}",
+    ]
+
+
+def human(count: float) -> str:
+  """Bytes with a binary unit."""
+  for unit in ("B", "KiB", "MiB"):
+    if count < 1024:
+      return f"{count:.4g} {unit}"
+    count /= 1024
+  return f"{count:.4g} GiB"
+
+
+def needs(
+  model: wan.WanDiT,
+  *,
+  streams: int,
+  frame: tuple[int, int, int],
+  window: cache.Window,
+  max_frames: int,
+  cache_dtype: str | None = None,
+) -> Needs:
+  """Computes the sizes of a rollout.
+
+  Args:
+    model: The network, real or from `nnx.eval_shape`.
+    streams: Network inputs side by side: examples, twice with guidance.
+    frame: H, W, C of a latent frame.
+    window: Which frames are seen.
+    max_frames: Latent frames of the video.
+    cache_dtype: Of the cache; the model's own by default.
+  """
+  config = model.config
+  tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
+  leaves = jax.tree.leaves(model)
+  parameter_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+  stored = jax.eval_shape(
+    lambda m: rollout.empty_cache(
+      m,
+      batch=streams,
+      frame=frame,
+      window=window,
+      max_frames=max_frames,
+      dtype=cache_dtype,
+    ),
+    model,
+  )
+  cache_bytes = cache.num_bytes(stored)
+  scalars = config.attention.cached_scalars
+  dense = 2 * config.width
+  slots = window.slots(max_frames)
+  visible = slots + window.chunk_frames
+  return Needs(
+    parameters=sum(math.prod(x.shape) for x in leaves),
+    parameter_bytes=parameter_bytes,
+    tokens_per_frame=tokens,
+    visible_frames=visible,
+    scalars_per_token_layer=scalars,
+    dense_scalars_per_token_layer=dense,
+    cache_bytes=cache_bytes,
+    dense_cache_bytes=cache_bytes * dense // scalars,
+    peak_bytes=parameter_bytes
+    + cache_bytes
+    + _activation_bytes(
+      config,
+      queries=streams * window.chunk_frames * tokens,
+      keys=streams * visible * tokens,
+      keys_per_stream=visible * tokens,
+    ),
+  )
+
+
+def _activation_bytes(
+  config: wan.WanConfig, *, queries: int, keys: int, keys_per_stream: int
+) -> int:
+  """Live arrays of one block at its two widest points, and the new entries."""
+  item = jnp.dtype(config.dtype).itemsize
+  width, heads = config.width, config.attention.num_heads
+  residual = 2 * queries * width * _F32
+  block = min(keys_per_stream, xla_chunked.KEY_BLOCK)
+  scores = 2 * queries * heads * block * _F32
+  values = 2 * keys * width * item  # expanded keys and values
+  attention = scores + values + 2 * queries * width * _F32
+  ffn = queries * (config.ffn_width + width) * (item + _F32)
+  entries = queries * config.num_layers * config.attention.cached_scalars * item
+  return residual + max(attention, ffn) + entries

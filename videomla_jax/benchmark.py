@@ -1,0 +1,187 @@
+"""Measures what a rollout costs, as ratios within one run and as bytes.
+
+  python -m videomla_jax.benchmark --config=configs/benchmark.py
+
+Prints cache bytes against the formula, compiled memory of a chunk and of whole
+rollouts of two lengths, and the time of late chunks over early ones.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import numpy as np
+
+from videomla_jax import cli
+from videomla_jax import shapes
+from videomla_jax.analysis import memory
+from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import stream
+from videomla_jax.models import cache
+from videomla_jax.models import video_model
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+
+
+def compiled_bytes(
+  model: video_model.VideoModel,
+  *,
+  batch: int,
+  sampler: rollout.Sampler,
+  num_frames: int,
+) -> dict[str, int]:
+  """Memory of the one-jit rollout of a length, from the compiler.
+
+  Returns:
+    Bytes of temporaries, of aliased (donated) state and of the latents that
+    are handed back.
+  """
+  window = model.config.window
+  frame = model.latent_shape()
+  chunks = shapes.round_up(num_frames, window.chunk_frames)
+  chunks //= window.chunk_frames
+  state = jax.eval_shape(
+    lambda keys: rollout.Rollout(
+      rollout.empty_cache(
+        model.dit,
+        batch=batch * sampler.streams,
+        frame=frame,
+        window=window,
+        max_frames=num_frames,
+      ),
+      keys,
+      jnp.zeros((), jnp.int32),
+    ),
+    jax.random.split(jax.random.key(0), batch),
+  )
+  network = model.dit.config
+  text = jax.ShapeDtypeStruct(
+    (batch * sampler.streams, network.text_tokens, network.text_dim),
+    jnp.float32,
+  )
+  compiled = rollout.scan_chunks.lower(
+    model.dit,
+    state,
+    text,
+    window=window,
+    sampler=sampler,
+    chunks=chunks,
+    frame=frame,
+  ).compile()
+  analysis = compiled.memory_analysis()
+  return dict(
+    temporaries=analysis.temp_size_in_bytes,
+    aliased=analysis.alias_size_in_bytes,
+    latents=4 * batch * chunks * window.chunk_frames * int(np.prod(frame)),
+  )
+
+
+def chunk_seconds(
+  model: video_model.VideoModel,
+  *,
+  batch: int,
+  sampler: rollout.Sampler,
+  num_frames: int,
+) -> tuple[np.ndarray, cache.Cache]:
+  """Wall time of every chunk of one streamed rollout, and its last cache."""
+  network = model.dit.config
+  text = jnp.zeros(
+    (batch * sampler.streams, network.text_tokens, network.text_dim)
+  )
+  chunks = stream.Stream(
+    model.dit,
+    text,
+    jax.random.key(0),
+    frame=model.latent_shape(),
+    window=model.config.window,
+    sampler=sampler,
+    max_frames=num_frames,
+  )
+  times, last = [], time.perf_counter()
+  for latents in chunks:
+    latents.block_until_ready()
+    now = time.perf_counter()
+    times.append(now - last)
+    last = now
+  return np.asarray(times), chunks.state.cache
+
+
+def time_ratio(seconds: np.ndarray) -> dict[str, float]:
+  """Median of the last fifth of chunks over that of the first fifth.
+
+  The first chunks, which compile and fill the window, and the last one, behind
+  which nothing runs, are left out.
+  """
+  steady = seconds[5:-1]
+  fifth = max(len(steady) // 5, 1)
+  first, last = np.median(steady[:fifth]), np.median(steady[-fifth:])
+  return dict(
+    first_seconds=float(first),
+    last_seconds=float(last),
+    ratio=float(last / first),
+    chunks=len(seconds),
+  )
+
+
+def benchmark(config: Any) -> dict[str, Any]:
+  """Runs the rollout suite.
+
+  Args:
+    config: See configs/benchmark.py.
+
+  Raises:
+    ValueError: If the checkpoint or the length cannot work.
+  """
+  model = video_model.load(config.checkpoint)
+  fps = model.config.fps
+  num_frames = round(config.seconds * fps)
+  if num_frames < 12 * model.config.window.chunk_frames:
+    raise ValueError(
+      f"seconds={config.seconds} is too short to compare early and late "
+      "chunks; use 10 or more."
+    )
+  sampler = rollout.euler(
+    config.num_steps, shift=model.config.shift, guidance=3.0
+  )
+  call = dict(batch=config.batch, sampler=sampler)
+  seconds, last_cache = chunk_seconds(model, **call, num_frames=num_frames)
+  needs = memory.needs(
+    model.dit,
+    streams=config.batch * sampler.streams,
+    frame=model.latent_shape(),
+    window=model.config.window,
+    max_frames=num_frames,
+  )
+  report = dict(
+    step_time=time_ratio(seconds),
+    cache_bytes=cache.num_bytes(last_cache),
+    cache_bytes_predicted=needs.cache_bytes,
+    peak_bytes_predicted=needs.peak_bytes,
+    memory_ten_seconds=compiled_bytes(
+      model, **call, num_frames=round(10 * fps)
+    ),
+    memory_whole=compiled_bytes(model, **call, num_frames=num_frames),
+    seconds_of_video=config.seconds,
+    batch=config.batch,
+  )
+  text = json.dumps(report, indent=2)
+  print(text, flush=True)
+  if config.json:
+    path = pathlib.Path(config.json)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+  return report
+
+
+def main() -> None:
+  """Entry point."""
+  benchmark(_CONFIG.value)
+
+
+if __name__ == "__main__":
+  cli.run(main)
