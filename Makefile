@@ -83,6 +83,9 @@ $(PEERS_STAMP): constraints-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-peers.txt diffusers==0.42.1 transformers==5.23.0 \
 	  sentencepiece protobuf einops ftfy easydict safetensors numpy pytest
+	@# The published Wan code; what it asks for beyond its network stays out.
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps wan22==2.2.11
 	touch $@
 
 clean:

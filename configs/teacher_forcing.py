@@ -3,8 +3,8 @@
   python -m videomla_jax.train --config=configs/teacher_forcing.py:latent \
     --workdir=runs/latent
 
-Variants: `latent` or `dense`, `seed=N`, `steps=N`, `runlocal` (a few seconds,
-for tests).
+Variants: `latent` or `dense`, `d_c=N`, `seed=N`, `steps=N`, `runlocal` (a few
+seconds, for tests).
 """
 
 import os
@@ -19,7 +19,7 @@ import common
 def get_config(arg=None):
   """Returns the config of one variant."""
   arg = common.parse_arg(
-    arg, kind="latent", seed=0, steps=14_000, runlocal=False
+    arg, kind="latent", d_c=0, seed=0, steps=14_000, runlocal=False
   )
   config = ml_collections.ConfigDict()
   config.stage = "teacher_forcing"
@@ -33,7 +33,11 @@ def get_config(arg=None):
     prompt_dropout=0.1,  # teaches the unconditional model for guidance
     word_dropout=0.05,  # teaches prompts that leave something open
   )
-  config.model = dict(size="small", kind=arg["kind"])
+  config.model = dict(
+    size="small",
+    kind=arg["kind"],
+    d_c=arg["d_c"],  # content latent; 0 is the paper's share of the width, 16
+  )
   config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
   config.diffusion = dict(
     shift=2.0,  # 9 tokens a frame need less noise than Wan's 1560

@@ -72,7 +72,7 @@ def compiled_bytes(
     chunks=chunks,
     frame=frame,
   ).compile()
-  analysis = compiled.memory_analysis()
+  analysis: Any = compiled.memory_analysis()
   return dict(
     temporaries=analysis.temp_size_in_bytes,
     aliased=analysis.alias_size_in_bytes,

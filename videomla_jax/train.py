@@ -151,6 +151,7 @@ def init_state(config: Any) -> TrainState:
   model_config = video_model.VideoModelConfig(
     size=config.model.size,
     kind=config.model.kind,
+    d_c=config.model.d_c or None,
     vocabulary=prompts.vocabulary_size(),
     latent_height=latent,
     latent_width=latent,

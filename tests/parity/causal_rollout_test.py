@@ -55,12 +55,13 @@ class Run(typing.NamedTuple):
   def __getitem__(self, name: str) -> np.ndarray:
     return goldens.load(self.file)[f"{self.name}/{name}"]
 
-  def latents(self, name: str) -> np.ndarray:
+  def latents(self, name: str) -> jax.Array:
     return goldens.channels_last(self[name])
 
-  def text(self, chunk: int) -> np.ndarray:
+  def text(self, chunk: int) -> jax.Array:
     second = "flush" in self.name and chunk >= _SWITCH
-    return goldens.load(self.file)["in/text2" if second else "in/text"]
+    name = "in/text2" if second else "in/text"
+    return jnp.asarray(goldens.load(self.file)[name])
 
   def jump_to(self, chunk: int) -> int | None:
     return _CUT if self.name.endswith("cut") and chunk == _SWITCH else None
@@ -70,9 +71,7 @@ class Run(typing.NamedTuple):
     start = self.latents("noise")
     chunk = self.window.chunk_frames
     start = start.reshape(len(start), -1, chunk, *start.shape[2:])
-    return rollout.Noise(
-      jnp.asarray(start.swapaxes(0, 1)), jnp.asarray(self.latents("eps"))
-    )
+    return rollout.Noise(start.swapaxes(0, 1), self.latents("eps"))
 
   def empty_cache(self) -> cache_lib.Cache:
     latents = self.latents("latents")
@@ -112,7 +111,7 @@ _chunk_step = jax.jit(
 )
 
 
-def _as_chunks(video: np.ndarray, chunk: int) -> np.ndarray:
+def _as_chunks(video: jax.Array, chunk: int) -> jax.Array:
   """[B, T, ...] to [G, B, chunk, ...]."""
   split = video.reshape(len(video), -1, chunk, *video.shape[2:])
   return split.swapaxes(0, 1)

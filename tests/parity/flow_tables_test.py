@@ -1,5 +1,6 @@
 """Schedules and conversions against the original flow-matching scheduler."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,15 +9,19 @@ from tests import tolerances
 from tests.parity import goldens
 from videomla_jax.diffusion import flow
 
-_TABLES = {"n1000_s5": (1000, 5), "n1000_s8": (1000, 8), "n48_s5": (48, 5)}
+_TABLES = {
+  "n1000_s5": (1000, 5.0),
+  "n1000_s8": (1000, 8.0),
+  "n48_s5": (48, 5.0),
+}
 
 
-def _golden(name: str) -> np.ndarray:
-  return goldens.load("flow_tables")[name]
+def _golden(name: str) -> jax.Array:
+  return jnp.asarray(goldens.load("flow_tables")[name])
 
 
-def _latents(name: str) -> np.ndarray:
-  return goldens.channels_last(_golden(name))
+def _latents(name: str) -> jax.Array:
+  return goldens.channels_last(goldens.load("flow_tables")[name])
 
 
 def _matches(ours, golden: np.ndarray) -> None:
@@ -72,7 +77,7 @@ def test_euler_steps_equal_the_original() -> None:
 
   def step(t):
     i = [int(np.argmin(np.abs(np.multiply(levels, 1000) - x))) for x in t]
-    following = np.asarray([levels[k + 1] for k in i], np.float32)
+    following = jnp.asarray([levels[k + 1] for k in i], jnp.float32)
     x, v = (_latents(f"euler/{name}")[:, None] for name in "xv")
     sigma = t[:, None] / np.float32(flow.MAX_TIMESTEP)
     return flow.euler_step(x, v, sigma, following[:, None])[:, 0]

@@ -8,6 +8,8 @@ import json
 import pathlib
 import typing
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from videomla_jax.models import attention
@@ -28,9 +30,9 @@ def config(name: str) -> dict[str, typing.Any]:
   return json.loads(str(load(name)["config_json"]))
 
 
-def channels_last(x: np.ndarray) -> np.ndarray:
+def channels_last(x: np.ndarray) -> jax.Array:
   """[..., F, C, H, W] to [..., T, H, W, C]."""
-  return np.moveaxis(x, -3, -1)
+  return jnp.moveaxis(x, -3, -1)
 
 
 def parameters(name: str) -> dict[str, np.ndarray]:

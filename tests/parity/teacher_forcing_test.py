@@ -23,12 +23,12 @@ _NAME = "teacher_forcing"
 _RUNS = {"tf_c1": 1, "tf_c3": 3}
 
 
-def _golden(name: str) -> np.ndarray:
-  return goldens.load(_NAME)[name]
+def _golden(name: str) -> jax.Array:
+  return jnp.asarray(goldens.load(_NAME)[name])
 
 
-def _latents(name: str) -> np.ndarray:
-  return goldens.channels_last(_golden(name))
+def _latents(name: str) -> jax.Array:
+  return goldens.channels_last(goldens.load(_NAME)[name])
 
 
 def _window(run: str) -> cache_lib.Window:
@@ -102,7 +102,7 @@ def _check_gradients(run: str, grads: nnx.State) -> None:
     place = names.target(name.removeprefix(prefix))
     ours = flat[place.path]
     ours = ours if place.block is None else ours[place.block]
-    golden = place.transform(_golden(name))
+    golden = place.transform(goldens.load(_NAME)[name])
     tolerances.assert_close(ours, golden, "float32_gradient")
 
 

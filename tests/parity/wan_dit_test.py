@@ -116,7 +116,7 @@ def test_head_equals_the_original() -> None:
 @pytest.mark.parametrize("offset", [0, 5, 900])
 def test_rotation_equals_the_original(offset: int) -> None:
   golden = goldens.load(_NAME)
-  query = golden["rope/q"]
+  query = jnp.asarray(golden["rope/q"])
   bands = rope.wan_bands(query.shape[-1])
   frame = jnp.arange(offset, offset + _FRAMES)[None]
   turned = rope.rotate(query, rope.rotation(frame, grid=_GRID, bands=bands))

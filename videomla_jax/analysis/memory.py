@@ -59,7 +59,7 @@ class Needs:
     ]
 
 
-def human(count: float) -> str:
+def human(count: float | int) -> str:
   """Bytes with a binary unit."""
   for unit in ("B", "KiB", "MiB"):
     if count < 1024:

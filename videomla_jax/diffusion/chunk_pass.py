@@ -150,7 +150,8 @@ def denoise(
       return flow.add_noise(x0, fresh, next_sigma), None
     return flow.euler_step(x, velocity, sigma, next_sigma), None
 
-  sigmas = jnp.asarray((*sampler.sigmas, 0.0), jnp.float32)
+  # A trailing axis of one: the level of all frames.
+  sigmas = jnp.asarray((*sampler.sigmas, 0.0), jnp.float32)[:, None]
   fresh = noise.fresh
   if sampler.renoise:  # The last call is followed by no noise.
     fresh = jnp.concatenate([fresh, jnp.zeros_like(noise.start)[None]])

@@ -89,7 +89,7 @@ class Stream(Iterator[rollout.Latents]):
     self._model, self._text = model, text
     self._given = 0 if context is None else context.shape[1]
     self._left = max_frames
-    bound = max_frames or window.sink_frames + window.local_frames
+    bound = max_frames or window.sink_frames + (window.local_frames or 0)
     keys = rollout.split_keys(key, text.shape[0] // sampler.streams)
     self._state = rollout.start(
       model,

@@ -32,6 +32,7 @@ class VideoModelConfig:
     fps: Latent frames per second.
     shift: Warp of the noise schedule in training.
     window: Sink, local and chunk frames of training.
+    d_c: Content latent; None is the size's own.
   """
 
   size: str
@@ -42,6 +43,7 @@ class VideoModelConfig:
   fps: float
   shift: float
   window: cache.Window
+  d_c: int | None = None
 
   def __post_init__(self):
     if self.size not in wan.SIZES:
@@ -73,7 +75,8 @@ class VideoModelConfig:
   @property
   def network(self) -> wan.WanConfig:
     """Sizes of the DiT."""
-    return wan.SIZES[self.size](kind=self.kind)
+    sizes = {} if self.d_c is None else {"d_c": self.d_c}
+    return wan.SIZES[self.size](kind=self.kind, **sizes)
 
 
 class VideoModel(nnx.Module):

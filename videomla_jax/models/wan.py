@@ -85,10 +85,12 @@ def wan_14b(*, kind="dense", **kwargs) -> WanConfig:
   return WanConfig(attention=sizes, num_layers=40, ffn_width=13824, **kwargs)
 
 
-def small(*, kind="latent", **kwargs) -> WanConfig:
+def small(
+  *, kind="latent", d_c: int = 16, d_rope: int = 8, **kwargs
+) -> WanConfig:
   """The small world's network; d_c, d_q, d_r in the paper's proportions."""
   sizes = attention.AttentionConfig(
-    kind=kind, width=128, num_heads=4, d_c=16, d_rope=8, d_q=64
+    kind=kind, width=128, num_heads=4, d_c=d_c, d_rope=d_rope, d_q=64
   )
   values = dict(
     num_layers=4,
@@ -284,10 +286,11 @@ class WanDiT(nnx.Module):
   def view(self, place: Place, grid: shapes.Grid, batch: int) -> attention.View:
     """Turns temporal coordinates into rotations of every token."""
     bands = self.config.attention.bands
+    place = jax.tree.map(jnp.asarray, place)  # Plans are plain numpy.
     view = attention.View(
       rope.rotation(place.query_frame, grid=grid, bands=bands),
       rope.rotation(place.key_frame, grid=grid, bands=bands),
-      jnp.repeat(jnp.asarray(place.key_valid), grid.tokens, axis=-1),
+      jnp.repeat(place.key_valid, grid.tokens, axis=-1),
     )
     return jax.tree.map(
       lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), view
