@@ -25,7 +25,7 @@ def get_config(arg=None):
   config.videos_per_prompt = 4
   config.seconds = 60.0
   config.seed = 0
-  config.judge = "runs/judge.safetensors"  # trained at first use, 1-2 minutes
+  config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
   config.sampler = dict(kind="euler", num_steps=arg["steps"], guidance=3.0)
   config.output = dict(folder="out", name="evaluate")
   if arg["runlocal"]:

@@ -110,6 +110,7 @@ def test_tests_mirror_the_package() -> None:
       "configs",
       "entry",
       "notebooks",
+      "parity",
       "peers",
     )
     assert known, f"{path} mirrors no folder of the package"

@@ -1,5 +1,6 @@
 """A DiT so small that a test compiles it in a second, with random weights."""
 
+import functools
 import math
 from typing import Any
 
@@ -48,6 +49,7 @@ def fill(model: nnx.Module, rng: np.random.Generator) -> nnx.Module:
   return jax.tree_util.tree_map_with_path(values, model)
 
 
+@functools.cache  # One tree structure per config, so jit compiles once.
 def abstract(config: wan.WanConfig) -> wan.WanDiT:
   """Returns the network with shapes in place of arrays."""
   return nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))

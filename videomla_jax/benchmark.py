@@ -18,6 +18,7 @@ import numpy as np
 
 from videomla_jax import cli
 from videomla_jax import shapes
+from videomla_jax import video
 from videomla_jax.analysis import memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
@@ -144,6 +145,8 @@ def benchmark(config: Any) -> dict[str, Any]:
       f"seconds={config.seconds} is too short to compare early and late "
       "chunks; use 10 or more."
     )
+  if config.json:
+    video.check_output_folder(pathlib.Path(config.json).parent)
   sampler = rollout.euler(
     config.num_steps, shift=model.config.shift, guidance=3.0
   )

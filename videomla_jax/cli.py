@@ -10,23 +10,63 @@ from absl import flags
 # Mistakes of the user; anything else is ours and keeps its traceback.
 USER_ERRORS = (ValueError, NotImplementedError)
 
+# A config file is Python and may raise anything; flags raise many kinds.
+_FLAG_ERRORS = (
+  flags.Error,
+  AttributeError,
+  KeyError,
+  OSError,
+  SyntaxError,
+  TypeError,
+  *USER_ERRORS,
+)
+
 
 def fail(error: BaseException) -> None:
   """Prints one line and ends the process with code 2."""
-  message = " ".join(str(error).strip("'\"").split())
+  message = " ".join(str(error).split())
   print(f"error: {message}", file=sys.stderr)
   sys.exit(2)
 
 
+def explain(error: BaseException) -> BaseException:
+  """Turns what flags and config files raise into a sentence with a way out."""
+  # Errors of a config file come with its traceback as their text; the error
+  # itself is further down.
+  while "Traceback" in str(error) and error.__context__ is not None:
+    error = error.__context__
+  if isinstance(error, OSError):
+    return ValueError(
+      "the file of --config cannot be read; give its path from the current "
+      "folder, such as --config=configs/NAME.py."
+    )
+  if isinstance(error, (AttributeError, KeyError)):
+    name = str(error).strip("'\"")
+    return ValueError(
+      f"config field {name!r} is unknown; use a field that the config file "
+      "sets."
+    )
+  return error
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
-  # A config file is Python and may raise anything; flags raise many kinds.
-  except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-    fail(error)
-  except USER_ERRORS as error:
-    fail(error)
+    rest = flags.FLAGS(argv)
+    _check_config()
+    return rest
+  except _FLAG_ERRORS as error:
+    fail(explain(error))
   return []
+
+
+def _check_config() -> None:
+  """Refuses a missing config; a lost file would show at first use only."""
+  if "config" not in flags.FLAGS:
+    return
+  config = flags.FLAGS["config"].value
+  if config is None:
+    raise ValueError("--config is missing; use --config=configs/NAME.py.")
+  config.items  # noqa: B018  What stands for a lost file raises OSError here.
 
 
 def run(main: Callable[[], None]) -> None:

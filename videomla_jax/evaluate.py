@@ -7,6 +7,7 @@ sheet per model. Prompts are those that training never showed; the row of real
 clips says what a perfect model would get from the same judge.
 """
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -72,14 +73,13 @@ def evaluate(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: If a checkpoint, a length or the output folder cannot work.
   """
-  folder = video.check_output_folder(config.output.folder)
   models = {n: video_model.load(p) for n, p in config.checkpoints.items()}
   if config.videos_per_prompt < 1 or config.seconds <= 0:
     raise ValueError(
       f"videos_per_prompt={config.videos_per_prompt} and "
       f"seconds={config.seconds} must be positive."
     )
-  pathlib.Path(config.judge).parent.mkdir(parents=True, exist_ok=True)
+  folder = video.check_output_folder(config.output.folder)
   judge, judge_report = judge_lib.load_or_train_judge(config.judge)
   prompts = [*prompts_lib.held_out_prompts()] * config.videos_per_prompt
   fps = next(iter(models.values())).config.fps
@@ -105,9 +105,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     frames=num_frames,
     sampler=config.sampler.to_dict(),
     seed=config.seed,
-    judge=judge_report._asdict()
-    if hasattr(judge_report, "_asdict")
-    else vars(judge_report),
+    judge=dataclasses.asdict(judge_report),
     generation_seconds=seconds,
     summary=rows,
     per_video={

@@ -24,6 +24,7 @@ from PIL import Image
 
 from videomla_jax import cli
 from videomla_jax import metrics
+from videomla_jax import shapes
 from videomla_jax import video
 from videomla_jax.analysis import memory
 from videomla_jax.data import prompts as prompts_lib
@@ -81,8 +82,9 @@ def read_context(
     raise ValueError("image and clip are both given; choose one.")
   if config.image:
     try:
-      frames = [Image.open(config.image)]
-    except OSError as error:
+      with Image.open(config.image) as picture:
+        frames = [picture.convert("RGB")]  # decodes, so damage shows here
+    except (OSError, SyntaxError) as error:
       raise ValueError(
         f"image={config.image!r} cannot be read; give a PNG or JPEG file."
       ) from error
@@ -169,15 +171,21 @@ def sample(config: Any) -> dict[str, Any]:
       "second; ask for more."
     )
   sampler = make_sampler(config.sampler, shift=model.config.shift)
+  context = read_context(config, model)
+  if config.output.scale < 1:
+    raise ValueError(
+      f"output.scale={config.output.scale} must be at least 1; use 12."
+    )
   video.check_output_folder(config.output.folder)
   text = embed(model, prompts, sampler)
-  context = read_context(config, model)
+  given = 0 if context is None else min(len(context), num_frames)
   sizes = memory.needs(
     model.dit,
     streams=text.shape[0],
     frame=model.latent_shape(),
     window=window,
-    max_frames=num_frames,
+    max_frames=given
+    + shapes.round_up(num_frames - given, window.chunk_frames),
   )
   for line in sizes.lines():
     logging.info("%s", line)

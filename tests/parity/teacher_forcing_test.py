@@ -103,7 +103,7 @@ def _check_gradients(run: str, grads: nnx.State) -> None:
     ours = flat[place.path]
     ours = ours if place.block is None else ours[place.block]
     golden = place.transform(goldens.load(_NAME)[name])
-    tolerances.assert_close(ours, golden, "float32_gradient")
+    tolerances.assert_close(ours, golden, "golden")
 
 
 @pytest.mark.parametrize("run", _RUNS)

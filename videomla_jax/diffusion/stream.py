@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from videomla_jax import shapes
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
@@ -59,7 +60,7 @@ class Stream(Iterator[rollout.Latents]):
     window: cache_lib.Window,
     sampler: rollout.Sampler,
     max_frames: int | None = None,
-    context: rollout.Latents | None = None,
+    context: Float[Array, "b T H W C"] | None = None,
     cache_dtype: Any = None,
   ):
     """Allocates the cache and commits given frames; compiles nothing big.
@@ -89,21 +90,26 @@ class Stream(Iterator[rollout.Latents]):
     self._model, self._text = model, text
     self._given = 0 if context is None else context.shape[1]
     self._left = max_frames
-    bound = max_frames or window.sink_frames + (window.local_frames or 0)
+    if max_frames is None:
+      bound = window.sink_frames + (window.local_frames or 0)
+    else:
+      bound = shapes.round_up(max_frames, window.chunk_frames)
     keys = rollout.split_keys(key, text.shape[0] // sampler.streams)
     self._state = rollout.start(
       model,
       text,
-      keys,
+      jnp.copy(keys),  # every step takes its state over; keys are the caller's
       frame=frame,
       window=window,
       sampler=sampler,
-      max_frames=self._given + bound + window.chunk_frames,
+      max_frames=self._given + bound,
       context=context,
       cache_dtype=cache_dtype,
     )
     self._jump_to: int | None = None
     self._ahead: rollout.Latents | None = None
+    # Chunks start at multiples of `chunk_frames` after these frames.
+    self._first = self._given % window.chunk_frames
     # Clean latents of the frames in the window, for `recache`.
     self._recent = [] if context is None else self._frames_of(context, 0)
     self._trim()
@@ -197,7 +203,7 @@ class Stream(Iterator[rollout.Latents]):
     cache = self._state.cache
     end = cache.next_frame
     cache = cache._replace(frame=jnp.full_like(cache.frame, cache_lib.EMPTY))
-    for run in _runs(self._recent, window.chunk_frames):
+    for run in _runs(self._recent, window.chunk_frames, first=self._first):
       first = jnp.full_like(end, run[0][0])
       latents = jnp.stack([x for _, x in run], axis=1)
       cache = rollout.prefill(
@@ -210,13 +216,12 @@ class Stream(Iterator[rollout.Latents]):
     return cache._replace(next_frame=end)
 
 
-def _runs(frames, limit):
-  """Splits frames into runs of consecutive ones, at most `limit` long."""
+def _runs(frames, chunk, *, first):
+  """Splits frames into what is left of the chunks they were generated in."""
   runs: list[list] = []
-  for frame in frames:
-    follows = runs and runs[-1][-1][0] + 1 == frame[0]
-    if follows and len(runs[-1]) < limit:
-      runs[-1].append(frame)
-    else:
-      runs.append([frame])
+  for index, latents in frames:
+    new_chunk = (index - first) % chunk == 0
+    if not runs or new_chunk or runs[-1][-1][0] + 1 != index:
+      runs.append([])
+    runs[-1].append((index, latents))
   return runs

@@ -1,0 +1,136 @@
+"""Dense and latent self-attention behind one interface."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny_model
+from tests import tolerances
+from videomla_jax import shapes
+from videomla_jax.models import attention
+from videomla_jax.models import wan
+from videomla_jax.ops import rope
+
+KINDS = pytest.mark.parametrize("kind", list(attention.SELF_ATTENTION))
+GRID = shapes.Grid(rows=2, columns=1)
+T, K = 2, 5
+
+
+def _layer(kind, rng, **kwargs):
+  config = attention.AttentionConfig(
+    kind=kind, width=24, num_heads=2, d_c=10, d_rope=6, d_q=14, **kwargs
+  )
+  make = lambda: attention.SELF_ATTENTION[kind](
+    config, dtype=jnp.float32, rngs=nnx.Rngs(0)
+  )
+  return tiny_model.fill(nnx.eval_shape(make), rng)
+
+
+def _view(config, query_frame, key_frame, valid):
+  turn = lambda frame: rope.rotation(
+    jnp.asarray([frame], jnp.int32), grid=GRID, bands=config.bands
+  )
+  valid = jnp.repeat(jnp.asarray([valid]), GRID.tokens, axis=1)
+  return attention.View(turn(query_frame), turn(key_frame), valid)
+
+
+@jax.jit
+def _attend(layer, x, seen, view):
+  return layer.attend(x, layer.project(seen), view)
+
+
+def _inputs(seed, kind, **kwargs):
+  rng = np.random.default_rng(seed)
+  layer = _layer(kind, rng, **kwargs)
+  x = tiny_model.normal(rng, 1, T, GRID.tokens, 24)
+  return layer, x, tiny_model.normal(rng, 1, K, GRID.tokens, 24)
+
+
+@KINDS
+def test_order_of_key_frames_does_not_matter(seed, kind):
+  layer, x, seen = _inputs(seed, kind)
+  order = np.random.default_rng(seed).permutation(K)
+  frames, valid = np.arange(K), np.asarray([True, True, False, True, True])
+  out = _attend(layer, x, seen, _view(layer.config, [5, 6], frames, valid))
+  view = _view(layer.config, [5, 6], frames[order], valid[order])
+  tolerances.assert_close(_attend(layer, x, seen[:, order], view), out)
+
+
+@KINDS
+def test_hidden_frames_equal_absent_frames(seed, kind):
+  layer, x, seen = _inputs(seed, kind)
+  hidden = _view(layer.config, [3, 4], range(K), [True] * 3 + [False] * 2)
+  absent = _view(layer.config, [3, 4], range(3), [True] * 3)
+  out = _attend(layer, x, seen.at[:, 3:].set(1e6), hidden)
+  tolerances.assert_close(out, _attend(layer, x, seen[:, :3], absent))
+
+
+@KINDS
+def test_common_offset_of_frames_changes_nothing(seed, kind):
+  layer, x, seen = _inputs(seed, kind)
+  outs = [
+    _attend(
+      layer,
+      x,
+      seen,
+      _view(layer.config, np.arange(5, 7) + s, np.arange(K) + s, [True] * K),
+    )
+    for s in (0, 40)
+  ]
+  tolerances.assert_close(*outs)
+
+
+@pytest.mark.parametrize(
+  ("form", "implementation"),
+  [("expanded", None), ("absorbed", None), ("expanded", "reference")],
+)
+def test_latent_layer_has_one_answer_in_every_form(seed, form, implementation):
+  outs = []
+  for kwargs in ({}, dict(form=form, implementation=implementation)):
+    layer, x, seen = _inputs(seed, "latent", **kwargs)
+    view = _view(layer.config, [5, 6], range(K), [True] * K)
+    outs.append(_attend(layer, x, seen, view))
+  tolerances.assert_close(*outs)
+
+
+@KINDS
+@pytest.mark.parametrize(
+  ("size", "expected"),
+  [("wan_1p3b", {"latent": 224, "dense": 3072}), ("small", None)],
+)
+def test_cached_scalars_are_the_trailing_sizes_of_entries(kind, size, expected):
+  config = wan.SIZES[size](kind=kind)
+  model = tiny_model.abstract(config)
+  block = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), model.blocks
+  )
+  x = jax.ShapeDtypeStruct((1, 1, 4, config.width), jnp.dtype(config.dtype))
+  entry = jax.eval_shape(lambda b, x: b.self_attention.project(x), block, x)
+  measured = sum(leaf.shape[-1] for leaf in jax.tree.leaves(entry))
+  assert measured == config.attention.cached_scalars
+  if expected:
+    assert measured == expected[kind]
+
+
+@KINDS
+def test_entries_depend_on_their_own_token_only(seed, kind):
+  layer, x, _ = _inputs(seed, kind)
+  other = x.at[:, 1].set(0.0)
+  project = jax.jit(lambda layer, x: layer.project(x))
+  for a, b in zip(project(layer, x), project(layer, other)):
+    np.testing.assert_array_equal(a[:, 0], b[:, 0])
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (dict(num_heads=5), "num_heads=5 must divide width=24"),
+    (dict(kind="latent", d_rope=12), "d_rope=12 must be below the head dim 12"),
+  ],
+)
+def test_bad_config_is_refused_with_the_way_out(fields, message):
+  values = dict(kind="dense", width=24, num_heads=2) | fields
+  with pytest.raises(ValueError, match=message):
+    attention.AttentionConfig(**values)

@@ -1,0 +1,61 @@
+"""Configs and checkpoints so small that an entry point runs in seconds."""
+
+import functools
+import importlib.util
+import pathlib
+from typing import Any
+
+from flax import nnx
+import numpy as np
+import pytest
+
+from tests import tiny_model
+from videomla_jax.data import prompts
+from videomla_jax.models import cache
+from videomla_jax.models import video_model
+from videomla_jax.models import wan
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+
+
+def config(name: str, arg: str | None = None) -> Any:
+  """Returns the locked config of `configs/NAME.py:arg`, as flags give it."""
+  path = CONFIGS / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"{name}_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg).lock()
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+  """Makes "small" smaller still: one block, a quarter of the width."""
+  sizes = functools.partial(wan.small, num_layers=1, ffn_width=32)
+  patch.setitem(wan.SIZES, "small", sizes)
+
+
+def video(kind: str, rng: np.random.Generator) -> video_model.VideoModel:
+  """Returns a video model with random weights."""
+  config = video_model.VideoModelConfig(
+    size="small",
+    kind=kind,
+    vocabulary=prompts.vocabulary_size(),
+    latent_height=6,
+    latent_width=6,
+    fps=4.0,
+    shift=2.0,
+    window=WINDOW,
+  )
+  model = nnx.eval_shape(
+    lambda: video_model.VideoModel(config, rngs=nnx.Rngs(0))
+  )
+  return tiny_model.fill(model, rng)
+
+
+def checkpoint(
+  path: pathlib.Path, rng: np.random.Generator, *, kind: str = "latent"
+) -> video_model.VideoModel:
+  """Saves a video model with random weights, and returns it."""
+  model = video(kind, rng)
+  video_model.save(path, model)
+  return model
