@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 import numpy as np
 
 from videomla_jax import cli
@@ -24,8 +23,6 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
 from videomla_jax.models import cache
 from videomla_jax.models import video_model
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 
 
 def compiled_bytes(
@@ -181,10 +178,5 @@ def benchmark(config: Any) -> dict[str, Any]:
   return report
 
 
-def main() -> None:
-  """Entry point."""
-  benchmark(_CONFIG.value)
-
-
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(benchmark)

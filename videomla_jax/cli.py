@@ -6,6 +6,8 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
+from ml_collections import config_flags
 
 # Mistakes of the user; anything else is ours and keeps its traceback.
 USER_ERRORS = (ValueError, NotImplementedError)
@@ -69,18 +71,32 @@ def _check_config() -> None:
   config.items  # noqa: B018  What stands for a lost file raises OSError here.
 
 
-def run(main: Callable[[], None]) -> None:
-  """Parses flags and runs an entry point.
+def run(main: Callable[..., object], *, workdir: bool = False) -> None:
+  """Parses flags and calls `main(config)`, or `main(config, workdir)`.
 
   Bad flags, bad config fields and `ValueError`s give one sentence on standard
   error and exit code 2; there is no traceback to read.
+
+  Args:
+    main: What the entry point does.
+    workdir: Whether it needs the flag --workdir.
   """
+  config_flags.DEFINE_config_file("config", lock_config=True)
+  if workdir:
+    flags.DEFINE_string("workdir", None, "Folder of this run.")
+  # Libraries report every step of a checkpoint; --verbosity=0 shows it.
+  flags.FLAGS.set_default("verbosity", logging.WARNING)
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       fail(ValueError(f"unexpected argument {argv[1]!r}; use --name=value."))
+    values = [flags.FLAGS.config]
+    if workdir:
+      values.append(flags.FLAGS.workdir)
     try:
-      main()
+      if None in values[1:]:
+        raise ValueError("--workdir is missing; name a folder for this run.")
+      main(*values)
     except USER_ERRORS as error:
       fail(error)
 

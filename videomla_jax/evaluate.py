@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from jaxtyping import Float
-from ml_collections import config_flags
 import numpy as np
 
 from videomla_jax import cli
@@ -27,8 +26,6 @@ from videomla_jax.analysis import long_rollout
 from videomla_jax.data import prompts as prompts_lib
 from videomla_jax.diffusion import stream
 from videomla_jax.models import video_model
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 
 
 def generate_videos(
@@ -126,10 +123,5 @@ def _write(path: pathlib.Path, text: str) -> None:
   temporary.replace(path)
 
 
-def main() -> None:
-  """Entry point."""
-  evaluate(_CONFIG.value)
-
-
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(evaluate)

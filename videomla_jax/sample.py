@@ -14,11 +14,9 @@ import re
 import time
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt8
-from ml_collections import config_flags
 import numpy as np
 from PIL import Image
 
@@ -32,8 +30,6 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
 from videomla_jax.models import cache
 from videomla_jax.models import video_model
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 
 
 def make_sampler(config: Any, *, shift: float) -> rollout.Sampler:
@@ -184,11 +180,9 @@ def sample(config: Any) -> dict[str, Any]:
     streams=text.shape[0],
     frame=model.latent_shape(),
     window=window,
-    max_frames=given
-    + shapes.round_up(num_frames - given, window.chunk_frames),
+    max_frames=given + shapes.round_up(num_frames - given, window.chunk_frames),
   )
   for line in sizes.lines():
-    logging.info("%s", line)
     print(line, flush=True)
   started = time.monotonic()
   films, compile_seconds = _run(
@@ -273,10 +267,5 @@ def _write_results(config, prompts, films, fps, report):
   )
 
 
-def main() -> None:
-  """Entry point."""
-  sample(_CONFIG.value)
-
-
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(sample)

@@ -15,13 +15,11 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from absl import flags
 from absl import logging
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PyTree
-from ml_collections import config_flags
 import optax
 
 from videomla_jax import checkpoint
@@ -35,9 +33,6 @@ from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
 from videomla_jax.models import cache
 from videomla_jax.models import video_model
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
 
 
 class TrainState(NamedTuple):
@@ -143,12 +138,12 @@ def train_step(
   return TrainState(model, ema, opt_state, state.step + 1), scalars
 
 
-def init_state(config: Any) -> TrainState:
-  """A fresh model, its EMA copy and optimiser state."""
+def make_model_config(config: Any) -> video_model.VideoModelConfig:
+  """The model of a training config, on frames of the small world."""
   world = moving_digits.World()
   # A codec block of the small model is 4 pixels.
   latent = world.frame_size // 4
-  model_config = video_model.VideoModelConfig(
+  return video_model.VideoModelConfig(
     size=config.model.size,
     kind=config.model.kind,
     d_c=config.model.d_c or None,
@@ -159,6 +154,11 @@ def init_state(config: Any) -> TrainState:
     shift=config.diffusion.shift,
     window=cache.Window(**config.window),
   )
+
+
+def init_state(config: Any) -> TrainState:
+  """A fresh model, its EMA copy and optimiser state."""
+  model_config = make_model_config(config)
   model = video_model.VideoModel(model_config, rngs=nnx.Rngs(config.seed))
   optimiser, _ = make_optimiser(config.optim)
   return TrainState(
@@ -173,6 +173,13 @@ def check_config(config: Any) -> None:
   """Refuses what cannot be trained, before anything is built or compiled."""
   window = cache.Window(**config.window)
   teacher_forcing.plan(config.data.num_frames, window=window)
+  make_model_config(config).network  # noqa: B018  Refuses sizes and kinds.
+  for name in ("log", "eval", "checkpoint"):
+    if config[name].every < 1:
+      raise ValueError(
+        f"{name}.every={config[name].every} must be at least 1; for never, "
+        "use more than optim.steps."
+      )
   if config.diffusion.loss_weight not in ("none", "bell"):
     raise ValueError(
       f"diffusion.loss_weight={config.diffusion.loss_weight!r} is unknown; "
@@ -283,7 +290,8 @@ def _loop(config, root, state, batches, checkpoints) -> TrainState:
       given = 1 if every and done % every == 0 else None
       state, scalars = compiled(given)(state, next(batches), key)
       progress.update()
-      if done % config.log.every == 0 or done == total:
+      saves = done % config.checkpoint.every == 0 or done == total
+      if done % config.log.every == 0 or saves:  # a saved state is finite
         now = time.monotonic()
         values = {name: float(x) for name, x in scalars.items()}
         values["perf/step_seconds"] = (now - clock) / (done - since)
@@ -297,19 +305,12 @@ def _loop(config, root, state, batches, checkpoints) -> TrainState:
           )
       if done % config.eval.every == 0 or done == total:
         writer.scalars(done, evaluate(state.ema))
-      if done % config.checkpoint.every == 0 or done == total:
+      if saves:
         checkpoints.save(
           done, state, batches.get_state(), json.loads(config.to_json())
         )
   return state
 
 
-def main() -> None:
-  """Entry point."""
-  if _WORKDIR.value is None:
-    raise ValueError("--workdir is missing; name a folder for this run.")
-  train(_CONFIG.value, _WORKDIR.value)
-
-
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(train, workdir=True)

@@ -55,11 +55,15 @@ class Rollout(NamedTuple):
 
 
 def check_latents(
-  model: wan.WanDiT, text: Array, latents: Latents, *, batch: int
+  model: wan.WanDiT,
+  text: Array,
+  latents: Float[Array, "..."] | jax.ShapeDtypeStruct,
+  *,
+  batch: int,
 ) -> None:
   """Refuses latents or text that the network cannot take, before compiling."""
   config = model.config
-  grid = model.grid(latents)
+  grid = shapes.token_grid(*latents.shape[-3:-1], patch=config.patch)
   given = latents.shape[-1]
   if given != config.channels:
     raise ValueError(
@@ -130,7 +134,7 @@ def empty_cache(
 def scan_chunks(
   model: wan.WanDiT,
   state: Rollout,
-  text: Float[Array, "B M E"],
+  text: Float[Array, "R M E"],
   noise: Noise | None = None,
   *,
   window: cache_lib.Window,
@@ -217,14 +221,14 @@ def prefill(
 
 def start(
   model: wan.WanDiT,
-  text: Float[Array, "B M E"],
+  text: Float[Array, "R M E"],
   keys: Array,
   *,
   frame: tuple[int, int, int],
   window: cache_lib.Window,
   sampler: Sampler,
   max_frames: int,
-  context: Latents | None = None,
+  context: Float[Array, "b K H W C"] | None = None,
   positions: Positions = "window",
   cache_dtype: Any = None,
 ) -> Rollout:
@@ -284,14 +288,14 @@ def start(
 
 def generate(
   model: wan.WanDiT,
-  text: Float[Array, "B M E"],
+  text: Float[Array, "R M E"],
   key: Array,
   *,
   frame: tuple[int, int, int],
   num_frames: int,
   window: cache_lib.Window,
   sampler: Sampler,
-  context: Latents | None = None,
+  context: Float[Array, "b K H W C"] | None = None,
   cache_dtype: Any = None,
 ) -> Latents:
   """Generates whole videos in one jit.
@@ -314,6 +318,8 @@ def generate(
   Raises:
     ValueError: If shapes do not fit each other or the model.
   """
+  if num_frames < 1:
+    raise ValueError(f"num_frames={num_frames} must be at least 1.")
   keys = split_keys(key, text.shape[0] // sampler.streams)
   given = 0 if context is None else context.shape[1]
   chunk = window.chunk_frames

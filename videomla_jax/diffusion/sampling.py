@@ -5,6 +5,7 @@ noise; stage-1 models follow the flow ODE with Euler steps and guidance.
 """
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,8 @@ class Sampler:
 
   def __post_init__(self):
     levels = (*self.sigmas, 0.0)
-    if len(levels) < 2 or levels[0] > 1 or sorted(levels)[::-1] != [*levels]:
+    descends = all(a > b for a, b in itertools.pairwise(levels))
+    if len(levels) < 2 or levels[0] > 1 or not descends:
       raise ValueError(
         f"sampler.sigmas={self.sigmas} must descend from at most 1 and stay "
         "above 0; list the noise levels of the network calls."

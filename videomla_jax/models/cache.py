@@ -114,6 +114,8 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
   """
   length = jax.tree.leaves(entries)[0].shape[2]
   slots = cache.frame.shape[1]
+  if not slots:  # Scatter into nothing has no gradient rule.
+    return cache._replace(next_frame=cache.next_frame + length)
   frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
   end = cache.next_frame[:, None] + length
   sink = min(window.sink_frames, slots)

@@ -347,7 +347,7 @@ class WanDiT(nnx.Module):
       body = jax.checkpoint(body, static_argnums=(2,))
     xs = (self.blocks, history)
     if self.config.scan_blocks:
-      x, entries = jax.lax.scan(body, x, xs)
+      x, entries = jax.lax.scan(lambda x, xs: body(x, xs, slice(None)), x, xs)
       return x[:, keep], entries
     collected = []
     for i in range(self.config.num_layers):

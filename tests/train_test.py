@@ -1,0 +1,197 @@
+"""Tests of training: files, exact resume, and what is refused."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny_project
+from videomla_jax import metrics
+from videomla_jax import train
+from videomla_jax import train_checkpoints
+from videomla_jax.models import video_model
+
+_EXACT = ("train/loss", "train/grad_norm", "eval/loss")
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def config(
+  data_root: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+  """Returns six steps of a tiny model."""
+  tiny_project.shrink(monkeypatch)
+  config = tiny_project.config("teacher_forcing", "latent,runlocal")
+  config.data.root = str(data_root)
+  config.seed = seed
+  return config
+
+
+def _final_state(config: Any, workdir: pathlib.Path) -> tuple[int, list, Any]:
+  """Returns step, arrays and data position of the newest saved state."""
+  with train_checkpoints.TrainCheckpoints(workdir / "checkpoints") as saved:
+    restored = saved.restore_latest(train.init_state(config))
+  leaves = [np.asarray(x) for x in jax.tree.leaves(restored.state)]
+  return restored.step, leaves, restored.iterator_state
+
+
+def _losses(workdir: pathlib.Path) -> list[tuple]:
+  lines = metrics.read_jsonl(workdir)
+  return [(x["step"], *(x.get(n) for n in _EXACT)) for x in lines]
+
+
+def _interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch):
+  """Stops training while the metrics of a step are written."""
+  write = metrics.MetricWriter.scalars
+
+  def scalars(self, done, values):
+    write(self, done, values)
+    if done == step:
+      raise KeyboardInterrupt
+
+  patch = pytest.MonkeyPatch()
+  patch.setattr(metrics.MetricWriter, "scalars", scalars)
+  return patch
+
+
+def test_interrupted_run_equals_an_uninterrupted_one(
+  tmp_path: pathlib.Path, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  train.train(config, str(whole))
+  # States are saved at 2 and 4: step 5 is run twice.
+  patch = _interrupt_after(5, monkeypatch)
+  with pytest.raises(KeyboardInterrupt):
+    train.train(config, str(parts))
+  patch.undo()
+  assert not (parts / "model").exists()
+  assert [x[0] for x in _losses(parts)][-1] == 5
+  train.train(config, str(parts))
+  assert _losses(parts) == _losses(whole)
+  assert sorted({x[0] for x in _losses(whole)}) == [1, 2, 3, 4, 5, 6]
+  ours, theirs = (_final_state(config, x) for x in (parts, whole))
+  assert ours[0] == theirs[0] == 6
+  for a, b in zip(ours[1], theirs[1], strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert ours[2] == theirs[2]  # the same clips would come next
+  _check_model(config, whole)
+
+
+def _check_model(config: Any, workdir: pathlib.Path) -> None:
+  """Asserts that the finished model is the EMA and says how it was made."""
+  about = json.loads((workdir / "model" / "config.json").read_text())
+  assert about["training"] == json.loads(config.to_json())
+  assert about["steps"] == 6 and "videomla_jax.train" in about["command"]
+  model = video_model.load(workdir / "model")
+  assert model.config.window == tiny_project.WINDOW
+  with train_checkpoints.TrainCheckpoints(workdir / "checkpoints") as saved:
+    state = saved.restore_latest(train.init_state(config)).state
+  pairs = zip(jax.tree.leaves(model), jax.tree.leaves(state.ema), strict=True)
+  for a, b in pairs:
+    np.testing.assert_array_equal(a, b)
+  moved = [
+    not np.array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.model))
+  ]
+  assert any(moved)
+
+
+def test_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+  tmp_path: pathlib.Path, config: Any
+) -> None:
+  config.log.every = 100
+  config.optim.learning_rate = 1e38
+  config.diffusion.first_frame_every = 0
+  with pytest.raises(ValueError, match="lower optim.learning_rate"):
+    train.train(config, str(tmp_path))
+  assert not (tmp_path / "model").exists()
+  steps = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+  for x in metrics.read_jsonl(tmp_path):
+    if "train/loss" in x and x["train/loss"] is None:
+      assert str(x["step"]) not in steps
+
+
+def test_ema_follows_fast_when_young_and_slowly_later(seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  ema, new = (jnp.asarray(rng.standard_normal(5)) for _ in range(2))
+  young = train.update_ema(ema, new, jnp.asarray(0), 0.999)
+  np.testing.assert_allclose(young, 0.1 * ema + 0.9 * new, rtol=1e-6)
+  old = train.update_ema(ema, new, jnp.asarray(10**6), 0.999)
+  np.testing.assert_allclose(old, 0.999 * ema + 0.001 * new, rtol=1e-5)
+
+
+_MISTAKES = {
+  "clip of half a chunk": (dict(data=dict(num_frames=7)), "crop the clip"),
+  "small window": (dict(window=dict(local_frames=2)), "chunk_frames=3"),
+  "unknown weight": (dict(diffusion=dict(loss_weight="x")), "'bell'"),
+  "no training": (dict(optim=dict(steps=2)), "warmup_steps=2"),
+  "unknown size": (dict(model=dict(size="huge")), "model.size='huge'"),
+  "unknown kind": (dict(model=dict(kind="sparse")), "attention.kind='sparse'"),
+  "never logged": (dict(log=dict(every=0)), "log.every=0"),
+  "never saved": (dict(checkpoint=dict(every=-1)), "checkpoint.every=-1"),
+  "empty batch": (dict(data=dict(batch_size=0)), "batch_size=0"),
+  "long clip": (dict(data=dict(num_frames=9)), "num_frames=9"),
+  "bad chance": (dict(data=dict(word_dropout=2.0)), "word_dropout=2.0"),
+}
+
+
+@pytest.mark.parametrize("mistake", _MISTAKES)
+def test_mistake_is_refused_before_training(
+  tmp_path: pathlib.Path,
+  config: Any,
+  monkeypatch: pytest.MonkeyPatch,
+  mistake: str,
+) -> None:
+  changes, words = _MISTAKES[mistake]
+  config.update(changes)
+
+  def too_late(*unused):
+    raise AssertionError("a model was built")
+
+  monkeypatch.setattr(train, "init_state", too_late)
+  with pytest.raises(ValueError) as error:
+    train.train(config, str(tmp_path / "run"))
+  assert words in str(error.value) and "\n" not in str(error.value)
+  assert not [*tmp_path.rglob("*.*")]
+
+
+def test_unwritable_workdir_is_refused(
+  tmp_path: pathlib.Path, config: Any
+) -> None:
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match="choose a folder"):
+    train.train(config, str(tmp_path / "file" / "run"))
+
+
+def test_run_of_another_model_is_not_continued(
+  tmp_path: pathlib.Path, config: Any
+) -> None:
+  with train_checkpoints.TrainCheckpoints(tmp_path / "checkpoints") as saved:
+    saved.save(2, train.init_state(config), None, {})
+  config.model.kind = "dense"
+  with pytest.raises(ValueError, match="arrays of training state"):
+    train.train(config, str(tmp_path))
+
+
+def test_bell_weight_scales_the_loss(config: Any, seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  model = tiny_project.video("latent", rng)
+  batch = dict(
+    video=jnp.asarray(rng.random((2, 6, 24, 24, 1)), jnp.float32),
+    tokens=jnp.asarray(rng.integers(0, 16, (2, 4)), jnp.int32),
+  )
+  key = jax.random.key(seed)
+  plain, frames = train.loss_of_batch(model, batch, key, config=config)
+  config.diffusion.loss_weight = "bell"
+  bell, same = train.loss_of_batch(model, batch, key, config=config)
+  np.testing.assert_array_equal(frames, same)
+  assert float(plain) == pytest.approx(float(frames.mean()), rel=1e-5)
+  assert abs(float(plain) / float(bell) - 1) > 1e-4
