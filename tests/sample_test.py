@@ -49,9 +49,7 @@ def test_two_prompts_become_two_videos_a_sheet_and_a_report(
     "sample-0-a-slow-three-moving-horizontally.mp4",
     "sample-1-fast-7-vertical.mp4",
   ]
-  assert _names(tmp_path) == sorted(
-    [*names, "sample-sheet.png", "sample.json"]
-  )
+  assert _names(tmp_path) == sorted([*names, "sample-sheet.png", "sample.json"])
   for name in names:
     frames, fps = video.read_mp4(tmp_path / "out" / name)
     assert (frames.shape, fps) == ((11, 48, 48, 3), 4.0)

@@ -101,9 +101,7 @@ def test_few_step_list_is_warped_to_exact_levels():
   steps = flow.few_step_sigmas((1000, 750, 500, 250), s=5.0) * 1000
   np.testing.assert_allclose(steps, [1000, 937.5, 2500 / 3, 625], rtol=1e-12)
   # Half precision would have given 936, 832 and 624.
-  np.testing.assert_array_equal(
-    steps.astype(np.float32)[[1, 3]], [937.5, 625]
-  )
+  np.testing.assert_array_equal(steps.astype(np.float32)[[1, 3]], [937.5, 625])
 
 
 def test_table_of_48_levels():

@@ -27,6 +27,8 @@ samplers = pytest.mark.parametrize("name", SAMPLERS)
 
 _chunk_step = jax.jit(rollout.chunk_step, static_argnames=("window", "sampler"))
 
+_commit = jax.jit(rollout.commit, static_argnames="window")
+
 
 def _setup(seed, name="few_step", kind="latent", **kwargs):
   """Model, text of all streams, one key per video, sampler."""
@@ -203,26 +205,30 @@ def test_prefill_donates_its_cache_and_returns_a_whole_one(seed):
   cache = rollout.prefill(model, empty(), latents, text, window=WINDOW)
   by_hand = empty()
   for piece in (slice(0, 1), slice(1, 4), slice(4, 7)):
-    by_hand = rollout.commit(
-      model, by_hand, latents[:, piece], text, window=WINDOW
-    )
+    by_hand = _commit(model, by_hand, latents[:, piece], text, window=WINDOW)
   np.testing.assert_array_equal(cache.frame, by_hand.frame)
   jax.tree.map(tolerances.assert_close, cache.entries, by_hand.entries)
 
 
 @functools.partial(jax.jit, static_argnames="window")
-def _after_commits(model, past, chunk, text, *, window):
-  """Velocity of a chunk after the chunks of `past`."""
-  cache = rollout.empty_cache(
-    model, batch=B, frame=FRAME, window=window, max_frames=99
-  )
-  for i in range(0, past.shape[1], 3):
-    cache = rollout.commit(
-      model, cache, past[:, i : i + 3], text, window=window
+def _after_commits(model, past, chunk, text, cotangent, *, window):
+  """Velocity of a chunk after the chunks of `past`, and their gradient."""
+
+  def run(past):
+    def step(cache, latents):
+      return rollout.commit(model, cache, latents, text, window=window), None
+
+    cache = rollout.empty_cache(
+      model, batch=B, frame=FRAME, window=window, max_frames=99
     )
-  place = rollout.place_of(cache, 3)
-  timestep = jnp.asarray(500.0)
-  return rollout.forward(model, cache, chunk, timestep, text, place)[0]
+    chunks = jnp.moveaxis(past.reshape(B, -1, 3, *FRAME), 1, 0)
+    cache, _ = jax.lax.scan(step, cache, chunks)
+    place = rollout.place_of(cache, 3)
+    timestep = jnp.asarray(500.0)
+    return rollout.forward(model, cache, chunk, timestep, text, place)[0]
+
+  out, pull = jax.vjp(run, past)
+  return out, *pull(cotangent)
 
 
 @pytest.mark.parametrize("kind", ["latent", "dense"])
@@ -241,14 +247,16 @@ def test_evicted_frames_have_exactly_zero_influence(
   window = cache_lib.Window(
     chunk_frames=3, sink_frames=sink, local_frames=local
   )
+  cotangent = tiny_model.normal(rng, *chunk.shape)
   run = functools.partial(_after_commits, window=window)
-  out, pull = jax.vjp(lambda past: run(model, past, chunk, text), past)
-  (gradient,) = pull(tiny_model.normal(rng, *out.shape))
+  out, gradient = run(model, past, chunk, text, cotangent)
   seen = set(np.flatnonzero(np.asarray(gradient != 0).any((0, 2, 3, 4))))
   assert seen == visible
   gone = [f for f in range(9) if f not in visible]
   other = past.at[:, gone].set(1e4)
-  np.testing.assert_array_equal(run(model, other, chunk, text), out)
+  np.testing.assert_array_equal(
+    run(model, other, chunk, text, cotangent)[0], out
+  )
 
 
 def _compiled(model, text, sampler, chunks, window=WINDOW):

@@ -135,9 +135,7 @@ def test_recached_window_is_made_from_its_own_frames_alone(seed: int) -> None:
     max_frames=15,
   )
   for part in (frames[:, :1], frames[:, 12:]):
-    fresh = rollout.prefill(
-      case.model, fresh, part, case.other, window=_WINDOW
-    )
+    fresh = rollout.prefill(case.model, fresh, part, case.other, window=_WINDOW)
   order = np.argsort(np.asarray(fresh.frame[0]))
   kept = np.argsort(np.asarray(state.frame[0]))
   for a, b in zip(jax.tree.leaves(state.entries), jax.tree.leaves(fresh[0])):

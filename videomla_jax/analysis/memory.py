@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +29,8 @@ class Needs:
     dense_scalars_per_token_layer: The same with dense attention.
     cache_bytes: Bytes of the cache, all streams.
     dense_cache_bytes: Bytes of a dense cache of the same frames.
-    peak_bytes: Predicted peak of one chunk: parameters, cache, activations.
+    peak_bytes: Predicted peak of one chunk: parameters (and the copies that
+      taking layers out of their stack makes), cache, activations.
   """
 
   parameters: int
@@ -90,7 +92,11 @@ def needs(
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
   leaves = jax.tree.leaves(model)
-  parameter_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+  parameter_bytes = _bytes(model)
+  # Unrolled, every layer is sliced from the stack; scanned, one at a time.
+  copies = _bytes(model.blocks) // (
+    config.num_layers if config.scan_blocks else 1
+  )
   stored = jax.eval_shape(
     lambda m: rollout.empty_cache(
       m,
@@ -117,6 +123,7 @@ def needs(
     cache_bytes=cache_bytes,
     dense_cache_bytes=cache_bytes * dense // scalars,
     peak_bytes=parameter_bytes
+    + copies
     + cache_bytes
     + _activation_bytes(
       config,
@@ -125,6 +132,12 @@ def needs(
       keys_per_stream=visible * tokens,
     ),
   )
+
+
+def _bytes(tree: nnx.Module) -> int:
+  """Bytes of all arrays, real or abstract."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def _activation_bytes(

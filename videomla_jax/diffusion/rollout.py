@@ -283,7 +283,8 @@ def start(
       window=window,
       positions=positions,
     )
-  return Rollout(cache, keys, jnp.zeros((), jnp.int32))
+  # The state is donated; the keys stay the caller's.
+  return Rollout(cache, jnp.copy(keys), jnp.zeros((), jnp.int32))
 
 
 def generate(

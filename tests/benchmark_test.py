@@ -1,0 +1,66 @@
+"""Tests of the benchmark on a tiny model."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import tiny_project
+from videomla_jax import benchmark
+
+
+@pytest.fixture
+def config(
+  tmp_path: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+  tiny_project.shrink(monkeypatch)
+  rng = np.random.default_rng(seed)
+  tiny_project.checkpoint(tmp_path / "model", rng)
+  config = tiny_project.config("benchmark", "runlocal")
+  config.checkpoint = str(tmp_path / "model")
+  config.seconds = 15.0
+  config.json = str(tmp_path / "benchmark.json")
+  return config
+
+
+def test_memory_of_a_long_rollout_is_that_of_a_short_one(config: Any) -> None:
+  report = benchmark.benchmark(config)
+  assert report["cache_bytes"] == report["cache_bytes_predicted"]
+  assert report["cache_bytes"] == 2 * 4 * 9 * 24 * 4
+  short, whole = report["memory_ten_seconds"], report["memory_whole"]
+  # Donated state is the cache and a few counters.
+  assert short["aliased"] == whole["aliased"] >= report["cache_bytes"]
+  # 42 and 60 frames of 6 x 6 x 16 latents; nothing else may grow.
+  assert short["latents"] == 42 * 576 * 4 and whole["latents"] == 60 * 576 * 4
+  growth = whole["temporaries"] - short["temporaries"]
+  assert growth <= whole["latents"] - short["latents"]
+  assert report["step_time"]["chunks"] == 20
+  assert report["step_time"]["ratio"] > 0
+  assert json.loads(pathlib.Path(config.json).read_text()) == report
+
+
+def test_early_and_late_chunks_are_compared_by_their_medians() -> None:
+  seconds = np.concatenate([[9.0] * 5, np.linspace(1, 2, 50), [7.0]])
+  ratio = benchmark.time_ratio(seconds)
+  steady = seconds[5:-1]
+  assert ratio["first_seconds"] == np.median(steady[:10])
+  assert ratio["last_seconds"] == np.median(steady[-10:])
+  assert ratio["chunks"] == 56
+
+
+def test_mistakes_are_refused_before_anything_runs(
+  config: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(benchmark, "chunk_seconds", None)
+  config.seconds = 3.0
+  with pytest.raises(ValueError, match="use 10 or more"):
+    benchmark.benchmark(config)
+  config.seconds = 15.0
+  config.json = str(tmp_path / "model" / "config.json" / "a.json")
+  with pytest.raises(ValueError, match="choose a folder"):
+    benchmark.benchmark(config)
+  config.checkpoint = "shipped:none"
+  with pytest.raises(ValueError, match="shipped are"):
+    benchmark.benchmark(config)
