@@ -84,12 +84,13 @@ def run(main: Callable[..., object], *, workdir: bool = False) -> None:
   config_flags.DEFINE_config_file("config", lock_config=True)
   if workdir:
     flags.DEFINE_string("workdir", None, "Folder of this run.")
-  # Libraries report every step of a checkpoint; --verbosity=0 shows it.
-  flags.FLAGS.set_default("verbosity", logging.WARNING)
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       fail(ValueError(f"unexpected argument {argv[1]!r}; use --name=value."))
+    if not flags.FLAGS["verbosity"].present:
+      # Libraries report every step of a checkpoint; --verbosity=0 shows it.
+      logging.set_verbosity(logging.WARNING)
     values = [flags.FLAGS.config]
     if workdir:
       values.append(flags.FLAGS.workdir)

@@ -1,7 +1,6 @@
 """The rollout: one video whatever way it is made, and in constant memory."""
 
 import functools
-import itertools
 import math
 import re
 
@@ -13,7 +12,6 @@ import pytest
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax.diffusion import rollout
-from videomla_jax.diffusion import stream
 from videomla_jax.models import cache as cache_lib
 
 B, FRAME = 2, tiny_model.FRAME
@@ -63,17 +61,6 @@ def test_video_equals_chunk_steps_by_hand(seed, name):
     part = video[:, 3 * chunk : 3 * chunk + 3]
     tolerances.assert_close(part, latents, "float32_deep")
     assert jnp.isfinite(part).all()
-
-
-@samplers
-def test_stream_hands_out_the_same_video(seed, name):
-  model, text, keys, sampler = _setup(seed, name)
-  endless = stream.Stream(
-    model, text, keys, frame=FRAME, window=WINDOW, sampler=sampler
-  )
-  chunks = jnp.concatenate(list(itertools.islice(endless, 4)), axis=1)
-  video = _generate(model, text, keys, sampler, 12)
-  tolerances.assert_close(chunks, video, "float32_deep")
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 7, 11])
@@ -334,18 +321,20 @@ def test_no_buffer_is_larger_than_the_accounted_ones():
   assert _largest_buffer(compiled.as_text()) <= max(accounted.values())
 
 
-def test_a_longer_window_costs_its_cache_and_one_layer_of_keys():
-  model, text, _, sampler = _setup(0, num_layers=8)
-  sizes = []
-  for local in (103, 203):
-    window = cache_lib.Window(chunk_frames=3, sink_frames=1, local_frames=local)
-    compiled, cache = _compiled(model, text, sampler, 2, window)
-    temp = compiled.memory_analysis().temp_size_in_bytes
-    sizes.append((temp, cache_lib.num_bytes(cache)))
-  (temp, cached), (more_temp, more_cached) = sizes
-  # Per layer: keys, values and scores of two heads; no second whole cache.
-  print("temp growth", more_temp - temp, "cache growth", more_cached - cached)
-  assert more_temp - temp < 1.2 * (more_cached - cached)
+def test_temporaries_do_not_hold_a_second_cache():
+  # Temporaries grow with the keys of one layer, whatever the number of layers.
+  growth = []
+  for num_layers in (2, 8):
+    model, text, _, sampler = _setup(0, num_layers=num_layers)
+    temporaries = []
+    for local in (103, 203):
+      window = cache_lib.Window(
+        chunk_frames=3, sink_frames=1, local_frames=local
+      )
+      compiled, _ = _compiled(model, text, sampler, 2, window)
+      temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+    growth.append(temporaries[1] - temporaries[0])
+  assert growth[1] <= 1.05 * growth[0]
 
 
 @pytest.mark.parametrize(
@@ -392,19 +381,6 @@ def test_guided_sampler_wants_two_rows_of_text_per_video(seed):
       window=WINDOW,
       sampler=sampler,
       max_frames=6,
-    )
-
-
-def test_endless_stream_needs_a_bounded_window(seed):
-  model, text, keys, sampler = _setup(seed)
-  with pytest.raises(ValueError, match="needs a bounded window"):
-    stream.Stream(
-      model,
-      text,
-      keys,
-      frame=FRAME,
-      window=cache_lib.Window(local_frames=None),
-      sampler=sampler,
     )
 
 

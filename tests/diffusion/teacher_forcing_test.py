@@ -139,18 +139,24 @@ def test_chunks_see_their_clean_history_and_nothing_else(
 
 
 @pytest.mark.parametrize("kind", ["latent", "dense"])
-def test_later_chunks_have_no_influence_in_a_deep_network(seed, kind):
+def test_two_layers_reach_what_the_kept_frames_saw(seed, kind):
   rng = np.random.default_rng(seed)
   model, window = tiny_model.build(kind, rng), _window(1, 5)
   inputs = _inputs(rng)
+  plan = teacher_forcing.plan(FRAMES, window=window)
   for m in range(CHUNKS):
     chunk = slice(m * CHUNK, (m + 1) * CHUNK)
     pull = jnp.zeros(inputs[0].shape).at[:, chunk].set(1.0)
     clean, noisy, _ = _influence(
       model, *inputs, pull, window=window, first_chunk=None
     )
-    # All earlier frames count: kept entries remember evicted frames.
-    assert _seen(clean) == set(range(m * CHUNK))
+    # Kept entries remember evicted frames, one hop for the second layer.
+    direct = {int(f) for f in plan.history[m] if f >= 0}
+    chunks = {f // CHUNK for f in direct}
+    hop = {int(f) for c in chunks for f in plan.history[c] if f >= 0}
+    own = {f for c in chunks for f in range(c * CHUNK, (c + 1) * CHUNK)}
+    assert _seen(clean) == direct | hop | own
+    assert max(_seen(clean), default=-1) < m * CHUNK
     assert _seen(noisy) == set(range(m * CHUNK, (m + 1) * CHUNK))
 
 

@@ -142,7 +142,7 @@ def scan_chunks(
   chunks: int,
   frame: tuple[int, int, int],
   positions: Positions = "window",
-) -> tuple[Float[Array, "G B T H W C"], Rollout]:
+) -> tuple[Float[Array, "G b T H W C"], Rollout]:
   """Generates `chunks` chunks in one program; the cache is updated in place.
 
   Args:

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from videomla_jax.diffusion import flow
 
-Latents = Float[Array, "B T H W C"]
+# Examples b are half of the network's batch B under guidance.
+Latents = Float[Array, "b T H W C"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

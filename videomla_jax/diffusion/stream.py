@@ -53,7 +53,7 @@ class Stream(Iterator[rollout.Latents]):
   def __init__(
     self,
     model: wan.WanDiT,
-    text: Float[Array, "B M E"],
+    text: Float[Array, "R M E"],
     key: Array,
     *,
     frame: tuple[int, int, int],
@@ -129,7 +129,7 @@ class Stream(Iterator[rollout.Latents]):
 
   def switch(
     self,
-    text: Float[Array, "B M E"],
+    text: Float[Array, "R M E"],
     *,
     how: Switch = "recache",
     jump_to: int | None = None,
