@@ -53,6 +53,7 @@ def _inputs(rng, frames=FRAMES):
 
 def _by_rollout(model, clean, noisy, timestep, text, window, padding):
   """Chunk by chunk through the cache, without the padding frames."""
+  clean, noisy, timestep = map(np.asarray, (clean, noisy, timestep))
   cache = rollout.empty_cache(
     model,
     batch=B,
@@ -88,6 +89,7 @@ def test_every_chunk_equals_the_cached_rollout(
   padding = 0 if first_chunk is None else CHUNK - first_chunk
   expected = _by_rollout(model, *inputs, window, padding)
   out = _velocity(model, *inputs, window=window, first_chunk=first_chunk)
+  out = np.asarray(out)
   for m, velocity in enumerate(expected):
     chunk = slice(max(m * CHUNK, padding), (m + 1) * CHUNK)
     tolerances.assert_close(out[:, chunk], velocity)

@@ -27,6 +27,7 @@ class Needs:
     visible_frames: Latent frames that a chunk sees, itself included.
     scalars_per_token_layer: Cached scalars per token and layer.
     dense_scalars_per_token_layer: The same with dense attention.
+    scalar_bytes: Bytes of one cached scalar.
     cache_bytes: Bytes of the cache, all streams.
     dense_cache_bytes: Bytes of a dense cache of the same frames.
     peak_bytes: Predicted peak of one chunk: parameters (and the copies that
@@ -39,6 +40,7 @@ class Needs:
   visible_frames: int
   scalars_per_token_layer: int
   dense_scalars_per_token_layer: int
+  scalar_bytes: int
   cache_bytes: int
   dense_cache_bytes: int
   peak_bytes: int
@@ -53,8 +55,11 @@ class Needs:
       f"parameters: {self.parameters:,} ({human(self.parameter_bytes)})",
       f"tokens per latent frame: {self.tokens_per_frame}",
       f"window: {self.visible_frames} latent frames, this chunk included",
-      f"cached per token and layer: {self.scalars_per_token_layer} scalars, "
-      f"dense {self.dense_scalars_per_token_layer} (-{saved:.1%})",
+      f"cached per token and layer: {self.scalars_per_token_layer} scalars = "
+      f"{self.scalars_per_token_layer * self.scalar_bytes} B, dense "
+      f"{self.dense_scalars_per_token_layer} scalars = "
+      f"{self.dense_scalars_per_token_layer * self.scalar_bytes} B "
+      f"(-{saved:.1%})",
       f"cache: {human(self.cache_bytes)}, dense "
       f"{human(self.dense_cache_bytes)} ({ratio:.1f}x)",
       f"predicted peak memory: {human(self.peak_bytes)}",
@@ -120,6 +125,7 @@ def needs(
     visible_frames=visible,
     scalars_per_token_layer=scalars,
     dense_scalars_per_token_layer=dense,
+    scalar_bytes=jax.tree.leaves(stored.entries)[0].dtype.itemsize,
     cache_bytes=cache_bytes,
     dense_cache_bytes=cache_bytes * dense // scalars,
     peak_bytes=parameter_bytes

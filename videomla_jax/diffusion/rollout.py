@@ -109,14 +109,16 @@ def empty_cache(
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
-  block = jax.tree.map(lambda p: p[0], model.blocks)
   tokens_in = jax.ShapeDtypeStruct(
     (batch, window.chunk_frames, tokens, config.width),
     jnp.dtype(config.dtype),
   )
-  entry = jax.eval_shape(
-    lambda b, x: b.self_attention.project(x), block, tokens_in
-  )
+
+  def project(model, x):
+    block = jax.tree.map(lambda p: p[0], model.blocks)
+    return block.self_attention.project(x)
+
+  entry = jax.eval_shape(project, model, tokens_in)
   stacked = jax.tree.map(
     lambda e: jax.ShapeDtypeStruct(
       (config.num_layers, *e.shape), dtype or e.dtype
