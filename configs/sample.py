@@ -3,6 +3,8 @@
   python -m videomla_jax.sample --config=configs/sample.py:latent \
     --config.prompts="a slow three moving horizontally; fast 7 vertical"
 
+Four videos of a minute: 20 s of processor time, compilation included.
+
 Variants: `latent` (the shipped model), `dense` (its twin), `demo` (what `make
 demo` runs: three prompts of a minute each). Arguments: `steps=N`, `runlocal`.
 """

@@ -3,6 +3,9 @@
   python -m videomla_jax.train --config=configs/teacher_forcing.py:latent \
     --workdir=runs/latent
 
+Measured on one of two loaded x86 cores: 0.2 to 0.3 s a step, 70 minutes in all,
+held-out loss 0.039 (latent) and 0.024 (dense); quality in docs/small_world.md.
+
 Variants: `latent` or `dense`, `d_c=N`, `seed=N`, `steps=N`, `runlocal` (a few
 seconds, for tests).
 """
