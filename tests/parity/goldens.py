@@ -14,8 +14,8 @@ import numpy as np
 
 from videomla_jax.models import attention
 from videomla_jax.models import cache as cache_lib
-from videomla_jax.models import names
 from videomla_jax.models import wan
+from videomla_jax.models.names import dit as names
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "goldens"
 

@@ -17,7 +17,7 @@ from videomla_jax import tree_names
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
 from videomla_jax.models import cache as cache_lib
-from videomla_jax.models import names
+from videomla_jax.models.names import dit as names
 
 _NAME = "teacher_forcing"
 _RUNS = {"tf_c1": 1, "tf_c3": 3}
@@ -98,11 +98,13 @@ def _check_gradients(run: str, grads: nnx.State) -> None:
   prefix = f"{run}/grad/"
   found = [k for k in goldens.load(_NAME) if k.startswith(prefix)]
   assert found
+  sizes = goldens.wan_config(goldens.config(_NAME))
+  tensors = names.table_of(sizes).tensors
   for name in found:
-    place = names.target(name.removeprefix(prefix))
-    ours = flat[place.path]
-    ours = ours if place.block is None else ours[place.block]
-    golden = place.transform(goldens.load(_NAME)[name])
+    tensor = tensors[name.removeprefix(prefix)]
+    ours = flat[tensor.path]
+    ours = ours if tensor.block is None else ours[tensor.block]
+    golden = tensor.layout.to_ours(goldens.load(_NAME)[name])
     tolerances.assert_close(ours, golden, "golden")
 
 

@@ -15,8 +15,8 @@ import safetensors
 
 from tests import tolerances
 from tests.parity import goldens
-from videomla_jax.models import names
 from videomla_jax.models import wan
+from videomla_jax.models.names import dit as names
 
 _FOLDER = os.environ.get("VIDEOMLA_PEERS_DIR")
 
@@ -59,11 +59,7 @@ def test_velocity_equals_the_peers(peer: str, size: str) -> None:
 
 def test_published_names_and_shapes_equal_the_peers() -> None:
   text = (pathlib.Path(_FOLDER) / "diffusers_1p3b.json").read_text()
-  # A broadcast scalar has a shape and no memory.
-  tensors = {
-    name: np.broadcast_to(np.float32(0), shape)
-    for name, shape in json.loads(text).items()
-  }
-  renamed = names.to_wan_names(tensors)
-  shapes = {name: x.shape for name, x in renamed.items()}
-  assert shapes == names.expected_shapes(wan.wan_1p3b(kind="dense"))
+  shapes = {k: tuple(s) for k, s in json.loads(text).items()}
+  tensors = names.table_of(wan.wan_1p3b(kind="dense"))
+  originals = tensors.originals(shapes)  # raises unless equal
+  assert set(originals.values()) == tensors.tensors.keys()

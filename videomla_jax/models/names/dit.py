@@ -1,0 +1,150 @@
+"""Names of Wan's DiT: those of the original code and those of diffusers.
+
+spec/wan.md A7 and A9. Values never differ, so diffusers names are a function of
+the original ones.
+"""
+
+from collections.abc import Mapping
+import re
+
+from flax import nnx
+import numpy as np
+
+from videomla_jax import checkpoint
+from videomla_jax import tree_names
+from videomla_jax.models import wan
+from videomla_jax.models.names import table
+
+# Original -> diffusers, first match wins. The norms of a block swap names: the
+# affine one is norm3 here and norm2 there.
+_TO_DIFFUSERS = (
+  (r"time_embedding\.0", "condition_embedder.time_embedder.linear_1"),
+  (r"time_embedding\.2", "condition_embedder.time_embedder.linear_2"),
+  (r"text_embedding\.0", "condition_embedder.text_embedder.linear_1"),
+  (r"text_embedding\.2", "condition_embedder.text_embedder.linear_2"),
+  (r"time_projection\.1", "condition_embedder.time_proj"),
+  (r"head\.modulation", "scale_shift_table"),
+  (r"head\.head", "proj_out"),
+  (r"(blocks\.\d+)\.modulation", r"\1.scale_shift_table"),
+  (r"(blocks\.\d+)\.self_attn\.([qkv])\b", r"\1.attn1.to_\2"),
+  (r"(blocks\.\d+)\.self_attn\.o", r"\1.attn1.to_out.0"),
+  (r"(blocks\.\d+)\.self_attn", r"\1.attn1"),
+  (r"(blocks\.\d+)\.cross_attn\.([qkv])\b", r"\1.attn2.to_\2"),
+  (r"(blocks\.\d+)\.cross_attn\.o", r"\1.attn2.to_out.0"),
+  (r"(blocks\.\d+)\.cross_attn", r"\1.attn2"),
+  (r"(blocks\.\d+)\.norm3", r"\1.norm2"),
+  (r"(blocks\.\d+)\.ffn\.0", r"\1.ffn.net.0.proj"),
+  (r"(blocks\.\d+)\.ffn\.2", r"\1.ffn.net.2"),
+)
+
+
+def to_diffusers(name: str) -> str:
+  """Renames one original tensor."""
+  for pattern, replacement in _TO_DIFFUSERS:
+    renamed, matches = re.subn(f"^{pattern}", replacement, name)
+    if matches:
+      return renamed
+  return name
+
+
+def table_of(config: wan.WanConfig) -> table.Table:
+  """All tensors of a dense network, spec/wan.md A7.
+
+  Args:
+    config: Sizes; attention counts as dense.
+  """
+  width, patch = config.width, config.patch
+  inputs = config.channels * patch**2
+  kernel = (width, config.channels, 1, patch, patch)
+  tensors = {
+    "patch_embedding.weight": table.Tensor(
+      kernel, "patch_embed/kernel", table.PATCHES
+    ),
+    "patch_embedding.bias": table.Tensor((width,), "patch_embed/bias"),
+    **_mlp("time_embedding", "time_embed", config.freq_dim, width),
+    **table.linear("time_projection.1", "time_project", width, 6 * width),
+    **_mlp("text_embedding", "text_embed", config.text_dim, width),
+    "head.modulation": table.Tensor(
+      (1, 2, width), "head_modulation", table.SQUEEZED
+    ),
+    **table.linear("head.head", "head", width, inputs),
+  }
+  for n in range(config.num_layers):
+    tensors |= _block(config, n)
+  return table.Table(tensors=tensors, formats={"diffusers": to_diffusers})
+
+
+def _mlp(name: str, path: str, inputs: int, width: int):
+  return {
+    **table.linear(f"{name}.0", f"{path}/into", inputs, width),
+    **table.linear(f"{name}.2", f"{path}/out", width, width),
+  }
+
+
+def _block(config: wan.WanConfig, n: int) -> dict[str, table.Tensor]:
+  width, ffn = config.width, config.ffn_width
+  name = f"blocks.{n}"
+  return {
+    f"{name}.modulation": table.Tensor(
+      (1, 6, width), "blocks/modulation", table.SQUEEZED, n
+    ),
+    **dense_self_attention(width, n),
+    **_attention(f"{name}.cross_attn", "blocks/cross_attention", width, n),
+    **table.gain(f"{name}.norm3", "blocks/cross_norm", width, block=n),
+    f"{name}.norm3.bias": table.Tensor(
+      (width,), "blocks/cross_norm/bias", block=n
+    ),
+    **table.linear(f"{name}.ffn.0", "blocks/ffn/into", width, ffn, block=n),
+    **table.linear(f"{name}.ffn.2", "blocks/ffn/out", ffn, width, block=n),
+  }
+
+
+def dense_self_attention(width: int, n: int) -> dict[str, table.Tensor]:
+  """What a conversion to latent attention replaces in block n."""
+  name, path = f"blocks.{n}.self_attn", "blocks/self_attention"
+  return _attention(name, path, width, n)
+
+
+def _attention(name: str, path: str, width: int, n: int):
+  tensors = {}
+  for theirs, ours in dict(q="query", k="key", v="value", o="out").items():
+    tensors |= table.linear(
+      f"{name}.{theirs}", f"{path}/{ours}", width, width, block=n
+    )
+  for theirs, ours in dict(norm_q="query_norm", norm_k="key_norm").items():
+    tensors |= table.gain(f"{name}.{theirs}", f"{path}/{ours}", width, block=n)
+  return tensors
+
+
+def check_dense(config: wan.WanConfig) -> None:
+  """Raises `ValueError` unless Wan's checkpoints fit this architecture."""
+  if config.attention.kind != "dense":
+    raise ValueError(
+      f"attention.kind={config.attention.kind!r} must be 'dense', as the "
+      "checkpoints of Wan are; convert the dense network afterwards."
+    )
+  if config.learned_grid is not None:
+    raise ValueError(
+      f"learned_grid={config.learned_grid} must be None, since Wan has no such "
+      "parameter."
+    )
+
+
+def load_dense(
+  config: wan.WanConfig, tensors: Mapping[str, np.ndarray]
+) -> wan.WanDiT:
+  """Builds a dense network from PyTorch tensors.
+
+  Args:
+    config: Sizes, with dense attention and without a learned grid.
+    tensors: Every tensor of the network, under original or diffusers names.
+
+  Raises:
+    ValueError: If the config has another architecture, or names or shapes
+      differ; the message lists all of them.
+  """
+  check_dense(config)
+  arrays = table_of(config).read(tensors)
+  model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
+  checkpoint.update_model(model, tree_names.nested_dict(arrays))
+  return model
