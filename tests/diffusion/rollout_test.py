@@ -389,7 +389,7 @@ def test_guided_sampler_wants_two_rows_of_text_per_video(seed):
 )
 def test_sampler_refuses_levels_that_do_not_descend(sigmas):
   with pytest.raises(ValueError, match="must descend from at most 1"):
-    rollout.Sampler(sigmas=sigmas, renoise=True)
+    rollout.Sampler(sigmas=sigmas, rule="renoise")
 
 
 def test_sampler_refuses_no_step():

@@ -133,32 +133,11 @@ def denoise(
   if jump_to is not None:
     place = jump(place, noise.start.shape[1], to=jump_to)
 
-  def step(x, levels):
-    sigma, next_sigma, fresh = levels
-    velocity, _ = forward(
-      model,
-      cache,
-      repeat(x, sampler),
-      sigma * flow.MAX_TIMESTEP,
-      text,
-      place,
-    )
-    if sampler.guidance is not None:
-      velocity = flow.guide(*jnp.split(velocity, 2), sampler.guidance)
-    if sampler.renoise:
-      x0 = flow.x0_from_velocity(x, velocity, sigma)
-      return flow.add_noise(x0, fresh, next_sigma), None
-    return flow.euler_step(x, velocity, sigma, next_sigma), None
+  def velocity_of(x, sigma):
+    level = sigma * flow.MAX_TIMESTEP
+    return forward(model, cache, x, level, text, place)[0]
 
-  # A trailing axis of one: the level of all frames.
-  sigmas = jnp.asarray((*sampler.sigmas, 0.0), jnp.float32)[:, None]
-  fresh = noise.fresh
-  if sampler.renoise:  # The last call is followed by no noise.
-    fresh = jnp.concatenate([fresh, jnp.zeros_like(noise.start)[None]])
-  else:
-    fresh = None
-  x, _ = jax.lax.scan(step, noise.start, (sigmas[:-1], sigmas[1:], fresh))
-  return x
+  return sampling.solve(velocity_of, noise, sampler=sampler)
 
 
 def chunk_step(

@@ -31,6 +31,7 @@ Sampler = sampling.Sampler
 Noise = sampling.Noise
 few_step = sampling.few_step
 euler = sampling.euler
+unipc = sampling.unipc
 chunk_noise = sampling.chunk_noise
 place_of = chunk_pass.place_of
 jump = chunk_pass.jump

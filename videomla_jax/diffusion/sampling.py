@@ -1,38 +1,44 @@
-"""How a chunk is denoised: noise levels, step rule, guidance, noise.
+"""How latents are denoised: noise levels, step rule, guidance, noise.
 
 spec/diffusion.md sections 7 and 8. Few-step students jump to x0 and add fresh
-noise; stage-1 models follow the flow ODE with Euler steps and guidance.
+noise; many-step models follow the flow ODE with Euler or UniPC steps and
+guidance. `solve` runs a whole schedule inside one program, `step` one network
+call of it.
 """
 
+from collections.abc import Callable
 import dataclasses
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from videomla_jax.diffusion import flow
+from videomla_jax.diffusion import unipc as unipc_lib
 
 # Examples b are half of the network's batch B under guidance.
 Latents = Float[Array, "b T H W C"]
+Rule = Literal["renoise", "euler", "unipc"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-  """How a chunk is denoised.
+  """How latents are denoised.
 
   Attributes:
-    sigmas: Noise levels of the network calls, descending from 1; the level
-      after the last is 0.
-    renoise: True jumps to x0 and adds fresh noise (few-step students), False
-      follows the flow ODE with Euler steps (stage-1 models).
+    sigmas: Noise levels of the network calls, descending from at most 1; the
+      level after the last is 0.
+    rule: "renoise" jumps to x0 and adds fresh noise (few-step students),
+      "euler" and "unipc" follow the flow ODE (many-step models).
     guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
       pass.
   """
 
   sigmas: tuple[float, ...]
-  renoise: bool
+  rule: Rule
   guidance: float | None = None
 
   def __post_init__(self):
@@ -43,6 +49,8 @@ class Sampler:
         f"sampler.sigmas={self.sigmas} must descend from at most 1 and stay "
         "above 0; list the noise levels of the network calls."
       )
+    if self.rule == "unipc":
+      unipc_lib.weights(self.sigmas)  # raises where it cannot work
 
   @property
   def streams(self) -> int:
@@ -55,7 +63,7 @@ def few_step(
 ) -> Sampler:
   """The distilled student's sampler, spec/diffusion.md Eq. (15) and (16)."""
   sigmas = flow.few_step_sigmas(steps, s=shift)
-  return Sampler(sigmas=tuple(map(float, sigmas)), renoise=True)
+  return Sampler(sigmas=tuple(map(float, sigmas)), rule="renoise")
 
 
 def euler(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
@@ -64,12 +72,32 @@ def euler(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
   Raises:
     ValueError: If there is no step.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps={num_steps} must be at least 1; use 10.")
+  _check_steps(num_steps)
   sigmas = flow.sigma_table(num_steps, s=shift)
   return Sampler(
-    sigmas=tuple(map(float, sigmas)), renoise=False, guidance=guidance
+    sigmas=tuple(map(float, sigmas)), rule="euler", guidance=guidance
   )
+
+
+def unipc(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
+  """Wan's own many-step sampler.
+
+  Levels start at S(0.999), the last entry of the table Wan was trained on.
+
+  Raises:
+    ValueError: If there is no step.
+  """
+  _check_steps(num_steps)
+  levels = np.linspace(1 - 1 / flow.MAX_TIMESTEP, 0, num_steps + 1)[:-1]
+  sigmas = flow.shift(levels, shift)
+  return Sampler(
+    sigmas=tuple(map(float, sigmas)), rule="unipc", guidance=guidance
+  )
+
+
+def _check_steps(num_steps: int) -> None:
+  if num_steps < 1:
+    raise ValueError(f"num_steps={num_steps} must be at least 1; use 10.")
 
 
 class Noise(NamedTuple):
@@ -95,7 +123,7 @@ def chunk_noise(
     shape: T, H, W, C of the chunk.
     sampler: Sets how often noise is added again.
   """
-  count = len(sampler.sigmas) if sampler.renoise else 1
+  count = len(sampler.sigmas) if sampler.rule == "renoise" else 1
 
   def draw(key):
     key = jax.random.fold_in(key, chunk)
@@ -103,3 +131,112 @@ def chunk_noise(
 
   noise = jax.vmap(draw, out_axes=1)(keys)
   return Noise(noise[0], noise[1:])
+
+
+class Call(NamedTuple):
+  """One network call of a schedule; with a leading axis, all of them.
+
+  Attributes:
+    sigma: Noise level of the call; the axis of one stands for all frames.
+    next_sigma: Level after it.
+    fresh: Noise to add, of "renoise" only.
+    weights: Of "unipc" only.
+    first: Whether this is the first call.
+  """
+
+  sigma: Float[Array, "*K 1"]
+  next_sigma: Float[Array, "*K 1"]
+  fresh: Array | None
+  weights: unipc_lib.Weights | None
+  first: Array
+
+
+class State(NamedTuple):
+  """Latents on their way, and what a multistep rule remembers."""
+
+  x: Latents
+  history: unipc_lib.History | None
+
+
+def calls(sampler: Sampler, noise: Noise) -> Call:
+  """All network calls of a schedule, as arrays with a leading axis."""
+  sigmas = jnp.asarray((*sampler.sigmas, 0.0), jnp.float32)[:, None]
+  fresh = rows = None
+  if sampler.rule == "renoise":  # The last call is followed by no noise.
+    last = jnp.zeros_like(noise.start)[None]
+    fresh = jnp.concatenate([noise.fresh, last])
+  if sampler.rule == "unipc":
+    rows = unipc_lib.weights(sampler.sigmas)
+    rows = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), rows)
+  first = jnp.arange(len(sampler.sigmas)) == 0
+  return Call(sigmas[:-1], sigmas[1:], fresh, rows, first)
+
+
+def start(sampler: Sampler, noise: Noise) -> State:
+  """The state before the first network call."""
+  multistep = sampler.rule == "unipc"
+  return State(noise.start, unipc_lib.start(noise.start) if multistep else None)
+
+
+def step(
+  sampler: Sampler, state: State, velocity: Latents, call: Call
+) -> State:
+  """Moves latents from the level of a call to the next level.
+
+  Args:
+    sampler: Names the rule.
+    state: What the network saw.
+    velocity: What it answered, guidance applied.
+    call: This call.
+  """
+  x, sigma = state.x, call.sigma
+  if sampler.rule == "euler":
+    return State(flow.euler_step(x, velocity, sigma, call.next_sigma), None)
+  x0 = flow.x0_from_velocity(x, velocity, sigma)
+  if sampler.rule == "renoise":
+    return State(flow.add_noise(x0, call.fresh, call.next_sigma), None)
+  return State(
+    *unipc_lib.step(x, x0, state.history, call.weights, first=call.first)
+  )
+
+
+def guided(
+  velocity_of: Callable[[Latents, Array], Latents], sampler: Sampler
+) -> Callable[[Latents, Array], Latents]:
+  """Turns a network of `streams` inputs per example into one of one input.
+
+  Args:
+    velocity_of: From latents, conditional then unconditional, and a noise
+      level to velocities.
+    sampler: Sets the guidance.
+  """
+  if sampler.guidance is None:
+    return velocity_of
+
+  def guide(x, sigma):
+    both = velocity_of(jnp.concatenate([x, x]), sigma)
+    return flow.guide(*jnp.split(both, 2), sampler.guidance)
+
+  return guide
+
+
+def solve(
+  velocity_of: Callable[[Latents, Array], Latents],
+  noise: Noise,
+  *,
+  sampler: Sampler,
+) -> Latents:
+  """Denoises from pure noise to x0 in one loop.
+
+  Args:
+    velocity_of: The network, see `guided`; its level has shape `[1]`.
+    noise: Start and fresh noise.
+    sampler: Levels, rule and guidance.
+  """
+  network = guided(velocity_of, sampler)
+
+  def body(state, call):
+    return step(sampler, state, network(state.x, call.sigma), call), None
+
+  state, _ = jax.lax.scan(body, start(sampler, noise), calls(sampler, noise))
+  return state.x

@@ -1,0 +1,110 @@
+"""Whole clips at once: Wan's own many-step sampling.
+
+spec/wan.md A2 and spec/diffusion.md section 8. Every frame sees every frame, so
+a clip is as long as the network was trained for (21 latent frames) and nothing
+streams. One compiled step is called for every noise level, which shows progress
+and lets a clip be stopped.
+"""
+
+from collections.abc import Iterator
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from videomla_jax.diffusion import flow
+from videomla_jax.diffusion import sampling
+from videomla_jax.models import wan
+
+Latents = sampling.Latents
+
+
+def velocity(
+  model: wan.WanDiT,
+  latents: Float[Array, "B T H W C"],
+  sigma: Float[Array, "*#B"],
+  text: Float[Array, "B M E"],
+) -> Float[Array, "B T H W C"]:
+  """One pass in which all frames see each other.
+
+  Args:
+    model: The network, dense or latent.
+    latents: Noisy latents.
+    sigma: Noise level, one for all or one per example.
+    text: Text embeddings.
+  """
+  batch, frames = latents.shape[:2]
+  time = jnp.arange(frames)[None, None]
+  place = wan.Place(time, time, jnp.ones_like(time, bool))
+  timestep = jnp.reshape(sigma * flow.MAX_TIMESTEP, (-1, 1, 1))
+  out, _ = model(
+    latents[:, None],
+    jnp.broadcast_to(timestep, (batch, 1, frames)),
+    text,
+    place,
+    context_of=lambda own, past: own,
+  )
+  return out[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
+def _step(model, state, text, call, *, sampler):
+  network = sampling.guided(
+    lambda x, sigma: velocity(model, x, sigma, text), sampler
+  )
+  answer = network(state.x, call.sigma)
+  return sampling.step(sampler, state, answer, call)
+
+
+def denoise(
+  model: wan.WanDiT,
+  noise: Latents,
+  text: Float[Array, "R M E"],
+  *,
+  sampler: sampling.Sampler,
+) -> Iterator[Latents]:
+  """Yields the latents after every network call; the last ones are clean.
+
+  Args:
+    model: The network.
+    noise: Gaussian noise of the whole clip.
+    text: Embeddings, with guidance the unconditional ones after the
+      conditional ones.
+    sampler: "euler" or "unipc"; few-step students are causal.
+
+  Raises:
+    ValueError: If the sampler adds fresh noise, or shapes do not fit.
+  """
+  if sampler.rule == "renoise":
+    raise ValueError(
+      "sampler.rule='renoise' is for few-step causal students; use 'unipc' or "
+      "'euler' for whole clips."
+    )
+  streams = noise.shape[0] * sampler.streams
+  if text.shape[0] != streams:
+    raise ValueError(
+      f"text has {text.shape[0]} rows but {noise.shape[0]} clips need "
+      f"{streams}; give conditional, then unconditional embeddings."
+    )
+  gaussian = sampling.Noise(jnp.copy(noise), jnp.zeros((0, *noise.shape)))
+  calls = sampling.calls(sampler, gaussian)
+  state = sampling.start(sampler, gaussian)
+  # The state is donated, so its leaves must not share memory.
+  state = jax.tree.map(jnp.copy, state)
+  for i in range(len(sampler.sigmas)):
+    call = jax.tree.map(lambda leaf, i=i: leaf[i], calls)
+    state = _step(model, state, text, call, sampler=sampler)
+    yield jnp.copy(state.x)
+
+
+def generate(
+  model: wan.WanDiT,
+  noise: Latents,
+  text: Float[Array, "R M E"],
+  *,
+  sampler: sampling.Sampler,
+) -> Latents:
+  """Clean latents of whole clips, see `denoise`."""
+  *_, latents = denoise(model, noise, text, sampler=sampler)
+  return latents
