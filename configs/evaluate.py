@@ -26,7 +26,12 @@ def get_config(arg=None):
   config.seconds = 60.0
   config.seed = 0
   config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
-  config.sampler = dict(kind="euler", num_steps=arg["steps"], guidance=3.0)
+  config.sampler = dict(
+    kind="euler",
+    num_steps=arg["steps"],
+    guidance=3.0,
+    shift=0.0,  # 0 is that of training
+  )
   config.output = dict(folder="out", name="evaluate")
   if arg["runlocal"]:
     config.videos_per_prompt, config.seconds = 1, 3.0

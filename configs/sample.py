@@ -1,12 +1,19 @@
-"""Text to video with a trained small model.
+"""Text to video, with small models or Wan.
 
   python -m videomla_jax.sample --config=configs/sample.py:latent \
     --config.prompts="a slow three moving horizontally; fast 7 vertical"
 
 Four videos of a minute: 20 s of processor time, compilation included.
 
-Variants: `latent` (the shipped model), `dense` (its twin), `demo` (what `make
-demo` runs: three prompts of a minute each). Arguments: `steps=N`, `runlocal`.
+Variants (arguments: `steps=N`, `runlocal`):
+  latent, dense              the shipped small models
+  demo                       `make demo`: four prompts of a minute each
+  wan_1p3b                   VideoMLA: latent, causal, four steps
+  wan_1p3b_dense             Self-Forcing and its like: dense, causal, four steps
+  wan_1p3b_bidirectional     Wan2.1 itself: whole clips of 5 s, 50 UniPC steps
+  wan_tiny, wan_tiny_dense, wan_tiny_bidirectional   the same three with tiny
+                             random networks: seconds on a laptop, no meaning
+Nothing at Wan's sizes was run for lack of weights and a GPU.
 """
 
 import os
@@ -23,28 +30,51 @@ DEMO_PROMPTS = (
   "a slow five moving diagonally; "
   "a fast zero moving horizontally"
 )
+WAN_PROMPTS = "A red fox runs through deep snow at sunrise, low camera"
+
+# Folders that `convert` writes; see the README.
+CHECKPOINTS = {
+  "latent": "shipped:small_latent",
+  "dense": "shipped:small_dense",
+  "demo": "shipped:small_latent",
+  "wan_1p3b": "models/videomla_1p3b",
+  "wan_1p3b_dense": "models/self_forcing_1p3b",
+  "wan_1p3b_bidirectional": "models/wan_1p3b",
+  "wan_tiny": "random:wan_tiny",
+  "wan_tiny_dense": "random:wan_tiny_dense",
+  "wan_tiny_bidirectional": "random:wan_tiny_dense",
+}
 
 
 def get_config(arg=None):
   """Returns the config of one variant."""
-  arg = common.parse_arg(arg, variant="latent", steps=10, runlocal=False)
+  arg = common.parse_arg(arg, variant="latent", steps=0, runlocal=False)
   variant = arg["variant"]
-  if variant not in ("latent", "dense", "demo"):
+  if variant not in CHECKPOINTS:
     raise ValueError(
-      f"config variant {variant!r} is unknown; use latent, dense or demo."
+      f"config variant {variant!r} is unknown; use one of {list(CHECKPOINTS)}."
     )
-  kind = "dense" if variant == "dense" else "latent"
   config = ml_collections.ConfigDict()
-  config.checkpoint = f"shipped:small_{kind}"  # or a folder of `train`
+  config.checkpoint = CHECKPOINTS[variant]  # or a folder of train or convert
+  # Folders of Wan's parts; empty is CHECKPOINT/NAME.
+  config.parts = dict(dit="", vae="", umt5="", tokenizer="")
+  config.embeddings = ""  # a file of `embed`, in place of the text encoder
   config.prompts = DEMO_PROMPTS  # separated by semicolons
+  config.negative_prompt = ""  # of guidance; Wan's own is in its repository
   config.seconds = 60.0
   config.seed = 0
   config.image = ""  # first frame: a picture file
   config.clip = ""  # frames to continue: an MP4 file
+  config.mode = "causal"  # "bidirectional": whole clips at once
+  config.height = 0  # pixels; 0 is the small model's own
+  config.width = 0
+  config.half_weights = False  # kernels in bfloat16 only: half the memory
+  config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
   config.sampler = dict(
-    kind="euler",  # "few_step" for distilled students
-    num_steps=arg["steps"],
+    kind="euler",  # "unipc"; "few_step" for distilled students
+    num_steps=arg["steps"] or 10,
     guidance=3.0,  # w in uncond + w (cond - uncond); 0 runs none
+    shift=0.0,  # warp of the noise schedule; 0 is the model's own
   )
   # The window of training by default; any may be changed at rollout.
   config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
@@ -53,8 +83,33 @@ def get_config(arg=None):
     name="demo" if variant == "demo" else "sample",
     scale=12,  # screen pixels per pixel
   )
+  if variant.startswith("wan"):
+    _wan(config, variant, arg["steps"])
   if arg["runlocal"]:
     config.seconds = 2.0
     config.sampler.num_steps = 2
     config.output.scale = 2
   return config
+
+
+def _wan(config, variant, steps):
+  """Sizes and samplers of Wan."""
+  config.prompts = WAN_PROMPTS
+  config.height, config.width = 480, 832
+  config.half_weights = True
+  config.output.scale = 1
+  config.sampler.kind = "few_step"
+  if variant.endswith("dense"):  # trained with every frame of 5 s in view
+    config.window.update(sink_frames=0, local_frames=21)
+  if variant.endswith("bidirectional"):
+    config.mode = "bidirectional"
+    config.seconds = 81 / 16  # what Wan was trained on
+    # Wan2.1's README, 1.3B at 480p: shift 8 to 12, guidance 6.
+    config.sampler.update(
+      kind="unipc", num_steps=steps or 50, guidance=6.0, shift=8.0
+    )
+  if "tiny" in variant:
+    config.height, config.width = 32, 48
+    config.seconds = min(config.seconds, 5.0)
+    config.half_weights = False
+    config.sampler.num_steps = steps or 4

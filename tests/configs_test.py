@@ -14,7 +14,15 @@ tiny_project.config("sample")  # puts the folder of configs on the path
 import common  # noqa: E402
 
 _VARIANTS = {
-  "sample": ["", "latent", "dense", "demo", "demo,steps=4"],
+  "sample": [
+    "",
+    "latent",
+    "dense",
+    "demo",
+    "demo,steps=4",
+    *(f"wan_1p3b{mode}" for mode in ("", "_dense", "_bidirectional")),
+    *(f"wan_tiny{mode}" for mode in ("", "_dense", "_bidirectional")),
+  ],
   "teacher_forcing": ["", "latent", "dense", "dense,seed=3", "steps=60"],
   "evaluate": ["", "models=latent", "latent+dense", "steps=20"],
   "benchmark": ["", "rollout", "minutes=1"],
@@ -59,7 +67,7 @@ def test_arguments_reach_the_fields() -> None:
 @pytest.mark.parametrize(
   ("name", "arg", "words"),
   [
-    ("sample", "sparse", "use latent, dense or demo"),
+    ("sample", "sparse", "use one of .*latent"),
     ("sample", "steps=few", "of type int"),
     ("sample", "size=3", "use one of variant=latent"),
     ("sample", "runlocal=maybe", "true or false"),

@@ -11,8 +11,10 @@ import pytest
 
 from tests import tiny_project
 from videomla_jax import cli
+from videomla_jax import films
 from videomla_jax import sample
 from videomla_jax import video
+from videomla_jax.diffusion import stream
 from videomla_jax.models import video_model
 
 _PROMPTS = "a slow three moving horizontally; fast 7 vertical"
@@ -125,7 +127,7 @@ def test_cache_bytes_are_those_of_the_stream(
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
   held = []
-  start = sample.stream.rollout.start
+  start = stream.rollout.start
 
   def spy(*args, **kwargs):
     state = start(*args, **kwargs)
@@ -133,7 +135,7 @@ def test_cache_bytes_are_those_of_the_stream(
     held.append(sum(x.nbytes for x in leaves))
     return state
 
-  monkeypatch.setattr(sample.stream.rollout, "start", spy)
+  monkeypatch.setattr(stream.rollout, "start", spy)
   config = _config(tmp_path, seconds=1.0, prompts="slow 3 vertical")
   config.window.update(sink_frames=2, local_frames=9)
   assert [sample.sample(config)["cache_bytes"]] == held
@@ -150,7 +152,12 @@ _MISTAKES = {
   "unknown model": (dict(checkpoint="shipped:none"), "shipped are"),
   "no length": (dict(seconds=0.01), "less than one frame"),
   "no steps": (dict(sampler=dict(num_steps=0)), "at least 1"),
-  "no sampler": (dict(sampler=dict(kind="ddim")), "'euler' or 'few_step'"),
+  "no sampler": (dict(sampler=dict(kind="ddim")), "'euler', 'unipc'"),
+  "no mode": (dict(mode="acausal"), "'causal', 'bidirectional'"),
+  "image of a clip": (
+    dict(mode="bidirectional", image="a.png"),
+    "takes no first frames",
+  ),
   "no scale": (dict(output=dict(scale=0)), "output.scale=0"),
   "no image": (dict(image="missing.png"), "give a PNG or JPEG"),
   "no clip": (dict(clip="missing.mp4"), "give an MP4"),
@@ -246,7 +253,7 @@ def test_failure_on_the_way_leaves_no_file(
   model: video_model.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-  append, calls = sample._Films.append, []
+  append, calls = films.Films.append, []
 
   def failing(self, frames):
     calls.append(frames)
@@ -254,7 +261,7 @@ def test_failure_on_the_way_leaves_no_file(
       raise KeyboardInterrupt
     return append(self, frames)
 
-  monkeypatch.setattr(sample._Films, "append", failing)
+  monkeypatch.setattr(films.Films, "append", failing)
   with pytest.raises(KeyboardInterrupt):
     sample.sample(_config(tmp_path))
   assert _names(tmp_path) == []

@@ -37,3 +37,11 @@ def test_wan_frames_round_trip(latent_frames):
   # Up to three surplus frames are dropped.
   assert shapes.wan_latent_frames(pixels + 3) == latent_frames
   assert shapes.wan_latent_frames(pixels + 4) == latent_frames + 1
+
+
+@hypothesis.given(st.integers(1, 10**6), st.integers(1, 8))
+def test_covering_latents_are_the_fewest_that_suffice(pixels, stride):
+  latents = shapes.covering_latents(pixels, stride=stride)
+  assert shapes.pixel_frames(latents, stride=stride) >= pixels
+  fewer = shapes.pixel_frames(latents - 1, stride=stride)
+  assert latents == 1 or fewer < pixels

@@ -20,42 +20,39 @@ import numpy as np
 from videomla_jax import cli
 from videomla_jax import metrics
 from videomla_jax import sample
+from videomla_jax import sources
+from videomla_jax import text_to_video
 from videomla_jax import video
 from videomla_jax.analysis import judge as judge_lib
 from videomla_jax.analysis import long_rollout
 from videomla_jax.data import prompts as prompts_lib
-from videomla_jax.diffusion import stream
 from videomla_jax.models import video_model
 
 
 def generate_videos(
-  model: video_model.VideoModel,
+  source: sources.SmallSource,
   prompts: list[prompts_lib.Prompt],
   config: Any,
   *,
   name: str,
 ) -> Float[np.ndarray, "V T h w 1"]:
   """Generates one video per prompt, in [0, 1], with a progress bar."""
-  num_frames = round(config.seconds * model.config.fps)
-  sampler = sample.make_sampler(config.sampler, shift=model.config.shift)
-  decode = jax.jit(model.codec.decode)
-  chunks = stream.Stream(
-    model.dit,
-    sample.embed(model, [p.text() for p in prompts], sampler),
-    jax.random.key(config.seed),
-    frame=model.latent_shape(),
-    window=model.config.window,
-    sampler=sampler,
-    max_frames=num_frames,
-  )
-  pieces, done = [], 0
+  num_frames = sample.count_frames(config.seconds, source.fps)
+  sampler = sample.make_sampler(config.sampler, shift=source.shift)
+  negative = None if sampler.guidance is None else ""
+  pieces = []
   with metrics.Progress(num_frames, name, unit="frame") as progress:
-    for latents in chunks:
-      pieces.append(np.asarray(decode(latents)))
-      step = min(latents.shape[1], num_frames - done)
-      done += step
-      progress.update(step)
-  return np.concatenate(pieces, axis=1)[:, :num_frames]
+    for pixels in text_to_video.roll_out(
+      source.load(),
+      source.embed([p.text() for p in prompts], negative=negative),
+      jax.random.key(config.seed),
+      window=source.model.config.window,
+      sampler=sampler,
+      num_frames=num_frames,
+    ):
+      pieces.append(np.asarray(pixels))
+      progress.update(pixels.shape[1])
+  return np.concatenate(pieces, axis=1)
 
 
 def evaluate(config: Any) -> dict[str, Any]:
@@ -70,7 +67,10 @@ def evaluate(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: If a checkpoint, a length or the output folder cannot work.
   """
-  models = {n: video_model.load(p) for n, p in config.checkpoints.items()}
+  models = {
+    n: sources.SmallSource(model=video_model.load(p))
+    for n, p in config.checkpoints.items()
+  }
   if config.videos_per_prompt < 1 or config.seconds <= 0:
     raise ValueError(
       f"videos_per_prompt={config.videos_per_prompt} and "
@@ -79,16 +79,16 @@ def evaluate(config: Any) -> dict[str, Any]:
   folder = video.check_output_folder(config.output.folder)
   judge, judge_report = judge_lib.load_or_train_judge(config.judge)
   prompts = [*prompts_lib.held_out_prompts()] * config.videos_per_prompt
-  fps = next(iter(models.values())).config.fps
+  fps = next(iter(models.values())).fps
   num_frames = round(config.seconds * fps)
   real = long_rollout.real_videos(
     prompts, num_frames=num_frames, seed=config.seed
   )
   measures = {"real": long_rollout.measure(real, prompts, judge, fps)}
   seconds = {}
-  for name, model in models.items():
+  for name, source in models.items():
     started = time.monotonic()
-    videos = generate_videos(model, prompts, config, name=name)
+    videos = generate_videos(source, prompts, config, name=name)
     seconds[name] = round(time.monotonic() - started, 1)
     measures[name] = long_rollout.measure(videos, prompts, judge, fps)
     sheet = video.contact_sheet(

@@ -63,9 +63,19 @@ def round_up(count: int, multiple: int) -> int:
 
 def wan_pixel_frames(latent_frames: int) -> int:
   """Pixel frames that the Wan VAE decodes from latent frames: 4 (T - 1) + 1."""
-  return 4 * (latent_frames - 1) + 1
+  return pixel_frames(latent_frames, stride=4)
 
 
 def wan_latent_frames(pixel_frames: int) -> int:
   """Latent frames of a Wan clip; surplus pixel frames are dropped."""
   return (pixel_frames - 1) // 4 + 1
+
+
+def pixel_frames(latent_frames: int, *, stride: int) -> int:
+  """Pixel frames of a clip: one for the first latent frame, then `stride`."""
+  return stride * (latent_frames - 1) + 1
+
+
+def covering_latents(pixel_frames: int, *, stride: int) -> int:
+  """Fewest latent frames that decode to at least so many pixel frames."""
+  return -((1 - pixel_frames) // stride) + 1

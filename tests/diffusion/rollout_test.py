@@ -395,3 +395,10 @@ def test_sampler_refuses_levels_that_do_not_descend(sigmas):
 def test_sampler_refuses_no_step():
   with pytest.raises(ValueError, match="num_steps=0 must be at least 1"):
     rollout.euler(0, shift=5.0, guidance=None)
+
+
+def test_raw_keys_are_keys_too(seed: int) -> None:
+  raw, typed = jax.random.PRNGKey(seed), jax.random.key(seed)
+  a, b = (rollout.split_keys(key, 3) for key in (raw, typed))
+  assert a.shape == b.shape == (3,)
+  assert (jax.random.key_data(a) == jax.random.key_data(b)).all()

@@ -65,6 +65,31 @@ def test_next_chunk_is_under_way_when_one_is_handed_out(seed: int) -> None:
   assert chunks.state.cache.next_frame.tolist() == [9]
 
 
+def test_what_follows_a_chunk_is_dispatched_before_the_next_one(seed) -> None:
+  order = []
+
+  def decode(latents):
+    order.append("decode")
+    return 2 * latents
+
+  class Spy(stream.Stream):
+    def _dispatch(self):
+      order.append("generate")
+      return super()._dispatch()
+
+  case = _Case(seed)
+  call = dict(frame=tiny_model.FRAME, window=_WINDOW, sampler=_PLAIN)
+  doubled = Spy(
+    case.model, case.text, case.key, **call, max_frames=9, then=decode
+  )
+  pairs = zip(doubled, case.stream(max_frames=9), strict=True)
+  for pixels, latents in pairs:
+    np.testing.assert_array_equal(pixels, 2 * latents)
+  # Behind the last chunk there is nothing to generate.
+  assert order[:6] == ["generate", "decode"] * 3
+  assert "decode" not in order[6:]
+
+
 @pytest.mark.parametrize(("frames", "chunks"), [(1, 1), (3, 1), (4, 2)])
 def test_length_is_rounded_up_to_chunks(
   seed: int, frames: int, chunks: int

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from videomla_jax import shapes
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache
+from videomla_jax.models import codecs
 from videomla_jax.models import wan
 from videomla_jax.ops.latent_attention import xla_chunked
 
@@ -30,8 +31,10 @@ class Needs:
     scalar_bytes: Bytes of one cached scalar.
     cache_bytes: Bytes of the cache, all streams.
     dense_cache_bytes: Bytes of a dense cache of the same frames.
+    decoder_bytes: Bytes of the codec: parameters and what decoding remembers.
     peak_bytes: Predicted peak of one chunk: parameters (and the copies that
-      taking layers out of their stack makes), cache, activations.
+      taking layers out of their stack makes), cache, activations, codec
+      without its own activations.
   """
 
   parameters: int
@@ -43,6 +46,7 @@ class Needs:
   scalar_bytes: int
   cache_bytes: int
   dense_cache_bytes: int
+  decoder_bytes: int
   peak_bytes: int
 
   def lines(self) -> list[str]:
@@ -51,6 +55,7 @@ class Needs:
     saved = (
       1 - self.scalars_per_token_layer / self.dense_scalars_per_token_layer
     )
+    decoder = [f"decoder: {human(self.decoder_bytes)}"]
     return [
       f"parameters: {self.parameters:,} ({human(self.parameter_bytes)})",
       f"tokens per latent frame: {self.tokens_per_frame}",
@@ -62,6 +67,7 @@ class Needs:
       f"(-{saved:.1%})",
       f"cache: {human(self.cache_bytes)}, dense "
       f"{human(self.dense_cache_bytes)} ({ratio:.1f}x)",
+      *(decoder if self.decoder_bytes else []),
       f"predicted peak memory: {human(self.peak_bytes)}",
     ]
 
@@ -83,6 +89,8 @@ def needs(
   window: cache.Window,
   max_frames: int,
   cache_dtype: str | None = None,
+  codec: codecs.Codec | None = None,
+  videos: int = 1,
 ) -> Needs:
   """Computes the sizes of a rollout.
 
@@ -93,6 +101,8 @@ def needs(
     window: Which frames are seen.
     max_frames: Latent frames of the video.
     cache_dtype: Of the cache; the model's own by default.
+    codec: What decodes the latents, if it runs beside the network.
+    videos: Videos that are decoded side by side.
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
@@ -118,6 +128,10 @@ def needs(
   dense = 2 * config.width
   slots = window.slots(max_frames)
   visible = slots + window.chunk_frames
+  decoder_bytes = 0
+  if codec is not None:
+    state = jax.eval_shape(lambda c: c.start(videos, *frame[:2]), codec)
+    decoder_bytes = _bytes(codec) + _bytes(state)
   return Needs(
     parameters=sum(math.prod(x.shape) for x in leaves),
     parameter_bytes=parameter_bytes,
@@ -128,9 +142,11 @@ def needs(
     scalar_bytes=jax.tree.leaves(stored.entries)[0].dtype.itemsize,
     cache_bytes=cache_bytes,
     dense_cache_bytes=cache_bytes * dense // scalars,
+    decoder_bytes=decoder_bytes,
     peak_bytes=parameter_bytes
     + copies
     + cache_bytes
+    + decoder_bytes
     + _activation_bytes(
       config,
       queries=streams * window.chunk_frames * tokens,
@@ -140,7 +156,7 @@ def needs(
   )
 
 
-def _bytes(tree: nnx.Module) -> int:
+def _bytes(tree: PyTree) -> int:
   """Bytes of all arrays, real or abstract."""
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)

@@ -356,7 +356,14 @@ def generate(
 
 
 def split_keys(key: Array, batch: int) -> Array:
-  """One key per example, from one key or as given."""
+  """One key per example, from one key or as given.
+
+  Args:
+    key: Typed key or keys; raw ones of `jax.random.PRNGKey` are wrapped.
+    batch: Examples.
+  """
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)
   if key.ndim:
     return key
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))

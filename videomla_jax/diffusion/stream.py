@@ -7,6 +7,7 @@ while the caller decodes, shows or writes. One program serves every length.
 Between chunks the prompt can change (spec/rollout.md sections 6 and 9).
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import functools
 from typing import Any, Literal
@@ -47,7 +48,7 @@ def _next_chunk(model, state, text, *, window, sampler, frame, jump_to):
   return latents, rollout.Rollout(cache, state.keys, state.chunk + 1)
 
 
-class Stream(Iterator[rollout.Latents]):
+class Stream(Iterator[Any]):
   """An endless video, one chunk of latents `[B, T, H, W, C]` at a time."""
 
   def __init__(
@@ -62,6 +63,7 @@ class Stream(Iterator[rollout.Latents]):
     max_frames: int | None = None,
     context: Float[Array, "b T H W C"] | None = None,
     cache_dtype: Any = None,
+    then: Callable[[rollout.Latents], Any] | None = None,
   ):
     """Allocates the cache and commits given frames; compiles nothing big.
 
@@ -77,6 +79,9 @@ class Stream(Iterator[rollout.Latents]):
         (not with a window that keeps every frame).
       context: Given first frames; they are not handed out again.
       cache_dtype: Of the stored entries; the model's own by default.
+      then: Applied to each chunk as soon as it is dispatched, before the next
+        one is; what it returns is handed out instead. A decoder here shows
+        chunk k while chunk k + 1 is computed.
 
     Raises:
       ValueError: If shapes do not fit, or an endless stream keeps all frames.
@@ -87,7 +92,7 @@ class Stream(Iterator[rollout.Latents]):
         "say how long the video is."
       )
     self._call = dict(window=window, sampler=sampler, frame=tuple(frame))
-    self._model, self._text = model, text
+    self._model, self._text, self._then = model, text, then
     self._given = 0 if context is None else context.shape[1]
     self._left = max_frames
     if max_frames is None:
@@ -107,14 +112,14 @@ class Stream(Iterator[rollout.Latents]):
       cache_dtype=cache_dtype,
     )
     self._jump_to: int | None = None
-    self._ahead: rollout.Latents | None = None
+    self._ahead: Any = None
     # Chunks start at multiples of `chunk_frames` after these frames.
     self._first = self._given % window.chunk_frames
     # Clean latents of the frames in the window, for `recache`.
     self._recent = [] if context is None else self._frames_of(context, 0)
     self._trim()
 
-  def __next__(self) -> rollout.Latents:
+  def __next__(self) -> Any:
     """Hands out the next chunk, with the one after it already under way."""
     current = self._dispatch() if self._ahead is None else self._ahead
     if current is None:
@@ -163,7 +168,7 @@ class Stream(Iterator[rollout.Latents]):
       )
     self._text, self._jump_to = text, jump_to
 
-  def _dispatch(self) -> rollout.Latents | None:
+  def _dispatch(self) -> Any:
     """Starts one chunk on the device without waiting for it."""
     if self._left is not None and self._left <= 0:
       return None
@@ -181,7 +186,7 @@ class Stream(Iterator[rollout.Latents]):
     self._recent += self._frames_of(latents, self._given)
     self._given += chunk
     self._trim()
-    return latents
+    return latents if self._then is None else self._then(latents)
 
   def _frames_of(self, latents, first):
     return [(first + i, latents[:, i]) for i in range(latents.shape[1])]

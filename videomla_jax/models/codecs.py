@@ -1,12 +1,47 @@
-"""Codecs of small models: video pixels to latents without a VAE."""
+"""Codecs: pixels to latents and back, the small models' one and the interface.
+
+A codec streams: `start` gives the state of a decoder before the first frame,
+`decode_chunk` turns the next latents into pixels. `WanVAE` is the other one.
+"""
 
 import dataclasses
+from typing import Any, Protocol
 
 from einops import rearrange
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 
+class Codec(Protocol):
+  """What sampling asks of a codec.
+
+  Attributes:
+    temporal_stride: Pixel frames per latent frame after the first, which is
+      one pixel frame.
+    spatial_stride: Pixels per latent pixel, along one side.
+    channels: Latent channels C.
+    pixel_channels: 1 (grey) or 3.
+  """
+
+  temporal_stride: int
+  spatial_stride: int
+  channels: int
+  pixel_channels: int
+
+  def encode(self, video: UInt8[Array, "B t h w c"]) -> Array:
+    """A whole clip to latents `[B, T, H, W, C]`."""
+
+  def start(self, batch: int, height: int, width: int) -> Any:
+    """State before the first latent frame, from latent sizes."""
+
+  def decode_chunk(
+    self, latents: Float[Array, "B T H W C"], state: Any
+  ) -> tuple[Array, Any]:
+    """The next frames, pixels in [0, 1], and the state after them."""
+
+
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelCodec:
   """Space to depth: a square of pixels becomes the channels of a latent pixel.
@@ -18,6 +53,12 @@ class PixelCodec:
 
   block: int = 4
   pixel_channels: int = 1
+  temporal_stride: int = 1
+
+  @property
+  def spatial_stride(self) -> int:
+    """Pixels per latent pixel."""
+    return self.block
 
   @property
   def channels(self) -> int:
@@ -48,3 +89,14 @@ class PixelCodec:
       c=self.pixel_channels,
     )
     return jnp.clip(0.5 * pixels + 0.5, 0, 1)
+
+  def start(self, batch: int, height: int, width: int) -> tuple[()]:
+    """No state: frames are independent."""
+    del batch, height, width
+    return ()
+
+  def decode_chunk(
+    self, latents: Float[Array, "B T H W C"], state: tuple[()]
+  ) -> tuple[Float[Array, "B T h w c"], tuple[()]]:
+    """As `decode`."""
+    return self.decode(latents), state

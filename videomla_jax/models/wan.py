@@ -105,6 +105,25 @@ def small(
   return WanConfig(attention=sizes, **(values | kwargs))
 
 
+def tiny(*, kind="latent", **kwargs) -> WanConfig:
+  """Wan with every dimension small, to try the machinery in seconds.
+
+  Latents and text have the sizes of `vae.tiny_vae` and `umt5.tiny_umt5`.
+  """
+  sizes = attention.AttentionConfig(
+    kind=kind, width=64, num_heads=4, d_c=16, d_rope=8, d_q=32
+  )
+  values = dict(
+    num_layers=2,
+    ffn_width=128,
+    channels=4,
+    freq_dim=32,
+    text_dim=32,
+    dtype="float32",
+  )
+  return WanConfig(attention=sizes, **(values | kwargs))
+
+
 SIZES = {"wan_1p3b": wan_1p3b, "wan_14b": wan_14b, "small": small}
 
 

@@ -7,6 +7,7 @@ latents. They are equal; "auto" takes the one with fewer multiply-adds.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import itertools
 
 from jaxtyping import Array, Float
 
@@ -47,7 +48,8 @@ def latent_attention(
     queries: Content and rotated positional queries.
     keys: Content latents, rotated positional keys, validity.
     up: W_uk and W_uv.
-    form: "auto" compares multiply-adds.
+    form: "auto" takes the one with fewer multiply-adds, or the other one where
+      no implementation has that.
     implementation: A name, or names in order of preference; by default every
       implementation in the order of the table.
 
@@ -58,8 +60,10 @@ def latent_attention(
     ValueError: If a name is unknown.
     NotImplementedError: If none can run; lists the reason of each.
   """
+  forms: tuple[str, ...] = (form,)
   if form == "auto":
-    form = specs.spec_of(queries, keys, up).cheaper_form()
+    first = specs.spec_of(queries, keys, up).cheaper_form()
+    forms = (first, *({"expanded", "absorbed"} - {first}))
   if implementation is None:
     implementation = tuple(IMPLEMENTATIONS)
   if isinstance(implementation, str):
@@ -71,9 +75,9 @@ def latent_attention(
       f"{sorted(IMPLEMENTATIONS)}."
     )
   reasons = []
-  for name in implementation:
+  for tried, name in itertools.product(forms, implementation):
     try:
-      return IMPLEMENTATIONS[name](queries, keys, up, form=form)
+      return IMPLEMENTATIONS[name](queries, keys, up, form=tried)
     except NotImplementedError as error:
-      reasons.append(str(error))
-  raise NotImplementedError(f"form={form}: " + "; ".join(reasons))
+      reasons.append(f"{tried}: {error}")
+  raise NotImplementedError("; ".join(reasons))
