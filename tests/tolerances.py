@@ -36,6 +36,10 @@ TOLERANCES: dict[str, Tolerance] = {
     bound=2e-2,
     reason="8 bits of mantissa: 2^-8 per rounding, a few roundings",
   ),
+  "bfloat16_deep": Tolerance(
+    bound=5e-2,
+    reason="bfloat16 rounding carried through all layers of a network",
+  ),
 }
 
 
