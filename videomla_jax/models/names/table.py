@@ -84,12 +84,14 @@ class Table:
   Attributes:
     tensors: By original name.
     formats: Other sets of names, each a function of the original name.
+    copies: Names that repeat another tensor and may be left out.
   """
 
   tensors: Mapping[str, Tensor]
   formats: Mapping[str, Callable[[str], str]] = dataclasses.field(
     default_factory=dict
   )
+  copies: frozenset[str] = frozenset()
 
   def names(self, format_name: str) -> dict[str, str]:
     """Maps the names of one format to original ones.
@@ -122,12 +124,13 @@ class Table:
         the message lists all of them.
     """
     bare = {name: _unwrapped(name) for name in given}
+    bare = {name: b for name, b in bare.items() if b not in self.copies}
     known = max(
       map(self.names, (ORIGINAL, *self.formats)),
       key=lambda names: len(names.keys() & set(bare.values())),
     )
     found = {n: known[b] for n, b in bare.items() if b in known}
-    self._check(given, found)
+    self._check({name: given[name] for name in bare}, found)
     return found
 
   def _check(

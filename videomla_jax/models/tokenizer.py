@@ -1,0 +1,119 @@
+"""Text to token ids as Wan does it: clean, SentencePiece, `</s>`, pad.
+
+spec/wan.md part C. The vocabulary is a SentencePiece file, for Wan that of
+UMT5 (`google/umt5-xxl/spiece.model` in the release).
+"""
+
+import html
+import io
+import os
+import pathlib
+
+import ftfy
+from jaxtyping import Int
+import numpy as np
+import sentencepiece
+
+MAX_TOKENS = 512
+FILE = "spiece.model"
+_PAD, _EOS = 0, 1
+
+
+def clean(text: str) -> str:
+  """Mends encodings, unescapes HTML twice, collapses white space."""
+  text = html.unescape(html.unescape(ftfy.fix_text(text)))
+  return " ".join(text.split())
+
+
+class Tokenizer:
+  """SentencePiece with T5's special ids: 0 pads, 1 ends a text."""
+
+  def __init__(self, model: bytes, *, max_tokens: int = MAX_TOKENS):
+    """Reads a serialised SentencePiece model.
+
+    Args:
+      model: Content of the file.
+      max_tokens: M, length of the padded ids, `</s>` included.
+
+    Raises:
+      ValueError: If it is no such model, or has other special ids.
+    """
+    try:
+      self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+      raise ValueError(
+        f"tokenizer is no SentencePiece model ({len(model)} bytes); give the "
+        f"{FILE} of the release."
+      ) from error
+    special = self._pieces.pad_id(), self._pieces.eos_id()
+    if special != (_PAD, _EOS):
+      raise ValueError(
+        f"tokenizer has pad and end ids {special} instead of {_PAD, _EOS}; "
+        "use the one that the encoder was trained with."
+      )
+    self.max_tokens = max_tokens
+
+  @classmethod
+  def load(cls, path: str | os.PathLike[str], **kwargs) -> "Tokenizer":
+    """Reads a file, or `spiece.model` in a folder.
+
+    Raises:
+      ValueError: If the file is missing or no tokenizer.
+    """
+    path = pathlib.Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+      model = path.read_bytes()
+    except OSError as error:
+      raise ValueError(
+        f"tokenizer={str(path)!r} cannot be read; give the {FILE} of the "
+        "release (google/umt5-xxl)."
+      ) from error
+    return cls(model, **kwargs)
+
+  @property
+  def vocabulary(self) -> int:
+    """Number of ids."""
+    return self._pieces.vocab_size()
+
+  def __call__(
+    self, texts: list[str]
+  ) -> tuple[Int[np.ndarray, "B M"], Int[np.ndarray, "B"]]:
+    """Token ids, zero-padded, and the number of real ones.
+
+    Args:
+      texts: Cleaned here; a long text is cut, `</s>` stays.
+    """
+    ids = np.full((len(texts), self.max_tokens), _PAD, np.int32)
+    lengths = np.zeros(len(texts), np.int32)
+    for i, text in enumerate(texts):
+      pieces = self._pieces.encode(clean(text))[: self.max_tokens - 1]
+      lengths[i] = len(pieces) + 1
+      ids[i, : lengths[i]] = [*pieces, _EOS]
+    return ids, lengths
+
+
+def train_tokenizer(texts: list[str], *, vocabulary: int = 512) -> Tokenizer:
+  """A small vocabulary made from a few texts, to try the machinery.
+
+  Args:
+    texts: What it must be able to write; other characters are unknown.
+    vocabulary: At most so many ids.
+  """
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter([clean(t) or "a" for t in texts]),
+    model_writer=model,
+    vocab_size=vocabulary,
+    hard_vocab_limit=False,
+    model_type="unigram",
+    pad_id=_PAD,
+    eos_id=_EOS,
+    unk_id=2,
+    bos_id=-1,
+    pad_piece="<pad>",
+    eos_piece="</s>",
+    unk_piece="<unk>",
+    minloglevel=2,
+  )
+  return Tokenizer(model.getvalue())

@@ -1,0 +1,294 @@
+"""The UMT5 encoder: Wan's text encoder.
+
+spec/wan.md part C. Text tokens attend to each other without scaling and with a
+learned bias per relative distance, which every layer has for itself. Norms and
+softmax are float32; padding keys are masked, padding positions are zeroed after
+the last layer.
+"""
+
+import dataclasses
+from typing import Any
+
+from einops import rearrange
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
+import numpy as np
+
+from videomla_jax.models import tokenizer as tokenizer_lib
+
+_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Umt5Config:
+  """Sizes of the encoder.
+
+  Attributes:
+    vocabulary: Token ids.
+    width: Channels E.
+    num_heads: Heads N.
+    head_dim: Channels of a head D.
+    ffn_width: Channels of the gated feed-forward F.
+    num_layers: Blocks.
+    num_buckets: Rows of a table of relative distances, half for each sign.
+    max_distance: Distance from which all share a bucket.
+    dtype: Of the matrix products.
+    param_dtype: Of the weights; the released ones are bfloat16.
+  """
+
+  vocabulary: int
+  width: int
+  num_heads: int
+  head_dim: int
+  ffn_width: int
+  num_layers: int
+  num_buckets: int = 32
+  max_distance: int = 128
+  dtype: str = "bfloat16"
+  param_dtype: str = "bfloat16"
+
+  @classmethod
+  def from_dict(cls, config: dict[str, Any]) -> "Umt5Config":
+    """Reads the dict that `to_dict` made.
+
+    Raises:
+      ValueError: If a field is missing or unknown.
+    """
+    try:
+      return cls(**config)
+    except TypeError as error:
+      raise ValueError(
+        f"UMT5 config does not fit this version ({error}); convert it again."
+      ) from error
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain JSON values."""
+    return dataclasses.asdict(self)
+
+
+def umt5_xxl(**kwargs) -> Umt5Config:
+  """The encoder of Wan2.1: 5,680,910,336 parameters."""
+  values = dict(
+    vocabulary=256384,
+    width=4096,
+    num_heads=64,
+    head_dim=64,
+    ffn_width=10240,
+    num_layers=24,
+  )
+  return Umt5Config(**(values | kwargs))
+
+
+def tiny_umt5(**kwargs) -> Umt5Config:
+  """The same layers with few channels, to try the machinery."""
+  values = dict(
+    vocabulary=512,
+    width=32,
+    num_heads=4,
+    head_dim=8,
+    ffn_width=48,
+    num_layers=2,
+    dtype="float32",
+    param_dtype="float32",
+  )
+  return umt5_xxl(**(values | kwargs))
+
+
+def relative_buckets(
+  distance: Int[np.ndarray, "..."], *, num_buckets: int, max_distance: int
+) -> Int[np.ndarray, "..."]:
+  """Row of the bias table for key minus query positions.
+
+  Half of the rows are for later keys. Within a half, short distances have rows
+  of their own and longer ones share them, logarithmically.
+
+  Args:
+    distance: Key minus query position.
+    num_buckets: Rows of the table.
+    max_distance: From here on everything is in the last row.
+  """
+  half = num_buckets // 2
+  own = half // 2
+  size = np.abs(distance)
+  # The original computes in float32, which decides where rows begin.
+  log = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(own))
+  log = log / np.float32(np.log(max_distance / own)) * (half - own)
+  shared = np.minimum(own + log.astype(np.int64), half - 1)
+  return np.where(size < own, size, shared) + half * (distance > 0)
+
+
+class Norm(nnx.Module):
+  """x / rms(x) in float32, times a gain; no mean, no bias."""
+
+  def __init__(self, features: int, *, param_dtype):
+    self.gain = nnx.Param(jnp.ones((features,), param_dtype))
+
+  def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
+    """Normalises the last axis."""
+    x32 = x.astype(jnp.float32)
+    square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+    normed = x32 * jax.lax.rsqrt(square + _EPSILON)
+    return normed.astype(x.dtype) * self.gain[...].astype(x.dtype)
+
+
+def _linear(inputs: int, outputs: int, config: Umt5Config, rngs: nnx.Rngs):
+  return nnx.Linear(
+    inputs,
+    outputs,
+    use_bias=False,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=jnp.dtype(config.param_dtype),
+    rngs=rngs,
+  )
+
+
+class Attention(nnx.Module):
+  """Self-attention with a bias per relative distance."""
+
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+    self.config = config
+    inner = config.num_heads * config.head_dim
+    self.query, self.key, self.value = (
+      _linear(config.width, inner, config, rngs) for _ in range(3)
+    )
+    self.out = _linear(inner, config.width, config, rngs)
+    shape = (config.num_buckets, config.num_heads)
+    table = jax.random.normal(rngs.params(), shape)
+    self.distance = nnx.Param(table.astype(config.param_dtype))
+
+  def bias(self, length: int) -> Float32[Array, "N M M"]:
+    """Bias of every query and key position."""
+    position = np.arange(length)
+    rows = relative_buckets(
+      position[None] - position[:, None],
+      num_buckets=self.config.num_buckets,
+      max_distance=self.config.max_distance,
+    )
+    return jnp.moveaxis(self.distance[...].astype(jnp.float32)[rows], -1, 0)
+
+  def __call__(
+    self, x: Float[Array, "B M E"], valid: Bool[Array, "B M"]
+  ) -> Float[Array, "B M E"]:
+    """Attends to the valid positions."""
+    query, key, value = (
+      rearrange(w(x), "B M (N D) -> B N M D", N=self.config.num_heads)
+      for w in (self.query, self.key, self.value)
+    )
+    score = jnp.einsum(
+      "BNMD,BNSD->BNMS", query, key, preferred_element_type=jnp.float32
+    )
+    score = score + self.bias(x.shape[1])
+    lowest = jnp.finfo(jnp.float32).min
+    score = jnp.where(valid[:, None, None], score, lowest)
+    weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
+    out = jnp.einsum("BNMS,BNSD->BNMD", weight, value)
+    return self.out(rearrange(out, "B N M D -> B M (N D)"))
+
+
+class GatedMLP(nnx.Module):
+  """Two linear branches, one through GELU, multiplied."""
+
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+    width, ffn = config.width, config.ffn_width
+    self.gate = _linear(width, ffn, config, rngs)
+    self.into = _linear(width, ffn, config, rngs)
+    self.out = _linear(ffn, width, config, rngs)
+
+  def __call__(self, x: Float[Array, "B M E"]) -> Float[Array, "B M E"]:
+    """Applies the layers."""
+    gate = jax.nn.gelu(self.gate(x), approximate=True)
+    return self.out(self.into(x) * gate)
+
+
+class Block(nnx.Module):
+  """Attention and feed-forward, each behind a norm."""
+
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+    dtype = jnp.dtype(config.param_dtype)
+    self.attention_norm = Norm(config.width, param_dtype=dtype)
+    self.attention = Attention(config, rngs=rngs)
+    self.ffn_norm = Norm(config.width, param_dtype=dtype)
+    self.ffn = GatedMLP(config, rngs=rngs)
+
+  def __call__(
+    self, x: Float[Array, "B M E"], valid: Bool[Array, "B M"]
+  ) -> Float[Array, "B M E"]:
+    """Applies the block."""
+    x = x + self.attention(self.attention_norm(x), valid)
+    return x + self.ffn(self.ffn_norm(x))
+
+
+class Umt5Encoder(nnx.Module):
+  """Token ids to embeddings."""
+
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+    self.config = config
+    dtype = jnp.dtype(config.param_dtype)
+    shape = (config.vocabulary, config.width)
+    table = jax.random.normal(rngs.params(), shape, dtype)
+    self.tokens = nnx.Param(table)
+    stack = nnx.split_rngs(splits=config.num_layers)(
+      nnx.vmap(lambda r: Block(config, rngs=r), in_axes=0, out_axes=0)
+    )
+    self.blocks = stack(rngs)
+    self.norm = Norm(config.width, param_dtype=dtype)
+
+  def __call__(
+    self, ids: Int[Array, "B M"], valid: Bool[Array, "B M"]
+  ) -> Float[Array, "B M E"]:
+    """Embeds every position, padding included.
+
+    Args:
+      ids: Token ids, zero-padded.
+      valid: True for real tokens, `</s>` among them.
+    """
+    x = self.tokens[...][ids].astype(self.config.dtype)
+    x, _ = jax.lax.scan(
+      lambda x, block: (block(x, valid), None), x, self.blocks
+    )
+    return self.norm(x)
+
+  def embed(
+    self, ids: Int[Array, "B M"], lengths: Int[Array, "B"]
+  ) -> Float32[Array, "B M E"]:
+    """What Wan's DiT takes: zeros beyond the real tokens."""
+    valid = jnp.arange(ids.shape[1]) < lengths[:, None]
+    x = self(ids, valid).astype(jnp.float32)
+    return jnp.where(valid[..., None], x, 0)
+
+
+def abstract(config: Umt5Config) -> Umt5Encoder:
+  """The network with shapes in place of arrays."""
+  return nnx.eval_shape(lambda: Umt5Encoder(config, rngs=nnx.Rngs(0)))
+
+
+@jax.jit
+def _embed(encoder, ids, lengths):
+  return encoder.embed(ids, lengths)
+
+
+def embed_texts(
+  encoder: Umt5Encoder,
+  tokenizer: tokenizer_lib.Tokenizer,
+  texts: list[str],
+) -> Float32[Array, "B M E"]:
+  """Embeds texts one by one: one program and the memory of one text.
+
+  Args:
+    encoder: The network.
+    tokenizer: Its vocabulary.
+    texts: Prompts, as the user wrote them.
+
+  Raises:
+    ValueError: If the tokenizer has ids that the encoder lacks.
+  """
+  if tokenizer.vocabulary > encoder.config.vocabulary:
+    raise ValueError(
+      f"tokenizer has {tokenizer.vocabulary} ids but the encoder "
+      f"{encoder.config.vocabulary}; use the tokenizer it was trained with."
+    )
+  ids, lengths = tokenizer(texts)
+  each = zip(ids[:, None], lengths[:, None], strict=True)
+  return jnp.concatenate([_embed(encoder, *row) for row in each])
