@@ -9,7 +9,7 @@ Variants (arguments: `steps=N`, `runlocal`):
   latent, dense              the shipped small models
   demo                       `make demo`: four prompts of a minute each
   wan_1p3b                   VideoMLA: latent, causal, four steps
-  wan_1p3b_dense             Self-Forcing and its like: dense, causal, four steps
+  wan_1p3b_dense             Self-Forcing and such: dense, causal, four steps
   wan_1p3b_bidirectional     Wan2.1 itself: whole clips of 5 s, 50 UniPC steps
   wan_tiny, wan_tiny_dense, wan_tiny_bidirectional   the same three with tiny
                              random networks: seconds on a laptop, no meaning

@@ -39,6 +39,8 @@ class Tokenizer:
       ValueError: If it is no such model, or has other special ids.
     """
     try:
+      if not model:
+        raise RuntimeError("empty")
       self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
       raise ValueError(
