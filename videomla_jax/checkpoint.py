@@ -24,9 +24,9 @@ from videomla_jax import tree_names
 PyTree = typing.Any
 TrainCheckpoints = train_checkpoints.TrainCheckpoints
 
-_CONFIG = "config.json"
-_DIGESTS = "sha256.json"
-_PARAMS = "params"
+CONFIG = "config.json"
+DIGESTS = "sha256.json"
+PARAMS = "params"
 _MAKE_AGAIN = "restore it from git, or train and save the model again"
 
 
@@ -34,6 +34,8 @@ def save_model(
   path: str | os.PathLike[str],
   model: nnx.Module | dict[str, typing.Any],
   config: dict[str, typing.Any],
+  *,
+  keep_dtypes: bool = False,
 ) -> None:
   """Writes a model as a directory that can be loaded without its code's config.
 
@@ -45,32 +47,45 @@ def save_model(
     model: A module, or its nested dictionary of arrays. Floating-point values
       are stored as float32; random-number state is left out.
     config: What is needed to build the module again; plain JSON values.
+    keep_dtypes: Store floating-point values as they are.
 
   Raises:
     ValueError: If `config` holds something that JSON cannot.
   """
   path = pathlib.Path(path).absolute()
-  try:
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-  except TypeError as error:
-    raise ValueError(
-      f"config={type(config).__name__} must hold plain JSON values ({error});"
-      " pass ConfigDict.to_dict() or dataclasses.asdict()"
-    ) from error
+  config_text(config)
+  arrays = model_arrays(model)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   shutil.rmtree(temporary, ignore_errors=True)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir()
     with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
-      checkpointer.save(temporary / _PARAMS, _portable(model_arrays(model)))
-    (temporary / _CONFIG).write_text(text)
-    # No newline at the end, so that a lost last byte is noticed here as well.
-    digests = json.dumps(_digests(temporary), indent=2)
-    (temporary / _DIGESTS).write_text(digests)
-    _replace_directory(temporary, path)
+      portable = _portable(arrays, keep_dtypes=keep_dtypes)
+      checkpointer.save(temporary / PARAMS, portable)
+    finish_folder(temporary, config)
+    replace_directory(temporary, path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def config_text(config: dict[str, typing.Any]) -> str:
+  """Text of `config.json`; raises `ValueError` for what JSON cannot hold."""
+  try:
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+  except TypeError as error:
+    raise ValueError(
+      f"config={type(config).__name__} must hold plain JSON values ({error});"
+      " pass ConfigDict.to_dict() or dataclasses.asdict()"
+    ) from error
+
+
+def finish_folder(folder: pathlib.Path, config: dict[str, typing.Any]) -> None:
+  """Adds config and digests to a folder that holds all parameters."""
+  (folder / CONFIG).write_text(config_text(config))
+  # No newline at the end, so that a lost last byte is noticed here as well.
+  digests = json.dumps(_digests(folder), indent=2)
+  (folder / DIGESTS).write_text(digests)
 
 
 def load_model_state(
@@ -82,31 +97,41 @@ def load_model_state(
     path: Directory of one model.
 
   Returns:
-    Nested dictionary of float32 arrays with string keys (`update_model` puts
-    them into a module), and the config.
+    Nested dictionary of arrays with string keys, in the types they are stored
+    in (`update_model` puts them into a module), and the config.
 
   Raises:
     ValueError: If the directory is missing, incomplete or damaged.
   """
   path = pathlib.Path(path).absolute()
+  config = check_folder(path)
+  try:
+    return _restore_arrays(path / PARAMS), config
+  except Exception as error:  # Orbax raises many kinds; all mean the same here.
+    raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
+
+
+def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
+  """Checks every byte of a model directory; returns the config.
+
+  Raises:
+    ValueError: If the directory is missing, incomplete or damaged.
+  """
   if not path.is_dir():
     raise ValueError(
       f"checkpoint={str(path)!r} is not a directory; give the folder that"
-      f" holds {_CONFIG}, or train a model first"
+      f" holds {CONFIG}, or train a model first"
     )
-  config = _read_json(path, _CONFIG)
-  digests = _read_json(path, _DIGESTS)
-  if _CONFIG not in digests:
-    raise _damaged(path, f"has an incomplete file {_DIGESTS!r}")
+  config = _read_json(path, CONFIG)
+  digests = _read_json(path, DIGESTS)
+  if CONFIG not in digests:
+    raise _damaged(path, f"has an incomplete file {DIGESTS!r}")
   for name, digest in digests.items():
     if not (path / name).is_file():
       raise _damaged(path, f"lacks the file {name!r}")
     if _sha256(path / name) != digest:
       raise _damaged(path, f"has a file {name!r} with the wrong checksum")
-  try:
-    return _restore_arrays(path / _PARAMS), config
-  except Exception as error:  # Orbax raises many kinds; all mean the same here.
-    raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
+  return config
 
 
 def update_model(model: nnx.Module, params: dict[str, typing.Any]) -> None:
@@ -141,9 +166,11 @@ def model_arrays(
   return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
 
 
-def _portable(tree: PyTree) -> PyTree:
-  """Copies to NumPy with floats as float32 and string keys."""
+def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
+  """Copies to NumPy with string keys; floats as float32 unless kept."""
   flat = {name: np.asarray(x) for name, x in tree_names.flat_dict(tree).items()}
+  if keep_dtypes:
+    return tree_names.nested_dict(flat)
   floats = {n for n, x in flat.items() if jnp.issubdtype(x.dtype, jnp.floating)}
   return tree_names.nested_dict(
     {n: x.astype(np.float32) if n in floats else x for n, x in flat.items()}
@@ -159,7 +186,7 @@ def _restore_arrays(path: pathlib.Path) -> dict[str, typing.Any]:
     return checkpointer.restore(path, restore_args=restore_args)
 
 
-def _replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
+def replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
   """Renames `source` to `target`, replacing what is there."""
   if not target.exists():
     source.rename(target)

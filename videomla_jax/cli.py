@@ -85,19 +85,32 @@ def run(main: Callable[..., object], *, workdir: bool = False) -> None:
   if workdir:
     flags.DEFINE_string("workdir", None, "Folder of this run.")
 
+  def call() -> None:
+    values = [flags.FLAGS.config]
+    if workdir:
+      values.append(flags.FLAGS.workdir)
+    if None in values[1:]:
+      raise ValueError("--workdir is missing; name a folder for this run.")
+    main(*values)
+
+  run_flags(call)
+
+
+def run_flags(main: Callable[[], object]) -> None:
+  """Parses flags that are already defined and calls `main()`.
+
+  Args:
+    main: What the entry point does; its errors are shown as by `run`.
+  """
+
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       fail(ValueError(f"unexpected argument {argv[1]!r}; use --name=value."))
     if not flags.FLAGS["verbosity"].present:
       # Libraries report every step of a checkpoint; --verbosity=0 shows it.
       logging.set_verbosity(logging.WARNING)
-    values = [flags.FLAGS.config]
-    if workdir:
-      values.append(flags.FLAGS.workdir)
     try:
-      if None in values[1:]:
-        raise ValueError("--workdir is missing; name a folder for this run.")
-      main(*values)
+      main()
     except USER_ERRORS as error:
       fail(error)
 

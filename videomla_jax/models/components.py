@@ -71,7 +71,7 @@ def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
     if type(model) is module:
       config = model.config.to_dict()
       about |= dict(architecture=architecture, config=config)
-      return checkpoint.save_model(path, model, about)
+      return checkpoint.save_model(path, model, about, keep_dtypes=True)
   raise ValueError(
     f"model={type(model).__name__} is no part of a release; use one of "
     f"{sorted(ARCHITECTURES)}."

@@ -123,7 +123,7 @@ class Table:
       ValueError: If names are unmatched, missing, given twice or mis-shaped;
         the message lists all of them.
     """
-    bare = {name: _unwrapped(name) for name in given}
+    bare = {name: unwrapped(name) for name in given}
     bare = {name: b for name, b in bare.items() if b not in self.copies}
     known = max(
       map(self.names, (ORIGINAL, *self.formats)),
@@ -211,7 +211,8 @@ class Table:
     return result
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+  """Removes the prefixes of training code."""
   while (bare := _WRAPPERS.sub("", name)) != name:
     name = bare
   return name

@@ -1,0 +1,230 @@
+"""Model folders written and read parameter by parameter.
+
+The same folders as `checkpoint.save_model` writes, for models that are larger
+than memory should hold at once. A parameter is an array on disk of its own,
+stacked ones in a piece per block, so that a network passes through memory
+tensor by tensor.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from videomla_jax import checkpoint
+from videomla_jax import tree_names
+
+# Bytes of a piece on disk and of a copy in memory.
+_PIECE_BYTES = 64 * 2**20
+
+
+class Spec(NamedTuple):
+  """A parameter to be written.
+
+  Attributes:
+    shape: In our layout, blocks stacked.
+    dtype: As stored.
+    blocks: Whether the leading axis counts blocks.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  blocks: bool
+
+
+class ModelWriter:
+  """Writes a model folder; what is not finished is never seen.
+
+  `with ModelWriter(path, specs, config) as writer: writer.write(name, x)`. The
+  folder appears under its name when all parameters were written and the block
+  ends without an error; otherwise nothing is left.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    specs: Mapping[str, Spec],
+    config: dict[str, Any],
+  ):
+    """Prepares the folder.
+
+    Args:
+      path: Folder to create or replace.
+      specs: Every parameter by name with slashes.
+      config: What is needed to build the module again; plain JSON values.
+    """
+    self._path = pathlib.Path(path).absolute()
+    self._config, self._specs = config, dict(specs)
+    self._left = {
+      name: set(range(spec.shape[0])) if spec.blocks else {None}
+      for name, spec in specs.items()
+    }
+    self._arrays: dict[str, Any] = {}
+
+  def __enter__(self) -> "ModelWriter":
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(self._path)
+    self._temporary = self._path.with_name(
+      f".{self._path.name}.{os.getpid()}.tmp"
+    )
+    try:
+      _write_skeleton(self._temporary / checkpoint.PARAMS, self._specs)
+    except BaseException:
+      shutil.rmtree(self._temporary, ignore_errors=True)
+      raise
+    return self
+
+  def write(
+    self, name: str, value: np.ndarray, *, block: int | None = None
+  ) -> None:
+    """Writes a parameter, or one block of it, in pieces.
+
+    Args:
+      name: As in `specs`.
+      value: In our layout; cast to the dtype of the spec.
+      block: Index on the leading axis of a stacked parameter.
+    """
+    spec = self._specs[name]
+    expected = spec.shape[1:] if spec.blocks else spec.shape
+    assert value.shape == expected, (name, value.shape, expected)
+    self._left[name].remove(block)
+    if name not in self._arrays:
+      folder = self._temporary / checkpoint.PARAMS / _file_name(name)
+      self._arrays[name] = _create(folder, spec)
+    array = self._arrays[name]
+    target = array if block is None else array[block]
+    if not value.ndim:
+      target.write(value.astype(spec.dtype)).result()
+      return
+    rows = _rows(expected, spec.dtype)
+    for i in range(0, expected[0], rows):
+      piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
+      target[i : i + rows].write(piece).result()
+
+  def __exit__(self, kind, error, trace) -> None:
+    self._arrays.clear()
+    try:
+      if error is None:
+        self._finish()
+    finally:
+      shutil.rmtree(self._temporary, ignore_errors=True)
+
+  def _finish(self) -> None:
+    missing = sorted(name for name, left in self._left.items() if left)
+    assert not missing, f"not written: {missing[:6]}"
+    checkpoint.finish_folder(self._temporary, self._config)
+    checkpoint.replace_directory(self._temporary, self._path)
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+  """Removes what writers of this folder left that were killed."""
+  for folder in path.parent.glob(f".{path.name}.*.tmp"):
+    process = folder.name.split(".")[-2]
+    if process.isdigit() and not pathlib.Path("/proc", process).exists():
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _file_name(name: str) -> str:
+  return name.replace("/", ".")
+
+
+def _write_skeleton(path: pathlib.Path, specs: Mapping[str, Spec]) -> None:
+  """Lets Orbax describe the tree, with a number in place of every array."""
+  tree = tree_names.nested_dict(dict.fromkeys(specs, np.zeros((), np.float32)))
+  with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+    checkpointer.save(path, tree)
+
+
+def _rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
+  """Rows of the leading axis that make up one piece."""
+  row = int(np.prod(shape[1:])) * dtype.itemsize
+  return max(1, min(shape[0], _PIECE_BYTES // max(row, 1)))
+
+
+def _create(folder: pathlib.Path, spec: Spec) -> Any:
+  """An array on disk as Orbax reads it, in pieces of bounded size."""
+  chunks = list(spec.shape)
+  inner = spec.shape[1:] if spec.blocks else spec.shape
+  if inner:
+    chunks[-len(inner)] = _rows(inner, spec.dtype)
+  if spec.blocks:
+    chunks[0] = 1
+  shutil.rmtree(folder)
+  return tensorstore.open(
+    {
+      "driver": "zarr",
+      "kvstore": {"driver": "file", "path": f"{folder}/"},
+      "store_data_equal_to_fill_value": True,
+      "metadata": {"compressor": None, "chunks": chunks},
+    },
+    create=True,
+    dtype=tensorstore.dtype(spec.dtype),
+    shape=spec.shape,
+  ).result()
+
+
+class ModelReader:
+  """Reads a model folder parameter by parameter.
+
+  Folders that were not written in pieces are read as a whole.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Opens the folder and checks that its files are there.
+
+    Raises:
+      ValueError: If the folder is missing, incomplete or damaged.
+    """
+    self._path = pathlib.Path(path).absolute()
+    self.config = checkpoint.check_folder(self._path)
+    params = self._path / checkpoint.PARAMS
+    self._arrays: dict[str, Any] = {}
+    for folder in sorted(params.glob("*/.zarray")):
+      name = folder.parent.name.replace(".", "/")
+      self._arrays[name] = tensorstore.open(
+        {
+          "driver": "zarr",
+          "kvstore": {"driver": "file", "path": f"{folder.parent}/"},
+        },
+        read=True,
+      ).result()
+    if not self._arrays:
+      arrays, _ = checkpoint.load_model_state(self._path)
+      self._arrays = tree_names.flat_dict(arrays)
+
+  def names(self) -> list[str]:
+    """All parameters, with slashes."""
+    return list(self._arrays)
+
+  def dtype(self, name: str) -> np.dtype:
+    """As stored."""
+    dtype = self._arrays[name].dtype
+    return getattr(dtype, "numpy_dtype", dtype)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Blocks stacked."""
+    return tuple(self._arrays[name].shape)
+
+  def read(self, name: str, *, block: int | None = None) -> np.ndarray:
+    """A parameter, or one block of it."""
+    array = self._arrays[name]
+    array = array if block is None else array[block]
+    return array if isinstance(array, np.ndarray) else array.read().result()
+
+
+def is_model_folder(path: str | os.PathLike[str]) -> bool:
+  """Whether a path looks like a folder of ours."""
+  try:
+    text = (pathlib.Path(path) / checkpoint.CONFIG).read_text()
+    return (
+      isinstance(json.loads(text), dict)
+      and (pathlib.Path(path) / checkpoint.DIGESTS).exists()
+    )
+  except (OSError, ValueError):
+    return False

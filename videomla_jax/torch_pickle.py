@@ -1,0 +1,161 @@
+"""Reads `.pth` files without PyTorch and without running what they contain.
+
+Such a file is a zip archive: a pickle that describes tensors, and a member of
+raw bytes for each storage. Only the few names that describe tensors are known
+here; a pickle that asks for anything else is refused before it can act.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Mapping
+import pathlib
+import pickle
+from typing import Any, NamedTuple
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+_STORAGES = {
+  "DoubleStorage": np.dtype(np.float64),
+  "FloatStorage": np.dtype(np.float32),
+  "HalfStorage": np.dtype(np.float16),
+  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "LongStorage": np.dtype(np.int64),
+  "IntStorage": np.dtype(np.int32),
+  "ShortStorage": np.dtype(np.int16),
+  "CharStorage": np.dtype(np.int8),
+  "ByteStorage": np.dtype(np.uint8),
+  "BoolStorage": np.dtype(np.bool_),
+}
+
+
+class LazyTensor(NamedTuple):
+  """A tensor on disk.
+
+  Attributes:
+    shape: PyTorch's.
+    dtype: As stored.
+    read: Loads it; every call reads again.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+
+class _Storage(NamedTuple):
+  dtype: np.dtype
+  member: str
+
+
+def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
+  """Opens the archive.
+
+  Raises:
+    ValueError: If the file is no archive of this kind.
+  """
+  try:
+    archive = zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, OSError) as error:
+    raise ValueError(
+      f"source={str(path)!r} is damaged or an old kind of pickle ({error}); "
+      "download it again, or save it as safetensors with PyTorch."
+    ) from error
+  return archive
+
+
+def read_tensors(
+  archive: zipfile.ZipFile, path: pathlib.Path
+) -> Mapping[str, Any]:
+  """The pickled object, with `LazyTensor`s in place of tensors.
+
+  Args:
+    archive: Stays open as long as tensors are read.
+    path: Of the archive, for messages.
+
+  Raises:
+    ValueError: If it holds anything but tensors in dictionaries.
+  """
+  names = archive.namelist()
+  found = [n for n in names if n.endswith("/data.pkl") or n == "data.pkl"]
+  if len(found) != 1:
+    raise ValueError(
+      f"source={str(path)!r} holds no PyTorch checkpoint; give a file that "
+      "torch.save wrote."
+    )
+  folder = found[0].removesuffix("data.pkl")
+  order = f"{folder}byteorder"
+  if order in names and archive.read(order) != b"little":
+    raise ValueError(
+      f"source={str(path)!r} has big-endian numbers; save it as safetensors."
+    )
+  with archive.open(found[0]) as file:
+    try:
+      loaded = _Unpickler(file, archive, folder, path).load()
+    except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+      raise ValueError(f"source={str(path)!r} is damaged ({error}).") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"source={str(path)!r} has an unknown structure ({error}); save it as "
+        "safetensors with PyTorch."
+      ) from error
+  if not isinstance(loaded, Mapping):
+    raise ValueError(
+      f"source={str(path)!r} holds a {type(loaded).__name__}; give a "
+      "dictionary of tensors."
+    )
+  return loaded
+
+
+class _Unpickler(pickle.Unpickler):
+  """Knows tensors and nothing else."""
+
+  def __init__(self, file, archive, folder, path):
+    super().__init__(file)
+    self._archive, self._folder, self._path = archive, folder, path
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) == ("collections", "OrderedDict"):
+      return collections.OrderedDict
+    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+      return self._tensor
+    if (module, name) == ("torch._utils", "_rebuild_parameter"):
+      return lambda data, *unused: data
+    if module == "torch" and name in _STORAGES:
+      return _STORAGES[name]
+    raise ValueError(
+      f"source={str(self._path)!r} asks to run {module}.{name}, which no "
+      "checkpoint of weights needs; it was refused. Save the weights alone as "
+      "safetensors."
+    )
+
+  def persistent_load(self, pid: Any) -> _Storage:
+    kind, dtype, key, _, _ = pid
+    if kind != "storage" or not isinstance(dtype, np.dtype):
+      raise ValueError(
+        f"source={str(self._path)!r} has an unknown kind of storage; save it "
+        "as safetensors with PyTorch."
+      )
+    member = f"{self._folder}data/{key}"
+    self._archive.getinfo(member)  # KeyError: reported as damage
+    return _Storage(dtype, member)
+
+  def _tensor(self, storage, offset, shape, strides, *unused) -> LazyTensor:
+    del unused  # Gradients and hooks.
+    shape = tuple(shape)
+
+    def read() -> np.ndarray:
+      flat = np.frombuffer(self._archive.read(storage.member), storage.dtype)
+      last = offset + sum((n - 1) * s for n, s in zip(shape, strides))
+      if 0 in shape:
+        return np.empty(shape, storage.dtype)
+      if min(offset, *strides, 0) < 0 or last >= flat.size:
+        raise ValueError(
+          f"source={str(self._path)!r} is damaged: a tensor of {shape} does "
+          "not fit its storage."
+        )
+      steps = [s * flat.itemsize for s in strides]
+      return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps)
+
+    return LazyTensor(shape, storage.dtype, read)
