@@ -27,7 +27,7 @@ def _run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
   ("module", "args", "words"),
   [
-    ("sample", ["--config=configs/sample.py:nope"], "use latent, dense"),
+    ("sample", ["--config=configs/sample.py:nope"], "use one of"),
     ("sample", ["--config=configs/sample.py", "--config.foo=1"], "'foo'"),
     ("sample", ["--config=configs/sample.py", "--bogus=1"], "'bogus'"),
     ("sample", ["--config=configs/none.py"], "cannot be read"),

@@ -219,6 +219,17 @@ class Block(nnx.Module):
     noise = jax.random.normal(rngs.params(), (6, width), jnp.float32)
     self.modulation = nnx.Param(noise / width**0.5)
 
+  def _modulation(self, time: Float32[Array, "B G T 6 E"]) -> Array:
+    return (time + self.modulation[...])[..., None, :, :]  # B G T 1 6 E
+
+  def attention_input(
+    self, x: Float32[Array, "B G T P E"], time: Float32[Array, "B G T 6 E"]
+  ) -> Float[Array, "B G T P E"]:
+    """What self-attention sees of the residual stream."""
+    m = self._modulation(time)
+    a = layers.layer_norm(x) * (1 + m[..., 1, :]) + m[..., 0, :]
+    return a.astype(self.dtype)
+
   def __call__(
     self,
     x: Float32[Array, "B G T P E"],
@@ -244,9 +255,8 @@ class Block(nnx.Module):
       The residual stream of the kept chunks and the entries of all tokens,
       leaves `[B G T P ...]`.
     """
-    m = (time + self.modulation[...])[..., None, :, :]  # B G T 1 6 E
-    a = layers.layer_norm(x) * (1 + m[..., 1, :]) + m[..., 0, :]
-    a = a.astype(self.dtype)
+    m = self._modulation(time)
+    a = self.attention_input(x, time)
     own = self.self_attention.project(_merge(a))
     own = jax.tree.map(lambda y: y.reshape(*a.shape[:2], *y.shape[1:]), own)
     seen = (context_of(own, history), view)
@@ -324,6 +334,14 @@ class WanDiT(nnx.Module):
       q=p,
     )
 
+  def embed_time(
+    self, timestep: Float32[Array, "B G T"]
+  ) -> tuple[Float32[Array, "B G T E"], Float32[Array, "B G T 6 E"]]:
+    """Embedding of each frame's timestep, and its six projections."""
+    e = self.time_embed(sinusoid(timestep, dim=self.config.freq_dim))
+    time = self.time_project(jax.nn.silu(e))
+    return e, rearrange(time, "B G T (six E) -> B G T six E", six=6)
+
   def view(self, place: Place, grid: shapes.Grid, batch: int) -> attention.View:
     """Turns temporal coordinates into rotations of every token."""
     bands = self.config.attention.bands
@@ -365,9 +383,7 @@ class WanDiT(nnx.Module):
     """
     grid = self.grid(latents)
     x = self.patchify(latents)
-    e = self.time_embed(sinusoid(timestep, dim=self.config.freq_dim))
-    time = self.time_project(jax.nn.silu(e))
-    time = rearrange(time, "B G T (six E) -> B G T six E", six=6)
+    e, time = self.embed_time(timestep)
     tokens = self.text_embed(text)
     view = self.view(place, grid, latents.shape[0])
     x, entries = self._run_blocks(

@@ -72,9 +72,10 @@ def test_table_counts_the_published_network(size, count, parameters) -> None:
   assert sum(math.prod(t.shape) for t in tensors.values()) == parameters
 
 
+@pytest.mark.parametrize("kind", ["dense", "latent"])
 @pytest.mark.parametrize("size", ["wan_1p3b", "wan_14b"])
-def test_table_fills_every_parameter_once(size: str) -> None:
-  config = wan.SIZES[size](kind="dense")
+def test_table_fills_every_parameter_once(size: str, kind: str) -> None:
+  config = wan.SIZES[size](kind=kind)
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   wanted = {path: leaf.shape for path, leaf in _leaves(model).items()}
   tensors = names.table_of(config)

@@ -90,7 +90,8 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
   for make in (wan.wan_1p3b, wan.wan_14b):
     config = make(kind="dense")
     if (config.width, config.num_layers) == (width, layers):
-      return config
+      sizes = _attention(bare, width, config.attention.num_heads)
+      return dataclasses.replace(config, attention=sizes)
   if num_heads is None and width % 128:
     raise ValueError(
       f"source is a DiT of width {width}, whose number of heads no shape tells;"
@@ -111,17 +112,33 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
     r"condition_embedder\.text_embedder\.linear_1\.weight",
     default=(width, 4096),
   )
-  sizes = attention.AttentionConfig(
-    kind="dense", width=width, num_heads=num_heads or width // 128
-  )
   return wan.WanConfig(
-    attention=sizes,
+    attention=_attention(bare, width, num_heads or width // 128),
     num_layers=layers,
     ffn_width=ffn[0],
     channels=patch[1],
     patch=patch[-1],
     freq_dim=time[1],
     text_dim=text[1],
+  )
+
+
+def _attention(
+  bare: Shapes, width: int, num_heads: int
+) -> attention.AttentionConfig:
+  """Dense, or latent if there are its tensors."""
+  name = "blocks.0.self_attn."
+  if f"{name}w_dkv.weight" not in bare:
+    return attention.AttentionConfig(
+      kind="dense", width=width, num_heads=num_heads
+    )
+  return attention.AttentionConfig(
+    kind="latent",
+    width=width,
+    num_heads=num_heads,
+    d_c=bare[f"{name}w_dkv.weight"][0],
+    d_rope=_first(bare, rf"{name}w_kr\.weight", default=(32,))[0],
+    d_q=_first(bare, rf"{name}w_dq\.weight", default=(768,))[0],
   )
 
 

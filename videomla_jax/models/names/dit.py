@@ -1,7 +1,8 @@
 """Names of Wan's DiT: those of the original code and those of diffusers.
 
 spec/wan.md A7 and A9. Values never differ, so diffusers names are a function of
-the original ones.
+the original ones. Latent attention has the symbols of its paper as names
+(VideoMLA, arXiv:2605.30351): no names of a release are known here.
 """
 
 from collections.abc import Mapping
@@ -48,11 +49,7 @@ def to_diffusers(name: str) -> str:
 
 
 def table_of(config: wan.WanConfig) -> table.Table:
-  """All tensors of a dense network, spec/wan.md A7.
-
-  Args:
-    config: Sizes; attention counts as dense.
-  """
+  """All tensors of a network, spec/wan.md A7; with latent attention, ours."""
   width, patch = config.width, config.patch
   inputs = config.channels * patch**2
   kernel = (width, config.channels, 1, patch, patch)
@@ -88,7 +85,7 @@ def _block(config: wan.WanConfig, n: int) -> dict[str, table.Tensor]:
     f"{name}.modulation": table.Tensor(
       (1, 6, width), "blocks/modulation", table.SQUEEZED, n
     ),
-    **dense_self_attention(width, n),
+    **self_attention(config, n),
     **_attention(f"{name}.cross_attn", "blocks/cross_attention", width, n),
     **table.gain(f"{name}.norm3", "blocks/cross_norm", width, block=n),
     f"{name}.norm3.bias": table.Tensor(
@@ -99,10 +96,40 @@ def _block(config: wan.WanConfig, n: int) -> dict[str, table.Tensor]:
   }
 
 
-def dense_self_attention(width: int, n: int) -> dict[str, table.Tensor]:
-  """What a conversion to latent attention replaces in block n."""
+def self_attention(config: wan.WanConfig, n: int) -> dict[str, table.Tensor]:
+  """Tensors of the self-attention of block n, what a conversion replaces."""
   name, path = f"blocks.{n}.self_attn", "blocks/self_attention"
-  return _attention(name, path, width, n)
+  if config.attention.kind == "dense":
+    return _attention(name, path, config.width, n)
+  sizes = config.attention
+  width, heads, d_q = sizes.width, sizes.num_heads, sizes.d_q
+  biased = {
+    "w_kr": (width, sizes.d_rope),
+    "w_uq": (d_q, heads * sizes.d_nope),
+    "w_qr": (d_q, heads * sizes.d_rope),
+  }
+  bare = {
+    "w_dkv": (width, sizes.d_c),
+    "w_dq": (width, d_q),
+    "w_uk": (sizes.d_c, heads * sizes.d_nope),
+    "w_uv": (sizes.d_c, width),
+  }
+  tensors = table.linear(f"{name}.o", f"{path}/w_o", width, width, block=n)
+  for part, (inputs, outputs) in (biased | bare).items():
+    both = table.linear(
+      f"{name}.{part}", f"{path}/{part}", inputs, outputs, block=n
+    )
+    if part in bare:
+      del both[f"{name}.{part}.bias"]
+    tensors |= both
+  for theirs, ours, features in (
+    ("norm_c", "content_norm", sizes.d_c),
+    ("norm_q", "query_norm", d_q),
+  ):
+    tensors |= table.gain(
+      f"{name}.{theirs}", f"{path}/{ours}", features, block=n
+    )
+  return tensors
 
 
 def _attention(name: str, path: str, width: int, n: int):
