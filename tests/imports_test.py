@@ -27,7 +27,14 @@ _BELOW = {
   "analysis": _MODEL | {"diffusion", "data", "leaf"},
   "entry": _MODEL | _LEAVES | {"diffusion", "init"},
 }
-_STORAGE_FILES = {"checkpoint", "train_checkpoints", "tree_names"}
+_STORAGE_FILES = {
+  "checkpoint",
+  "checkpoint_writer",
+  "tensor_files",
+  "torch_pickle",
+  "train_checkpoints",
+  "tree_names",
+}
 _LEAF_FILES = {"aot", "cli", "metrics", "sharding", "video"}
 # Every other file at the top of the package is an entry point.
 

@@ -94,6 +94,17 @@ class ModelWriter:
     expected = spec.shape[1:] if spec.blocks else spec.shape
     assert value.shape == expected, (name, value.shape, expected)
     self._left[name].remove(block)
+    try:
+      self._write(name, value, block)
+    except (ValueError, RuntimeError) as error:  # How a full disk shows there.
+      raise OSError(f"{name} cannot be written: {error}") from error
+
+  def add_file(self, name: str, text: str) -> None:
+    """Adds a text file to the folder."""
+    (self._temporary / name).write_text(text)
+
+  def _write(self, name: str, value: np.ndarray, block: int | None) -> None:
+    spec = self._specs[name]
     if name not in self._arrays:
       folder = self._temporary / checkpoint.PARAMS / _file_name(name)
       self._arrays[name] = _create(folder, spec)
@@ -102,8 +113,8 @@ class ModelWriter:
     if not value.ndim:
       target.write(value.astype(spec.dtype)).result()
       return
-    rows = _rows(expected, spec.dtype)
-    for i in range(0, expected[0], rows):
+    rows = _rows(value.shape, spec.dtype)
+    for i in range(0, len(value), rows):
       piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
       target[i : i + rows].write(piece).result()
 

@@ -146,7 +146,13 @@ class _Unpickler(pickle.Unpickler):
     shape = tuple(shape)
 
     def read() -> np.ndarray:
-      flat = np.frombuffer(self._archive.read(storage.member), storage.dtype)
+      try:
+        data = self._archive.read(storage.member)
+      except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+          f"source={str(self._path)!r} is damaged ({error}); download it again."
+        ) from error
+      flat = np.frombuffer(data, storage.dtype)
       last = offset + sum((n - 1) * s for n, s in zip(shape, strides))
       if 0 in shape:
         return np.empty(shape, storage.dtype)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 import dataclasses
 
 from flax import nnx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 import numpy as np
 
 from videomla_jax import checkpoint
@@ -16,7 +14,6 @@ from videomla_jax.models import attention
 from videomla_jax.models import wan
 
 SELF_ATTENTION = "blocks/self_attention/"
-MAX_TIMESTEP = 1000.0
 
 
 def latent_config(
@@ -41,15 +38,6 @@ def latent_config(
     d_q=d_q,
   )
   return dataclasses.replace(dense, attention=sizes)
-
-
-def timesteps_projected(
-  model: wan.WanDiT, *, count: int = 16
-) -> Float[Array, "t six E"]:
-  """Time projections at levels over the whole range, for `predicted`."""
-  levels = (jnp.arange(count, dtype=jnp.float32) + 0.5) / count
-  _, time = model.embed_time(MAX_TIMESTEP * levels[None, None])
-  return time[0, 0]
 
 
 def to_latent(
@@ -86,7 +74,7 @@ def to_latent(
     if name.startswith(SELF_ATTENTION)
   }
   layers, reports = [], []
-  times = np.asarray(timesteps_projected(dense))
+  times = statistics.time_table(arrays)
   for n in range(dense.config.num_layers):
     layer = {name: x[n] for name, x in own.items()}
     table = times + arrays["blocks/modulation"][n]

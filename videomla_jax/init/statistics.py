@@ -10,10 +10,15 @@ import os
 import pathlib
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
+
+from videomla_jax.models import wan
+
+MAX_TIMESTEP = 1000.0
 
 Dense = Mapping[str, np.ndarray]
 Tokens = Float[np.ndarray, "n E"]
@@ -38,6 +43,29 @@ class Moments(NamedTuple):
   def covariance(self) -> Float[np.ndarray, "E E"]:
     """Cov[x]."""
     return self.moment - np.outer(self.mean, self.mean)
+
+
+def time_table(
+  arrays: Mapping[str, np.ndarray], *, count: int = 16
+) -> Float[np.ndarray, "t six E"]:
+  """Time projections of a DiT at levels over the whole range.
+
+  Args:
+    arrays: "time_embed/into/kernel" and so on, `[in, out]`.
+    count: Levels t.
+  """
+  freq_dim = len(arrays["time_embed/into/kernel"])
+  levels = np.float32(MAX_TIMESTEP * (np.arange(count) + 0.5) / count)
+  x = np.asarray(wan.sinusoid(jnp.asarray(levels), dim=freq_dim), np.float64)
+
+  def linear(name, x):
+    return x @ arrays[f"{name}/kernel"] + arrays[f"{name}/bias"]
+
+  def silu(x):
+    return x / (1 + np.exp(-x))
+
+  e = linear("time_embed/out", silu(linear("time_embed/into", x)))
+  return linear("time_project", silu(e)).reshape(count, 6, -1)
 
 
 def predicted(

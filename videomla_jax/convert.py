@@ -1,0 +1,182 @@
+"""Converts released checkpoints to model folders, and back.
+
+  python -m videomla_jax.convert --source=Wan2.1-T2V-1.3B \
+    --output=models/wan_1p3b
+  python -m videomla_jax.convert --source=models/wan_1p3b --to=latent \
+    --output=models/videomla_1p3b
+  python -m videomla_jax.convert --source=models/wan_1p3b/dit \
+    --export=diffusers --output=exported
+
+A release folder (Wan's or diffusers') becomes a folder with dit/, vae/, umt5/
+and tokenizer/; one file becomes one model folder. Tensors pass through memory
+one by one. Pickles are read without running anything in them.
+"""
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from absl import flags
+
+from videomla_jax import checkpoint_writer
+from videomla_jax import cli
+from videomla_jax import conversion
+from videomla_jax import metrics
+from videomla_jax.models import tokenizer as tokenizer_lib
+from videomla_jax.models import wan
+from videomla_jax.models.names import detect
+
+# Where the parts of a release lie: by Wan, by diffusers, by us.
+PARTS = {
+  "dit": ("diffusion_pytorch_model*.safetensors*", "transformer", "dit"),
+  "vae": ("Wan2.1_VAE.pth", "vae"),
+  "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5"),
+  "tokenizer": (
+    f"google/umt5-xxl/{tokenizer_lib.FILE}",
+    f"tokenizer/{tokenizer_lib.FILE}",
+  ),
+}
+
+
+def define_flags() -> None:
+  """Flags of the command line."""
+  string, integer = flags.DEFINE_string, flags.DEFINE_integer
+  string("source", None, "Release folder, checkpoint file or model folder.")
+  string("output", None, "Folder to write.")
+  flags.DEFINE_enum("component", "auto", ["auto", *PARTS], "Only this part.")
+  string("select", "", "Network in a training checkpoint (generator_ema).")
+  integer("num_heads", None, "Of a DiT whose heads have not 128 channels.")
+  flags.DEFINE_enum(
+    "dtype", "source", ["source", "float32", "bfloat16"], "As stored."
+  )
+  flags.DEFINE_enum("to", "same", ["same", "latent"], "Kind of attention.")
+  flags.DEFINE_enum(
+    "init", "spectral", ["spectral", "random"], "Latent attention's start."
+  )
+  integer("d_c", 0, "Content latent; 0 is an eighth of the width.")
+  integer("d_rope", 0, "Positional key; 0 is a quarter of a head.")
+  integer("d_q", 0, "Query latent; 0 is half of the width.")
+  integer("seed", 0, "Of --init=random.")
+  string("activations", "", "Inputs of real latents, for --init=spectral.")
+  flags.DEFINE_enum(
+    "export", "", ["", "original", "diffusers", "transformers"], "Names."
+  )
+
+
+def find_parts(source: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Parts of a release by name; empty if the source is one checkpoint."""
+  if not source.is_dir() or checkpoint_writer.is_model_folder(source):
+    return {}
+  found = {}
+  for part, patterns in PARTS.items():
+    for pattern in patterns:
+      paths = sorted(source.glob(pattern))
+      if paths:
+        # Several files of one network: its folder has the index.
+        found[part] = source if len(paths) > 1 else paths[0]
+        break
+  # A network at the top and nothing else is one checkpoint.
+  top = found.get("dit") in (source, *source.glob("*.safetensors*"))
+  return {} if top and len(found) == 1 else found
+
+
+def convert(options: Any) -> None:
+  """Runs one conversion.
+
+  Args:
+    options: Values of the flags, see `define_flags`.
+
+  Raises:
+    ValueError: If source, output or the change cannot work.
+  """
+  for name in ("source", "output"):
+    if not getattr(options, name):
+      raise ValueError(f"--{name} is missing; see the top of convert.py.")
+  source, output = pathlib.Path(options.source), pathlib.Path(options.output)
+  if source.absolute() == output.absolute():
+    raise ValueError(
+      f"output={str(output)!r} is the source; choose another folder."
+    )
+  parts = find_parts(source)
+  if options.component != "auto" and parts:
+    if options.component not in parts:
+      raise ValueError(
+        f"source={str(source)!r} holds no {options.component!r}; it holds "
+        f"{sorted(parts)}."
+      )
+    parts = {options.component: parts[options.component]}
+  try:
+    if not parts:
+      _convert_one(options, source, output)
+    for part, path in parts.items():
+      _convert_part(options, part, path, output / part)
+  except OSError as error:
+    raise ValueError(
+      f"output={str(output)!r} cannot be written ({error}); free space or "
+      "choose another folder."
+    ) from error
+
+
+def _convert_part(options, part: str, path: pathlib.Path, output) -> None:
+  """One part of a release."""
+  if part == "tokenizer":
+    tokenizer_lib.Tokenizer.load(path)  # raises for what is none
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = output / f".{tokenizer_lib.FILE}.{os.getpid()}.tmp"
+    shutil.copyfile(path, temporary)
+    temporary.replace(output / tokenizer_lib.FILE)
+    print(f"{path} -> {output}", flush=True)
+    return
+  _convert_one(options, path, output, part=part)
+
+
+def _convert_one(options, path, output, *, part: str = "dit") -> None:
+  """One network: read, perhaps change, write or export."""
+  with conversion.open_network(
+    path, select=options.select, num_heads=options.num_heads
+  ) as (network, tensors):
+    total = len(tensors)
+    print(f"{path}: {network.architecture}, {total} tensors", flush=True)
+    with metrics.Progress(total, "convert", unit="tensor") as progress:
+      if options.export:
+        conversion.export(
+          output,
+          network,
+          tensors,
+          format_name=options.export,
+          advance=lambda: progress.update(1),
+        )
+      else:
+        conversion.write_model(
+          output,
+          network,
+          tensors,
+          dtype=options.dtype,
+          source=dict(files=str(path), select=options.select),
+          latent=_latent(options, network) if part == "dit" else None,
+          advance=lambda: progress.update(1),
+        )
+  print(f"{path} -> {output}", flush=True)
+
+
+def _latent(options: Any, network: detect.Network) -> conversion.Latent | None:
+  """Sizes of latent attention, in the paper's proportions by default."""
+  if options.to != "latent":
+    return None
+  config = network.config
+  width = config.width if isinstance(config, wan.WanConfig) else 0
+  head_dim = config.attention.head_dim if width else 0
+  return conversion.Latent(
+    method=options.init,
+    d_c=options.d_c or width // 8,
+    d_rope=options.d_rope or head_dim // 4,
+    d_q=options.d_q or width // 2,
+    seed=options.seed,
+    activations=options.activations,
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  cli.run_flags(lambda: convert(flags.FLAGS))
