@@ -28,7 +28,7 @@ def test_torch_save(dtype: str, seed: int) -> None:
     {"generator_ema": state, "generator": {}, "step": 7},
     folder / f"saved_{dtype}.pth",
   )
-  torch.save(torch.nn.ParameterDict(state), folder / f"module_{dtype}.pth")
+  torch.save(model, folder / f"module_{dtype}.pth")
   safetensors_torch.save_file(
     {k: x.contiguous() for k, x in state.items()},
     folder / f"saved_{dtype}.safetensors",
