@@ -69,6 +69,7 @@ def get_config(arg=None):
   config.height = 0  # pixels; 0 is the small model's own
   config.width = 0
   config.half_weights = False  # kernels in bfloat16 only: half the memory
+  config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
   config.sampler = dict(
     kind="euler",  # "unipc"; "few_step" for distilled students

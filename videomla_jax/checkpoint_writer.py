@@ -21,7 +21,7 @@ from videomla_jax import checkpoint
 from videomla_jax import tree_names
 
 # Bytes of a piece on disk and of a copy in memory.
-_PIECE_BYTES = 64 * 2**20
+_PIECE_BYTES = 32 * 2**20
 
 
 class Spec(NamedTuple):
@@ -65,7 +65,6 @@ class ModelWriter:
       name: set(range(spec.shape[0])) if spec.blocks else {None}
       for name, spec in specs.items()
     }
-    self._arrays: dict[str, Any] = {}
 
   def __enter__(self) -> "ModelWriter":
     self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,10 @@ class ModelWriter:
       f".{self._path.name}.{os.getpid()}.tmp"
     )
     try:
-      _write_skeleton(self._temporary / checkpoint.PARAMS, self._specs)
+      params = self._temporary / checkpoint.PARAMS
+      _write_skeleton(params, self._specs)
+      for name, spec in self._specs.items():
+        _describe(params / _file_name(name), spec)
     except BaseException:
       shutil.rmtree(self._temporary, ignore_errors=True)
       raise
@@ -94,32 +96,29 @@ class ModelWriter:
     expected = spec.shape[1:] if spec.blocks else spec.shape
     assert value.shape == expected, (name, value.shape, expected)
     self._left[name].remove(block)
-    try:
-      self._write(name, value, block)
-    except (ValueError, RuntimeError) as error:  # How a full disk shows there.
-      raise OSError(f"{name} cannot be written: {error}") from error
+    self._write(name, value, block)
 
   def add_file(self, name: str, text: str) -> None:
     """Adds a text file to the folder."""
     (self._temporary / name).write_text(text)
 
   def _write(self, name: str, value: np.ndarray, block: int | None) -> None:
+    """Writes the pieces of one tensor as files: raw values, row by row."""
     spec = self._specs[name]
-    if name not in self._arrays:
-      folder = self._temporary / checkpoint.PARAMS / _file_name(name)
-      self._arrays[name] = _create(folder, spec)
-    array = self._arrays[name]
-    target = array if block is None else array[block]
-    if not value.ndim:
-      target.write(value.astype(spec.dtype)).result()
-      return
-    rows = _rows(value.shape, spec.dtype)
+    folder = self._temporary / checkpoint.PARAMS / _file_name(name)
+    rows = _rows(value.shape, spec.dtype) if value.ndim else 1
+    value = value if value.ndim else value[None]
     for i in range(0, len(value), rows):
       piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
-      target[i : i + rows].write(piece).result()
+      index = [] if block is None else [block]
+      index += [i // rows, *(0,) * (len(spec.shape) - len(index) - 1)]
+      with (folder / _piece_name(index[: len(spec.shape)])).open("wb") as file:
+        piece.tofile(file)
+        # Every piece has its full size, with nothing in the rows beyond.
+        missing = (rows - len(piece)) * piece[0].nbytes
+        file.write(bytes(missing))
 
   def __exit__(self, kind, error, trace) -> None:
-    self._arrays.clear()
     try:
       if error is None:
         self._finish()
@@ -158,26 +157,36 @@ def _rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
   return max(1, min(shape[0], _PIECE_BYTES // max(row, 1)))
 
 
-def _create(folder: pathlib.Path, spec: Spec) -> Any:
-  """An array on disk as Orbax reads it, in pieces of bounded size."""
+def _piece_name(index: list[int]) -> str:
+  return ".".join(map(str, index)) or "0"
+
+
+def _describe(folder: pathlib.Path, spec: Spec) -> None:
+  """Says how an array lies on disk: the Zarr 2 format, without compression.
+
+  Weights do not compress, and raw pieces need no second copy in memory.
+  """
   chunks = list(spec.shape)
   inner = spec.shape[1:] if spec.blocks else spec.shape
   if inner:
     chunks[-len(inner)] = _rows(inner, spec.dtype)
   if spec.blocks:
     chunks[0] = 1
+  dtype = "bfloat16" if spec.dtype.name == "bfloat16" else spec.dtype.str
+  about = dict(
+    zarr_format=2,
+    shape=list(spec.shape),
+    chunks=chunks,
+    dtype=dtype,
+    compressor=None,
+    fill_value=None,
+    filters=None,
+    order="C",
+    dimension_separator=".",
+  )
   shutil.rmtree(folder)
-  return tensorstore.open(
-    {
-      "driver": "zarr",
-      "kvstore": {"driver": "file", "path": f"{folder}/"},
-      "store_data_equal_to_fill_value": True,
-      "metadata": {"compressor": None, "chunks": chunks},
-    },
-    create=True,
-    dtype=tensorstore.dtype(spec.dtype),
-    shape=spec.shape,
-  ).result()
+  folder.mkdir()
+  (folder / ".zarray").write_text(json.dumps(about))
 
 
 class ModelReader:

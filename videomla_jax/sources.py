@@ -8,7 +8,7 @@ random:NAME                             random weights, to try the machinery
 from collections.abc import Callable
 import dataclasses
 import pathlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -18,11 +18,13 @@ import numpy as np
 
 from videomla_jax import text_to_video
 from videomla_jax.data import prompts as prompts_lib
+from videomla_jax.models import codecs
 from videomla_jax.models import components
 from videomla_jax.models import prompt_file
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
+from videomla_jax.models import vae_tiling
 from videomla_jax.models import video_model
 from videomla_jax.models import wan
 
@@ -30,6 +32,7 @@ Embeddings = Float[Array, "B M E"]
 RANDOM = "random:"
 
 
+@runtime_checkable
 class Source(Protocol):
   """A model before it is loaded.
 
@@ -210,11 +213,16 @@ def _wan_source(path: pathlib.Path, config: Any) -> WanSource:
     dit=lambda: components.load(
       folders["dit"], "wan_dit", half_weights=config.half_weights
     ),
-    codec=lambda: components.load(
-      folders["vae"], "wan_vae", dtype=config.vae_dtype
-    ),
+    codec=lambda: _codec(folders["vae"], config),
     pixels=(config.height, config.width),
   )
+
+
+def _codec(folder: pathlib.Path, config: Any) -> codecs.Codec:
+  codec = components.load(folder, "wan_vae", dtype=config.vae_dtype)
+  if not config.vae_tile:
+    return codec
+  return vae_tiling.TiledVAE(codec, tile=config.vae_tile)
 
 
 def _embeddings(folders, config, prompts: list[str]) -> Embeddings:

@@ -5,7 +5,7 @@ A codec streams: `start` gives the state of a decoder before the first frame,
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from einops import rearrange
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 
+@runtime_checkable
 class Codec(Protocol):
   """What sampling asks of a codec.
 

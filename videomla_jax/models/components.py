@@ -82,5 +82,5 @@ def _halve(model: nnx.Module) -> None:
   """Sets abstract kernels of bfloat16 products to bfloat16."""
   for _, module in nnx.iter_modules(model):
     if isinstance(module, nnx.Linear) and module.dtype == jnp.bfloat16:
-      shape = module.kernel.shape
-      module.kernel[...] = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+      shape = jax.ShapeDtypeStruct(module.kernel.shape, jnp.bfloat16)
+      module.kernel.set_value(shape)

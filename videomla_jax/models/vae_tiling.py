@@ -1,0 +1,138 @@
+"""The VAE on overlapping tiles of a frame, for frames larger than memory.
+
+Every tile streams by itself with a memory of its own, one after the other, so
+activations are those of one tile. Where tiles overlap they are blended
+linearly. The attention in the middle of the VAE sees one tile only and borders
+see zeros, so the result is close to that of the whole frame, not equal.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, UInt8
+import numpy as np
+
+from videomla_jax.models import vae as vae_lib
+
+Video = Float[Array, "B T H W C"]
+Weights = Float[np.ndarray, "h w"]
+
+
+def starts(length: int, *, tile: int, overlap: int) -> list[int]:
+  """First positions of equal tiles that cover an axis, spread evenly.
+
+  Args:
+    length: Of the axis.
+    tile: Of a tile, shorter axes have one tile.
+    overlap: Fewest positions that neighbours share.
+  """
+  if tile >= length:
+    return [0]
+  count = -(-(length - overlap) // (tile - overlap))
+  return np.linspace(0, length - tile, count).round().astype(int).tolist()
+
+
+def ramp(length: int, *, overlap: int) -> Float[np.ndarray, "n"]:
+  """Blending weight along a tile: rises from both ends over the overlap."""
+  place = np.arange(length) + 0.5
+  return np.minimum(np.minimum(place, length - place) / overlap, 1)
+
+
+class TiledVAE(nnx.Module):
+  """A `WanVAE` that looks at one tile at a time, with the same interface."""
+
+  def __init__(self, vae: vae_lib.WanVAE, *, tile: int, overlap: int = 4):
+    """Wraps a VAE.
+
+    Args:
+      vae: The network.
+      tile: Side of a tile in latent pixels.
+      overlap: Latent pixels that neighbours share at least.
+
+    Raises:
+      ValueError: If tiles would not advance.
+    """
+    if not 0 < overlap < tile:
+      raise ValueError(
+        f"vae_tile={tile} must be larger than its overlap {overlap}, which "
+        f"must be positive; use {4 * max(overlap, 1)} or more."
+      )
+    self.vae, self.tile, self.overlap = vae, tile, overlap
+
+  channels = property(lambda self: self.vae.channels)
+  pixel_channels = property(lambda self: self.vae.pixel_channels)
+  temporal_stride = property(lambda self: self.vae.temporal_stride)
+  spatial_stride = property(lambda self: self.vae.spatial_stride)
+
+  def _corners(self, height: int, width: int) -> np.ndarray:
+    """Top left latent pixel of every tile."""
+    rows, columns = (
+      starts(n, tile=self.tile, overlap=self.overlap) for n in (height, width)
+    )
+    return np.asarray([(r, c) for r in rows for c in columns])
+
+  def _sides(self, height: int, width: int) -> tuple[int, int]:
+    return min(self.tile, height), min(self.tile, width)
+
+  def start(self, batch: int, height: int, width: int) -> vae_lib.State:
+    """State of every tile before the first latent frame."""
+    count = len(self._corners(height, width))
+    one = self.vae.start(batch, *self._sides(height, width))
+    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
+
+  def decode_chunk(
+    self, latents: Video, state: vae_lib.State
+  ) -> tuple[Float[Array, "B t h w 3"], vae_lib.State]:
+    """As `WanVAE.decode_chunk`, tile by tile."""
+    height, width = latents.shape[2:4]
+    sides = self._sides(height, width)
+
+    def one(tile):
+      corner, memory = tile
+      crop = _crop(latents, corner, sides)
+      return self.vae.decode_chunk(crop, memory)
+
+    corners = self._corners(height, width)
+    pieces, state = jax.lax.map(one, (jnp.asarray(corners), state))
+    return self._blend(pieces, corners, (height, width), enlarge=True), state
+
+  def decode(self, latents: Video) -> Float[Array, "B t h w 3"]:
+    """Pixels of a whole clip."""
+    state = self.start(latents.shape[0], *latents.shape[2:4])
+    return self.decode_chunk(latents, state)[0]
+
+  def encode(self, video: UInt8[Array, "B t h w 3"]) -> Video:
+    """As `WanVAE.encode`, tile by tile."""
+    stride = self.spatial_stride
+    height, width = (n // stride for n in video.shape[2:4])
+    self.vae.start_encode(1, *video.shape[2:4])  # raises for odd sizes
+    sides = tuple(n * stride for n in self._sides(height, width))
+    corners = self._corners(height, width)
+    pieces = jax.lax.map(
+      lambda corner: self.vae.encode(_crop(video, corner * stride, sides)),
+      jnp.asarray(corners),
+    )
+    return self._blend(pieces, corners, (height, width), enlarge=False)
+
+  def _blend(self, pieces: PyTree, corners, size, *, enlarge: bool) -> Array:
+    """Weighted mean of the tiles, in pixels or in latent pixels."""
+    scale = self.spatial_stride if enlarge else 1
+    if len(corners) == 1:
+      return pieces[0]
+    shape = pieces.shape[3:5]
+    weights = [ramp(n, overlap=self.overlap * scale) for n in shape]
+    weight = np.float32(np.outer(*weights))[..., None]
+    full = (*pieces.shape[1:3], size[0] * scale, size[1] * scale)
+    total = jnp.zeros((*full, pieces.shape[-1]), pieces.dtype)
+    norm = np.zeros((*full[2:], 1), np.float32)
+    for piece, (row, column) in zip(pieces, corners * scale, strict=True):
+      where = np.s_[row : row + shape[0], column : column + shape[1]]
+      total = total.at[:, :, *where].add(piece * weight)
+      norm[where] += weight
+    return total / norm
+
+
+def _crop(x: Array, corner: Array, sides: tuple[int, ...]) -> Array:
+  """Rows and columns of `[B, T, H, W, C]` from a corner that is an array."""
+  x = jax.lax.dynamic_slice_in_dim(x, corner[0], sides[0], axis=2)
+  return jax.lax.dynamic_slice_in_dim(x, corner[1], sides[1], axis=3)
