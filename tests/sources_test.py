@@ -12,6 +12,8 @@ import pytest
 
 from tests import tiny_project
 from tests import tiny_release
+from videomla_jax import activations
+from videomla_jax import conversion
 from videomla_jax import convert
 from videomla_jax import embed
 from videomla_jax import sample
@@ -199,3 +201,39 @@ def test_random_networks_run_the_whole_pipeline(tmp_path, variant) -> None:
   (film,) = _films(tmp_path)
   assert film.shape == (9, 32, 48, 3)
   assert film.std() > 0
+
+
+def test_activations_of_real_clips_improve_a_conversion(
+  release, tmp_path, seed: int
+) -> None:
+  rng = np.random.default_rng(seed)
+  clips = []
+  for i in range(2):
+    frames = rng.integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)
+    frames = frames.repeat(8, axis=1).repeat(8, axis=2)
+    clips.append(str(tmp_path / f"{i}.mp4"))
+    video.write_mp4(clips[-1], frames, fps=16, scale=1)
+  config = tiny_project.config("activations")
+  config.checkpoint = str(release / "wan")
+  config.clips, config.prompts = "; ".join(clips), _PROMPTS
+  config.height, config.width, config.num_frames = 32, 48, 5
+  config.max_tokens = 80
+  config.output = str(tmp_path / "tokens.safetensors")
+  # Two clips of two latent frames of 6 tokens, at four levels.
+  assert activations.activations(config) == 80
+  convert.convert(
+    tiny_release.options(
+      source=str(release / "wan" / "dit"),
+      output=str(tmp_path / "latent"),
+      to="latent",
+      activations=config.output,
+    )
+  )
+  text = (tmp_path / "latent" / conversion.REPORT).read_text()
+  assert text.count("activation-aware") == tiny_release.DIT.num_layers
+  config.prompts = "one"
+  with pytest.raises(ValueError, match="clips are 2 and prompts 1"):
+    activations.activations(config)
+  config.prompts, config.checkpoint = _PROMPTS, str(release / "videomla")
+  with pytest.raises(ValueError, match="has latent attention"):
+    activations.activations(config)

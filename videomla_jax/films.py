@@ -31,12 +31,27 @@ def read_given(
   """
   if config.image and config.clip:
     raise ValueError("image and clip are both given; choose one.")
+  size = dict(height=height, width=width, channels=channels)
   if config.image:
-    frames = [_read_image(config.image)]
-  elif config.clip:
-    frames = [Image.fromarray(f) for f in video.read_mp4(config.clip)[0]]
-  else:
-    return None
+    return _resize([_read_image(config.image)], **size)
+  return read_clip(config.clip, **size) if config.clip else None
+
+
+def read_clip(
+  path: str, *, height: int, width: int, channels: int
+) -> UInt8[np.ndarray, "T h w c"]:
+  """Frames of an MP4, resized.
+
+  Raises:
+    ValueError: If the file cannot be read.
+  """
+  frames = [Image.fromarray(f) for f in video.read_mp4(path)[0]]
+  return _resize(frames, height=height, width=width, channels=channels)
+
+
+def _resize(
+  frames: list[Image.Image], *, height: int, width: int, channels: int
+) -> UInt8[np.ndarray, "T h w c"]:
   mode, resample = "RGB", Image.Resampling.LANCZOS
   if channels == 1:  # Drawn pixels stay sharp.
     mode, resample = "L", Image.Resampling.BOX

@@ -64,6 +64,11 @@ def _encode(codec, video):
   return codec.encode(video)
 
 
+def encode(parts: Parts, video: UInt8[np.ndarray, "B t h w c"]) -> Array:
+  """Latents `[B, T, H, W, C]` of whole clips, see `usable_clip`."""
+  return _encode(parts.codec, jnp.asarray(video))
+
+
 class Decoder:
   """Decodes chunk after chunk, carrying the codec's memory."""
 
@@ -120,8 +125,7 @@ def roll_out(
   decoder = Decoder(parts, batch=batch)
   context, left = None, num_frames
   if given is not None:
-    clip = jnp.asarray(np.repeat(given[None], batch, axis=0))
-    context = _encode(parts.codec, clip)
+    context = encode(parts, np.repeat(given[None], batch, axis=0))
     decoder(context)  # The pixels are known; the decoder's memory is not.
     left -= len(given)
   known = 0 if context is None else context.shape[1]

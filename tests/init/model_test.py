@@ -11,14 +11,11 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax import checkpoint
 from videomla_jax import tree_names
-from videomla_jax.analysis import long_rollout
-from videomla_jax.data import prompts as prompts_lib
+from videomla_jax.analysis import noisy_clips
 from videomla_jax.init import activations
 from videomla_jax.init import model as model_lib
 from videomla_jax.init import statistics
 from videomla_jax.models import video_model
-
-_FRAMES = 7
 
 
 @functools.cache
@@ -26,26 +23,13 @@ def _trained() -> video_model.VideoModel:
   return video_model.load("shipped:small_dense")
 
 
-def _clips(seed: int, count: int):
-  """Noisy latents of moving digits, their levels and their text."""
-  model, rng = _trained(), np.random.default_rng(seed)
-  prompts = [*prompts_lib.held_out_prompts()][:10]
-  prompts = [prompts[i] for i in rng.integers(0, 10, count)]
-  videos = long_rollout.real_videos(prompts, num_frames=_FRAMES, seed=seed)
-  pixels = jnp.asarray(np.asarray(videos) * 255, jnp.uint8)
-  clean = model.codec.encode(pixels)
-  noise = tiny_model.normal(rng, *clean.shape)
-  sigma = jnp.asarray(rng.uniform(0, 1, count), jnp.float32)
-  level = sigma[:, None, None, None, None]
-  tokens = prompts_lib.tokenize_batch([p.text() for p in prompts])
-  text = model.encode_text(jnp.asarray(tokens))
-  return (1 - level) * clean + level * noise, sigma, text
-
-
 def test_real_latents_lower_the_error_of_a_trained_network(seed: int) -> None:
   dense = _trained().dit
   config = model_lib.latent_config(dense.config, d_c=16, d_rope=8, d_q=64)
-  fit, held_out = _clips(seed, 24), _clips(seed + 1, 8)
+  fit, held_out = (
+    noisy_clips.draw(_trained(), count=n, num_frames=7, seed=seed + n)
+    for n in (24, 8)
+  )
   tokens = activations.collect(dense, *fit)
   errors = {}
   for name, kwargs in dict(
