@@ -61,7 +61,7 @@ class ModelWriter:
     """
     self._path = pathlib.Path(path).absolute()
     self._config, self._specs = config, dict(specs)
-    self._left = {
+    self._left: dict[str, set[int | None]] = {
       name: set(range(spec.shape[0])) if spec.blocks else {None}
       for name, spec in specs.items()
     }

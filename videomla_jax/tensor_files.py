@@ -182,7 +182,7 @@ def _select(
     name: value
     for name, value in loaded.items()
     if isinstance(value, Mapping)
-    and any(isinstance(x, LazyTensor) for x in value.values())
+    and any(isinstance(x, torch_pickle.LazyTensor) for x in value.values())
   }
   if select and select not in networks:
     raise ValueError(
@@ -198,7 +198,9 @@ def _select(
         "--select."
       )
     loaded = networks[chosen[0]]
-  return {n: x for n, x in loaded.items() if isinstance(x, LazyTensor)}
+  return {
+    n: x for n, x in loaded.items() if isinstance(x, torch_pickle.LazyTensor)
+  }
 
 
 def _check_floats(tensors: Tensors, path: pathlib.Path) -> None:

@@ -54,12 +54,16 @@ PLAIN = Metric(None, None)
 
 
 def metric(moment: Float[np.ndarray, "in in"]) -> Metric:
-  """Square roots of a covariance, a little of the identity added."""
+  """Metric of a covariance, a little of the identity added."""
+  return Metric(*_roots(moment))
+
+
+def _roots(moment: Float[np.ndarray, "n n"]) -> tuple[np.ndarray, np.ndarray]:
   moment = np.asarray(moment, np.float64)
   floor = _SHRINKAGE * np.trace(moment) / len(moment)
   values, vectors = np.linalg.eigh((moment + moment.T) / 2)
   roots = np.sqrt(np.maximum(values, 0) + floor)
-  return Metric((vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T)
+  return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
 def factorise(matrix: Matrix, rank: int, *, inputs: Metric = PLAIN) -> Factors:
@@ -103,7 +107,7 @@ def follow(
   """
   shape = rows @ inputs.seen(down)  # W x is about this times the latent
   gram = shape.T @ shape
-  root, inverse = metric(gram * len(gram) / np.trace(gram))
+  root, inverse = _roots(gram * len(gram) / np.trace(gram))
   return root @ down, inverse
 
 

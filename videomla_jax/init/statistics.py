@@ -81,8 +81,9 @@ def predicted(
     scale: Likewise.
   """
   width = len(dense["query/kernel"])
-  shift = np.zeros((1, width)) if shift is None else np.float64(shift)
-  scale = np.zeros((1, width)) if scale is None else np.float64(scale)
+  none = np.zeros((1, width))
+  shift = none if shift is None else np.asarray(shift, np.float64)
+  scale = none if scale is None else np.asarray(scale, np.float64)
   moment = shift.T @ shift / len(shift)
   moment += np.diag(np.mean(np.square(1 + scale), axis=0))
   mean = shift.mean(0)
@@ -121,7 +122,7 @@ def rms(x: Tokens) -> Float[np.ndarray, "n 1"]:
 def save(path: str | os.PathLike[str], layers: Sequence[Tokens]) -> None:
   """Writes tokens of every layer in half precision, complete or not at all."""
   path = pathlib.Path(path)
-  tensors = {str(i): np.float16(x) for i, x in enumerate(layers)}
+  tensors = {str(i): x.astype(np.float16) for i, x in enumerate(layers)}
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     safetensors_numpy.save_file(tensors, temporary)

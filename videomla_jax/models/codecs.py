@@ -25,10 +25,17 @@ class Codec(Protocol):
     pixel_channels: 1 (grey) or 3.
   """
 
-  temporal_stride: int
-  spatial_stride: int
-  channels: int
-  pixel_channels: int
+  @property
+  def temporal_stride(self) -> int: ...  # noqa: D102
+
+  @property
+  def spatial_stride(self) -> int: ...  # noqa: D102
+
+  @property
+  def channels(self) -> int: ...  # noqa: D102
+
+  @property
+  def pixel_channels(self) -> int: ...  # noqa: D102
 
   def encode(self, video: UInt8[Array, "B t h w c"]) -> Array:
     """A whole clip to latents `[B, T, H, W, C]`."""

@@ -91,7 +91,8 @@ def add(
     ValueError: If the file is damaged or another encoder wrote it.
   """
   path = pathlib.Path(path)
-  tensors, about = {}, {"encoder": encoder}
+  tensors: dict[str, np.ndarray] = {}
+  about = {"encoder": encoder}
   if known(path, encoder=encoder):
     tensors, about = _read(path)
   for prompt, embedding in embeddings.items():

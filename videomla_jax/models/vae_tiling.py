@@ -121,7 +121,7 @@ class TiledVAE(nnx.Module):
       return pieces[0]
     shape = pieces.shape[3:5]
     weights = [ramp(n, overlap=self.overlap * scale) for n in shape]
-    weight = np.float32(np.outer(*weights))[..., None]
+    weight = np.outer(*weights).astype(np.float32)[..., None]
     full = (*pieces.shape[1:3], size[0] * scale, size[1] * scale)
     total = jnp.zeros((*full, pieces.shape[-1]), pieces.dtype)
     norm = np.zeros((*full[2:], 1), np.float32)

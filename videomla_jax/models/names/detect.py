@@ -1,5 +1,6 @@
 """What network a checkpoint holds, told from names and shapes."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import re
@@ -33,7 +34,7 @@ class Network(NamedTuple):
 
 def network_of(architecture: str, config: Any) -> Network:
   """The network of a config."""
-  tables = {
+  tables: dict[str, Callable[[Any], table.Table]] = {
     "wan_dit": dit_names.table_of,
     "wan_vae": vae_names.table_of,
     "umt5": umt5_names.table_of,

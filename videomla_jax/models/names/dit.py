@@ -133,7 +133,7 @@ def self_attention(config: wan.WanConfig, n: int) -> dict[str, table.Tensor]:
 
 
 def _attention(name: str, path: str, width: int, n: int):
-  tensors = {}
+  tensors: dict[str, table.Tensor] = {}
   for theirs, ours in dict(q="query", k="key", v="value", o="out").items():
     tensors |= table.linear(
       f"{name}.{theirs}", f"{path}/{ours}", width, width, block=n
