@@ -29,5 +29,6 @@ def get_config(arg=None):
   config.seed = 0
   config.half_weights = False
   config.vae_dtype, config.vae_tile = "float32", 0
+  config.compare = ""  # a converted dit/: measure its errors, collect nothing
   config.output = "activations.safetensors"
   return config

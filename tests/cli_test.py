@@ -5,9 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_project
+from tests import tiny_release
 from videomla_jax import cli
 
 _ROOT = tiny_project.CONFIGS.parent
@@ -34,6 +37,11 @@ def _run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
     ("sample", ["--config=configs/sample.py", "word"], "unexpected"),
     ("train", ["--config=configs/teacher_forcing.py"], "--workdir is missing"),
     ("benchmark", [], "--config is missing"),
+    ("convert", [], "--source is missing"),
+    ("convert", ["--source=none", "--output=out"], "does not exist"),
+    ("convert", ["--to=dense"], "value should be one of"),
+    ("embed", ["--config=configs/embed.py"], "are both empty"),
+    ("activations", ["--config=configs/activations.py"], "is not a directory"),
   ],
 )
 def test_mistake_is_one_sentence_and_exit_code_2(
@@ -47,6 +55,23 @@ def _check(ended: subprocess.CompletedProcess[str], words: str) -> None:
   lines = [x for x in ended.stderr.splitlines() if x.startswith("error: ")]
   assert len(lines) == 1 and words in lines[0], ended.stderr
   assert "Traceback" not in ended.stderr and ended.stdout == ""
+
+
+def test_convert_says_what_it_did_and_nothing_else(tmp_path, seed) -> None:
+  source = tmp_path / "given.safetensors"
+  rng = np.random.default_rng(seed)
+  given = tiny_release.draw(tiny_release.dit_table(), rng)
+  safetensors_numpy.save_file(given, source)
+  output = tmp_path / "dit"
+  flags = [f"--source={source}", f"--output={output}", "--num_heads=4"]
+  ended = _run("convert", *flags)
+  assert ended.returncode == 0, ended.stderr
+  assert ended.stdout.splitlines() == [
+    f"{source}: wan_dit, {len(given)} tensors",
+    f"{source} -> {output}",
+  ]
+  progress = [line for line in ended.stderr.splitlines() if line]
+  assert all(line.startswith("convert: ") for line in progress), progress
 
 
 def test_bad_prompt_leaves_no_output_folder(tmp_path: pathlib.Path) -> None:

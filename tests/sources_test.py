@@ -1,6 +1,7 @@
 """Tests of where models come from: parts, order of loading, mistakes."""
 
 import gc
+import json
 import pathlib
 from typing import Any
 import weakref
@@ -231,6 +232,15 @@ def test_activations_of_real_clips_improve_a_conversion(
   )
   text = (tmp_path / "latent" / conversion.REPORT).read_text()
   assert text.count("activation-aware") == tiny_release.DIT.num_layers
+  config.compare = str(tmp_path / "latent")
+  config.output = str(tmp_path / "errors.json")
+  fitted = activations.activations(config)
+  config.compare = str(release / "videomla" / "dit")
+  plain = activations.activations(config)
+  stored = json.loads((tmp_path / "errors.json").read_text())
+  assert stored["output_error"] == plain
+  assert len(plain) == tiny_release.DIT.num_layers
+  assert np.mean(fitted) < np.mean(plain)
   config.prompts = "one"
   with pytest.raises(ValueError, match="clips are 2 and prompts 1"):
     activations.activations(config)

@@ -6,9 +6,14 @@
     --config.output=activations.safetensors
 
 `convert --to=latent --activations=activations.safetensors` then fits latent
-attention to real latents at all noise levels.
+attention to real latents at all noise levels. With `--config.compare=FOLDER`, a
+converted network, nothing is collected: the relative error of its attention
+outputs on these clips is written to the output, layer by layer.
 """
 
+from collections.abc import Iterator
+import json
+import pathlib
 from typing import Any
 
 import jax
@@ -24,16 +29,17 @@ from videomla_jax import text_to_video
 from videomla_jax.diffusion import flow
 from videomla_jax.init import activations as activations_lib
 from videomla_jax.init import statistics
+from videomla_jax.models import components
 
 
-def activations(config: Any) -> int:
+def activations(config: Any) -> int | list[float]:
   """Runs one config.
 
   Args:
     config: See configs/activations.py.
 
   Returns:
-    Tokens kept per layer.
+    Tokens kept per layer; with `compare`, the error of each layer.
 
   Raises:
     ValueError: If clips, prompts or checkpoint cannot work.
@@ -62,16 +68,17 @@ def activations(config: Any) -> int:
       f"checkpoint={config.checkpoint!r} has latent attention; give the dense "
       "model that is to be converted."
     )
+  if config.compare:
+    return _compare(config, parts, frames, text)
   tokens = _collect(config, parts, frames, text)
   statistics.save(config.output, tokens)
   print(f"{len(tokens)} layers, {len(tokens[0])} tokens: {config.output}")
   return len(tokens[0])
 
 
-def _collect(config, parts, frames, text) -> list[np.ndarray]:
-  """Tokens of all clips, each at several noise levels, joined by layer."""
-  rounds, kept = config.levels, []
-  each = -(-config.max_tokens // (len(frames) * rounds))
+def _noisy(config, parts, frames, text) -> Iterator[Any]:
+  """Yields latents, level and text of every clip at several noise levels."""
+  rounds = config.levels
   total = len(frames) * rounds
   with metrics.Progress(total, "activations", unit="pass") as progress:
     for i, clip in enumerate(frames):
@@ -88,13 +95,40 @@ def _collect(config, parts, frames, text) -> list[np.ndarray]:
         sigma = jnp.full((1,), sigma, jnp.float32)
         noise = jax.random.normal(key, clean.shape)
         noisy = flow.add_noise(clean, noise, sigma[:, None])
-        kept.append(
-          activations_lib.collect(
-            parts.dit, noisy, sigma, text[i : i + 1], max_tokens=each, seed=i
-          )
-        )
+        yield noisy, sigma, text[i : i + 1]
         progress.update(1)
+
+
+def _collect(config, parts, frames, text) -> list[np.ndarray]:
+  """Tokens of all clips and levels, joined by layer."""
+  each = -(-config.max_tokens // (len(frames) * config.levels))
+  kept = [
+    activations_lib.collect(parts.dit, *clip, max_tokens=each, seed=i)
+    for i, clip in enumerate(_noisy(config, parts, frames, text))
+  ]
   return [np.concatenate(layer) for layer in zip(*kept, strict=True)]
+
+
+def _compare(config, parts, frames, text) -> list[float]:
+  """Attention-output errors of a converted network, mean over the clips."""
+  latent = components.load(config.compare, "wan_dit")
+  if latent.config.num_layers != parts.dit.config.num_layers:
+    raise ValueError(
+      f"compare={config.compare!r} has {latent.config.num_layers} layers but "
+      f"the dense model {parts.dit.config.num_layers}; give what was converted "
+      "from it."
+    )
+  errors = [
+    activations_lib.output_errors(parts.dit, latent, *clip)
+    for clip in _noisy(config, parts, frames, text)
+  ]
+  means = np.mean(errors, axis=0).tolist()
+  path = pathlib.Path(config.output)
+  temporary = path.with_name(f".{path.name}.tmp")
+  temporary.write_text(json.dumps(dict(output_error=means), indent=1) + "\n")
+  temporary.replace(path)
+  print("attention-output error by layer:", [round(e, 3) for e in means])
+  return means
 
 
 if __name__ == "__main__":

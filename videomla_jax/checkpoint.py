@@ -120,7 +120,7 @@ def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
   if not path.is_dir():
     raise ValueError(
       f"checkpoint={str(path)!r} is not a directory; give the folder that"
-      f" holds {CONFIG}, or train a model first"
+      f" holds {CONFIG}, or train or convert a model first"
     )
   config = _read_json(path, CONFIG)
   digests = _read_json(path, DIGESTS)

@@ -18,6 +18,7 @@ import shutil
 from typing import Any
 
 from absl import flags
+from absl import logging
 
 from videomla_jax import checkpoint_writer
 from videomla_jax import cli
@@ -177,6 +178,13 @@ def _latent(options: Any, network: detect.Network) -> conversion.Latent | None:
   )
 
 
+def main() -> None:
+  """Runs the command line."""
+  # Orbax warns that pieces of ours are no database of its own.
+  logging.set_verbosity(logging.ERROR)
+  convert(flags.FLAGS)
+
+
 if __name__ == "__main__":
   define_flags()
-  cli.run_flags(lambda: convert(flags.FLAGS))
+  cli.run_flags(main)
