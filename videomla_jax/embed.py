@@ -11,7 +11,6 @@ Prompts that the file holds already are skipped.
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from videomla_jax import cli
@@ -84,9 +83,7 @@ def embed(config: Any) -> int:
 def _embed_all(config, folder, tokenizer, identity, prompts):
   """Loads the encoder and embeds in batches; every batch is kept at once."""
   encoder = components.load(folder / "umt5", "umt5")
-  leaves = jax.tree.leaves(encoder)
-  count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
-  print(f"text encoder: {count:,} parameters ({memory.human(size)})")
+  print(memory.described("text encoder", encoder), flush=True)
   with metrics.Progress(len(prompts), "embed", unit="prompt") as progress:
     for i in range(0, len(prompts), config.save_every):
       batch = prompts[i : i + config.save_every]

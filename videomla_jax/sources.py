@@ -1,8 +1,12 @@
 """Where models come from: shipped and trained small ones, Wan, random ones.
 
-shipped:NAME, or a folder of `train`    a small model: words, pixel codec
-a folder of `convert`                   Wan: umt5/, dit/, vae/, tokenizer/
-random:NAME                             random weights, to try the machinery
+A checkpoint is named by
+
+  shipped:NAME, or a folder of `train`    a small model: words, pixel codec
+  a folder of `convert`                   Wan: umt5/, dit/, vae/, tokenizer/
+  random:NAME                             random weights, to try the machinery
+
+and opening it loads nothing large.
 """
 
 from collections.abc import Callable
@@ -17,6 +21,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from videomla_jax import text_to_video
+from videomla_jax.analysis import memory
 from videomla_jax.data import prompts as prompts_lib
 from videomla_jax.models import codecs
 from videomla_jax.models import components
@@ -231,6 +236,8 @@ def _embeddings(folders, config, prompts: list[str]) -> Embeddings:
     return jnp.asarray(prompt_file.read(config.embeddings, prompts))
   tokenizer = tokenizer_lib.Tokenizer.load(folders["tokenizer"])
   encoder = components.load(folders["umt5"], "umt5")
+  sizes = memory.described("text encoder", encoder)
+  print(f"{sizes}, freed before the network is loaded", flush=True)
   return umt5.embed_texts(encoder, tokenizer, prompts)
 
 

@@ -51,10 +51,16 @@ class Needs:
 
   def lines(self) -> list[str]:
     """The sizes as sentences for a log."""
-    ratio = self.dense_cache_bytes / max(self.cache_bytes, 1)
     saved = (
       1 - self.scalars_per_token_layer / self.dense_scalars_per_token_layer
     )
+    cached = "cache: none, every frame sees every frame"
+    if self.cache_bytes:
+      ratio = self.dense_cache_bytes / self.cache_bytes
+      cached = (
+        f"cache: {human(self.cache_bytes)}, dense "
+        f"{human(self.dense_cache_bytes)} ({ratio:.1f}x)"
+      )
     decoder = [f"decoder: {human(self.decoder_bytes)}"]
     return [
       f"parameters: {self.parameters:,} ({human(self.parameter_bytes)})",
@@ -63,13 +69,18 @@ class Needs:
       f"cached per token and layer: {self.scalars_per_token_layer} scalars = "
       f"{self.scalars_per_token_layer * self.scalar_bytes} B, dense "
       f"{self.dense_scalars_per_token_layer} scalars = "
-      f"{self.dense_scalars_per_token_layer * self.scalar_bytes} B "
-      f"(-{saved:.1%})",
-      f"cache: {human(self.cache_bytes)}, dense "
-      f"{human(self.dense_cache_bytes)} ({ratio:.1f}x)",
+      f"{self.dense_scalars_per_token_layer * self.scalar_bytes} B"
+      + (f" (-{saved:.1%})" if saved else ""),
+      cached,
       *(decoder if self.decoder_bytes else []),
       f"predicted peak memory: {human(self.peak_bytes)}",
     ]
+
+
+def described(name: str, model: PyTree) -> str:
+  """Parameters and bytes of a network in one line."""
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(model))
+  return f"{name}: {count:,} parameters ({human(_bytes(model))})"
 
 
 def human(count: float | int) -> str:
