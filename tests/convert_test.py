@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -118,6 +119,20 @@ def test_large_exports_come_in_shards_with_an_index(tmp_path, seed) -> None:
     np.testing.assert_array_equal(back[name], x)
   _run(tmp_path / "out", tmp_path / "model")  # the index is found
   assert (tmp_path / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_text_encoders_load_in_the_type_they_are_stored(
+  dtype: str, tmp_path, seed: int
+) -> None:
+  given = tiny_release.draw(
+    umt5_names.table_of(tiny_release.UMT5), np.random.default_rng(seed)
+  )
+  safetensors_numpy.save_file(given, tmp_path / "given.safetensors")
+  _run(tmp_path / "given.safetensors", tmp_path / "model", dtype=dtype)
+  encoder = components.load(tmp_path / "model", "umt5")
+  leaves = jax.tree.leaves(encoder)
+  assert {x.dtype.name for x in leaves} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

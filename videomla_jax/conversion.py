@@ -25,6 +25,7 @@ from videomla_jax.init import layer as layer_lib
 from videomla_jax.init import model as model_lib
 from videomla_jax.init import statistics
 from videomla_jax.models import components
+from videomla_jax.models import umt5
 from videomla_jax.models.names import detect
 from videomla_jax.models.names import dit as dit_names
 from videomla_jax.models.names import table
@@ -138,7 +139,7 @@ def write_model(
   """
   specs = _specs(network.table, tensors, dtype)
   about: dict[str, Any] = dict(source=dict(source or {}))
-  config, changed = network.config, _Changed({}, [])
+  config, changed = _as_stored(network.config, specs), _Changed({}, [])
   if latent is not None:
     config = _latent_config(network, latent)
     specs, changed = _latent_specs(network, config, specs, dtype)
@@ -154,6 +155,15 @@ def write_model(
     if latent is not None:
       reports = _write_latent(writer, network, tensors, config, latent, advance)
       writer.add_file(REPORT, json.dumps(reports, indent=1) + "\n")
+
+
+def _as_stored(config: Any, specs: Mapping[str, checkpoint_writer.Spec]) -> Any:
+  """The config of a network whose weights stay in the type they have."""
+  if not isinstance(config, umt5.Umt5Config):
+    return config
+  dtypes = {spec.dtype.name for spec in specs.values()}
+  param_dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+  return dataclasses.replace(config, param_dtype=param_dtype)
 
 
 def stored_dtype(dtypes: set[np.dtype], option: str) -> np.dtype:
