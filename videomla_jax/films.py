@@ -75,7 +75,7 @@ def _read_image(path: str) -> Image.Image:
 def paths(config: Any, prompts: list[str]) -> list[pathlib.Path]:
   """One MP4 name per prompt in `config.folder`, readable and unique."""
   folder = pathlib.Path(config.folder)
-  slugs = [re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") for p in prompts]
+  slugs = [re.sub(r"[\W_]+", "-", p.lower()).strip("-") for p in prompts]
   return [
     folder / f"{config.name}-{i}-{slug[:60]}.mp4"
     for i, slug in enumerate(slugs)

@@ -152,7 +152,7 @@ def test_bfloat16_is_within_its_rounding(seed: int) -> None:
   [
     (2, True, "one more than a multiple of 4; drop 1"),
     (8, True, "drop 3"),
-    (0, True, "one more"),
+    (0, True, "one more than a multiple of 4; drop 0 or give more"),
     (5, False, "must have a multiple of 4; drop 1"),
     (0, False, "a multiple of 4"),
   ],

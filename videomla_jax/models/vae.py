@@ -343,16 +343,12 @@ class WanVAE(nnx.Module):
 
   def _check_frames(self, frames: int, *, first: bool) -> None:
     stride = self.temporal_stride
-    fits = frames - first
-    if fits < 0 or fits % stride or not frames:
-      rule = (
-        f"one more than a multiple of {stride}"
-        if first
-        else (f"a multiple of {stride}")
-      )
+    surplus = max(0, frames - first) % stride
+    if not frames or surplus:
+      rule = f"{'one more than ' if first else ''}a multiple of {stride}"
       raise ValueError(
-        f"video has {frames} frames but must have {rule}; drop "
-        f"{fits % stride or 'none'}, or give more."
+        f"video has {frames} frames but must have {rule}; drop {surplus} or "
+        "give more."
       )
 
   def encode_chunk(
