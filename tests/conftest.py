@@ -34,6 +34,18 @@ except ImportError:  # The peers' environment has no such tests.
   pass
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> collections.abc.Iterator[None]:
+  """Frees the compiled programs of a test file.
+
+  Each holds memory maps, of which a process may have 65,530; with the programs
+  of all tests the compiler ends in a segmentation fault.
+  """
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
   """Returns a fresh seed, or the one in VIDEOMLA_SEED to repeat a failure."""
