@@ -79,6 +79,7 @@ def get_config(arg=None):
   )
   # The window of training by default; any may be changed at rollout.
   config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
+  config.cache_dtype = ""  # "int8", "float8_e4m3fn": half of bfloat16
   config.output = dict(
     folder="out",
     name="demo" if variant == "demo" else "sample",

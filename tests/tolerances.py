@@ -36,6 +36,13 @@ TOLERANCES: dict[str, Tolerance] = {
     bound=2e-2,
     reason="8 bits of mantissa: 2^-8 per rounding, a few roundings",
   ),
+  "int8_cache": Tolerance(
+    bound=2e-2,
+    reason="a cached scalar is off by 2^-8 of the largest of its token",
+  ),
+  "float8_e4m3fn_cache": Tolerance(
+    bound=1e-1, reason="a cached scalar is off by 2^-4 of itself"
+  ),
   "bfloat16_deep": Tolerance(
     bound=5e-2,
     reason="bfloat16 rounding carried through all layers of a network",

@@ -27,6 +27,7 @@ from videomla_jax import video
 from videomla_jax.analysis import memory
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
+from videomla_jax.ops import quantise
 
 
 def make_sampler(config: Any, *, shift: float | int) -> sampling.Sampler:
@@ -62,6 +63,12 @@ def check(config: Any) -> None:
   if config.output.scale < 1:
     raise ValueError(
       f"output.scale={config.output.scale} must be at least 1; use 12."
+    )
+  dtypes = ("", "float32", "bfloat16", *quantise.LARGEST)
+  if config.cache_dtype not in dtypes:
+    raise ValueError(
+      f"cache_dtype={config.cache_dtype!r} is unknown; use one of {dtypes}, "
+      "where '' is the model's own."
     )
   modes = ("causal", "bidirectional")
   if config.mode not in modes:
@@ -116,7 +123,7 @@ def sample(config: Any) -> dict[str, Any]:
     given = text_to_video.usable_clip(given, parts, num_frames=num_frames)
   if config.mode == "bidirectional":
     window = _whole(parts.latents_for(num_frames))
-  sizes = _print_sizes(parts, text, prompts, window, num_frames, given)
+  sizes = _print_sizes(config, parts, text, prompts, window, num_frames, given)
   started = time.monotonic()
   made, first = _run(
     config, parts, prompts, text, window, sampler, num_frames, given
@@ -149,7 +156,7 @@ def _whole(frames: int) -> cache.Window:
 
 
 def _print_sizes(
-  parts, text, prompts, window, num_frames, given
+  config, parts, text, prompts, window, num_frames, given
 ) -> memory.Needs:
   """Says what the run needs before anything compiles."""
   known = 0 if given is None else parts.latents_for(len(given))
@@ -160,6 +167,7 @@ def _print_sizes(
     frame=parts.frame,
     window=window,
     max_frames=known + shapes.round_up(new, window.chunk_frames),
+    cache_dtype=config.cache_dtype or None,
     codec=parts.codec,
     videos=len(prompts),
   )
@@ -195,7 +203,13 @@ def _run(config, parts, prompts, text, window, sampler, num_frames, given):
     pieces = _whole_clip(parts, text, key, **common)
   else:
     pieces = text_to_video.roll_out(
-      parts, text, key, window=window, given=given, **common
+      parts,
+      text,
+      key,
+      window=window,
+      given=given,
+      cache_dtype=config.cache_dtype or None,
+      **common,
     )
   with made, metrics.Progress(num_frames, "sample", unit="frame") as progress:
     if given is not None:

@@ -105,6 +105,7 @@ def roll_out(
   sampler: sampling.Sampler,
   num_frames: int,
   given: UInt8[np.ndarray, "T h w c"] | None = None,
+  cache_dtype: str | None = None,
 ) -> Iterator[Pixels]:
   """Streams videos from a causal model, each chunk decoded as it appears.
 
@@ -117,6 +118,7 @@ def roll_out(
     sampler: How chunks are denoised.
     num_frames: Pixel frames, given ones included.
     given: First frames of every video, see `usable_clip`.
+    cache_dtype: Of the stored entries; the model's own by default.
 
   Yields:
     New frames in [0, 1]; given frames are not handed out again.
@@ -138,6 +140,7 @@ def roll_out(
     sampler=sampler,
     max_frames=parts.latents_for(num_frames) - known,
     context=context,
+    cache_dtype=cache_dtype,
     then=decoder,
   )
   for pixels in chunks:

@@ -402,3 +402,15 @@ def test_raw_keys_are_keys_too(seed: int) -> None:
   a, b = (rollout.split_keys(key, 3) for key in (raw, typed))
   assert a.shape == b.shape == (3,)
   assert (jax.random.key_data(a) == jax.random.key_data(b)).all()
+
+
+@pytest.mark.parametrize("kind", ["latent", "dense"])
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_eight_bit_cache_stays_near_float32(seed, kind, dtype):
+  model, text, keys, sampler = _setup(seed, kind=kind)
+  plain = _generate(model, text, keys, sampler, 12)
+  small = _generate(model, text, keys, sampler, 12, cache_dtype=dtype)
+  # The first chunk has no history; later ones feel the rounding of the cache.
+  np.testing.assert_array_equal(plain[:, :3], small[:, :3])
+  assert (np.asarray(plain) != np.asarray(small)).any()
+  tolerances.assert_close(small, plain, f"{dtype}_cache")

@@ -163,10 +163,10 @@ def _outputs(dense, config, arrays, x) -> tuple[np.ndarray, np.ndarray]:
     layer = module(sizes, dtype=jnp.float32, rngs=nnx.Rngs(0))
     checkpoint.update_model(layer, tree_names.nested_dict(dict(values)))
     turn = rope.rotation(frames, grid=_GRID, bands=sizes.bands)
-    valid = jnp.ones((1, _FRAMES * _GRID.tokens), bool)
+    valid = jnp.ones((1, _FRAMES), bool)
     tokens = jnp.asarray(x, jnp.float32).reshape(shape)
     view = attention.View(turn, turn, valid)
-    outs.append(np.asarray(layer.attend(tokens, layer.project(tokens), view)))
+    outs.append(np.asarray(layer.attend(tokens, [layer.project(tokens)], view)))
   return outs[0], outs[1]
 
 

@@ -32,13 +32,13 @@ def _view(config, query_frame, key_frame, valid):
   turn = lambda frame: rope.rotation(
     jnp.asarray([frame], jnp.int32), grid=GRID, bands=config.bands
   )
-  valid = jnp.repeat(jnp.asarray([valid]), GRID.tokens, axis=1)
+  valid = jnp.asarray([valid])
   return attention.View(turn(query_frame), turn(key_frame), valid)
 
 
 @jax.jit
 def _attend(layer, x, seen, view):
-  return layer.attend(x, layer.project(seen), view)
+  return layer.attend(x, [layer.project(seen)], view)
 
 
 def _inputs(seed, kind, **kwargs):

@@ -23,7 +23,7 @@ def _place():
 
 
 def _own(own, _):
-  return own
+  return [own]
 
 
 @functools.partial(jax.jit, static_argnames="first")

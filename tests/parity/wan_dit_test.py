@@ -35,7 +35,7 @@ def _tokens(name: str) -> jnp.ndarray:
 
 def _own(own, past):
   del past
-  return own
+  return [own]
 
 
 def _block(i: int = 0) -> wan.Block:
@@ -98,7 +98,7 @@ def test_sublayers_equal_the_original() -> None:
   view = goldens.model(_NAME).view(_place(), _GRID, 2)
   view = jax.tree.map(lambda leaf: leaf[:, 0], view)
   _matches(layer.query_norm(layer.query(x)), "mid/block0_sa_q_normed")
-  _matches(layer.attend(x, layer.project(x), view), "mid/block0_sa_out")
+  _matches(layer.attend(x, [layer.project(x)], view), "mid/block0_sa_out")
   text = jnp.asarray(golden["mid/text_tokens"])
   out = block.cross_attention(jnp.asarray(golden["mid/block0_ca_in"]), text)
   _matches(out, "mid/block0_ca_out")

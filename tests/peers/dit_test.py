@@ -45,7 +45,7 @@ def test_velocity_equals_the_peers(peer: str, size: str) -> None:
   }
   model = names.load_dense(config, parameters)
   frame = jnp.arange(tensors["in/t"].shape[1])[None, None]
-  run = jax.jit(lambda m, *x: m(*x, context_of=lambda own, past: own)[0])
+  run = jax.jit(lambda m, *x: m(*x, context_of=lambda own, past: [own])[0])
   velocity = run(
     model,
     jnp.asarray(np.moveaxis(tensors["in/x"], 1, -1)[:, None]),

@@ -12,6 +12,7 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache
 from videomla_jax.models import codecs
 from videomla_jax.models import wan
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import xla_chunked
 
 _F32 = 4
@@ -28,7 +29,8 @@ class Needs:
     visible_frames: Latent frames that a chunk sees, itself included.
     scalars_per_token_layer: Cached scalars per token and layer.
     dense_scalars_per_token_layer: The same with dense attention.
-    scalar_bytes: Bytes of one cached scalar.
+    token_layer_bytes: Cached bytes per token and layer, scales included.
+    dense_token_layer_bytes: The same with dense attention.
     cache_bytes: Bytes of the cache, all streams.
     dense_cache_bytes: Bytes of a dense cache of the same frames.
     decoder_bytes: Bytes of the codec: parameters and what decoding remembers.
@@ -43,7 +45,8 @@ class Needs:
   visible_frames: int
   scalars_per_token_layer: int
   dense_scalars_per_token_layer: int
-  scalar_bytes: int
+  token_layer_bytes: int
+  dense_token_layer_bytes: int
   cache_bytes: int
   dense_cache_bytes: int
   decoder_bytes: int
@@ -67,9 +70,9 @@ class Needs:
       f"tokens per latent frame: {self.tokens_per_frame}",
       f"window: {self.visible_frames} latent frames, this chunk included",
       f"cached per token and layer: {self.scalars_per_token_layer} scalars = "
-      f"{self.scalars_per_token_layer * self.scalar_bytes} B, dense "
+      f"{self.token_layer_bytes} B, dense "
       f"{self.dense_scalars_per_token_layer} scalars = "
-      f"{self.dense_scalars_per_token_layer * self.scalar_bytes} B"
+      f"{self.dense_token_layer_bytes} B"
       + (f" (-{saved:.1%})" if saved else ""),
       cached,
       *(decoder if self.decoder_bytes else []),
@@ -111,7 +114,8 @@ def needs(
     frame: H, W, C of a latent frame.
     window: Which frames are seen.
     max_frames: Latent frames of the video.
-    cache_dtype: Of the cache; the model's own by default.
+    cache_dtype: Of the cache; the model's own by default. The dense cache it
+      is compared with has the model's own where the cache has eight bits.
     codec: What decodes the latents, if it runs beside the network.
     videos: Videos that are decoded side by side.
   """
@@ -137,6 +141,13 @@ def needs(
   cache_bytes = cache.num_bytes(stored)
   scalars = config.attention.cached_scalars
   dense = 2 * config.width
+  token_bytes = sum(
+    x.shape[-1] * x.dtype.itemsize for x in jax.tree.leaves(stored.entries)
+  )
+  whole = cache_dtype and not quantise.is_eight_bit(cache_dtype)
+  dense_bytes = (
+    dense * jnp.dtype(cache_dtype if whole else config.dtype).itemsize
+  )
   slots = window.slots(max_frames)
   visible = slots + window.chunk_frames
   decoder_bytes = 0
@@ -150,9 +161,14 @@ def needs(
     visible_frames=visible,
     scalars_per_token_layer=scalars,
     dense_scalars_per_token_layer=dense,
-    scalar_bytes=jax.tree.leaves(stored.entries)[0].dtype.itemsize,
+    token_layer_bytes=token_bytes,
+    dense_token_layer_bytes=dense_bytes,
     cache_bytes=cache_bytes,
-    dense_cache_bytes=cache_bytes * dense // scalars,
+    dense_cache_bytes=config.num_layers
+    * streams
+    * slots
+    * tokens
+    * dense_bytes,
     decoder_bytes=decoder_bytes,
     peak_bytes=parameter_bytes
     + copies

@@ -43,7 +43,7 @@ def velocity(
     jnp.broadcast_to(timestep, (batch, 1, frames)),
     text,
     place,
-    context_of=lambda own, past: own,
+    context_of=lambda own, past: [own],
   )
   return out[:, 0]
 

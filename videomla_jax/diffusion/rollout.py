@@ -21,6 +21,7 @@ from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.ops import quantise
 
 Latents = sampling.Latents
 Positions = chunk_pass.Positions
@@ -106,7 +107,8 @@ def empty_cache(
     frame: H, W, C of one latent frame.
     window: Which frames to keep.
     max_frames: Latent frames of the rollout.
-    dtype: Of the stored entries; the model's own by default.
+    dtype: Of the stored entries; the model's own by default. int8 and
+      float8_e4m3fn add a scale per token.
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
@@ -121,8 +123,9 @@ def empty_cache(
 
   entry = jax.eval_shape(project, model, tokens_in)
   stacked = jax.tree.map(
-    lambda e: jax.ShapeDtypeStruct(
-      (config.num_layers, *e.shape), dtype or e.dtype
+    lambda e: quantise.shape_of(
+      jax.ShapeDtypeStruct((config.num_layers, *e.shape), e.dtype),
+      dtype or e.dtype,
     ),
     entry,
   )

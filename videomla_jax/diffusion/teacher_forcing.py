@@ -167,7 +167,7 @@ def velocity(
     times,
     text,
     place,
-    context_of=lambda own, _: context(own, steps),
+    context_of=lambda own, _: [context(own, steps)],
     keep=slice(chunks - 1, None),
   )
   return out.reshape(clean.shape)

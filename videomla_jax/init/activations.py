@@ -92,7 +92,7 @@ def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
 
 @jax.jit
 def _attend(layer, x, view):
-  return layer.attend(x, layer.project(x), view)
+  return layer.attend(x, [layer.project(x)], view)
 
 
 def output_errors(

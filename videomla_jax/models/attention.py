@@ -3,8 +3,9 @@
 A self-attention layer works in two steps, so that training, rollout and
 prefill share one path:
 
-  project(x)              -> Entry, what the cache stores of these tokens
-  attend(x, context, view) -> output, `context` being entries of any frames
+  project(x)               -> Entry, what the cache stores of these tokens
+  attend(x, context, view) -> output, `context` being a list of entries of any
+                              frames: the ring and the own chunk, say
 
 Keys are stored without rotation; `attend` rotates them with the temporal
 coordinates of the current window.
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from videomla_jax.models import layers
+from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
@@ -98,26 +100,26 @@ class View(NamedTuple):
   Attributes:
     query: Rotation of the query tokens.
     key: Rotation of the key tokens.
-    key_valid: False for keys that must not be seen.
+    key_valid: False for frames that must not be seen.
   """
 
   query: rope.Rotation
   key: rope.Rotation
-  key_valid: Bool[Array, "*B S"]
+  key_valid: Bool[Array, "*B K"]
 
 
 class DenseEntry(NamedTuple):
   """Per-head keys, normalised and not rotated, and values."""
 
-  key: Float[Array, "B T P E"]
-  value: Float[Array, "B T P E"]
+  key: Float[Array, "B T P E"] | quantise.Quantised
+  value: Float[Array, "B T P E"] | quantise.Quantised
 
 
 class LatentEntry(NamedTuple):
   """Normalised content latents and shared keys, not rotated."""
 
-  content: Float[Array, "B T P d_c"]
-  key_rope: Float[Array, "B T P d_r"]
+  content: Float[Array, "B T P d_c"] | quantise.Quantised
+  key_rope: Float[Array, "B T P d_r"] | quantise.Quantised
 
 
 class DenseSelfAttention(nnx.Module):
@@ -137,20 +139,24 @@ class DenseSelfAttention(nnx.Module):
     return DenseEntry(self.key_norm(self.key(x)), self.value(x))
 
   def attend(
-    self, x: Float[Array, "B T P E"], context: DenseEntry, view: View
+    self, x: Float[Array, "B T P E"], context: list[DenseEntry], view: View
   ) -> Float[Array, "B T P E"]:
     """Attends from the tokens of `x` to the frames of `context`."""
     heads = self.config.num_heads
     query = self.query_norm(self.query(x))
+    key, value = (
+      jnp.concatenate([quantise.dequantise(y, x.dtype) for y in parts], axis=1)
+      for parts in zip(*context, strict=True)
+    )
     query, key, value = (
       rearrange(y, "B T P (N D) -> B (T P) N D", N=heads)
-      for y in (query, context.key, context.value)
+      for y in (query, key, value)
     )
     out = xla_chunked.attention(
       rope.rotate(query, view.query),
       rope.rotate(key, view.key),
       value,
-      view.key_valid,
+      jnp.repeat(view.key_valid, x.shape[2], axis=1),
       scale=1 / math.sqrt(self.config.head_dim),
     )
     return self.out(out.reshape(x.shape))
@@ -188,7 +194,7 @@ class LatentSelfAttention(nnx.Module):
     return LatentEntry(self.content_norm(self.w_dkv(x)), self.w_kr(x))
 
   def attend(
-    self, x: Float[Array, "B T P E"], context: LatentEntry, view: View
+    self, x: Float[Array, "B T P E"], context: list[LatentEntry], view: View
   ) -> Float[Array, "B T P E"]:
     """Attends from the tokens of `x` to the frames of `context`."""
     heads = self.config.num_heads
@@ -198,22 +204,38 @@ class LatentSelfAttention(nnx.Module):
         rearrange(w(q_latent), "B T P (N d) -> B (T P) N d", N=heads)
         for w in (self.w_uq, self.w_qr)
       )
-    with jax.named_scope("rotate_keys"):
-      k_rope = rearrange(context.key_rope, "B T P r -> B (T P) 1 r")
-      k_rope = rope.rotate(k_rope, view.key)[:, :, 0]
     with jax.named_scope("latent_attention"):
       out = api.latent_attention(
         api.Queries(content, rope.rotate(q_rope, view.query)),
-        api.Keys(
-          rearrange(context.content, "B T P c -> B (T P) c"),
-          k_rope,
-          view.key_valid,
-        ),
+        self._segments(context, view, x.dtype),
         self._up_projections(x.dtype),
         form=self.config.form,
         implementation=self.config.implementation,
       )
     return self.w_o(out.reshape(x.shape))
+
+  def _segments(self, context, view, dtype) -> list[api.Keys]:
+    """Keys of each part of the context, rotated; nothing is joined."""
+    segments, frame = [], 0
+    for entry in context:
+      frames, tokens = entry.content.shape[1:3]
+      part = slice(frame * tokens, (frame + frames) * tokens)
+      with jax.named_scope("rotate_keys"):
+        k_rope = quantise.dequantise(entry.key_rope, dtype)
+        k_rope = rearrange(k_rope, "B T P r -> B (T P) 1 r")
+        angles = jax.tree.map(lambda a, part=part: a[:, part], view.key)
+        k_rope = rope.rotate(k_rope, angles)[:, :, 0]
+      segments.append(
+        api.Keys(
+          rearrange(
+            quantise.dequantise(entry.content, dtype), "B T P c -> B (T P) c"
+          ),
+          k_rope,
+          view.key_valid[:, frame : frame + frames],
+        )
+      )
+      frame += frames
+    return segments
 
   def _up_projections(self, dtype) -> api.UpProjections:
     heads = self.config.num_heads

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, PyTree
 
+from videomla_jax.ops import quantise
+
 EMPTY = -1
 
 
@@ -105,7 +107,8 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
 
   Args:
     cache: The cache before the chunk.
-    entries: The chunk's entries, leaves `[layers, B, T, P, ...]`.
+    entries: The chunk's entries, leaves `[layers, B, T, P, ...]`; they are
+      cast, or quantised with a scale per token, to what the cache stores.
     window: The window the cache was made for.
 
   Returns:
@@ -128,10 +131,12 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
   row = jnp.arange(frame.shape[0])[:, None]
 
   def write(buffer, new):
-    return buffer.at[:, row, slot].set(new.astype(buffer.dtype), mode="drop")
+    return buffer.at[:, row, slot].set(new, mode="drop")
 
   return Cache(
-    entries=jax.tree.map(write, cache.entries, entries),
+    entries=jax.tree.map(
+      write, cache.entries, quantise.store_like(entries, cache.entries)
+    ),
     frame=cache.frame.at[row, slot].set(frame, mode="drop"),
     next_frame=cache.next_frame + length,
   )

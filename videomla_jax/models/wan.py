@@ -164,8 +164,9 @@ class Place(NamedTuple):
 
 
 # (own entries [B G T P ...], the layer's history [B slots P ...]) -> the
-# entries that each chunk attends to [B G K P ...].
-ContextOf = Callable[[PyTree, PyTree], PyTree]
+# entries that each chunk attends to, a list whose frames [B G . P ...] add up
+# to the K of `Place`.
+ContextOf = Callable[[PyTree, PyTree], list[PyTree]]
 
 
 def sinusoid(
@@ -349,7 +350,7 @@ class WanDiT(nnx.Module):
     view = attention.View(
       rope.rotation(place.query_frame, grid=grid, bands=bands),
       rope.rotation(place.key_frame, grid=grid, bands=bands),
-      jnp.repeat(place.key_valid, grid.tokens, axis=-1),
+      place.key_valid,
     )
     return jax.tree.map(
       lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), view

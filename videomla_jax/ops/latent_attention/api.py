@@ -34,7 +34,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 
 def latent_attention(
   queries: Queries,
-  keys: Keys,
+  keys: Keys | Sequence[Keys],
   up: UpProjections,
   *,
   form: specs.Form = "auto",
@@ -46,7 +46,8 @@ def latent_attention(
 
   Args:
     queries: Content and rotated positional queries.
-    keys: Content latents, rotated positional keys, validity.
+    keys: Content latents, rotated positional keys, validity; one segment or
+      several, which are not copied together where a kernel can avoid it.
     up: W_uk and W_uv.
     form: "auto" takes the one with fewer multiply-adds, or the other one where
       no implementation has that.
@@ -60,6 +61,7 @@ def latent_attention(
     ValueError: If a name is unknown.
     NotImplementedError: If none can run; lists the reason of each.
   """
+  keys = (keys,) if isinstance(keys, specs.Keys) else tuple(keys)
   forms: tuple[str, ...] = (form,)
   if form == "auto":
     first = specs.spec_of(queries, keys, up).cheaper_form()

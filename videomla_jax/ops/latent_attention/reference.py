@@ -4,6 +4,7 @@ VideoMLA (arXiv:2605.30351), Eq. (2) and (7). Materialises all scores: for
 tests and for windows that fit in cache memory.
 """
 
+from collections.abc import Sequence
 import math
 
 import jax
@@ -33,31 +34,33 @@ def attention(
 
 
 def latent_attention(
-  queries: specs.Queries, keys: specs.Keys, up: specs.UpProjections
+  queries: specs.Queries, keys: Sequence[specs.Keys], up: specs.UpProjections
 ) -> Float[Array, "B L N D"]:
   """Eq. (7) term by term: content score plus positional score.
 
   Args:
     queries: Content and rotated positional queries.
-    keys: Content latents and rotated shared keys.
+    keys: Segments of content latents and rotated shared keys.
     up: Up-projections of the latents.
 
   Returns:
     Per-head values, before the output projection.
   """
   f32 = jnp.float32
+  joined = specs.join(keys)
   key_content = jnp.einsum(
-    "BSc,cNd->BSNd", keys.content, up.key, preferred_element_type=f32
+    "BSc,cNd->BSNd", joined.content, up.key, preferred_element_type=f32
   )
   value = jnp.einsum(
-    "BSc,cNd->BSNd", keys.content, up.value, preferred_element_type=f32
+    "BSc,cNd->BSNd", joined.content, up.value, preferred_element_type=f32
   )
   score = jnp.einsum(
     "BLNd,BSNd->BNLS", queries.content.astype(f32), key_content
   ) + jnp.einsum(
-    "BLNr,BSr->BNLS", queries.rope.astype(f32), keys.rope.astype(f32)
+    "BLNr,BSr->BNLS", queries.rope.astype(f32), joined.rope.astype(f32)
   )
   width = queries.content.shape[-1] + queries.rope.shape[-1]
-  score = jnp.where(keys.valid[:, None, None], score / math.sqrt(width), MASKED)
+  valid = joined.valid[:, None, None]
+  score = jnp.where(valid, score / math.sqrt(width), MASKED)
   out = jnp.einsum("BNLS,BSNd->BLNd", jax.nn.softmax(score, axis=-1), value)
   return out.astype(queries.content.dtype)

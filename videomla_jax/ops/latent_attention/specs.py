@@ -1,8 +1,10 @@
 """Types and real-world shapes of the latent attention operation."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 Form = Literal["auto", "expanded", "absorbed"]
@@ -21,17 +23,34 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-  """What the cache holds of one layer, positional key already rotated.
+  """A segment of keys (the ring, the own chunk), positional key rotated.
 
   Attributes:
     content: Content latents, shared by all heads.
     rope: Rotated positional keys, shared by all heads.
-    valid: False where a slot is empty. Every query needs one valid key.
+    valid: False where a granule of S / G keys (a frame) must not be seen.
+      Every query needs one valid key in some segment; what invalid keys hold
+      must be finite.
   """
 
   content: Float[Array, "B S d_c"]
   rope: Float[Array, "B S d_r"]
-  valid: Bool[Array, "B S"]
+  valid: Bool[Array, "B G"]
+
+  @property
+  def valid_keys(self) -> Bool[Array, "B S"]:
+    """Validity of every key."""
+    granule = self.content.shape[1] // self.valid.shape[1]
+    return jnp.repeat(self.valid, granule, axis=1)
+
+
+def join(segments: Sequence[Keys]) -> Keys:
+  """Copies segments into one whose granules are single keys."""
+  return Keys(
+    jnp.concatenate([s.content for s in segments], axis=1),
+    jnp.concatenate([s.rope for s in segments], axis=1),
+    jnp.concatenate([s.valid_keys for s in segments], axis=1),
+  )
 
 
 class UpProjections(NamedTuple):
@@ -91,15 +110,17 @@ class Spec:
     return "expanded" if costs[0] <= costs[1] else "absorbed"
 
 
-def spec_of(queries: Queries, keys: Keys, up: UpProjections) -> Spec:
+def spec_of(
+  queries: Queries, keys: Sequence[Keys], up: UpProjections
+) -> Spec:
   """Reads the sizes of a call from its arrays."""
   _, length, heads, content = queries.content.shape
   return Spec(
     queries=length,
-    keys=keys.content.shape[1],
+    keys=sum(k.content.shape[1] for k in keys),
     heads=heads,
-    content_latent=keys.content.shape[2],
-    rope=keys.rope.shape[2],
+    content_latent=keys[0].content.shape[2],
+    rope=keys[0].rope.shape[2],
     content=content,
     value=up.value.shape[2],
   )

@@ -10,14 +10,15 @@ so memory is linear in queries + keys. The gradient recomputes p from the saved
 logarithm of the sum (FlashAttention-2, arXiv:2307.08691) and is linear too.
 """
 
+from collections.abc import Sequence
 import functools
-import math
 
 from einops import rearrange
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
 
@@ -149,65 +150,48 @@ def attention(
   return rearrange(out, "B N L V -> B L N V")
 
 
-def expanded(
+def flash(
   queries: specs.Queries,
-  keys: specs.Keys,
-  up: specs.UpProjections,
+  segments: Sequence[forms.KeyValue],
   *,
+  scale: float,
   block: int = KEY_BLOCK,
-) -> Float[Array, "B L N D"]:
-  """Expands the latents to per-head keys and values, then attends."""
-  content = jnp.einsum("BSc,cNd->BSNd", keys.content, up.key)
-  value = jnp.einsum("BSc,cNd->BSNd", keys.content, up.value)
-  shared = jnp.broadcast_to(
-    keys.rope[:, :, None], (*content.shape[:3], keys.rope.shape[-1])
-  )
-  query = jnp.concatenate(queries, axis=-1)
-  return attention(
-    query,
-    jnp.concatenate([content, shared], axis=-1),
-    value,
-    keys.valid,
-    scale=1 / math.sqrt(query.shape[-1]),
-    block=block,
-  )
+) -> Float[Array, "B R H D"]:
+  """The kernel that `forms.attend` runs: joins segments and parts.
 
+  Args:
+    queries: Content and rotated positional queries.
+    segments: Keys and values of as many heads, or of one shared head.
+    scale: Logit multiplier.
+    block: Keys per block.
 
-def absorbed(
-  queries: specs.Queries,
-  keys: specs.Keys,
-  up: specs.UpProjections,
-  *,
-  block: int = KEY_BLOCK,
-) -> Float[Array, "B L N D"]:
-  """Attends to the latents themselves; VideoMLA Eq. (8) and (10).
-
-  W_uk moves to the query and W_uv to the output, so nothing per head is made
-  for a cached token: all heads are rows of one product with shared keys.
+  Returns:
+    Attention output per head.
   """
-  _, length, heads, _ = queries.content.shape
-  width = queries.content.shape[-1] + queries.rope.shape[-1]
-  folded = jnp.einsum("BLNd,cNd->BLNc", queries.content, up.key)
-  query = jnp.concatenate([folded, queries.rope], axis=-1)
-  context = attention(
-    rearrange(query, "B L N D -> B (L N) 1 D"),
-    jnp.concatenate([keys.content, keys.rope], axis=-1)[:, :, None],
-    keys.content[:, :, None],
-    keys.valid,
-    scale=1 / math.sqrt(width),
+
+  def with_rope(s: forms.KeyValue):
+    shape = (*s.content.shape[:3], s.rope.shape[-1])
+    rope = jnp.broadcast_to(s.rope[:, :, None], shape)
+    return jnp.concatenate([s.content, rope], axis=-1)
+
+  return attention(
+    jnp.concatenate(queries, axis=-1),
+    jnp.concatenate([with_rope(s) for s in segments], axis=1),
+    jnp.concatenate([s.values for s in segments], axis=1),
+    jnp.concatenate([s.valid_keys for s in segments], axis=1),
+    scale=scale,
     block=block,
   )
-  context = context.reshape(context.shape[0], length, heads, -1)
-  return jnp.einsum("BLNc,cNd->BLNd", context, up.value)
 
 
 def latent_attention(
   queries: specs.Queries,
-  keys: specs.Keys,
+  keys: Sequence[specs.Keys],
   up: specs.UpProjections,
   *,
   form: specs.Form,
+  block: int = KEY_BLOCK,
 ) -> Float[Array, "B L N D"]:
-  """Dispatches to the expanded or the absorbed form."""
-  forms = {"expanded": expanded, "absorbed": absorbed}
-  return forms[form](queries, keys, up)
+  """Latent attention in one of its two forms."""
+  run = functools.partial(flash, block=block)
+  return forms.attend(run, queries, (specs.join(keys),), up, form=form)

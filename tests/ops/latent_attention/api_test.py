@@ -21,8 +21,10 @@ AT_480P = dict(
 
 # 22 keys: blocks of 8 leave a tail of 6, of 11 none; 512 is one block.
 CASES = {
-  f"{form.__name__}-{block}": functools.partial(form, block=block)
-  for form in (xla_chunked.expanded, xla_chunked.absorbed)
+  f"{form}-{block}": functools.partial(
+    xla_chunked.latent_attention, form=form, block=block
+  )
+  for form in ("expanded", "absorbed")
   for block in (8, 11, 512)
 }
 suite = pytest.mark.parametrize("case", CASES)
@@ -69,7 +71,8 @@ def _inputs(seed, validity="wrapped"):
 def _value_and_gradient(function: Callable):
   def run(queries, keys, up, cotangent):
     def of(queries, content, rope, up):
-      return function(queries, keys._replace(content=content, rope=rope), up)
+      seen = keys._replace(content=content, rope=rope)
+      return function(queries, (seen,), up)
 
     out, pull = jax.vjp(of, queries, keys.content, keys.rope, up)
     return out, pull(cotangent.astype(out.dtype))
@@ -103,7 +106,7 @@ def _plain(queries, keys, up):
 @pytest.mark.parametrize("validity", VALIDITY)
 def test_reference_equals_the_paper_in_float64(seed, validity):
   queries, keys, up, _ = _inputs(seed, validity)
-  out = jax.jit(reference.latent_attention)(queries, keys, up)
+  out = jax.jit(reference.latent_attention)(queries, (keys,), up)
   tolerances.assert_close(out, _plain(queries, keys, up))
 
 
@@ -123,6 +126,21 @@ def test_value_and_gradient_equal_the_reference(seed, case, validity):
       assert np.abs(ours).max() < 1e-5 * scale
     else:
       tolerances.assert_close(ours, theirs)
+
+
+@suite
+def test_segments_of_frames_equal_one_segment_of_keys(seed, case):
+  queries, keys, up, _ = _inputs(seed)
+  frame = jnp.asarray([[True, False, True], [False, True, True]])
+  ring = jax.tree.map(lambda x: x[:, :15], keys)._replace(valid=frame)
+  own = jax.tree.map(lambda x: x[:, 15:], keys)
+  own = own._replace(valid=jnp.ones((B, 1), bool))
+  whole = keys._replace(
+    valid=jnp.concatenate([jnp.repeat(frame, 5, 1), jnp.ones((B, 7), bool)], 1)
+  )
+  out = jax.jit(CASES[case])(queries, (ring, own), up)
+  expected = jax.jit(CASES[case])(queries, (whole,), up)
+  tolerances.assert_close(out, expected)
 
 
 @suite
@@ -161,7 +179,7 @@ def test_gradient_of_empty_slots_is_exactly_zero(seed, case):
 def test_bfloat16_stays_near_float32(seed, case):
   queries, keys, up, _ = _inputs(seed)
   halve = lambda x: x.astype(jnp.bfloat16) if x.dtype != bool else x
-  half = jax.tree.map(halve, (queries, keys, up))
+  half = jax.tree.map(halve, (queries, (keys,), up))
   back = lambda x: x.astype(jnp.float32) if x.dtype != bool else x
   # Rounding of inputs is no error of the implementation.
   expected = jax.jit(reference.latent_attention)(*jax.tree.map(back, half))
@@ -194,7 +212,7 @@ def test_api_gives_one_answer_for_every_choice(seed, form, implementation):
     with pytest.raises(NotImplementedError, match="has no absorbed form"):
       run(queries, keys, up)
     return
-  expected = reference.latent_attention(queries, keys, up)
+  expected = reference.latent_attention(queries, (keys,), up)
   tolerances.assert_close(jax.jit(run)(queries, keys, up), expected)
 
 
@@ -207,7 +225,8 @@ def test_api_tries_names_in_order(seed):
     form="absorbed",
     implementation=("reference", "xla_chunked"),
   )
-  tolerances.assert_close(out, reference.latent_attention(queries, keys, up))
+  expected = reference.latent_attention(queries, (keys,), up)
+  tolerances.assert_close(out, expected)
 
 
 def test_api_refuses_an_unknown_implementation_and_lists_the_known(seed):
@@ -244,9 +263,10 @@ def test_multiply_adds_are_those_of_the_traced_products(form):
     shape(spec.content_latent, spec.heads, spec.content),
     shape(spec.content_latent, spec.heads, spec.value),
   )
-  traced = jax.make_jaxpr(getattr(xla_chunked, form))(queries, keys, up)
+  run = functools.partial(xla_chunked.latent_attention, form=form)
+  traced = jax.make_jaxpr(run)(queries, (keys,), up)
   assert _multiply_adds(traced.jaxpr) == spec.multiply_adds(form)
-  assert specs.spec_of(queries, keys, up) == spec
+  assert specs.spec_of(queries, (keys,), up) == spec
 
 
 def test_480p_chunk_expanded_costs_at_most_165e9():
@@ -299,9 +319,10 @@ def _peak(function, size):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("form", [xla_chunked.expanded, xla_chunked.absorbed])
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_memory_is_linear_in_queries_plus_keys(form):
   # 4,096 x 4,096 scores alone would take 16 times those of 1,024 x 1,024.
-  small, large = (_peak(form, size) for size in (1024, 4096))
+  run = functools.partial(xla_chunked.latent_attention, form=form)
+  small, large = (_peak(run, size) for size in (1024, 4096))
   assert large <= 4.4 * small
   assert large < 4 * 4096 * 4096 * 2

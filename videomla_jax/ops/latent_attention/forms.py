@@ -1,0 +1,107 @@
+"""The two arrangements of latent attention around one flash kernel.
+
+  expanded   K = c W_uk, V = c W_uv per head, for the length of one call
+  absorbed   q W_ukᵀ against the latents themselves; (Σ p c) W_uv afterwards
+
+A kernel sees queries of H heads and segments of keys with H heads or with one
+head that all queries share. Absorbed is the second with H = 1: the heads are
+further rows of queries, and the latent is both key and value.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+from einops import rearrange
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from videomla_jax.ops.latent_attention import specs
+
+
+class KeyValue(NamedTuple):
+  """One segment of what a flash kernel attends to.
+
+  Attributes:
+    content: Content part of the keys, K heads.
+    rope: Rotated positional part, shared by all heads.
+    value: Values, or None where the content is the value.
+    valid: True where a granule of S / G keys may be seen. What invalid keys
+      hold must be finite.
+  """
+
+  content: Float[Array, "B S K d"]
+  rope: Float[Array, "B S d_r"]
+  value: Float[Array, "B S K D"] | None
+  valid: Bool[Array, "B G"]
+
+  @property
+  def granule(self) -> int:
+    """Keys per entry of `valid`."""
+    return self.rope.shape[1] // self.valid.shape[1]
+
+  @property
+  def valid_keys(self) -> Bool[Array, "B S"]:
+    """Validity of every key."""
+    return jnp.repeat(self.valid, self.granule, axis=1)
+
+  @property
+  def values(self) -> Array:
+    """Values, whether stored or the content itself."""
+    return self.content if self.value is None else self.value
+
+
+# (queries, segments, scale=) -> per-head values [B R H D]
+Flash = Callable[..., Array]
+
+
+def attend(
+  flash: Flash,
+  queries: specs.Queries,
+  keys: Sequence[specs.Keys],
+  up: specs.UpProjections,
+  *,
+  form: specs.Form,
+) -> Float[Array, "B L N D"]:
+  """Runs a flash kernel in one of the two forms.
+
+  Args:
+    flash: The kernel.
+    queries: Content and rotated positional queries.
+    keys: Segments of latents.
+    up: Up-projections.
+    form: "expanded" or "absorbed".
+
+  Returns:
+    Per-head values; VideoMLA (arXiv:2605.30351), Eq. (7), or (8) and (10).
+  """
+  width = queries.content.shape[-1] + queries.rope.shape[-1]
+  run = {"expanded": _expanded, "absorbed": _absorbed}[form]
+  return run(flash, queries, keys, up, 1 / math.sqrt(width))
+
+
+def _expanded(flash, queries, keys, up, scale):
+  segments = tuple(
+    KeyValue(
+      content=jnp.einsum("BSc,cNd->BSNd", k.content, up.key),
+      rope=k.rope,
+      value=jnp.einsum("BSc,cNd->BSNd", k.content, up.value),
+      valid=k.valid,
+    )
+    for k in keys
+  )
+  return flash(queries, segments, scale=scale)
+
+
+def _absorbed(flash, queries, keys, up, scale):
+  folded = jnp.einsum("BLNd,cNd->BLNc", queries.content, up.key)
+  rows = specs.Queries(
+    *(rearrange(q, "B L N d -> B (L N) 1 d") for q in (folded, queries.rope))
+  )
+  segments = tuple(
+    KeyValue(k.content[:, :, None], k.rope, None, k.valid) for k in keys
+  )
+  context = flash(rows, segments, scale=scale)
+  context = context.reshape(folded.shape)
+  return jnp.einsum("BLNc,cNd->BLNd", context, up.value)

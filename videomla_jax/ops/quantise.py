@@ -1,0 +1,83 @@
+"""Eight-bit storage with one scale per token.
+
+  s = max|x| / q_max,   stored = round(x / s),   x ≈ s stored
+
+q_max is 127 for int8 and 448 for float8_e4m3fn. The scale is rounded to
+bfloat16 before it divides, so its own rounding costs nothing.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Float, PyTree
+
+LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+SCALE_DTYPE = jnp.bfloat16
+
+
+class Quantised(NamedTuple):
+  """An array in eight bits.
+
+  Attributes:
+    values: int8 or float8_e4m3fn.
+    scale: One per token.
+  """
+
+  values: Array
+  scale: BFloat16[Array, "*tokens 1"]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the array that is stored."""
+    return self.values.shape
+
+
+def is_eight_bit(dtype: Any) -> bool:
+  """True for dtypes that need scales."""
+  return dtype is not None and jnp.dtype(dtype).name in LARGEST
+
+
+def quantise(x: Float[Array, "*tokens d"], *, dtype: Any) -> Quantised:
+  """Stores an array in eight bits; zeros stay zeros.
+
+  Args:
+    x: Finite numbers.
+    dtype: A key of `LARGEST`.
+  """
+  largest = LARGEST[jnp.dtype(dtype).name]
+  x = x.astype(jnp.float32)
+  scale = (jnp.abs(x).max(-1, keepdims=True) / largest).astype(SCALE_DTYPE)
+  divisor = jnp.where(scale > 0, scale, 1).astype(jnp.float32)
+  values = jnp.clip(x / divisor, -largest, largest)
+  if jnp.issubdtype(dtype, jnp.integer):
+    values = jnp.round(values)
+  return Quantised(values.astype(dtype), scale)
+
+
+def dequantise(x: Array | Quantised, dtype: Any) -> Array:
+  """What was stored, in `dtype`; arrays without scales are only cast."""
+  if not isinstance(x, Quantised):
+    return x.astype(dtype)
+  values = x.values.astype(jnp.float32) * x.scale.astype(jnp.float32)
+  return values.astype(dtype)
+
+
+def shape_of(x: jax.ShapeDtypeStruct, dtype: Any) -> PyTree:
+  """Shapes of an array once it is stored in `dtype`."""
+  if is_eight_bit(dtype):
+    return jax.eval_shape(lambda y: quantise(y, dtype=dtype), x)
+  return jax.ShapeDtypeStruct(x.shape, dtype)
+
+
+def store_like(new: PyTree, stored: PyTree) -> PyTree:
+  """Casts or quantises the leaves of `new` to what `stored` holds."""
+
+  def convert(old, x):
+    if isinstance(old, Quantised):
+      return quantise(x, dtype=old.values.dtype)
+    return x.astype(old.dtype)
+
+  return jax.tree.map(
+    convert, stored, new, is_leaf=lambda x: isinstance(x, Quantised)
+  )
