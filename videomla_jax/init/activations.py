@@ -31,7 +31,7 @@ def _embed(model, latents, sigma, text):
 def _block(blocks, n, x, time, text, view):
   block = jax.tree.map(lambda leaf: leaf[n], blocks)
   seen = block.attention_input(x, time)
-  x, _ = block(x, time, text, view, lambda own, past: own)
+  x, _ = block(x, time, text, view, lambda own, past: [own])
   return x, seen
 
 

@@ -6,6 +6,7 @@ on the GPU.
 """
 
 import dataclasses
+import math
 
 import jax
 
@@ -34,6 +35,19 @@ class Device:
   kind: str
   platform: str
   capability: float = 0.0
+
+  @property
+  def intensity(self) -> float:
+    """bfloat16 multiply-adds per byte of memory traffic; infinite if unknown.
+
+    Data sheets, dense: B200 2,250 TFLOP/s and 7.7 TB/s; H100 SXM 989 and 3.35;
+    A100 312 and 2.0.
+    """
+    tables = {10: (2250, 7.7), 9: (989, 3.35), 8: (312, 2.0)}
+    if int(self.capability) not in tables:
+      return math.inf
+    tera_flops, terabytes = tables[int(self.capability)]
+    return tera_flops / 2 / terabytes
 
   @property
   def is_nvidia(self) -> bool:

@@ -28,6 +28,7 @@ CASES = {
   for block in (8, 11, 512)
 }
 suite = pytest.mark.parametrize("case", CASES)
+GPU_ONLY = ("pallas_mosaic_gpu", "triton", "pallas_triton", "cudnn", "tokamax")
 
 
 def _validity(kind, rng):
@@ -208,12 +209,87 @@ def test_api_gives_one_answer_for_every_choice(seed, form, implementation):
   run = functools.partial(
     api.latent_attention, form=form, implementation=implementation
   )
+  reason = None
   if implementation == "reference" and form == "absorbed":
-    with pytest.raises(NotImplementedError, match="has no absorbed form"):
+    reason = "has no absorbed form"
+  if implementation in GPU_ONLY:
+    reason = f"{implementation}: needs an NVIDIA GPU .* this is cpu"
+  if reason:
+    with pytest.raises(NotImplementedError, match=reason):
       run(queries, keys, up)
     return
   expected = reference.latent_attention(queries, (keys,), up)
   tolerances.assert_close(jax.jit(run)(queries, keys, up), expected)
+
+
+def test_reasons_of_all_are_reported_together(seed):
+  queries, keys, up, _ = _inputs(seed)
+  with pytest.raises(NotImplementedError) as error:
+    api.latent_attention(queries, keys, up, implementation=GPU_ONLY)
+  for form in ("expanded", "absorbed"):
+    for name in GPU_ONLY:
+      assert f"{form}: {name}: needs an NVIDIA GPU" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("kind", "first"),
+  [
+    ("NVIDIA B200", "pallas_mosaic_gpu"),
+    ("NVIDIA H100", "triton"),
+    ("NVIDIA A100-SXM4-80GB", "triton"),
+  ],
+)
+def test_the_device_of_the_mesh_decides(seed, monkeypatch, kind, first):
+  queries, keys, up, _ = _inputs(seed)
+  taken = []
+
+  def importing(name):
+    taken.append(name.rsplit(".", 1)[1])
+    raise NotImplementedError("stop")
+
+  monkeypatch.setattr(api.importlib, "import_module", importing)
+  mesh = jax.sharding.AbstractMesh(
+    (1,),
+    ("data",),
+    axis_types=jax.sharding.AxisType.Auto,
+    abstract_device=jax.sharding.AbstractDevice(kind, 148, "cuda"),
+  )
+  with jax.sharding.use_abstract_mesh(mesh):
+    # At last plain XLA takes it.
+    jax.eval_shape(api.latent_attention, queries, keys, up)
+  assert taken[0] == first
+  assert ("pallas_mosaic_gpu" in taken) == (kind == "NVIDIA B200")
+
+
+def test_waiting_for_memory_makes_absorbed_cheaper_for_longer():
+  def switch(intensity):
+    sizes = AT_480P | dict(keys=10920)
+    return next(
+      n
+      for n in range(1, 3000)
+      if specs.Spec(queries=n, **sizes).cheaper_form(intensity) == "expanded"
+    )
+
+  counted, waited = switch(float("inf")), switch(146.0)
+  assert counted == 263
+  assert counted < waited < 600
+  print(f"expanded is cheaper from {waited} queries on a B200")
+
+
+def test_bytes_are_those_of_the_arrays():
+  # Latents in, keys and values out; read again with queries, output back.
+  spec = specs.Spec(queries=40, **AT_480P)
+  project, attend = spec.num_bytes("expanded")
+  assert project == 2 * (10920 * 192 + 10920 * 12 * 224)
+  assert attend == 2 * (10920 * (12 * 224 + 32) + 40 * 12 * 256)
+
+
+@pytest.mark.parametrize("name", specs.SHAPES)
+def test_real_shapes_are_consistent(name):
+  shape = specs.SHAPES[name]
+  queries, keys, up = shape.arguments(jnp.bfloat16)
+  assert specs.spec_of(queries, keys, up) == shape.spec
+  assert shape.spec.content + shape.spec.rope == shape.spec.value == 128
 
 
 def test_api_tries_names_in_order(seed):

@@ -2,15 +2,20 @@
 
 `form` says how the product is arranged: "expanded" makes per-head keys and
 values of one layer for the length of one call, "absorbed" works on the cached
-latents. They are equal; "auto" takes the one with fewer multiply-adds.
+latents. They are equal; "auto" takes the cheaper one by multiply-adds and, on
+a GPU, by bytes (`specs.Spec.cost`).
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import importlib
 import itertools
 
 from jaxtyping import Array, Float
 
+from videomla_jax.ops import device
+from videomla_jax.ops.latent_attention import forms
+from videomla_jax.ops.latent_attention import library
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
 from videomla_jax.ops.latent_attention import xla_chunked
@@ -26,9 +31,53 @@ def _reference(queries, keys, up, *, form):
   return reference.latent_attention(queries, keys, up)
 
 
+def _needs(name: str, capability: float, only: float = 0.0) -> None:
+  """Refuses devices that a kernel was not written for."""
+  here = device.current()
+  fits = here.capability >= capability
+  if only:
+    fits = int(here.capability) == int(only)
+  if not fits:
+    wanted = f"{only:g}" if only else f"{capability:g} or later"
+    raise NotImplementedError(
+      f"{name}: needs an NVIDIA GPU of compute capability {wanted}, this is "
+      f"{here.kind}"
+    )
+
+
+def _kernel(name: str, capability: float, only: float = 0.0) -> Callable:
+  """One of our kernels, imported when it is first asked for."""
+
+  def run(queries, keys, up, *, form):
+    _needs(name, capability, only)
+    module = importlib.import_module(f"{__package__}.{name}")
+    return forms.attend(module.flash, queries, keys, up, form=form)
+
+  return run
+
+
+def _library(name: str, attention: Callable[[], Callable]) -> Callable:
+  """Another library's attention."""
+
+  def run(queries, keys, up, *, form):
+    _needs(name, 8.0)
+    return library.latent_attention(
+      queries, keys, up, form=form, name=name, attention=attention()
+    )
+
+  return run
+
+
+# In the order of preference. Libraries run only if they are named: they cannot
+# skip frames that are not valid and join the segments.
 IMPLEMENTATIONS: dict[str, Callable] = {
+  "pallas_mosaic_gpu": _kernel("pallas_mosaic_gpu", 10.0, only=10.0),
+  "triton": _kernel("triton", 8.0),
+  "pallas_triton": _kernel("pallas_triton", 8.0),
   "xla_chunked": xla_chunked.latent_attention,
   "reference": _reference,
+  "cudnn": _library("cudnn", library.cudnn),
+  "tokamax": _library("tokamax", library.tokamax),
 }
 
 
@@ -49,8 +98,8 @@ def latent_attention(
     keys: Content latents, rotated positional keys, validity; one segment or
       several, which are not copied together where a kernel can avoid it.
     up: W_uk and W_uv.
-    form: "auto" takes the one with fewer multiply-adds, or the other one where
-      no implementation has that.
+    form: "auto" takes the cheaper one, or the other one where no
+      implementation has that.
     implementation: A name, or names in order of preference; by default every
       implementation in the order of the table.
 
@@ -62,10 +111,11 @@ def latent_attention(
     NotImplementedError: If none can run; lists the reason of each.
   """
   keys = (keys,) if isinstance(keys, specs.Keys) else tuple(keys)
-  forms: tuple[str, ...] = (form,)
+  order: tuple[str, ...] = (form,)
   if form == "auto":
-    first = specs.spec_of(queries, keys, up).cheaper_form()
-    forms = (first, *({"expanded", "absorbed"} - {first}))
+    spec = specs.spec_of(queries, keys, up)
+    first = spec.cheaper_form(device.current().intensity)
+    order = (first, *({"expanded", "absorbed"} - {first}))
   if implementation is None:
     implementation = tuple(IMPLEMENTATIONS)
   if isinstance(implementation, str):
@@ -77,7 +127,7 @@ def latent_attention(
       f"{sorted(IMPLEMENTATIONS)}."
     )
   reasons = []
-  for tried, name in itertools.product(forms, implementation):
+  for tried, name in itertools.product(order, implementation):
     try:
       return IMPLEMENTATIONS[name](queries, keys, up, form=tried)
     except NotImplementedError as error:

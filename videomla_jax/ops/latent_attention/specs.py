@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from videomla_jax import shapes
 
 Form = Literal["auto", "expanded", "absorbed"]
 
@@ -104,15 +108,144 @@ class Spec:
       self.queries * per_head
     )
 
-  def cheaper_form(self) -> Form:
-    """The form with fewer multiply-adds; expanded on a tie."""
-    costs = [self.multiply_adds(f) for f in ("expanded", "absorbed")]
+  def num_bytes(self, form: Form, itemsize: int = 2) -> tuple[int, int]:
+    """Bytes moved at least: by the up-projections, and by attention itself.
+
+    Expanded writes keys and values of every head once and reads them again;
+    absorbed reads the latents, and its queries and outputs are d_c wide.
+    """
+    heads, latent = self.heads, self.content_latent
+    per_head = heads * (self.content + self.value)
+    rows = self.queries * heads
+    if form == "expanded":
+      project = self.keys * (latent + per_head)
+      attend = self.keys * (per_head + self.rope)
+      attend += rows * (self.content + self.rope + self.value)
+    else:
+      project = rows * (2 * latent + self.content + self.value)
+      attend = self.keys * (latent + self.rope)
+      attend += rows * (2 * latent + self.rope)
+    return project * itemsize, attend * itemsize
+
+  def cost(self, form: Form, intensity: float | int = math.inf) -> float | int:
+    """Multiply-adds of a form, or what waiting for memory is worth.
+
+    Args:
+      form: "expanded" or "absorbed".
+      intensity: Multiply-adds that a device does per byte it moves. Infinite
+        counts multiply-adds alone.
+    """
+    if form == "expanded":
+      pairs = self.content + self.rope + self.value
+    else:
+      pairs = 2 * self.content_latent + self.rope
+    attend = self.queries * self.keys * self.heads * pairs
+    work = (self.multiply_adds(form) - attend, attend)
+    if math.isinf(intensity):
+      return sum(work)
+    moved = self.num_bytes(form)
+    return sum(max(w, b * intensity) for w, b in zip(work, moved, strict=True))
+
+  def cheaper_form(self, intensity: float | int = math.inf) -> Form:
+    """The form of least cost; expanded on a tie."""
+    costs = [self.cost(f, intensity) for f in ("expanded", "absorbed")]
     return "expanded" if costs[0] <= costs[1] else "absorbed"
 
 
-def spec_of(
-  queries: Queries, keys: Sequence[Keys], up: UpProjections
-) -> Spec:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+  """A call as the rollout makes it.
+
+  Attributes:
+    spec: Sizes.
+    history_frames: Frames of the ring, the sink included.
+    chunk_frames: Frames of the own chunk.
+    frame_tokens: P.
+    batch: Streams.
+  """
+
+  spec: Spec
+  history_frames: int
+  chunk_frames: int
+  frame_tokens: int
+  batch: int = 1
+
+  def arguments(
+    self, dtype: Any
+  ) -> tuple[Queries, tuple[Keys, ...], UpProjections]:
+    """Abstract arguments of `api.latent_attention`."""
+    s, b = self.spec, self.batch
+
+    def array(*sizes):
+      return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def segment(frames):
+      keys = frames * self.frame_tokens
+      return jax.eval_shape(
+        lambda: Keys(
+          jnp.zeros((b, keys, s.content_latent), dtype),
+          jnp.zeros((b, keys, s.rope), dtype),
+          jnp.ones((b, frames), bool),
+        )
+      )
+
+    queries = Queries(
+      array(b, s.queries, s.heads, s.content),
+      array(b, s.queries, s.heads, s.rope),
+    )
+    up = UpProjections(
+      array(s.content_latent, s.heads, s.content),
+      array(s.content_latent, s.heads, s.value),
+    )
+    frames = (self.history_frames, self.chunk_frames)
+    return queries, tuple(segment(n) for n in frames if n), up
+
+
+def _shape(
+  *,
+  height: int = 480,
+  width: int = 832,
+  chunk: int = 3,
+  history: int = 4,
+  heads: int = 12,
+  d_c: int = 192,
+  d_r: int = 32,
+  tokens: int | None = None,
+) -> Shape:
+  """A shape of Wan: pixels / 8 / 2 tokens a side, head dim 128."""
+  grid = shapes.token_grid(height // 8, width // 8, patch=2)
+  frame = tokens or grid.tokens
+  return Shape(
+    spec=Spec(
+      queries=chunk * frame,
+      keys=(history + chunk) * frame,
+      heads=heads,
+      content_latent=d_c,
+      rope=d_r,
+      content=128 - d_r,
+      value=128,
+    ),
+    history_frames=history,
+    chunk_frames=chunk,
+    frame_tokens=frame,
+  )
+
+
+# Sink 1 and local 6 store four frames beside a chunk of three, six beside one.
+SHAPES: dict[str, Shape] = {
+  "480p": _shape(),
+  "720p": _shape(height=720, width=1280),
+  "480p_framewise": _shape(chunk=1, history=6),
+  "480p_14b": _shape(heads=40, d_c=640),
+  "480p_first_chunk": _shape(history=0),
+  # Few queries, where absorbed is cheaper: a small picture, frame by frame.
+  "few_queries": _shape(chunk=1, history=40, tokens=64),
+  **{f"480p_dc{d_c}": _shape(d_c=d_c) for d_c in (64, 128, 256, 384, 512)},
+  **{f"480p_split{128 - r}_{r}": _shape(d_r=r) for r in (16, 64, 96)},
+}
+
+
+def spec_of(queries: Queries, keys: Sequence[Keys], up: UpProjections) -> Spec:
   """Reads the sizes of a call from its arrays."""
   _, length, heads, content = queries.content.shape
   return Spec(

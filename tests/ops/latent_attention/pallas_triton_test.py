@@ -1,0 +1,75 @@
+"""The Pallas Triton kernels, interpreted on a CPU.
+
+Compilation for GPUs is tested where the compiler is: tests/aot.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.ops.latent_attention import kernel_suite as suite
+from videomla_jax.ops.latent_attention import pallas_triton
+from videomla_jax.ops.latent_attention import pallas_triton_forward as forward
+from videomla_jax.ops.latent_attention import reference
+
+CONFIG = forward.Config(rows=16, keys=16)
+flash = functools.partial(pallas_triton.flash, config=CONFIG, interpret=True)
+both_forms = pytest.mark.parametrize("form", ["expanded", "absorbed"])
+
+
+@both_forms
+@pytest.mark.parametrize("validity", suite.VALIDITY)
+def test_values_and_gradients_equal_the_paper(seed, form, validity):
+  args = suite.inputs(seed, validity)
+  suite.check_value(flash, form, args, "float32")
+  suite.check_gradient(
+    flash, form, seed, args, "float32_gradient", reference.latent_attention
+  )
+
+
+@both_forms
+@pytest.mark.parametrize("split", [(112, 16), (64, 64), (32, 96), (96, 32)])
+def test_every_split_of_a_head_runs(seed, form, split):
+  content, rope = split
+  sizes = suite.Sizes(rope=rope, content=content, value=128, d_c=64, length=3)
+  suite.check_value(flash, form, suite.inputs(seed, sizes=sizes), "float32")
+
+
+@pytest.mark.parametrize("d_c", [64, 128, 192, 256, 384, 512])
+def test_every_latent_of_the_ablation_runs_absorbed(seed, d_c):
+  sizes = suite.Sizes(rope=32, content=96, value=128, d_c=d_c, length=3)
+  args = suite.inputs(seed, sizes=sizes)
+  suite.check_value(flash, "absorbed", args, "float32")
+
+
+@both_forms
+def test_bfloat16_stays_near_float64(seed, form):
+  args = suite.inputs(seed, dtype=jnp.bfloat16)
+  assert suite.check_value(flash, form, args, "bfloat16").dtype == jnp.bfloat16
+
+
+@both_forms
+def test_one_key_and_one_query(seed, form):
+  sizes = suite.Sizes(length=1, own=1)
+  args = suite.inputs(seed, "empty", sizes)
+  suite.check_value(flash, form, args, "float32")
+  suite.check_value(flash, form, (args[0], args[1][1:], args[2]), "float32")
+
+
+@both_forms
+def test_two_runs_are_bit_equal(seed, form):
+  args = suite.inputs(seed)
+  run = suite.with_gradient(suite.latent_attention(flash, form))
+  cotangent = jnp.ones((suite.B, 21, suite.N, 64))
+  first, second = run(*args, cotangent), run(*args, cotangent)
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_parts_add_up_to_the_width():
+  assert forward.parts(192) == ((0, 128), (128, 64))
+  assert forward.parts(112) == ((0, 64), (64, 32), (96, 16))
+  with pytest.raises(NotImplementedError, match="width 24 is no sum"):
+    forward.parts(24)
