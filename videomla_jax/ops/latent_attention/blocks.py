@@ -59,7 +59,8 @@ def _row(valid, granule, block, length):
   keys = jnp.zeros_like(index).at[run].add(jnp.where(valid, granule, 0))
   ends = jnp.cumsum(-(-keys // block), dtype=jnp.int32)  # of the runs' blocks
   m = jnp.arange(length, dtype=jnp.int32)
-  owner = jnp.searchsorted(ends, m, side="right").astype(jnp.int32)
+  # Which run block m is of: few runs, so counting beats a search.
+  owner = (ends[None, :] <= m[:, None]).sum(1, dtype=jnp.int32)
   owner = jnp.minimum(owner, valid.shape[0] - 1)
   offset = (m - jnp.where(owner > 0, ends[owner - 1], 0)) * block
   used = m < ends[-1]

@@ -1,0 +1,489 @@
+"""Flash attention for Blackwell (sm_100a) in Pallas Mosaic GPU.
+
+One block of two warpgroups takes a tile of query rows of one head through the
+keys. Three actors hand work on through barriers:
+
+  TMA warp   loads queries once, then blocks of keys into a ring of stages
+  MMA warp   S_j = Q K_jᵀ (two products: content and shared positional part),
+             O += P_j V_j; S has two slots, so S_{j+1} runs beside softmax j
+  softmax    m' = max(m, S_j), P_j = 2^(S_j - m'), O *= 2^(m - m') if m grew
+
+S, P and O live in tensor memory. Where the value is the content itself
+(absorbed form) the very block of shared memory that served as K serves as V.
+The positional key is shared by all heads and never copied to them.
+
+Which keys are visited is decided outside (`blocks.table_of`): a block has a
+first key and a number of keys that are its own. TMA reads from any row on and
+fills rows past the end with zeros, so no size needs padding.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from videomla_jax.ops.latent_attention import blocks
+from videomla_jax.ops.latent_attention import forms
+from videomla_jax.ops.latent_attention import reference
+from videomla_jax.ops.latent_attention import specs
+
+TMEM_COLUMNS = 512
+SMEM_BYTES = 232_448
+# What Mosaic keeps for itself: barriers, reductions, addresses.
+HIDDEN_SMEM_BYTES = 4096
+DTYPES = ("bfloat16", "float16")
+LOG2_E = math.log2(math.e)
+
+_NATIVE = plgpu.Layout.TCGEN05_TMEM_NATIVE
+_ROW = _NATIVE.reduce(1)
+_OUT = plgpu.Layout.TCGEN05
+_TMA_WARP, _MMA_WARP = 0, 1
+_LOAD_GROUP, _SOFTMAX_GROUP = 0, 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How work is cut.
+
+  Attributes:
+    rows: Query rows of a tile; 128 lanes of tensor memory.
+    keys: Keys per block, a multiple of 64.
+    stages: Blocks of keys in shared memory.
+    rescale: Columns of the output that are rescaled at a time; 64 spill.
+  """
+
+  rows: int = 128
+  keys: int = 128
+  stages: int = 2
+  rescale: int = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Widths:
+  """Channels of a call, and whether the value is the content."""
+
+  content: int
+  rope: int
+  value: int
+  shared: bool
+
+  def tmem_columns(self, config: Config) -> int:
+    """Columns of 32 bits: two S, P in half the width, O."""
+    return 2 * config.keys + config.keys // 2 + self.value
+
+  def smem_bytes(self, config: Config, itemsize: int = 2) -> int:
+    """Shared memory: queries, output, stages, 1 / l."""
+    query = config.rows * (self.content + self.rope + self.value)
+    stored = self.content + self.rope + (0 if self.shared else self.value)
+    stage = config.stages * config.keys * stored
+    return (query + stage) * itemsize + config.rows * 4 + HIDDEN_SMEM_BYTES
+
+
+def config_of(widths: Widths) -> Config:
+  """The largest block of keys that fits, then as many stages.
+
+  128 keys let a product of 128 x 128 run per softmax tile; 64 halve both.
+  More than three stages hide no more latency than two products take.
+
+  Raises:
+    NotImplementedError: If nothing fits; says how much is missing.
+  """
+  for keys in (128, 64):
+    for stages in (3, 2):
+      config = Config(keys=keys, stages=stages)
+      fits = widths.tmem_columns(config) <= TMEM_COLUMNS
+      if fits and widths.smem_bytes(config) <= SMEM_BYTES:
+        return config
+  least = Config(keys=64, stages=2)
+  raise NotImplementedError(
+    f"pallas_mosaic_gpu: widths {widths.content} + {widths.rope} and value "
+    f"{widths.value} need {widths.tmem_columns(least)} of {TMEM_COLUMNS} "
+    f"columns of tensor memory and {widths.smem_bytes(least)} of {SMEM_BYTES} "
+    "bytes of shared memory"
+  )
+
+
+def _check(queries, segments) -> Widths:
+  """Widths of a call; raises `NotImplementedError` if they do not fit."""
+  heads, dtype = queries.content.shape[2], queries.content.dtype
+  if dtype.name not in DTYPES:
+    raise NotImplementedError(
+      f"pallas_mosaic_gpu: dtype {dtype} is none of {DTYPES}"
+    )
+  for s in segments:
+    if s.content.shape[2] != heads:
+      raise NotImplementedError(
+        f"pallas_mosaic_gpu: keys have {s.content.shape[2]} heads, queries "
+        f"{heads}"
+      )
+    if {s.content.dtype, s.rope.dtype, s.values.dtype} != {dtype}:
+      raise NotImplementedError(
+        "pallas_mosaic_gpu: queries and keys differ in dtype"
+      )
+  first = segments[0]
+  widths = Widths(
+    content=first.content.shape[-1],
+    rope=first.rope.shape[-1],
+    value=first.values.shape[-1],
+    shared=first.value is None,
+  )
+  for width in (widths.content, widths.rope, widths.value):
+    if width % 16:
+      raise NotImplementedError(
+        f"pallas_mosaic_gpu: width {width} is no multiple of 16"
+      )
+  return widths
+
+
+def _tiled(shape, dtype):
+  """Shared memory in the layout that TMA writes and tensor cores read."""
+  bits = jnp.dtype(dtype).itemsize * 8
+  swizzle = plgpu.find_swizzle(shape[-1] * bits)
+  return plgpu.SMEM(
+    shape,
+    dtype,
+    transforms=(
+      plgpu.TilingTransform((8, swizzle * 8 // bits)),
+      plgpu.SwizzleTransform(swizzle),
+    ),
+  )
+
+
+def _scratch(widths: Widths, config: Config, dtype) -> dict[str, Any]:
+  """Memories and barriers of a block; the names are those of the kernel."""
+  stages = (config.stages, config.keys)
+  value = {} if widths.shared else {"v": (*stages, widths.value)}
+  smem = {
+    "q_content": (config.rows, widths.content),
+    "q_rope": (config.rows, widths.rope),
+    "k_content": (*stages, widths.content),
+    "k_rope": (*stages, widths.rope),
+    "out": (config.rows, widths.value),
+    **value,
+  }
+
+  def ordered(count=1):
+    return plgpu.Barrier(num_barriers=count, orders_tensor_core=True)
+
+  return dict(
+    {name: _tiled(shape, dtype) for name, shape in smem.items()},
+    inverse=plgpu.SMEM((config.rows,), jnp.float32),
+    s=plgpu.TMEM((config.rows, 2 * config.keys), jnp.float32),
+    p=plgpu.TMEM((config.rows, config.keys), dtype, packed=True),
+    o=plgpu.TMEM((config.rows, widths.value), jnp.float32),
+    q_full=plgpu.Barrier(num_arrivals=2),
+    k_full=plgpu.Barrier(
+      num_arrivals=2 if widths.shared else 3, num_barriers=config.stages
+    ),
+    k_free=ordered(config.stages),
+    s_full=ordered(2),
+    p_full=ordered(),
+    o_done=ordered(),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """What the actors of one thread block share.
+
+  Attributes:
+    widths: Channels.
+    config: Block sizes.
+    scale: Logit multiplier in base 2.
+    tables: Start, count and number of blocks of each segment.
+    refs: Scratch by name.
+    place: Stream, head and first row.
+  """
+
+  widths: Widths
+  config: Config
+  scale: float
+  tables: list[tuple[Any, Any, Any]]
+  refs: dict[str, Any]
+  place: tuple[Any, Any, Any]
+
+  def segments(self):
+    """Of each segment: index, start and count refs, blocks, steps before."""
+    before = jnp.int32(0)
+    for i, (start, count, number) in enumerate(self.tables):
+      blocks_here = number[self.place[0]]
+      yield i, start, count, blocks_here, before
+      before = before + blocks_here
+
+  def steps(self):
+    """Blocks of all segments."""
+    return sum(number[self.place[0]] for _, _, number in self.tables)
+
+
+def _load(block: _Block, queries, segments):
+  """The TMA warp."""
+  r, (stream, head, row) = block.refs, block.place
+  keys, stages = block.config.keys, block.config.stages
+
+  def columns(width):
+    return pl.ds(head * width, width)
+
+  rows = pl.ds(row, block.config.rows)
+  for gmem, smem in zip(queries, (r["q_content"], r["q_rope"]), strict=True):
+    plgpu.copy_gmem_to_smem(
+      gmem.at[stream, rows, columns(smem.shape[-1])], smem, r["q_full"]
+    )
+  for i, start, _, number, before in block.segments():
+    content, rope, *value = segments[i]
+
+    def load(
+      j, _, start=start, before=before, content=content, rope=rope, value=value
+    ):
+      step = before + j
+      slot = lax.rem(step, stages)
+
+      @pl.when(step >= stages)
+      def _():
+        plgpu.barrier_wait(r["k_free"].at[slot])
+
+      own = pl.ds(start[stream, j], keys)
+      full = r["k_full"].at[slot]
+      plgpu.copy_gmem_to_smem(
+        content.at[stream, own, columns(block.widths.content)],
+        r["k_content"].at[slot],
+        full,
+      )
+      plgpu.copy_gmem_to_smem(rope.at[stream, own], r["k_rope"].at[slot], full)
+      for v in value:
+        plgpu.copy_gmem_to_smem(
+          v.at[stream, own, columns(block.widths.value)], r["v"].at[slot], full
+        )
+
+    lax.fori_loop(0, number, load, None)
+
+  # Every phase of a barrier must be waited for.
+  steps = block.steps()
+
+  def drain(step, _):
+    plgpu.barrier_wait(r["k_free"].at[lax.rem(step, stages)])
+
+  lax.fori_loop(lax.max(steps - stages, 0), steps, drain, None)
+
+
+def _multiply(block: _Block):
+  """The MMA warp."""
+  r, keys = block.refs, block.config.keys
+  stages = block.config.stages
+  steps = block.steps()
+
+  def scores(step):
+    """S of a step into its slot."""
+    stage = lax.rem(step, stages)
+    slot = lax.rem(step, 2)
+    s = r["s"].at[:, pl.ds(slot * keys, keys)]
+    plgpu.barrier_wait(r["k_full"].at[stage])
+    plgpu.tcgen05_mma(
+      s, r["q_content"], r["k_content"].at[stage].T, accumulate=False
+    )
+    plgpu.tcgen05_mma(
+      s,
+      r["q_rope"],
+      r["k_rope"].at[stage].T,
+      r["s_full"].at[slot],
+      accumulate=True,
+    )
+
+  def step(j, _):
+    # S_{j+1} before O_j: the softmax of j runs meanwhile. Its slot held
+    # S_{j-1}, which was read before P_{j-1} was handed over.
+    @pl.when(j + 1 < steps)
+    def _():
+      scores(j + 1)
+
+    stage = lax.rem(j, stages)
+    value = r["k_content"] if block.widths.shared else r["v"]
+    plgpu.barrier_wait(r["p_full"])
+    plgpu.tcgen05_mma(
+      r["o"], r["p"], value.at[stage], r["k_free"].at[stage], accumulate=j > 0
+    )
+    plgpu.tcgen05_commit_arrive(r["o_done"])
+
+  plgpu.barrier_wait(r["q_full"])
+  scores(jnp.int32(0))
+  lax.fori_loop(0, steps, step, None)
+
+
+def _rescale(block: _Block, alpha):
+  """O *= α, some columns at a time to save registers."""
+  width = block.config.rescale
+  for start in range(0, block.widths.value, width):
+    part = block.refs["o"].at[:, pl.ds(start, width)]
+    o = plgpu.async_load_tmem(part, layout=_NATIVE)
+    plgpu.wait_load_tmem()
+    o *= lax.broadcast_in_dim(alpha, o.shape, [0])
+    plgpu.async_store_tmem(part, o)
+
+
+def _softmax(block: _Block, out_gmem):
+  """The softmax warpgroup; at the end it stores the output."""
+  r, config = block.refs, block.config
+  shape = (config.rows, config.keys)
+  m = plgpu.layout_cast(
+    jnp.full((config.rows,), reference.MASKED, jnp.float32), _ROW
+  )
+  l = plgpu.layout_cast(jnp.zeros((config.rows,), jnp.float32), _ROW)
+
+  def visit(step, count, m, l):
+    slot = lax.rem(step, 2)
+    plgpu.barrier_wait(r["s_full"].at[slot])
+    s = plgpu.async_load_tmem(
+      r["s"].at[:, pl.ds(slot * config.keys, config.keys)], layout=_NATIVE
+    )
+    plgpu.wait_load_tmem()
+    lane = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_NATIVE)
+    s = jnp.where(lane < count, s * block.scale, reference.MASKED)
+    m_new = jnp.maximum(m, s.max(axis=1))
+    alpha = jnp.exp2(m - m_new)
+    p = jnp.exp2(s - lax.broadcast_in_dim(m_new, shape, [0]))
+    l_new = alpha * l + p.sum(axis=1)
+
+    @pl.when(step > 0)
+    def _():
+      plgpu.barrier_wait(r["o_done"])
+
+      @pl.when(jnp.min(alpha) < 1.0)
+      def _():
+        _rescale(block, alpha)
+
+    plgpu.async_store_tmem(r["p"], p.astype(r["p"].dtype))
+    plgpu.commit_tmem()
+    plgpu.barrier_arrive(r["p_full"])
+    return m_new, l_new
+
+  stream = block.place[0]
+  for _, _, count, number, before in block.segments():
+
+    def body(j, carry, count=count, before=before):
+      return visit(before + j, count[stream, j], *carry)
+
+    m, l = lax.fori_loop(0, number, body, (m, l))
+  r["inverse"][...] = 1.0 / l
+  plgpu.barrier_wait(r["o_done"])
+  _store(block, out_gmem)
+
+
+def _store(block: _Block, out_gmem):
+  """O / l through shared memory to the output; TMA clips rows past the end."""
+  r, (stream, head, row) = block.refs, block.place
+  # Through shared memory, since the layouts of l and of a store differ.
+  plgpu.commit_smem()
+  inverse = plgpu.load(r["inverse"], layout=_OUT.reduce(1))
+  o = plgpu.async_load_tmem(r["o"], layout=_OUT)
+  plgpu.wait_load_tmem()
+  o *= lax.broadcast_in_dim(inverse, o.shape, [0])
+  r["out"][...] = o.astype(r["out"].dtype)
+  plgpu.commit_smem()
+  width = block.widths.value
+  plgpu.copy_smem_to_gmem(
+    r["out"],
+    out_gmem.at[
+      stream, pl.ds(row, block.config.rows), pl.ds(head * width, width)
+    ],
+  )
+  plgpu.wait_smem_to_gmem(0)
+
+
+def _kernel(*refs, widths, config, scale, num_segments, **scratch):
+  """Places the actors; arguments as `flash` lists them."""
+  queries, out_gmem = refs[:2], refs[-1]
+  per_segment = 5 if widths.shared else 6
+  inputs = [
+    refs[2 + i * per_segment : 2 + (i + 1) * per_segment]
+    for i in range(num_segments)
+  ]
+  block = _Block(
+    widths=widths,
+    config=config,
+    scale=scale * LOG2_E,
+    tables=[x[:3] for x in inputs],
+    refs=scratch,
+    place=(
+      lax.axis_index("stream"),
+      lax.axis_index("head"),
+      lax.axis_index("tile") * config.rows,
+    ),
+  )
+  group = lax.axis_index("group")
+
+  @pl.when(group == _LOAD_GROUP)
+  def _():
+    @plgpu.warp_map
+    def _(warp):
+      @pl.when(warp == _TMA_WARP)
+      def _():
+        _load(block, queries, [x[3:] for x in inputs])
+
+      @pl.when(warp == _MMA_WARP)
+      def _():
+        _multiply(block)
+
+  @pl.when(group == _SOFTMAX_GROUP)
+  def _():
+    _softmax(block, out_gmem)
+
+
+def flash(
+  queries: specs.Queries,
+  segments: Sequence[forms.KeyValue],
+  *,
+  scale: float,
+  config: Config | None = None,
+  interpret: Any = None,
+) -> Float[Array, "B R H D"]:
+  """The kernel that `forms.attend` runs.
+
+  Args:
+    queries: Content and rotated positional queries.
+    segments: Keys and values, heads as in the queries.
+    scale: Logit multiplier, positive.
+    config: Block sizes.
+    interpret: `plgpu.InterpretGPUParams` to run on a CPU.
+
+  Raises:
+    NotImplementedError: If widths, dtypes or heads do not fit.
+  """
+  widths = _check(queries, segments)
+  config = config or config_of(widths)
+  batch, rows, heads, _ = queries.content.shape
+  arrays = [q.reshape(batch, rows, -1) for q in queries]
+  for s in segments:
+    table = blocks.table_of(s.valid, granule=s.granule, block=config.keys)
+    keys = (batch, s.rope.shape[1], -1)
+    arrays += [*table, s.content.reshape(keys), s.rope]
+    arrays += [] if s.value is None else [s.value.reshape(keys)]
+  dtype = queries.content.dtype
+
+  def body(*refs, **scratch):
+    _kernel(
+      *refs,
+      widths=widths,
+      config=config,
+      scale=scale,
+      num_segments=len(segments),
+      **scratch,
+    )
+
+  out = plgpu.kernel(
+    body,
+    out_type=jax.ShapeDtypeStruct((batch, rows, heads * widths.value), dtype),
+    grid=(pl.cdiv(rows, config.rows), heads, batch),
+    grid_names=("tile", "head", "stream"),
+    num_threads=2,
+    thread_name="group",
+    scratch_types=_scratch(widths, config, dtype),
+    compiler_params=plgpu.CompilerParams(approx_math=True),
+    interpret=interpret,
+  )(*arrays)
+  return out.reshape(batch, rows, heads, widths.value)
