@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.ops.latent_attention import kernel_suite as suite
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import pallas_triton_forward as forward
 from videomla_jax.ops.latent_attention import reference
@@ -73,3 +74,19 @@ def test_parts_add_up_to_the_width():
   assert forward.parts(112) == ((0, 64), (64, 32), (96, 16))
   with pytest.raises(NotImplementedError, match="width 24 is no sum"):
     forward.parts(24)
+
+
+def test_blackwell_kernel_takes_this_gradient(seed):
+  # Its own forward pass needs another interpreter; with a gradient, Triton's
+  # forward pass runs, so this is the whole way.
+  sizes = suite.Sizes(own=24, length=5)
+  args = suite.inputs(seed, "empty", sizes, jnp.bfloat16)
+  args = (args[0], args[1][1:], args[2])
+  theirs = functools.partial(pallas_mosaic_gpu.flash, interpret=True)
+  ours = functools.partial(pallas_triton.flash, interpret=True)
+  cotangent = jnp.ones((suite.B, 5, suite.N, 64), jnp.bfloat16)
+  runs = [
+    suite.with_gradient(suite.latent_attention(f, "expanded"))(*args, cotangent)
+    for f in (theirs, ours)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *runs)

@@ -13,12 +13,14 @@ S, P and O live in tensor memory. Where the value is the content itself
 The positional key is shared by all heads and never copied to them.
 
 Which keys are visited is decided outside (`blocks.table_of`): a block has a
-first key and a number of keys that are its own. TMA reads from any row on and
-fills rows past the end with zeros, so no size needs padding.
+first key and a number of keys that are its own. TMA fills rows past the end
+with zeros and does not write them, so no size needs padding; frames of several
+must be a multiple of 8 tokens.
 """
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -31,9 +33,11 @@ from jaxtyping import Array, Float
 
 from videomla_jax.ops.latent_attention import blocks
 from videomla_jax.ops.latent_attention import forms
+from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
 
+TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
 TMEM_COLUMNS = 512
 SMEM_BYTES = 232_448
 # What Mosaic keeps for itself: barriers, reductions, addresses.
@@ -123,6 +127,11 @@ def _check(queries, segments) -> Widths:
         f"pallas_mosaic_gpu: keys have {s.content.shape[2]} heads, queries "
         f"{heads}"
       )
+    if s.valid.shape[1] > 1 and s.granule % TILE_ROWS:
+      raise NotImplementedError(
+        f"pallas_mosaic_gpu: frames of {s.granule} keys are no multiple of "
+        f"{TILE_ROWS}"
+      )
     if {s.content.dtype, s.rope.dtype, s.values.dtype} != {dtype}:
       raise NotImplementedError(
         "pallas_mosaic_gpu: queries and keys differ in dtype"
@@ -197,7 +206,8 @@ class _Block:
     widths: Channels.
     config: Block sizes.
     scale: Logit multiplier in base 2.
-    tables: Start, count and number of blocks of each segment.
+    tables: Start (in tiles of rows), count and number of blocks of each
+      segment.
     refs: Scratch by name.
     place: Stream, head and first row.
   """
@@ -248,7 +258,7 @@ def _load(block: _Block, queries, segments):
       def _():
         plgpu.barrier_wait(r["k_free"].at[slot])
 
-      own = pl.ds(start[stream, j], keys)
+      own = pl.ds(start[stream, j] * TILE_ROWS, keys)
       full = r["k_full"].at[slot]
       plgpu.copy_gmem_to_smem(
         content.at[stream, own, columns(block.widths.content)],
@@ -442,7 +452,10 @@ def flash(
   config: Config | None = None,
   interpret: Any = None,
 ) -> Float[Array, "B R H D"]:
-  """The kernel that `forms.attend` runs.
+  """The kernel that `forms.attend` runs; its gradient is Pallas Triton's.
+
+  Where a gradient is asked for, Pallas Triton runs the forward pass, too: it
+  saves the logarithm of the sum, for which this kernel has no registers left.
 
   Args:
     queries: Content and rotated positional queries.
@@ -456,11 +469,18 @@ def flash(
   """
   widths = _check(queries, segments)
   config = config or config_of(widths)
+  return _flash(queries, tuple(segments), scale, widths, config, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _flash(queries, segments, scale, widths, config, interpret):
   batch, rows, heads, _ = queries.content.shape
   arrays = [q.reshape(batch, rows, -1) for q in queries]
   for s in segments:
     table = blocks.table_of(s.valid, granule=s.granule, block=config.keys)
     keys = (batch, s.rope.shape[1], -1)
+    # The compiler must see that copies start at whole tiles.
+    table = table._replace(start=table.start // TILE_ROWS)
     arrays += [*table, s.content.reshape(keys), s.rope]
     arrays += [] if s.value is None else [s.value.reshape(keys)]
   dtype = queries.content.dtype
@@ -487,3 +507,20 @@ def flash(
     interpret=interpret,
   )(*arrays)
   return out.reshape(batch, rows, heads, widths.value)
+
+
+def _flash_forward(queries, segments, scale, widths, config, interpret):
+  del widths, config
+  return pallas_triton.forward_pass(
+    queries, segments, scale=scale, interpret=interpret is not None
+  )
+
+
+def _flash_backward(scale, widths, config, interpret, saved, d_out):
+  del widths, config
+  return pallas_triton.backward_pass(
+    saved, d_out, scale=scale, interpret=interpret is not None
+  )
+
+
+_flash.defvjp(_flash_forward, _flash_backward)

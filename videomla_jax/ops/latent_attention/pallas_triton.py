@@ -25,16 +25,37 @@ def _flash(queries, segments, scale, config, interpret):
   )[0]
 
 
-def _flash_forward(queries, segments, scale, config, interpret):
+def forward_pass(queries, segments, *, scale, config=None, interpret=False):
+  """Output, and what `backward_pass` needs; for `jax.custom_vjp`."""
   out, log_sum = forward.forward(
-    queries, segments, scale=scale, config=config, interpret=interpret
+    queries,
+    segments,
+    scale=scale,
+    config=config or _config(segments),
+    interpret=interpret,
   )
   return out, (queries, segments, out, log_sum)
 
 
+def backward_pass(saved, d_out, *, scale, interpret=False):
+  """Gradients of queries and segments, from what `forward_pass` saved."""
+  return vjp.gradients(*saved, d_out, scale=scale, interpret=interpret)
+
+
+def _config(segments):
+  first = segments[0]
+  return forward.config_of(first.content.shape[-1], first.values.shape[-1])
+
+
+def _flash_forward(queries, segments, scale, config, interpret):
+  return forward_pass(
+    queries, segments, scale=scale, config=config, interpret=interpret
+  )
+
+
 def _flash_backward(scale, config, interpret, saved, d_out):
   del config  # The backward kernels have their own block sizes.
-  return vjp.gradients(*saved, d_out, scale=scale, interpret=interpret)
+  return backward_pass(saved, d_out, scale=scale, interpret=interpret)
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
@@ -81,8 +102,5 @@ def flash(
     NotImplementedError: If widths, dtypes or heads do not fit.
   """
   check(queries, segments)
-  first = segments[0]
-  config = config or forward.config_of(
-    first.content.shape[-1], first.values.shape[-1]
-  )
+  config = config or _config(segments)
   return _flash(queries, tuple(segments), scale, config, interpret)

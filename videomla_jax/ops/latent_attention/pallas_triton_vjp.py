@@ -32,7 +32,9 @@ def config_of(content: int, value: int) -> Config:
   """
   if max(content, value) <= 128:
     return Config(rows=64, keys=64, num_warps=8, num_stages=1)
-  return Config(rows=32, keys=32, num_warps=8, num_stages=1)
+  if max(content, value) <= 192:
+    return Config(rows=64, keys=32, num_warps=8, num_stages=1)
+  return Config(rows=32, keys=32, num_warps=4, num_stages=1)
 
 
 def gradients(

@@ -1,0 +1,67 @@
+"""Cases of the Blackwell kernel; `pallas_mosaic_gpu_test` starts them.
+
+NPROC=16 python -m tests.ops.latent_attention.mosaic_cases FORM SEED
+"""
+
+import functools
+import sys
+
+import jax
+from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+
+from tests.ops.latent_attention import kernel_suite as suite
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
+
+TOKENS = 72  # of a frame; no block of 64 or 128 keys divides it
+
+WIDE = suite.Sizes(
+  d_c=192, rope=32, content=96, value=128, length=140, own=TOKENS
+)
+# Absorbed, rows are queries times heads.
+FEW = suite.Sizes(
+  d_c=192, rope=32, content=96, value=128, length=70, own=TOKENS
+)
+SPLITS = {
+  f"split {128 - r}/{r}": suite.Sizes(
+    d_c=64, rope=r, content=128 - r, value=128, length=3, own=TOKENS
+  )
+  for r in (16, 64, 96)
+}
+
+
+def run_case(
+  name: str, form: str, validity: str, sizes: suite.Sizes, seed: int
+):
+  """One case: value, races, repetition."""
+  suite.P = TOKENS
+  args = suite.inputs(seed, validity, sizes, jnp.bfloat16)
+  if sizes.own == 1:
+    args = (args[0], args[1][1:], args[2])
+  flash = functools.partial(
+    kernel.flash, interpret=plgpu.InterpretGPUParams(detect_races=True)
+  )
+  first = suite.check_value(flash, form, args, "bfloat16")
+  races = interpret_pallas_call.get_races().races_found
+  assert not races, f"{name}: a race"
+  second = suite.check_value(flash, form, args, "bfloat16")
+  np.testing.assert_array_equal(first, second)
+  print(f"case {name} {form}: no race", flush=True)
+
+
+def main(form: str, seed: int) -> None:
+  """All cases of a form."""
+  sizes = WIDE if form == "expanded" else FEW
+  for validity in ("holes", "part-filled", "one stream empty"):
+    run_case(validity, form, validity, sizes, seed)
+  one = suite.Sizes(d_c=64, rope=32, content=96, value=128, length=1, own=1)
+  run_case("one key", form, "empty", one, seed)
+  for name, split in SPLITS.items():
+    run_case(name, form, "holes", split, seed)
+
+
+if __name__ == "__main__":
+  jax.config.update("jax_platforms", "cpu")
+  main(sys.argv[1], int(sys.argv[2]))

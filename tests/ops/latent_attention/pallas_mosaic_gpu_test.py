@@ -1,0 +1,91 @@
+"""The Blackwell kernel in Mosaic's interpreter, with its race detector.
+
+The interpreter runs every GPU thread as a thread of a pool as large as the
+machine has cores, and waits for ever if there are fewer cores than threads:
+each case runs in a process that believes in 16.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.ops.latent_attention import kernel_suite as suite
+from videomla_jax.ops.latent_attention import forms
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+def _run(*args: str) -> str:
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.ops.latent_attention.mosaic_cases", *args],
+    cwd=ROOT,
+    env=os.environ | {"NPROC": "16", "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=240,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+def test_values_races_and_repetition(seed, form):
+  out = _run(form, str(seed))
+  print(out)
+  assert out.count("no race") == out.count("case") >= 5
+
+
+def _refused(content=96, rope=32, value=128, dtype=jnp.bfloat16, tokens=16):
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
+  queries = kernel.specs.Queries(shape(1, 8, 2, content), shape(1, 8, 2, rope))
+  segment = jax.eval_shape(
+    lambda: forms.KeyValue(
+      jnp.zeros((1, 3 * tokens, 2, content), dtype),
+      jnp.zeros((1, 3 * tokens, rope), dtype),
+      jnp.zeros((1, 3 * tokens, 2, value), dtype),
+      jnp.ones((1, 3), bool),
+    )
+  )
+  with pytest.raises(NotImplementedError) as error:
+    jax.eval_shape(
+      lambda q, s: kernel.flash(q, (s,), scale=1.0), queries, segment
+    )
+  return str(error.value)
+
+
+def test_refusals_give_the_numbers():
+  assert "dtype float32" in _refused(dtype=jnp.float32)
+  assert "width 40 is no multiple of 16" in _refused(content=40)
+  assert "frames of 9 keys are no multiple of 8" in _refused(tokens=9)
+  wide = _refused(content=512, value=512)
+  assert "of 512 columns of tensor memory" in wide
+  assert "bytes of shared memory" in wide
+
+
+@pytest.mark.parametrize("name", suite.specs.SHAPES)
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+def test_memory_of_real_shapes_is_within_limits(name, form):
+  spec = suite.specs.SHAPES[name].spec
+  latent = spec.content_latent
+  widths = kernel.Widths(
+    content=spec.content if form == "expanded" else latent,
+    rope=spec.rope,
+    value=spec.value if form == "expanded" else latent,
+    shared=form == "absorbed",
+  )
+  try:
+    config = kernel.config_of(widths)
+  except NotImplementedError:
+    # Wide outputs leave no tensor memory for scores: Triton's case.
+    assert form == "absorbed"
+    assert latent + 2 * 64 + 32 > kernel.TMEM_COLUMNS or latent >= 384
+    return
+  assert widths.tmem_columns(config) <= kernel.TMEM_COLUMNS
+  assert widths.smem_bytes(config) <= kernel.SMEM_BYTES
