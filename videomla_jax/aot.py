@@ -20,6 +20,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from videomla_jax import machine_code
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
@@ -153,12 +155,36 @@ def check_toolchain() -> None:
 def prepare_environment() -> None:
   """Puts the installed ptxas first on PATH; an old one fails on new PTX."""
   check_toolchain()
-  spec = importlib.util.find_spec("nvidia")
-  for folder in spec.submodule_search_locations or ():
-    tools = pathlib.Path(folder) / "cu13" / "bin"
-    path = os.environ.get("PATH", "").split(os.pathsep)
-    if tools.is_dir() and str(tools) not in path:
-      os.environ["PATH"] = os.pathsep.join([str(tools), *path])
+  tools = str(pathlib.Path(machine_code.tool("ptxas")).parent)
+  path = os.environ.get("PATH", "").split(os.pathsep)
+  if tools not in path:
+    os.environ["PATH"] = os.pathsep.join([tools, *path])
+
+
+def dump_environment(folder: pathlib.Path) -> dict[str, str]:
+  """Environment in which Mosaic writes machine code and reports to `folder`.
+
+  Args:
+    folder: An empty folder; a `tools` folder is made in it.
+
+  Returns:
+    Variables that must be set before JAX starts, so: of a new process.
+  """
+  check_toolchain()
+  tools = folder / "tools" / "bin"
+  tools.mkdir(parents=True, exist_ok=True)
+  for name in ("ptxas", "nvdisasm"):
+    link = tools / name
+    if not link.exists():
+      link.symlink_to(machine_code.tool(name))
+  return {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_ROOT": str(tools.parent),
+    "MOSAIC_GPU_DUMP_TO": str(folder),
+    "MOSAIC_GPU_DUMP_PTX": "1",
+    "MOSAIC_GPU_DUMP_PTXAS": "1",
+    "MOSAIC_GPU_DUMP_SASS": "1",
+  }
 
 
 def mesh(

@@ -4,8 +4,10 @@
 
 Prints cache bytes against the formula, compiled memory of a chunk and of whole
 rollouts of two lengths, and the time of late chunks over early ones.
+`:suite=kernels` compiles the attention kernels instead, see `kernels`.
 """
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -15,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomla_jax import aot
 from videomla_jax import cli
+from videomla_jax import kernels
 from videomla_jax import shapes
 from videomla_jax import video
 from videomla_jax.analysis import memory
@@ -23,6 +27,7 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
 from videomla_jax.models import cache
 from videomla_jax.models import video_model
+from videomla_jax.ops.latent_attention import specs
 
 
 def compiled_bytes(
@@ -125,7 +130,53 @@ def time_ratio(seconds: np.ndarray) -> dict[str, float]:
   )
 
 
-def benchmark(config: Any) -> dict[str, Any]:
+def kernel_suite(config: Any) -> list[kernels.Row]:
+  """Compiles the attention kernels, prints a table and writes JSON lines.
+
+  Args:
+    config: See configs/benchmark.py.
+
+  Raises:
+    ValueError: If a target or a shape is unknown.
+    RuntimeError: If the cross-compiler is not installed.
+  """
+  known = {"targets": list(aot.TARGETS), "shapes": list(specs.SHAPES)}
+  for name, names in known.items():
+    unknown = set(config[name]) - set(names)
+    if unknown:
+      raise ValueError(
+        f"{name}={sorted(unknown)} are unknown; use some of {names}."
+      )
+  made, lines = [], []
+  found = kernels.rows(targets=config.targets, shapes=config.shapes)
+  for row in found:
+    print(kernels.line(row), flush=True)
+    made.append(row)
+    lines.append(json.dumps(dataclasses.asdict(row)))
+  if config.json:
+    _write(pathlib.Path(config.json), "\n".join(lines))
+  return made
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text + "\n")
+  temporary.replace(path)
+
+
+def benchmark(config: Any) -> Any:
+  """Runs the suite of a config.
+
+  Args:
+    config: See configs/benchmark.py.
+  """
+  if config.json:
+    video.check_output_folder(pathlib.Path(config.json).parent)
+  suites = {"rollout": rollout_suite, "kernels": kernel_suite}
+  return suites[config.suite](config)
+
+
+def rollout_suite(config: Any) -> dict[str, Any]:
   """Runs the rollout suite.
 
   Args:
@@ -142,8 +193,6 @@ def benchmark(config: Any) -> dict[str, Any]:
       f"seconds={config.seconds} is too short to compare early and late "
       "chunks; use 10 or more."
     )
-  if config.json:
-    video.check_output_folder(pathlib.Path(config.json).parent)
   sampler = rollout.euler(
     config.num_steps, shift=model.config.shift, guidance=3.0
   )
@@ -171,10 +220,7 @@ def benchmark(config: Any) -> dict[str, Any]:
   text = json.dumps(report, indent=2)
   print(text, flush=True)
   if config.json:
-    path = pathlib.Path(config.json)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    _write(pathlib.Path(config.json), text)
   return report
 
 

@@ -33,7 +33,9 @@ class Kernel:
     name: Symbol of the kernel.
     registers: Per thread.
     stack_bytes: Local memory per thread that the compiler reserved.
-    smem_bytes: Shared memory known at compile time.
+    smem_bytes: Shared memory; of Triton's kernels, which ask for more when
+      they start, only the fixed part.
+    tmem_columns: Columns of tensor memory; None where it is not told.
     local_memory_ops: Loads and stores of local memory: spills.
     tensor_core_ops: Matrix instructions.
   """
@@ -42,6 +44,7 @@ class Kernel:
   registers: int
   stack_bytes: int
   smem_bytes: int
+  tmem_columns: int | None
   local_memory_ops: int
   tensor_core_ops: int
 
@@ -200,17 +203,50 @@ def _kernel(path: pathlib.Path, name: str, usage: str) -> Kernel:
     registers=int(values["REG"]),
     stack_bytes=int(values["STACK"]) + int(values["LOCAL"]),
     smem_bytes=int(values["SHARED"]),
+    tmem_columns=None,
     local_memory_ops=len(LOCAL_MEMORY.findall(code)),
     tensor_core_ops=len(TENSOR_CORE.findall(code)),
   )
 
 
+def mosaic_kernels(folder: pathlib.Path) -> list[Kernel]:
+  """Kernels that Mosaic dumped, see `aot.dump_environment`."""
+  found = []
+  for report in sorted(folder.glob("*.ptxas")):
+    text = report.read_text()
+    code = report.with_suffix(".sass_ctrl").read_text()
+    resources = report.with_name(report.stem + ".resources.txt").read_text()
+
+    def number(pattern, source=text):
+      match = re.search(pattern, source)
+      return int(match.group(1)) if match else 0
+
+    found.append(
+      Kernel(
+        name=report.stem,
+        registers=number(r"Used (\d+) registers"),
+        stack_bytes=number(r"(\d+) bytes stack frame")
+        + number(r"(\d+) bytes spill stores"),
+        smem_bytes=number(r"smem_scratch_bytes=(\d+)", resources),
+        tmem_columns=number(r"tmem_scratch_cols=(\d+)", resources),
+        local_memory_ops=len(LOCAL_MEMORY.findall(code)),
+        tensor_core_ops=len(TENSOR_CORE.findall(code)),
+      )
+    )
+  return found
+
+
 def tool(name: str) -> str:
-  """Path of one of the tools that Triton brings along.
+  """Path of one of the tools that Triton, or for ptxas CUDA, brings along.
 
   Raises:
-    RuntimeError: If Triton is not installed.
+    RuntimeError: If it is not installed.
   """
+  cuda = importlib.util.find_spec("nvidia") if name == "ptxas" else None
+  for folder in (cuda.submodule_search_locations or ()) if cuda else ():
+    path = pathlib.Path(folder) / "cu13" / "bin" / name
+    if path.is_file():
+      return str(path)
   spec = importlib.util.find_spec("triton")
   for folder in (spec.submodule_search_locations or ()) if spec else ():
     path = pathlib.Path(folder) / "backends" / "nvidia" / "bin" / name

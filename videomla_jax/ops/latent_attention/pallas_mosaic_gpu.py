@@ -159,8 +159,8 @@ def _tiled(shape, dtype):
     shape,
     dtype,
     transforms=(
-      plgpu.TilingTransform((8, swizzle * 8 // bits)),
-      plgpu.SwizzleTransform(swizzle),
+      plgpu.TilingTransform((8, swizzle * 8 // bits)),  # type: ignore
+      plgpu.SwizzleTransform(swizzle),  # type: ignore
     ),
   )
 
@@ -255,7 +255,7 @@ def _load(block: _Block, queries, segments):
       slot = lax.rem(step, stages)
 
       @pl.when(step >= stages)
-      def _():
+      def wait_for_room():
         plgpu.barrier_wait(r["k_free"].at[slot])
 
       own = pl.ds(start[stream, j] * TILE_ROWS, keys)
@@ -308,9 +308,7 @@ def _multiply(block: _Block):
   def step(j, _):
     # S_{j+1} before O_j: the softmax of j runs meanwhile. Its slot held
     # S_{j-1}, which was read before P_{j-1} was handed over.
-    @pl.when(j + 1 < steps)
-    def _():
-      scores(j + 1)
+    pl.when(j + 1 < steps)(lambda: scores(j + 1))
 
     stage = lax.rem(j, stages)
     value = r["k_content"] if block.widths.shared else r["v"]
@@ -360,12 +358,9 @@ def _softmax(block: _Block, out_gmem):
     l_new = alpha * l + p.sum(axis=1)
 
     @pl.when(step > 0)
-    def _():
+    def correct():
       plgpu.barrier_wait(r["o_done"])
-
-      @pl.when(jnp.min(alpha) < 1.0)
-      def _():
-        _rescale(block, alpha)
+      pl.when(jnp.min(alpha) < 1.0)(lambda: _rescale(block, alpha))
 
     plgpu.async_store_tmem(r["p"], p.astype(r["p"].dtype))
     plgpu.commit_tmem()
@@ -428,19 +423,16 @@ def _kernel(*refs, widths, config, scale, num_segments, **scratch):
   group = lax.axis_index("group")
 
   @pl.when(group == _LOAD_GROUP)
-  def _():
+  def feed():
     @plgpu.warp_map
-    def _(warp):
-      @pl.when(warp == _TMA_WARP)
-      def _():
-        _load(block, queries, [x[3:] for x in inputs])
-
-      @pl.when(warp == _MMA_WARP)
-      def _():
-        _multiply(block)
+    def per_warp(warp):
+      pl.when(warp == _TMA_WARP)(
+        lambda: _load(block, queries, [x[3:] for x in inputs])
+      )
+      pl.when(warp == _MMA_WARP)(lambda: _multiply(block))
 
   @pl.when(group == _SOFTMAX_GROUP)
-  def _():
+  def consume():
     _softmax(block, out_gmem)
 
 
@@ -495,6 +487,7 @@ def _flash(queries, segments, scale, widths, config, interpret):
       **scratch,
     )
 
+  body.__name__ = "latent_attention"
   out = plgpu.kernel(
     body,
     out_type=jax.ShapeDtypeStruct((batch, rows, heads * widths.value), dtype),

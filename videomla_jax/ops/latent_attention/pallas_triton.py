@@ -39,7 +39,10 @@ def forward_pass(queries, segments, *, scale, config=None, interpret=False):
 
 def backward_pass(saved, d_out, *, scale, interpret=False):
   """Gradients of queries and segments, from what `forward_pass` saved."""
-  return vjp.gradients(*saved, d_out, scale=scale, interpret=interpret)
+  queries, segments, out, log_sum = saved
+  return vjp.gradients(
+    queries, segments, out, log_sum, d_out, scale=scale, interpret=interpret
+  )
 
 
 def _config(segments):

@@ -214,10 +214,10 @@ def forward(
   for s in segments:
     table = blocks.table_of(s.valid, granule=s.granule, block=config.keys)
     flat = (table.start, table.count, table.num_blocks[:, None], s.content)
-    arrays += [*flat, s.rope] + ([] if shared else [s.value])
+    arrays += [*flat, s.rope] + ([] if shared else [s.values])
     in_specs += [tokens_of(t) for t in flat[:3]]
     in_specs += [rows_of(s.content), tokens_of(s.rope)]
-    in_specs += [] if shared else [rows_of(s.value)]
+    in_specs += [] if shared else [rows_of(s.values)]
   width = segments[0].values.shape[-1]
   out = jax.ShapeDtypeStruct((batch, rows, heads, width), queries.content.dtype)
   log_sum = jax.ShapeDtypeStruct((batch, heads, rows), jnp.float32)

@@ -1,0 +1,135 @@
+"""Kernels and programs compiled for GPUs that are not here.
+
+Runs where the cross-compiler is installed: `make test-aot`.
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from videomla_jax import aot
+from videomla_jax import kernels
+from videomla_jax import machine_code
+from videomla_jax.ops.latent_attention import specs
+
+pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
+
+SHAPES = ("480p", "480p_framewise", "480p_dc512", "few_queries")
+
+
+@pytest.fixture(scope="module")
+def rows():
+  made = list(kernels.rows(targets=("b200",), shapes=SHAPES))
+  for row in made:
+    print(kernels.line(row))
+  return made
+
+
+def _ours(rows):
+  return [r for r in rows if r.implementation.startswith("pallas")]
+
+
+def test_every_shape_has_a_kernel_of_ours(rows):
+  compiled = {(r.shape, r.form) for r in _ours(rows) if r.compiled}
+  assert compiled == {(s, f) for s in SHAPES for f in kernels.FORMS}
+
+
+def test_no_kernel_spills(rows):
+  for row in _ours(rows):
+    if row.compiled:
+      assert (row.spill_bytes, row.local_memory_ops) == (0, 0), row
+
+
+def test_blackwell_kernel_uses_its_units(rows):
+  blackwell = [
+    r for r in rows if r.implementation == "pallas_mosaic_gpu" and r.compiled
+  ]
+  assert {(r.shape, r.form) for r in blackwell} >= {
+    ("480p", "expanded"),
+    ("480p", "absorbed"),
+  }
+  for row in blackwell:
+    assert row.tensor_core_ops > 0
+    assert 0 < row.smem_bytes <= aot.TARGETS["b200"].smem_bytes
+    assert 0 < row.tmem_columns <= 512
+
+
+def test_what_does_not_compile_says_why(rows):
+  for row in rows:
+    if not row.compiled:
+      assert row.implementation == "pallas_mosaic_gpu", row
+      assert "columns of tensor memory" in row.error
+
+
+def test_rows_are_json(rows):
+  for row in rows:
+    assert kernels.Row(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
+
+
+def test_rooflines_have_units():
+  spec = specs.SHAPES["480p"].spec
+  least = kernels.costs(spec, "expanded", aot.TARGETS["b200"])
+  # 2 x 163 G multiply-adds at 2.25 PFLOP/s.
+  assert least["bound"] == "matmul"
+  assert least["roofline_us"] == pytest.approx(144.6, rel=0.01)
+
+
+def test_hopper_is_served_by_triton():
+  made = list(
+    kernels.rows(
+      targets=("h100",),
+      shapes=("480p",),
+      implementations=("pallas_mosaic_gpu", "pallas_triton"),
+    )
+  )
+  for row in made:
+    if row.implementation == "pallas_triton":
+      assert row.compiled and row.tensor_core_ops > 0 and not row.spill_bytes
+    else:
+      assert "compute capability 10" in row.error
+
+
+def test_snappy_streams_are_read_back():
+  pyarrow = pytest.importorskip("pyarrow")
+  data = b"latent attention " * 400 + bytes(range(256)) * 20
+  packed = pyarrow.compress(data, codec="snappy", asbytes=True)
+  assert machine_code.unsnap(b"??" + packed, 2) == (data, 2 + len(packed))
+
+
+def test_gradient_compiles_without_spills():
+  devices = aot.mesh("b200")
+  shape = specs.SHAPES["480p"]
+  arguments = aot.place(shape.arguments(jnp.bfloat16), devices)
+  from videomla_jax.ops.latent_attention import api
+
+  run = functools.partial(
+    api.latent_attention, form="expanded", implementation="pallas_triton"
+  )
+
+  def gradient(queries, keys, up):
+    latents = [(k.content, k.rope) for k in keys]
+
+    def of(queries, latents, up):
+      seen = [
+        specs.Keys(*x, k.valid) for x, k in zip(latents, keys, strict=True)
+      ]
+      return run(queries, seen, up)
+
+    out, pull = jax.vjp(of, queries, latents, up)
+    return pull(out)
+
+  program = aot.compile_for(gradient, *arguments, devices=devices)
+  ours = [
+    k
+    for k in machine_code.kernels(program.serialized())
+    if k.name.startswith("latent_attention")
+  ]
+  assert len(ours) == 4  # forward, queries, keys of two segments
+  for kernel in ours:
+    assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0), kernel
+  # Linear memory: scores alone would be 4,680 x 10,920 x 12 x 2 = 1.2 GB.
+  assert program.temporary_bytes < 200e6
