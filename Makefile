@@ -1,15 +1,17 @@
-# make demo | test | lint | types | test-peers | clean
+# make demo | test | lint | types | test-aot | test-peers | clean
 #
 # Needs python3 >= 3.12 and pip; everything else is put into .venv.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format types test-peers clean
+.PHONY: demo test lint format types test-aot test-peers clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+AOT := .venv-aot
+AOT_STAMP := $(AOT)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 PEERS_OUT := .peers
@@ -49,6 +51,12 @@ format: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# Compiles for GPUs that are not here. An environment of its own: JAX's CUDA
+# plugin in the main one would look for a GPU at every start.
+test-aot: $(AOT_STAMP)
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -q -o testpaths=tests/aot \
+	  tests/aot $(ARGS)
+
 # tests/peers/*_peer.py run beside PyTorch and write safetensors to $(PEERS_OUT);
 # tests/peers/*_test.py run in our environment and compare with them.
 test-peers: $(STAMP) $(PEERS_STAMP)
@@ -72,6 +80,14 @@ $(STAMP): pyproject.toml constraints.txt
 	  -c constraints.txt -e '.[dev,notebook]'
 	touch $@
 
+$(AOT_STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "No Python >= 3.12 with venv and pip was\
+	 found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; fi
+	[ -x $(AOT)/bin/python ] || $(PYTHON) -m venv $(AOT)
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[dev,aot]'
+	touch $@
+
 # torch first and alone, so that no later package chooses its version.
 $(PEERS_STAMP): constraints-peers.txt
 	@if [ -z "$(PYTHON_PEERS)" ]; then echo "No Python 3.11 was found for the\
@@ -89,6 +105,6 @@ $(PEERS_STAMP): constraints-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(PEERS_OUT) build dist *.egg-info \
+	rm -rf $(VENV) $(AOT) $(PEERS) $(PEERS_OUT) build dist *.egg-info \
 	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,7 +28,7 @@ CASES = {
   for block in (8, 11, 512)
 }
 suite = pytest.mark.parametrize("case", CASES)
-GPU_ONLY = ("pallas_mosaic_gpu", "triton", "pallas_triton", "cudnn", "tokamax")
+GPU_ONLY = ("pallas_mosaic_gpu", "pallas_triton", "cudnn", "tokamax")
 
 
 def _validity(kind, rng):
@@ -235,8 +235,8 @@ def test_reasons_of_all_are_reported_together(seed):
   ("kind", "first"),
   [
     ("NVIDIA B200", "pallas_mosaic_gpu"),
-    ("NVIDIA H100", "triton"),
-    ("NVIDIA A100-SXM4-80GB", "triton"),
+    ("NVIDIA H100", "pallas_triton"),
+    ("NVIDIA A100-SXM4-80GB", "pallas_triton"),
   ],
 )
 def test_the_device_of_the_mesh_decides(seed, monkeypatch, kind, first):

@@ -72,7 +72,6 @@ def _library(name: str, attention: Callable[[], Callable]) -> Callable:
 # skip frames that are not valid and join the segments.
 IMPLEMENTATIONS: dict[str, Callable] = {
   "pallas_mosaic_gpu": _kernel("pallas_mosaic_gpu", 10.0, only=10.0),
-  "triton": _kernel("triton", 8.0),
   "pallas_triton": _kernel("pallas_triton", 8.0),
   "xla_chunked": xla_chunked.latent_attention,
   "reference": _reference,

@@ -1,0 +1,187 @@
+"""The real 1.3B chunk step, compiled for one and for eight B200.
+
+Four denoising passes and the pass that commits, at 480 x 832, 30 layers.
+"""
+
+import functools
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videomla_jax import aot
+from videomla_jax.diffusion import rollout
+from videomla_jax.models import attention
+from videomla_jax.models import cache
+from videomla_jax.models import wan
+from videomla_jax.ops import rope
+from videomla_jax.ops.latent_attention import specs
+
+pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
+
+P = jax.sharding.PartitionSpec
+SHAPE = specs.SHAPES["480p"]
+FRAME = (60, 104, 16)
+LAYERS = 30
+
+
+def _sharded(tree, devices, axis):
+  spec = P(*([None] * axis), "data")
+  sharding = jax.sharding.NamedSharding(devices, spec)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+  )
+
+
+def _model():
+  config = wan.wan_1p3b(dtype="bfloat16")
+  model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
+  half = lambda x: jnp.bfloat16 if len(x.shape) > 2 else x.dtype
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, half(x)), model)
+
+
+@functools.cache
+def _step(count):
+  """The compiled chunk step, one stream per device."""
+  devices = aot.mesh("b200", (count,), ("data",))
+  model = _model()
+  sampler = rollout.few_step((1000, 750, 500, 250))
+  window = cache.Window()
+  state = jax.eval_shape(
+    lambda m: rollout.empty_cache(
+      m, batch=count, frame=FRAME, window=window, max_frames=81
+    ),
+    model,
+  )
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+  noise = jax.eval_shape(
+    lambda k: rollout.chunk_noise(
+      k, jnp.asarray(0), shape=(3, *FRAME), sampler=sampler
+    ),
+    keys,
+  )
+  text = jax.ShapeDtypeStruct((count, 512, 4096), jnp.bfloat16)
+  arguments = (
+    aot.place(model, devices),
+    cache.Cache(
+      _sharded(state.entries, devices, 1),
+      *_sharded((state.frame, state.next_frame), devices, 0),
+    ),
+    type(noise)(
+      _sharded(noise.start, devices, 0), _sharded(noise.fresh, devices, 1)
+    ),
+    _sharded(text, devices, 0),
+  )
+  specs_of = jax.tree.map(lambda x: x.sharding.spec, arguments)
+
+  def step(model, state, noise, text):
+    return rollout.chunk_step(
+      model, state, noise, text, window=window, sampler=sampler
+    )
+
+  step = jax.shard_map(
+    step,
+    mesh=devices,
+    in_specs=specs_of,
+    out_specs=(P("data"), specs_of[1]),
+    check_vma=False,
+  )
+  program = aot.compile_for(
+    jax.jit(step, donate_argnums=1), *arguments, devices=devices
+  )
+  print(
+    f"{count} B200: {program.seconds:.1f} s, temporaries "
+    f"{program.temporary_bytes / 1e6:.0f} MB, arguments "
+    f"{program.argument_bytes / 1e6:.0f} MB per device"
+  )
+  return program
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_chunk_step_compiles_with_our_kernel(count):
+  program = _step(count)
+  assert "mosaic_gpu" in program.text
+  # The cache is updated in place: 4 frames of 1,560 tokens, 224 scalars each.
+  cache_bytes = 4 * 1560 * LAYERS * 224 * 2
+  assert cache_bytes <= program.alias_bytes <= cache_bytes + 1024
+  assert program.temporary_bytes < 360e6
+
+
+def test_eight_streams_do_not_talk():
+  names = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+  assert not re.findall(rf"\b(?:{names})(?:-start)?\(", _step(8).text)
+
+
+def test_keys_and_values_exist_for_one_layer_at_a_time():
+  spec = SHAPE.spec
+  per_head = spec.heads * (spec.content + spec.value)
+  program = _step(1).text
+  sizes = {
+    tuple(int(n) for n in found.split(","))
+    for found in re.findall(r"bf16\[([\d,]+)\]", program)
+  }
+  expanded = [s for s in sizes if s[-1] == per_head and np.prod(s) > 1e6]
+  assert expanded  # the ring's and the own chunk's
+  for shape in expanded:
+    assert np.prod(shape) <= 6240 * per_head
+
+
+@functools.cache
+def _attention(implementation):
+  """Self-attention alone: 30 layers, four passes, one device."""
+  sizes = attention.AttentionConfig(
+    kind="latent", width=1536, num_heads=12, implementation=implementation
+  )
+  devices = aot.mesh("b200")
+  layers = nnx.eval_shape(
+    lambda: jax.vmap(
+      lambda key: attention.LatentSelfAttention(
+        sizes, dtype=jnp.bfloat16, rngs=nnx.Rngs(key)
+      )
+    )(jax.random.split(jax.random.key(0), LAYERS))
+  )
+  array = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
+  past = attention.LatentEntry(
+    array(LAYERS, 1, 4, 1560, 192), array(LAYERS, 1, 4, 1560, 32)
+  )
+  x = array(1, 3, 1560, 1536)
+
+  def turn(frames):
+    return rope.rotation(
+      jnp.arange(frames)[None],
+      grid=wan.shapes.token_grid(60, 104, patch=2),
+      bands=sizes.bands,
+    )
+
+  def run(layers, past, x, frame_valid):
+    valid = jnp.concatenate([frame_valid, jnp.ones((1, 3), bool)], axis=1)
+    view = attention.View(turn(3), turn(7), valid)
+
+    def layer(x, xs):
+      module, entry = xs
+      own = module.project(x)
+      return x + module.attend(x, [entry, own], view), None
+
+    def one_pass(_, x):
+      return jax.lax.scan(layer, x, (layers, past))[0]
+
+    return jax.lax.fori_loop(0, 4, one_pass, x)
+
+  arguments = (layers, past, x, jax.ShapeDtypeStruct((1, 4), bool))
+  return aot.compile_for(run, *aot.place(arguments, devices), devices=devices)
+
+
+@pytest.mark.parametrize("name", ["pallas_mosaic_gpu", "pallas_triton"])
+def test_attention_of_a_step_needs_little_memory(name):
+  program = _attention(name)
+  print(f"{name}: temporaries {program.temporary_bytes / 1e6:.0f} MB")
+  assert program.temporary_bytes <= 160e6
+
+
+def test_plain_attention_would_need_gigabytes():
+  program = _attention("reference")
+  print(f"reference: temporaries {program.temporary_bytes / 1e6:.0f} MB")
+  assert program.temporary_bytes > 10 * 160e6
