@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -61,6 +62,18 @@ def test_mistakes_are_refused_before_anything_runs(
   config.json = str(tmp_path / "model" / "config.json" / "a.json")
   with pytest.raises(ValueError, match="choose a folder"):
     benchmark.benchmark(config)
+  config.json = ""
   config.checkpoint = "shipped:none"
   with pytest.raises(ValueError, match="shipped are"):
+    benchmark.benchmark(config)
+
+
+def test_kernel_suite_refuses_what_it_does_not_know() -> None:
+  config = ml_collections.ConfigDict(
+    dict(suite="kernels", json="", targets=("b300",), shapes=("480p",))
+  )
+  with pytest.raises(ValueError, match=r"targets=\['b300'\] .*'b200'"):
+    benchmark.benchmark(config)
+  config.targets, config.shapes = ("b200",), ("4k",)
+  with pytest.raises(ValueError, match=r"shapes=\['4k'\] .*'720p'"):
     benchmark.benchmark(config)

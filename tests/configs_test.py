@@ -72,7 +72,7 @@ def test_arguments_reach_the_fields() -> None:
     ("sample", "size=3", "use one of variant=latent"),
     ("sample", "runlocal=maybe", "true or false"),
     ("sample", "=3", "use one of"),
-    ("benchmark", "suite=kernels", "use suite=rollout"),
+    ("benchmark", "suite=gpu", "use suite=rollout or suite=kernels"),
   ],
 )
 def test_bad_arguments_are_errors_with_the_way_out(

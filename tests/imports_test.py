@@ -9,6 +9,7 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 _PACKAGE = _ROOT / "videomla_jax"
 _MAX_LINES = 450
+_MAX_KERNEL_LINES = 600  # one pipeline is read in one piece
 
 # A module may import its own layer and those listed for it. Leaves serve one
 # purpose each; they know the model but no entry point does their work twice.
@@ -35,7 +36,7 @@ _STORAGE_FILES = {
   "train_checkpoints",
   "tree_names",
 }
-_LEAF_FILES = {"aot", "cli", "metrics", "sharding", "video"}
+_LEAF_FILES = {"aot", "cli", "machine_code", "metrics", "sharding", "video"}
 # Every other file at the top of the package is an entry point.
 
 
@@ -102,7 +103,9 @@ def test_files_are_small_and_named_for_what_they_are(folder: str) -> None:
   for path in (_ROOT / folder).rglob("*.py"):
     assert path.stem not in ("utils", "util", "helpers", "misc"), path
     lines = len(path.read_text().splitlines())
-    assert lines <= _MAX_LINES, f"{path} has {lines} lines; split it by idea"
+    kernel = path.stem.startswith("pallas_")
+    limit = _MAX_KERNEL_LINES if kernel else _MAX_LINES
+    assert lines <= limit, f"{path} has {lines} lines; split it by idea"
 
 
 def test_annotations_stay_checkable() -> None:
@@ -114,6 +117,7 @@ def test_tests_mirror_the_package() -> None:
   for path in (_ROOT / "tests").rglob("*_test.py"):
     folder = path.parent.relative_to(_ROOT / "tests")
     known = (_PACKAGE / folder).is_dir() or folder.parts[0] in (
+      "aot",
       "configs",
       "entry",
       "notebooks",
