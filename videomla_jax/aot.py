@@ -157,8 +157,8 @@ def prepare_environment() -> None:
   check_toolchain()
   tools = str(pathlib.Path(machine_code.tool("ptxas")).parent)
   path = os.environ.get("PATH", "").split(os.pathsep)
-  if tools not in path:
-    os.environ["PATH"] = os.pathsep.join([tools, *path])
+  others = [folder for folder in path if folder != tools]
+  os.environ["PATH"] = os.pathsep.join([tools, *others])
 
 
 def dump_environment(folder: pathlib.Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 
 _ELF = b"\x7fELF"
+_CUDA_MACHINE = 190  # programs hold code of the host as well
 # The first block header of a Riegeli file; one follows every 64 KiB.
 _RIEGELI = bytes.fromhex("83af70d10d884a3f")
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
@@ -164,6 +165,8 @@ def _elf(data: bytes, start: int) -> bytes:
   """The ELF file at a place; program headers come last in NVIDIA's files."""
   if len(data) < start + 64:
     return b""
+  if struct.unpack_from("<H", data, start + 18)[0] != _CUDA_MACHINE:
+    return b""
   program, section = struct.unpack_from("<QQ", data, start + 32)
   sizes = struct.unpack_from("<HHHHHH", data, start + 52)
   _, program_size, program_count, section_size, section_count, _ = sizes
@@ -210,30 +213,38 @@ def _kernel(path: pathlib.Path, name: str, usage: str) -> Kernel:
 
 
 def mosaic_kernels(folder: pathlib.Path) -> list[Kernel]:
-  """Kernels that Mosaic dumped, see `aot.dump_environment`."""
+  """Kernels that Mosaic dumped, see `aot.dump_environment`.
+
+  Raises:
+    ValueError: If a report is not as expected: no number is taken for zero.
+  """
   found = []
   for report in sorted(folder.glob("*.ptxas")):
     text = report.read_text()
     code = report.with_suffix(".sass_ctrl").read_text()
     resources = report.with_name(report.stem + ".resources.txt").read_text()
 
-    def number(pattern, source=text):
-      match = re.search(pattern, source)
-      return int(match.group(1)) if match else 0
-
     found.append(
       Kernel(
         name=report.stem,
-        registers=number(r"Used (\d+) registers"),
-        stack_bytes=number(r"(\d+) bytes stack frame")
-        + number(r"(\d+) bytes spill stores"),
-        smem_bytes=number(r"smem_scratch_bytes=(\d+)", resources),
-        tmem_columns=number(r"tmem_scratch_cols=(\d+)", resources),
+        registers=_number(r"Used (\d+) registers", text),
+        stack_bytes=_number(r"(\d+) bytes stack frame", text)
+        + _number(r"(\d+) bytes spill stores", text),
+        smem_bytes=_number(r"smem_scratch_bytes=(\d+)", resources),
+        tmem_columns=_number(r"tmem_scratch_cols=(\d+)", resources),
         local_memory_ops=len(LOCAL_MEMORY.findall(code)),
         tensor_core_ops=len(TENSOR_CORE.findall(code)),
       )
     )
   return found
+
+
+def _number(pattern: str, text: str) -> int:
+  """The number in a report."""
+  match = re.search(pattern, text)
+  if not match:
+    raise ValueError(f"a report of Mosaic does not tell {pattern!r}")
+  return int(match.group(1))
 
 
 def tool(name: str) -> str:

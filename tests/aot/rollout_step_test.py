@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from videomla_jax import aot
+from videomla_jax import machine_code
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import attention
 from videomla_jax.models import cache
@@ -108,6 +109,16 @@ def test_chunk_step_compiles_with_our_kernel(count):
   cache_bytes = 4 * 1560 * LAYERS * 224 * 2
   assert cache_bytes <= program.alias_bytes <= cache_bytes + 1024
   assert program.temporary_bytes < 360e6
+
+
+def test_no_kernel_of_the_step_spills():
+  found = machine_code.kernels(_step(1).serialized())
+  assert len(found) > 50
+  assert all(k.registers > 0 for k in found)
+  assert not [k for k in found if k.stack_bytes or k.local_memory_ops]
+  ours = [k for k in found if k.name.startswith("latent_attention")]
+  assert ours
+  assert all(k.tensor_core_ops > 0 for k in ours)
 
 
 def test_eight_streams_do_not_talk():
