@@ -58,6 +58,9 @@ def main(form: str, seed: int) -> None:
     run_case(validity, form, validity, sizes, seed)
   one = suite.Sizes(d_c=64, rope=32, content=96, value=128, length=1, own=1)
   run_case("one key", form, "empty", one, seed)
+  # Not a whole number of the columns that are rescaled at a time.
+  odd = suite.Sizes(d_c=48, rope=32, content=96, value=48, length=3, own=TOKENS)
+  run_case("value 48", form, "holes", odd, seed)
   for name, split in SPLITS.items():
     run_case(name, form, "holes", split, seed)
 

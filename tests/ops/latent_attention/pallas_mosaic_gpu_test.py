@@ -64,6 +64,7 @@ def test_refusals_give_the_numbers():
   assert "dtype float32" in _refused(dtype=jnp.float32)
   assert "width 40 is no multiple of 16" in _refused(content=40)
   assert "frames of 9 keys are no multiple of 8" in _refused(tokens=9)
+  assert "value width 272 exceeds 256" in _refused(content=16, value=272)
   wide = _refused(content=512, value=512)
   assert "of 512 columns of tensor memory" in wide
   assert "bytes of shared memory" in wide

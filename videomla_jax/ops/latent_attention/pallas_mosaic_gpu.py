@@ -39,6 +39,7 @@ from videomla_jax.ops.latent_attention import specs
 
 TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
 TMEM_COLUMNS = 512
+MAX_VALUE = 256  # columns of one product; Mosaic takes no others below 512
 SMEM_BYTES = 232_448
 # What Mosaic keeps for itself: barriers, reductions, addresses.
 HIDDEN_SMEM_BYTES = 4096
@@ -327,7 +328,8 @@ def _rescale(block: _Block, alpha):
   """O *= α, some columns at a time to save registers."""
   width = block.config.rescale
   for start in range(0, block.widths.value, width):
-    part = block.refs["o"].at[:, pl.ds(start, width)]
+    size = min(width, block.widths.value - start)
+    part = block.refs["o"].at[:, pl.ds(start, size)]
     o = plgpu.async_load_tmem(part, layout=_NATIVE)
     plgpu.wait_load_tmem()
     o *= lax.broadcast_in_dim(alpha, o.shape, [0])
@@ -461,6 +463,10 @@ def flash(
   """
   widths = _check(queries, segments)
   config = config or config_of(widths)
+  if widths.value > MAX_VALUE:
+    raise NotImplementedError(
+      f"pallas_mosaic_gpu: value width {widths.value} exceeds {MAX_VALUE}"
+    )
   return _flash(queries, tuple(segments), scale, widths, config, interpret)
 
 
