@@ -90,3 +90,35 @@ def test_blackwell_kernel_takes_this_gradient(seed):
     for f in (theirs, ours)
   ]
   jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+def _segments(seed):
+  queries, keys, up = suite.inputs(seed)
+  made = []
+  suite.latent_attention(
+    lambda q, s, scale: made.append((q, s)) or q.content, "expanded"
+  )(queries, keys, up)
+  return made[0]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_segments_must_agree_on_values(seed, order):
+  queries, (ring, own) = _segments(seed)
+  mixed = (ring._replace(value=None), own)[::order]
+  with pytest.raises(NotImplementedError, match="pallas_triton: some segments"):
+    flash(queries, mixed, scale=1.0)
+  half = lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x
+  queries, mixed = jax.tree.map(half, (queries, mixed))
+  with pytest.raises(NotImplementedError, match="gpu: some segments"):
+    pallas_mosaic_gpu.flash(queries, mixed, scale=1.0)
+
+
+def test_what_a_gpu_cannot_do_well_is_refused(seed):
+  queries, segments = _segments(seed)
+  with pytest.raises(NotImplementedError, match="float32 spills"):
+    pallas_triton.flash(queries, segments, scale=1.0)
+  odd = forward.Config(rows=48, keys=16)
+  with pytest.raises(NotImplementedError, match="48 rows"):
+    pallas_triton.flash(
+      queries, segments, scale=1.0, config=odd, interpret=True
+    )

@@ -122,6 +122,10 @@ def _check(queries, segments) -> Widths:
     raise NotImplementedError(
       f"pallas_mosaic_gpu: dtype {dtype} is none of {DTYPES}"
     )
+  if len({s.value is None for s in segments}) > 1:
+    raise NotImplementedError(
+      "pallas_mosaic_gpu: some segments have values of their own, others not"
+    )
   for s in segments:
     if s.content.shape[2] != heads:
       raise NotImplementedError(

@@ -71,6 +71,10 @@ def check(queries: specs.Queries, segments: Sequence[forms.KeyValue]) -> None:
     raise NotImplementedError(
       f"pallas_triton: dtype {dtype} is none of {DTYPES}"
     )
+  if len({s.value is None for s in segments}) > 1:
+    raise NotImplementedError(
+      "pallas_triton: some segments have values of their own, others not"
+    )
   for s in segments:
     if s.content.shape[2] != heads:
       raise NotImplementedError(
@@ -105,5 +109,14 @@ def flash(
     NotImplementedError: If widths, dtypes or heads do not fit.
   """
   check(queries, segments)
+  if queries.content.dtype.name == "float32" and not interpret:
+    raise NotImplementedError(
+      "pallas_triton: float32 spills registers on a GPU; use bfloat16"
+    )
   config = config or _config(segments)
+  if any(n & (n - 1) or n < 16 for n in (config.rows, config.keys)):
+    raise NotImplementedError(
+      f"pallas_triton: {config.rows} rows and {config.keys} keys must be "
+      "powers of two from 16 on"
+    )
   return _flash(queries, tuple(segments), scale, config, interpret)
