@@ -74,6 +74,9 @@ def test_kernel_suite_refuses_what_it_does_not_know() -> None:
   )
   with pytest.raises(ValueError, match=r"targets=\['b300'\] .*'b200'"):
     benchmark.benchmark(config)
+  config.targets = ()
+  with pytest.raises(ValueError, match="targets is empty; use some of"):
+    benchmark.benchmark(config)
   config.targets, config.shapes = ("b200",), ("4k",)
   with pytest.raises(ValueError, match=r"shapes=\['4k'\] .*'720p'"):
     benchmark.benchmark(config)

@@ -9,9 +9,9 @@ Needs the packages of the extra `aot`, and `JAX_PLATFORMS=cpu`.
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import pathlib
 import time
@@ -21,22 +21,21 @@ import jax
 from jax.experimental import topologies
 
 from videomla_jax import machine_code
+from videomla_jax.ops import device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-  """A GPU that programs are compiled for; figures of the data sheets.
+  """A GPU that programs are compiled for; `device.PEAKS` has its peaks.
 
   Attributes:
     kind: Device kind as JAX names it.
     capability: Compute capability, major and minor.
     cores: Streaming multiprocessors.
     clock_ghz: Boost clock.
-    bandwidth: Memory bytes per second.
     memory_bytes: Device memory.
     l2_bytes: L2 cache.
     smem_bytes: Shared memory that one block may ask for.
-    bf16_flops: Dense bfloat16 tensor-core FLOP/s.
     exps_per_clock: Exponentials per clock of one multiprocessor.
   """
 
@@ -44,12 +43,15 @@ class Target:
   capability: tuple[int, int]
   cores: int
   clock_ghz: float
-  bandwidth: float
   memory_bytes: int
   l2_bytes: int
   smem_bytes: int
-  bf16_flops: float
   exps_per_clock: int = 16
+
+  @property
+  def peak(self) -> device.Peak:
+    """Matrix products and memory traffic per second."""
+    return device.PEAKS[self.capability[0]]
 
   @property
   def exps(self) -> float:
@@ -72,7 +74,7 @@ gpu_device_info {{
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-  memory_bandwidth: {int(self.bandwidth)}
+  memory_bandwidth: {int(self.peak.bandwidth)}
   l2_cache_size: {self.l2_bytes}
   clock_rate_ghz: {self.clock_ghz}
   device_memory_size: {self.memory_bytes}
@@ -92,22 +94,18 @@ TARGETS = {
     capability=(10, 0),
     cores=148,
     clock_ghz=1.965,
-    bandwidth=7.672e12,
     memory_bytes=189_400_000_000,
     l2_bytes=132_644_864,
     smem_bytes=232_448,
-    bf16_flops=2.25e15,
   ),
   "h100": Target(
     kind="NVIDIA H100",
     capability=(9, 0),
     cores=132,
     clock_ghz=1.98,
-    bandwidth=3.35e12,
     memory_bytes=84_900_000_000,
     l2_bytes=52_428_800,
     smem_bytes=232_448,
-    bf16_flops=9.89e14,
   ),
 }
 
@@ -206,25 +204,15 @@ def mesh(
       f"target={target!r} is unknown; use one of {sorted(TARGETS)}."
     )
   prepare_environment()
-  devices = 1
-  for size in shape:
-    devices *= size
   description = topologies.get_topology_desc(
     platform="cuda",
     topology_name=target,
-    topology=f"1x1x{devices}",
+    topology=f"1x1x{math.prod(shape)}",
     target_config=TARGETS[target].text(),
   )
   return topologies.make_mesh(
     topo=description, mesh_shape=tuple(shape), axis_names=tuple(axes)
   )
-
-
-@contextlib.contextmanager
-def on(devices: jax.sharding.Mesh):
-  """Traces and compiles for the devices of a mesh."""
-  with jax.set_mesh(devices):
-    yield
 
 
 def place(tree: Any, devices: jax.sharding.Mesh, *spec: str | None) -> Any:
@@ -250,7 +238,7 @@ def compile_for(
   """
   jitted = function if hasattr(function, "lower") else jax.jit(function)
   started = time.monotonic()
-  with on(devices):
+  with jax.set_mesh(devices):
     executable = jitted.lower(*args, **kwargs).compile()
   seconds = time.monotonic() - started
   memory = executable.memory_analysis()
@@ -269,13 +257,19 @@ def roofline(
 ) -> tuple[float, str]:
   """Least time of a kernel whose units never wait for each other.
 
+  Args:
+    flops: Tensor-core operations, two per multiply-add.
+    bytes_moved: Of memory traffic.
+    exps: Exponentials.
+    target: Device.
+
   Returns:
     Microseconds and what they are bound by: "matmul", "exp" or "memory".
   """
   times = {
-    "matmul": flops / target.bf16_flops,
+    "matmul": flops / target.peak.bf16_flops,
     "exp": exps / target.exps,
-    "memory": bytes_moved / target.bandwidth,
+    "memory": bytes_moved / target.peak.bandwidth,
   }
   bound = max(times, key=times.__getitem__)
   return times[bound] * 1e6, bound

@@ -143,18 +143,21 @@ def kernel_suite(config: Any) -> list[kernels.Row]:
   known = {"targets": list(aot.TARGETS), "shapes": list(specs.SHAPES)}
   for name, names in known.items():
     unknown = set(config[name]) - set(names)
-    if unknown:
-      raise ValueError(
-        f"{name}={sorted(unknown)} are unknown; use some of {names}."
+    if unknown or not config[name]:
+      what = (
+        f"{name}={sorted(unknown)} are unknown"
+        if unknown
+        else (f"{name} is empty")
       )
+      raise ValueError(f"{what}; use some of {names}.")
   made, lines = [], []
   found = kernels.rows(targets=config.targets, shapes=config.shapes)
   for row in found:
     print(kernels.line(row), flush=True)
     made.append(row)
     lines.append(json.dumps(dataclasses.asdict(row)))
-  if config.json:
-    _write(pathlib.Path(config.json), "\n".join(lines))
+    if config.json:  # Row by row: what is stopped leaves what it has.
+      _write(pathlib.Path(config.json), "\n".join(lines))
   return made
 
 

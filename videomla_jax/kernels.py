@@ -135,7 +135,8 @@ def compiled_row(
   try:
     program = aot.compile_for(function, *args, devices=devices)
   except Exception as error:  # whatever the compiler raises is the result
-    return dataclasses.replace(row, error=str(error).splitlines()[0][:300])
+    first = (str(error) or repr(error)).splitlines()[0]
+    return dataclasses.replace(row, error=first[:300])
   found = machine_code.mosaic_kernels(dumps)
   if not found:
     every = machine_code.kernels(program.serialized())
@@ -206,9 +207,13 @@ def rows(
         stdout=subprocess.PIPE,
         text=True,
       ) as process:
-        for line in process.stdout or ():
-          if line.startswith("{"):
-            yield _with_time(Row(**json.loads(line)))
+        try:
+          for line in process.stdout or ():
+            if line.startswith("{") and line.endswith("\n"):
+              yield _with_time(Row(**json.loads(line)))
+        except BaseException:  # nobody reads on: a full disk, Ctrl-C
+          process.terminate()
+          raise
       if process.returncode:
         raise RuntimeError(
           f"compiling for {target} failed with code {process.returncode}; the "
@@ -218,7 +223,8 @@ def rows(
 
 def _with_time(row: Row) -> Row:
   here = device.current()
-  if not row.compiled or here.kind != aot.TARGETS[row.target].kind:
+  target = aot.TARGETS[row.target].capability[0]
+  if not row.compiled or int(here.capability) != target:
     return row
   took = measured_us(row.implementation, row.form, row.shape)
   return dataclasses.replace(row, device_us=round(took, 1))

@@ -190,6 +190,10 @@ def test_attention_of_a_step_needs_little_memory(name):
   program = _attention(name)
   print(f"{name}: temporaries {program.temporary_bytes / 1e6:.0f} MB")
   assert program.temporary_bytes <= 160e6
+  # Two layers' expanded keys and values would not fit in, so one is alive.
+  spec = SHAPE.spec
+  one_layer = 2 * spec.keys * spec.heads * (spec.content + spec.value)
+  assert program.temporary_bytes < 2 * one_layer
 
 
 def test_plain_attention_would_need_gigabytes():

@@ -10,6 +10,27 @@ import math
 
 import jax
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Peak:
+  """What a generation of GPUs can do at most; data sheets, largest part.
+
+  Attributes:
+    bf16_flops: Dense bfloat16 tensor-core FLOP/s.
+    bandwidth: Memory bytes per second.
+  """
+
+  bf16_flops: float
+  bandwidth: float
+
+
+# B200, H100 SXM, A100 80 GB, by the major number of the compute capability.
+PEAKS = {
+  10: Peak(bf16_flops=2.25e15, bandwidth=7.672e12),
+  9: Peak(bf16_flops=9.89e14, bandwidth=3.35e12),
+  8: Peak(bf16_flops=3.12e14, bandwidth=2.039e12),
+}
+
 # Compute capability of the devices that a mesh only names.
 CAPABILITIES = {
   "NVIDIA B200": 10.0,
@@ -38,16 +59,9 @@ class Device:
 
   @property
   def intensity(self) -> float:
-    """bfloat16 multiply-adds per byte of memory traffic; infinite if unknown.
-
-    Data sheets, dense: B200 2,250 TFLOP/s and 7.7 TB/s; H100 SXM 989 and 3.35;
-    A100 312 and 2.0.
-    """
-    tables = {10: (2250, 7.7), 9: (989, 3.35), 8: (312, 2.0)}
-    if int(self.capability) not in tables:
-      return math.inf
-    tera_flops, terabytes = tables[int(self.capability)]
-    return tera_flops / 2 / terabytes
+    """bfloat16 multiply-adds per byte of traffic; infinite if unknown."""
+    peak = PEAKS.get(int(self.capability))
+    return peak.bf16_flops / 2 / peak.bandwidth if peak else math.inf
 
   @property
   def is_nvidia(self) -> bool:
@@ -59,13 +73,14 @@ def current() -> Device:
   """The device of the mesh in use, or the first local one."""
   mesh = jax.sharding.get_abstract_mesh()
   named = None if mesh.empty else mesh.abstract_device
-  if named is not None:
+  first = jax.local_devices()[0]
+  # A device that is here tells its capability; one that is not has a name.
+  if named is not None and named.device_kind != first.device_kind:
     platform = "gpu" if named.platform in ("cuda", "gpu") else named.platform
     capability = CAPABILITIES.get(named.device_kind, 0.0)
     return Device(
       kind=named.device_kind, platform=platform, capability=capability
     )
-  first = jax.local_devices()[0]
   capability = getattr(first, "compute_capability", None)
   return Device(
     kind=first.device_kind,

@@ -56,6 +56,43 @@ class KeyValue(NamedTuple):
 Flash = Callable[..., Array]
 
 
+def check(
+  name: str,
+  queries: specs.Queries,
+  segments: Sequence[KeyValue],
+  *,
+  dtypes: Sequence[str],
+) -> None:
+  """Refuses what no kernel can take, before anything is lowered.
+
+  Args:
+    name: Of the kernel, for errors.
+    queries: Content and rotated positional queries.
+    segments: Keys and values.
+    dtypes: Names of the dtypes that the kernel knows.
+
+  Raises:
+    NotImplementedError: If there are no keys, or heads, dtypes or the presence
+      of values differ.
+  """
+  heads, dtype = queries.content.shape[2], queries.content.dtype
+  if not segments:
+    raise NotImplementedError(f"{name}: there are no keys")
+  if dtype.name not in dtypes:
+    raise NotImplementedError(f"{name}: dtype {dtype} is none of {dtypes}")
+  if len({s.value is None for s in segments}) > 1:
+    raise NotImplementedError(
+      f"{name}: some segments have values of their own, others not"
+    )
+  for s in segments:
+    if s.content.shape[2] != heads:
+      raise NotImplementedError(
+        f"{name}: keys have {s.content.shape[2]} heads, queries {heads}"
+      )
+    if {s.content.dtype, s.rope.dtype, s.values.dtype} != {dtype}:
+      raise NotImplementedError(f"{name}: queries and keys differ in dtype")
+
+
 def attend(
   flash: Flash,
   queries: specs.Queries,

@@ -20,7 +20,6 @@ must be a multiple of 8 tokens.
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -91,55 +90,46 @@ class Widths:
     return (query + stage) * itemsize + config.rows * 4 + HIDDEN_SMEM_BYTES
 
 
+def refusal(widths: Widths, config: Config) -> str:
+  """Why a call does not fit the device with these block sizes, or empty."""
+  columns, smem = widths.tmem_columns(config), widths.smem_bytes(config)
+  if widths.value > MAX_VALUE:
+    return f"value width {widths.value} exceeds {MAX_VALUE}"
+  if columns <= TMEM_COLUMNS and smem <= SMEM_BYTES:
+    return ""
+  return (
+    f"widths {widths.content} + {widths.rope} and value {widths.value} need "
+    f"{columns} of {TMEM_COLUMNS} columns of tensor memory and {smem} of "
+    f"{SMEM_BYTES} bytes of shared memory"
+  )
+
+
 def config_of(widths: Widths) -> Config:
   """The largest block of keys that fits, then as many stages.
 
   128 keys let a product of 128 x 128 run per softmax tile; 64 halve both.
   More than three stages hide no more latency than two products take.
 
-  Raises:
-    NotImplementedError: If nothing fits; says how much is missing.
+  Returns:
+    Block sizes; the smallest, which `refusal` explains, where nothing fits.
   """
+  config = Config()
   for keys in (128, 64):
     for stages in (3, 2):
       config = Config(keys=keys, stages=stages)
-      fits = widths.tmem_columns(config) <= TMEM_COLUMNS
-      if fits and widths.smem_bytes(config) <= SMEM_BYTES:
+      if not refusal(widths, config):
         return config
-  least = Config(keys=64, stages=2)
-  raise NotImplementedError(
-    f"pallas_mosaic_gpu: widths {widths.content} + {widths.rope} and value "
-    f"{widths.value} need {widths.tmem_columns(least)} of {TMEM_COLUMNS} "
-    f"columns of tensor memory and {widths.smem_bytes(least)} of {SMEM_BYTES} "
-    "bytes of shared memory"
-  )
+  return config
 
 
-def _check(queries, segments) -> Widths:
-  """Widths of a call; raises `NotImplementedError` if they do not fit."""
-  heads, dtype = queries.content.shape[2], queries.content.dtype
-  if dtype.name not in DTYPES:
-    raise NotImplementedError(
-      f"pallas_mosaic_gpu: dtype {dtype} is none of {DTYPES}"
-    )
-  if len({s.value is None for s in segments}) > 1:
-    raise NotImplementedError(
-      "pallas_mosaic_gpu: some segments have values of their own, others not"
-    )
+def _widths(queries, segments) -> Widths:
+  """Widths of a call; raises `NotImplementedError` if they cannot be taken."""
+  forms.check("pallas_mosaic_gpu", queries, segments, dtypes=DTYPES)
   for s in segments:
-    if s.content.shape[2] != heads:
-      raise NotImplementedError(
-        f"pallas_mosaic_gpu: keys have {s.content.shape[2]} heads, queries "
-        f"{heads}"
-      )
     if s.valid.shape[1] > 1 and s.granule % TILE_ROWS:
       raise NotImplementedError(
         f"pallas_mosaic_gpu: frames of {s.granule} keys are no multiple of "
         f"{TILE_ROWS}"
-      )
-    if {s.content.dtype, s.rope.dtype, s.values.dtype} != {dtype}:
-      raise NotImplementedError(
-        "pallas_mosaic_gpu: queries and keys differ in dtype"
       )
   first = segments[0]
   widths = Widths(
@@ -465,24 +455,43 @@ def flash(
   Raises:
     NotImplementedError: If widths, dtypes or heads do not fit.
   """
-  widths = _check(queries, segments)
+  widths = _widths(queries, segments)
   config = config or config_of(widths)
-  if widths.value > MAX_VALUE:
-    raise NotImplementedError(
-      f"pallas_mosaic_gpu: value width {widths.value} exceeds {MAX_VALUE}"
-    )
-  return _flash(queries, tuple(segments), scale, widths, config, interpret)
+  reason = refusal(widths, config)
+  if reason:
+    raise NotImplementedError(f"pallas_mosaic_gpu: {reason}")
+
+  def run(queries, segments):
+    return _call(queries, segments, scale, widths, config, interpret)
+
+  flash = pallas_triton.with_gradient(
+    run, scale=scale, interpret=interpret is not None
+  )
+  return flash(queries, tuple(segments))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _flash(queries, segments, scale, widths, config, interpret):
+def _tables(segments, config):
+  """Block tables; a stream without any key gets one block of none of its own.
+
+  Its output is not defined, but a warp that waits for a first block that never
+  comes would hang the device.
+  """
+  tables = [
+    blocks.table_of(s.valid, granule=s.granule, block=config.keys)
+    for s in segments
+  ]
+  total = sum(t.num_blocks for t in tables)
+  last = tables[-1]
+  tables[-1] = last._replace(num_blocks=last.num_blocks + (total == 0))
+  # The compiler must see that copies start at whole tiles.
+  return [t._replace(start=t.start // TILE_ROWS) for t in tables]
+
+
+def _call(queries, segments, scale, widths, config, interpret):
   batch, rows, heads, _ = queries.content.shape
   arrays = [q.reshape(batch, rows, -1) for q in queries]
-  for s in segments:
-    table = blocks.table_of(s.valid, granule=s.granule, block=config.keys)
+  for s, table in zip(segments, _tables(segments, config), strict=True):
     keys = (batch, s.rope.shape[1], -1)
-    # The compiler must see that copies start at whole tiles.
-    table = table._replace(start=table.start // TILE_ROWS)
     arrays += [*table, s.content.reshape(keys), s.rope]
     arrays += [] if s.value is None else [s.value.reshape(keys)]
   dtype = queries.content.dtype
@@ -510,20 +519,3 @@ def _flash(queries, segments, scale, widths, config, interpret):
     interpret=interpret,
   )(*arrays)
   return out.reshape(batch, rows, heads, widths.value)
-
-
-def _flash_forward(queries, segments, scale, widths, config, interpret):
-  del widths, config
-  return pallas_triton.forward_pass(
-    queries, segments, scale=scale, interpret=interpret is not None
-  )
-
-
-def _flash_backward(scale, widths, config, interpret, saved, d_out):
-  del widths, config
-  return pallas_triton.backward_pass(
-    saved, d_out, scale=scale, interpret=interpret is not None
-  )
-
-
-_flash.defvjp(_flash_forward, _flash_backward)

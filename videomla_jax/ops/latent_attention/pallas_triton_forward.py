@@ -66,8 +66,14 @@ def config_of(content: int, value: int) -> Config:
   return Config(rows=32, keys=32, num_stages=1)
 
 
-def parts(width: int) -> tuple[tuple[int, int], ...]:
+def parts(
+  width: int, *, name: str = "pallas_triton"
+) -> tuple[tuple[int, int], ...]:
   """Offsets and sizes of the powers of two that add up to a width.
+
+  Args:
+    width: Channels.
+    name: Of the kernel, for the error.
 
   Raises:
     NotImplementedError: If a part would be shorter than 16.
@@ -79,7 +85,7 @@ def parts(width: int) -> tuple[tuple[int, int], ...]:
       offset += 1 << bit
   if not found or found[-1][1] < MIN_PART:
     raise NotImplementedError(
-      f"pallas_triton: width {width} is no sum of powers of two from 16 on"
+      f"{name}: width {width} is no sum of powers of two from 16 on"
     )
   return tuple(found)
 
@@ -195,6 +201,38 @@ def tokens_of(x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
   return pl.BlockSpec((None, *rest), lambda b, h, i: (b, *(0 for _ in rest)))
 
 
+def compiler_params(config: Config) -> plgpu.CompilerParams:
+  """Warps and stages for the compiler."""
+  return plgpu.CompilerParams(
+    num_warps=config.num_warps, num_stages=config.num_stages
+  )
+
+
+def segment_inputs(
+  segments: tuple[forms.KeyValue, ...], *, block: int
+) -> tuple[list[Array], list[pl.BlockSpec]]:
+  """What kernels that walk over keys read, and how, segment by segment.
+
+  Args:
+    segments: Keys and values.
+    block: Keys per block.
+
+  Returns:
+    Per segment start, count and number of blocks, content, positional keys
+    and, unless the content is the value, values.
+  """
+  arrays, in_specs = [], []
+  for s in segments:
+    table = blocks.table_of(s.valid, granule=s.granule, block=block)
+    flat = (table.start, table.count, table.num_blocks[:, None])
+    heads = [s.content] if s.value is None else [s.content, s.value]
+    arrays += [*flat, s.content, s.rope, *heads[1:]]
+    in_specs += [tokens_of(t) for t in flat]
+    in_specs += [rows_of(s.content), tokens_of(s.rope)]
+    in_specs += [rows_of(x) for x in heads[1:]]
+  return arrays, in_specs
+
+
 def forward(
   queries: specs.Queries,
   segments: tuple[forms.KeyValue, ...],
@@ -210,14 +248,7 @@ def forward(
   """
   batch, rows, heads, _ = queries.content.shape
   shared = segments[0].value is None
-  arrays, in_specs = [*queries], [rows_of(q) for q in queries]
-  for s in segments:
-    table = blocks.table_of(s.valid, granule=s.granule, block=config.keys)
-    flat = (table.start, table.count, table.num_blocks[:, None], s.content)
-    arrays += [*flat, s.rope] + ([] if shared else [s.values])
-    in_specs += [tokens_of(t) for t in flat[:3]]
-    in_specs += [rows_of(s.content), tokens_of(s.rope)]
-    in_specs += [] if shared else [rows_of(s.values)]
+  keys, key_specs = segment_inputs(segments, block=config.keys)
   width = segments[0].values.shape[-1]
   out = jax.ShapeDtypeStruct((batch, rows, heads, width), queries.content.dtype)
   log_sum = jax.ShapeDtypeStruct((batch, heads, rows), jnp.float32)
@@ -230,15 +261,13 @@ def forward(
       scale=scale,
     ),
     grid=(batch, heads, pl.cdiv(rows, config.rows)),
-    in_specs=in_specs,
+    in_specs=[*(rows_of(q) for q in queries), *key_specs],
     out_specs=[
       rows_of(out),
       pl.BlockSpec((None, None, rows), lambda b, h, i: (b, h, 0)),
     ],
     out_shape=[out, log_sum],
-    compiler_params=plgpu.CompilerParams(
-      num_warps=config.num_warps, num_stages=config.num_stages
-    ),
+    compiler_params=compiler_params(config),
     interpret=interpret,
     name="latent_attention",
-  )(*arrays)
+  )(*queries, *keys)

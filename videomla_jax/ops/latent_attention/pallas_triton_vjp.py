@@ -17,7 +17,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
 
-from videomla_jax.ops.latent_attention import blocks
 from videomla_jax.ops.latent_attention import pallas_triton_forward as kernel
 from videomla_jax.ops.latent_attention import specs
 
@@ -65,12 +64,6 @@ def _row_specs(rows):
   *wide, _, delta = rows
   line = pl.BlockSpec((None, None, delta.shape[2]), lambda b, h, i: (b, h, 0))
   return [*(kernel.rows_of(x) for x in wide), line, line]
-
-
-def _params(config):
-  return plgpu.CompilerParams(
-    num_warps=config.num_warps, num_stages=config.num_stages
-  )
 
 
 def _load_rows(refs, *rows):
@@ -132,14 +125,7 @@ def _query_gradient(rows, segments, *, config, scale, interpret):
   content, rope = rows[:2]
   batch, length, heads, _ = content.shape
   shared = segments[0].value is None
-  arrays, in_specs = list(rows), _row_specs(rows)
-  for s in segments:
-    table = blocks.table_of(s.valid, granule=s.granule, block=config.keys)
-    flat = (table.start, table.count, table.num_blocks[:, None])
-    arrays += [*flat, s.content, s.rope] + ([] if shared else [s.value])
-    in_specs += [kernel.tokens_of(t) for t in flat]
-    in_specs += [kernel.rows_of(s.content), kernel.tokens_of(s.rope)]
-    in_specs += [] if shared else [kernel.rows_of(s.value)]
+  keys, key_specs = kernel.segment_inputs(segments, block=config.keys)
   outs = [jax.ShapeDtypeStruct(q.shape, q.dtype) for q in (content, rope)]
   gradient = pl.pallas_call(
     functools.partial(
@@ -150,13 +136,13 @@ def _query_gradient(rows, segments, *, config, scale, interpret):
       scale=scale,
     ),
     grid=(batch, heads, pl.cdiv(length, config.rows)),
-    in_specs=in_specs,
+    in_specs=[*_row_specs(rows), *key_specs],
     out_specs=[kernel.rows_of(x) for x in outs],
     out_shape=outs,
-    compiler_params=_params(config),
+    compiler_params=kernel.compiler_params(config),
     interpret=interpret,
     name="latent_attention_query_gradient",
-  )(*arrays)
+  )(*rows, *keys)
   return specs.Queries(*gradient)
 
 
@@ -230,7 +216,7 @@ def _key_gradient(rows, segment, *, config, scale, interpret):
     in_specs=[*_row_specs(rows), *in_specs],
     out_specs=[kernel.rows_of(x) for x in outs],
     out_shape=outs,
-    compiler_params=_params(config),
+    compiler_params=kernel.compiler_params(config),
     interpret=interpret,
     name="latent_attention_key_gradient",
   )(*rows, *arrays)
