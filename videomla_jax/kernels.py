@@ -31,7 +31,12 @@ from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
 
 FORMS: tuple[specs.Form, ...] = ("expanded", "absorbed")
-IMPLEMENTATIONS = ("pallas_mosaic_gpu", "pallas_triton", "xla_chunked")
+IMPLEMENTATIONS = (
+  "triton",
+  "pallas_mosaic_gpu",
+  "pallas_triton",
+  "xla_chunked",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,13 @@ CASES = {
   for block in (8, 11, 512)
 }
 suite = pytest.mark.parametrize("case", CASES)
-GPU_ONLY = ("pallas_mosaic_gpu", "pallas_triton", "cudnn", "tokamax")
+GPU_ONLY = (
+  "triton",
+  "pallas_mosaic_gpu",
+  "pallas_triton",
+  "cudnn",
+  "tokamax",
+)
 
 
 def _validity(kind, rng):
@@ -257,6 +263,7 @@ def test_the_device_of_the_mesh_decides(seed, monkeypatch, kind, first):
   with jax.sharding.use_abstract_mesh(mesh):
     # At last plain XLA takes it.
     jax.eval_shape(api.latent_attention, queries, keys, up)
+  taken.remove("triton")  # asked first, it takes few rows only
   assert taken[0] == first
   assert ("pallas_mosaic_gpu" in taken) == (kind == "NVIDIA B200")
 

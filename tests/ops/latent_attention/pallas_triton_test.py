@@ -53,6 +53,15 @@ def test_bfloat16_stays_near_float64(seed, form):
 
 
 @both_forms
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gradients_in_half_precision_stay_near_float32(seed, form, dtype):
+  args = suite.inputs(seed, dtype=dtype)
+  suite.check_gradient(
+    flash, form, seed, args, "bfloat16", reference.latent_attention
+  )
+
+
+@both_forms
 def test_one_key_and_one_query(seed, form):
   sizes = suite.Sizes(length=1, own=1)
   args = suite.inputs(seed, "empty", sizes)

@@ -71,6 +71,7 @@ def _library(name: str, attention: Callable[[], Callable]) -> Callable:
 # In the order of preference. Libraries run only if they are named: they cannot
 # skip frames that are not valid and join the segments.
 IMPLEMENTATIONS: dict[str, Callable] = {
+  "triton": _kernel("triton", 8.0),  # few rows, or it refuses
   "pallas_mosaic_gpu": _kernel("pallas_mosaic_gpu", 10.0, only=10.0),
   "pallas_triton": _kernel("pallas_triton", 8.0),
   "xla_chunked": xla_chunked.latent_attention,

@@ -1,0 +1,260 @@
+"""Flash attention over shared latents for few queries, in the Triton language.
+
+Absorbed form only: keys have one head, and the content is also the value. A
+few hundred rows of queries are too few tiles for a GPU, so keys are split too:
+program (tile, z, b) takes its share of the blocks of stream b and leaves a
+partial result, the output o_z and L_z = log2 Σ 2^s (flash decoding). With M
+the largest of them, over all splits and segments,
+
+  o = Σ_z 2^(L_z - M) o_z / Σ_z 2^(L_z - M)
+
+is the exact softmax. A share without keys says L_z = -∞ and weighs nothing.
+`pallas_triton_forward` has the recurrence, and why widths come in parts.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+import typing
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from videomla_jax.ops import device
+from videomla_jax.ops.latent_attention import blocks
+from videomla_jax.ops.latent_attention import forms
+from videomla_jax.ops.latent_attention import pallas_triton
+from videomla_jax.ops.latent_attention import pallas_triton_forward
+from videomla_jax.ops.latent_attention import specs
+
+try:
+  import jax_triton
+  from triton import jit as _jit
+  import triton.language as tl
+  from triton.language import constexpr
+except ImportError:
+  tl = None
+  constexpr, _jit = typing.Any, lambda kernel: kernel
+
+DTYPES = ("float32", "bfloat16", "float16")
+_parts = functools.partial(pallas_triton_forward.parts, name="triton")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How work is cut.
+
+  Attributes:
+    rows: Query rows per program.
+    keys: Keys per block.
+    num_warps: Warps of a program.
+    num_stages: Blocks of keys in flight.
+    programs: Keys are split until about so many programs run at once.
+  """
+
+  rows: int = 64
+  keys: int = 64
+  num_warps: int = 8
+  num_stages: int = 3  # the table is read ahead of the keys
+  programs: int = 148  # multiprocessors of a B200
+
+  def splits(self, batch: int, rows: int, num_blocks: int) -> int:
+    """Shares that the blocks of a stream are dealt to."""
+    tiles = batch * -(-rows // self.rows)
+    return max(1, min(self.programs // tiles, num_blocks))
+
+
+def config_of(d_c: int, itemsize: int = 2, capability: float = 10) -> Config:
+  """Block sizes for d_c; no register spills if 64 divides it (AOT, ptxas)."""
+  if itemsize > 2:  # float32: no tensor cores
+    return Config(rows=16, keys=16, num_warps=4, num_stages=2)
+  if d_c <= 256:
+    return Config()
+  # Only Blackwell has tensor memory for 64 rows of outputs this wide.
+  rows = 64 if d_c <= 384 or int(capability) == 10 else 32
+  return Config(rows=rows, keys=32)
+
+
+# Triton reads the source of what follows; run-time type checks would hide it.
+@_jit
+@typing.no_type_check
+def _load(ptr, rows, inside, width: constexpr, cut: constexpr):
+  """Loads rows of a `[S, width]` array as parts; zeros where not inside."""
+  found = ()
+  for i in tl.static_range(len(cut)):
+    columns = cut[i][0] + tl.arange(0, cut[i][1])
+    at = ptr + rows[:, None] * width + columns[None, :]
+    found += (tl.load(at, mask=inside[:, None], other=0.0),)
+  return found
+
+
+@_jit
+@typing.no_type_check
+def _kernel(
+  content_ptr,  # [B, R, d_c]
+  rope_ptr,  # [B, R, d_r]
+  key_ptr,  # [B, S, d_c]
+  key_rope_ptr,  # [B, S, d_r]
+  start_ptr,  # [B, M]
+  count_ptr,  # [B, M]
+  num_blocks_ptr,  # [B]
+  out_ptr,  # [B, Z, R, d_c]
+  log_sum_ptr,  # [B, Z, R]
+  sizes: constexpr,  # R, S, M, Z, d_c, d_r
+  content_cut: constexpr,
+  rope_cut: constexpr,
+  tile: constexpr,
+  block: constexpr,
+  scale: constexpr,
+  precision: constexpr,
+):
+  """One tile of query rows and one share of the blocks of keys."""
+  R, S, M, Z, d_c, d_r = sizes
+  z = tl.program_id(1)
+  b = tl.program_id(2).to(tl.int64)
+  rows = tl.program_id(0) * tile + tl.arange(0, tile)
+  inside = rows < R
+  q = _load(content_ptr + b * R * d_c, rows, inside, d_c, content_cut)
+  q += _load(rope_ptr + b * R * d_r, rows, inside, d_r, rope_cut)
+  m = tl.full((tile,), -1e30, tl.float32)
+  l = tl.zeros((tile,), tl.float32)
+  o = ()
+  for i in tl.static_range(len(content_cut)):
+    o += (tl.zeros((tile, content_cut[i][1]), tl.float32),)
+  num_blocks = tl.load(num_blocks_ptr + b)
+  for j in tl.range(num_blocks * z // Z, num_blocks * (z + 1) // Z):
+    keys = tl.load(start_ptr + b * M + j) + tl.arange(0, block)
+    own = tl.arange(0, block) < tl.load(count_ptr + b * M + j)
+    k = _load(key_ptr + b * S * d_c, keys, own, d_c, content_cut)
+    k += _load(key_rope_ptr + b * S * d_r, keys, own, d_r, rope_cut)
+    s = tl.zeros((tile, block), tl.float32)
+    for i in tl.static_range(len(q)):
+      s = tl.dot(q[i], tl.trans(k[i]), s, input_precision=precision)
+    s = tl.where(own[None, :], s * scale, -1e30)
+    m_new = tl.maximum(m, tl.max(s, 1))
+    p = tl.exp2(s - m_new[:, None])
+    alpha = tl.exp2(m - m_new)
+    l = alpha * l + tl.sum(p, 1)
+    m = m_new
+    new = ()
+    for i in tl.static_range(len(content_cut)):
+      v, old = k[i], o[i] * alpha[:, None]
+      new += (tl.dot(p.to(v.dtype), v, old, input_precision=precision),)
+    o = new
+  at = (b * Z + z) * R + rows
+  tl.store(log_sum_ptr + at, m + tl.log2(l), mask=inside)  # log2 0 = -∞
+  for i in tl.static_range(len(content_cut)):
+    columns = content_cut[i][0] + tl.arange(0, content_cut[i][1])
+    to = out_ptr + at[:, None] * d_c + columns[None, :]
+    tl.store(to, o[i] / tl.where(l > 0, l, 1.0)[:, None], mask=inside[:, None])
+
+
+def _constants(sizes, scale, exact, config):
+  """What the kernel is compiled for; sizes are R, S, M, Z, d_c, d_r."""
+  return {
+    "sizes": sizes,
+    "content_cut": _parts(sizes[4]),
+    "rope_cut": _parts(sizes[5]),
+    "tile": config.rows,
+    "block": config.keys,
+    "scale": scale * math.log2(math.e),
+    "precision": "ieee" if exact else "tf32",
+  }
+
+
+def _partial(queries, seg, *, scale, config):
+  """Partial outputs `[B Z R d_c]` and log-sums `[B Z R]` of one segment."""
+  batch, rows, _, d_c = queries.content.shape
+  keys, d_r = seg.rope.shape[1:]
+  table = blocks.table_of(seg.valid, granule=seg.granule, block=config.keys)
+  length = table.start.shape[1]
+  splits = config.splits(batch, rows, length)
+  f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  sizes = (rows, keys, length, splits, d_c, d_r)
+  return jax_triton.triton_call(
+    *queries,
+    seg.content,
+    seg.rope,
+    *table,
+    kernel=_kernel,
+    name="latent_attention",
+    out_type=(f32((batch, splits, rows, d_c)), f32((batch, splits, rows))),
+    grid=(-(-rows // config.rows), splits, batch),
+    num_warps=config.num_warps,
+    num_stages=config.num_stages,
+    compute_capability=round(10 * device.current().capability) or None,
+    **_constants(sizes, scale, queries.content.dtype == jnp.float32, config),
+  )
+
+
+def combine(
+  partial: Sequence[tuple[Float32[Array, "B _ R D"], Float32[Array, "B _ R"]]],
+) -> Float32[Array, "B R D"]:
+  """Joins partial outputs by their log-sums; -∞ weighs nothing."""
+  largest = functools.reduce(jnp.maximum, [x.max(1) for _, x in partial])
+  # Finite, also for rows without any key: no ∞ - ∞, no division by zero.
+  largest = jnp.maximum(largest, jnp.finfo(jnp.float32).min)
+  weights = [jnp.exp2(x - largest[:, None]) for _, x in partial]
+  total = sum(w.sum(1) for w in weights)
+  # No product of matrices: that would round to TF32.
+  out = sum((w[..., None] * o).sum(1) for w, (o, _) in zip(weights, partial))
+  return out / jnp.where(total > 0, total, 1.0)[..., None]
+
+
+def check(queries: specs.Queries, segments: Sequence[forms.KeyValue]) -> None:
+  """Raises `NotImplementedError` for what the kernel cannot take."""
+  if tl is None:
+    raise NotImplementedError(
+      "triton: needs jax-triton; pip install 'videomla-jax[gpu]'"
+    )
+  _, _, heads, d_c = queries.content.shape
+  if heads != 1 or any(s.value is not None for s in segments):
+    raise NotImplementedError("triton: has the absorbed form only")
+  forms.check("triton", queries, segments, dtypes=DTYPES)
+  if not 64 <= d_c <= 512:
+    raise NotImplementedError(f"triton: width {d_c} is not in 64..512")
+  for x in queries:
+    _parts(x.shape[-1])
+
+
+def flash(
+  queries: specs.Queries,
+  segments: Sequence[forms.KeyValue],
+  *,
+  scale: float,
+  config: Config | None = None,
+) -> Float[Array, "B R 1 D"]:
+  """The kernel for `forms.attend` in the absorbed form, for few rows.
+
+  Its gradient is Pallas Triton's.
+
+  Args:
+    queries: Heads are rows.
+    segments: Latents as keys of one head, without values.
+    scale: Logit multiplier, positive.
+    config: Block sizes; without it, rows that fill a GPU are refused.
+
+  Raises:
+    NotImplementedError: If the sizes do not fit, if rows are many, or if
+      jax-triton is not installed.
+  """
+  check(queries, segments)
+  batch, rows, _, d_c = queries.content.shape
+  dtype = queries.content.dtype
+  if config is None:
+    here = device.current().capability or 10.0
+    config = config_of(d_c, dtype.itemsize, here)
+    if config.splits(batch, rows, 2) == 1:
+      raise NotImplementedError(
+        f"triton: {rows} rows fill a GPU without splitting the keys"
+      )
+
+  def run(queries, segments):
+    share = functools.partial(_partial, queries, scale=scale, config=config)
+    out = combine([share(s) for s in segments])
+    return out[:, :, None].astype(dtype)
+
+  flash = pallas_triton.with_gradient(run, scale=scale)
+  return flash(queries, tuple(segments))
