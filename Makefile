@@ -37,8 +37,9 @@ PYTHON_PEERS ?= $(shell $(call find_python,python3.11 \
 demo: $(STAMP)
 	$(BIN)/python -m videomla_jax.sample --config=configs/sample.py:demo
 
+# A file's tests stay in one process, so that they share compiled programs.
 test: $(STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import ml_collections
+
+SIZES = ("small", "wan_1p3b")
+
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
   """Turns `file.py:dense,seed=3` into typed values.
@@ -49,3 +53,100 @@ def _typed(name: str, text: str, default: Any) -> Any:
       f"config argument {name}={text!r} must be of type "
       f"{type(default).__name__}."
     ) from error
+
+
+def training(arg: dict[str, Any], *, stage: str) -> ml_collections.ConfigDict:
+  """What the stages of training have in common.
+
+  Args:
+    arg: Values of `parse_arg`: seed, steps, size ("small" or "wan_1p3b"),
+      runlocal.
+    stage: Row of `videomla_jax.training.stages`.
+
+  Returns:
+    A config; the file of the stage fills the rest in.
+  """
+  if arg["size"] not in SIZES:
+    raise ValueError(
+      f"config argument size={arg['size']!r} is unknown; use one of {SIZES}."
+    )
+  small = arg["size"] == "small"
+  config = ml_collections.ConfigDict()
+  config.stage = stage
+  config.seed = arg["seed"]
+  config.networks = {}  # role -> folder, filled in by the stage
+  config.model = dict(
+    size=arg["size"],
+    kind=arg.get("kind", "latent"),
+    d_c=arg.get("d_c", 0),  # content latent; 0 is the network's own
+  )
+  # Replaces fields of a released network; small ones are left as they are.
+  config.network = {} if small else dict(dtype="bfloat16", remat=True)
+  config.data = _small_data() if small else _wan_data()
+  config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
+  # 9 tokens a frame need less noise than Wan's 1560.
+  config.diffusion = dict(shift=2.0 if small else 5.0)
+  config.optim = dict(
+    steps=arg["steps"],
+    accumulate=1,  # pieces of a batch, one after the other
+    schedule="cosine" if small else "constant",
+    learning_rate=2e-3 if small else 2e-6,
+    warmup_steps=50 if small else 0,
+    final_fraction=0.05,  # of the learning rate, cosine
+    b1=0.9 if small else 0.0,
+    b2=0.99 if small else 0.999,
+    eps=1e-8,
+    weight_decay=0.01,
+    clip_norm=1.0 if small else 10.0,
+    ema_decay=0.999 if small else 0.99,
+    ema_warmup=small,  # young averages move faster
+    max_skipped=10,  # steps in a row that are not finite end the run
+  )
+  config.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
+  config.checkpoint = dict(every=1000 if small else 100, keep=2)
+  config.log = dict(every=50 if small else 10)
+  config.eval = dict(every=1000 if small else 500, batches=8)
+  config.samples = dict(
+    every=2000 if small else 10**9,
+    videos=6 if small else 0,
+    seconds=15.0,
+    num_steps=10,  # of stages that are sampled by Euler steps
+    guidance=3.0,
+  )
+  if not small:
+    config.mesh.update(data=arg.get("data", 1), fsdp=-1)
+  return config
+
+
+def _small_data() -> dict[str, Any]:
+  return dict(
+    kind="moving_digits",
+    root="data",  # TFDS folder, built at first use
+    num_clips=20_000,
+    clip_frames=24,  # frames of a stored clip
+    num_frames=12,  # frames of a training clip: 4 chunks
+    latent_shape=(6, 6, 16),
+    batch_size=8,  # clips per update
+    prompt_dropout=0.1,  # teaches the unconditional model for guidance
+    word_dropout=0.05,  # teaches prompts that leave something open
+  )
+
+
+def _wan_data() -> dict[str, Any]:
+  return dict(
+    kind="latents",
+    root="",  # folder of `prepare`
+    num_frames=21,  # latent frames: 81 pixel frames at 16 per second
+    latent_shape=(60, 104, 16),
+    batch_size=64,  # 8 nodes of 8 GPUs, one clip each
+  )
+
+
+def run_locally(config: ml_collections.ConfigDict) -> None:
+  """Makes a training config so small that it runs in seconds, for tests."""
+  config.data.update(num_clips=64, batch_size=2, num_frames=6, clip_frames=6)
+  config.optim.update(steps=min(config.optim.steps, 6), warmup_steps=2)
+  config.checkpoint.update(every=2)
+  config.eval.update(every=3, batches=1)
+  config.samples.update(every=3, videos=1, seconds=2.0, num_steps=2)
+  config.log.update(every=1)

@@ -8,7 +8,8 @@ import ml_collections
 import pytest
 
 from tests import tiny_project
-from videomla_jax import train
+from videomla_jax.training import optim
+from videomla_jax.training import stages
 
 tiny_project.config("sample")  # puts the folder of configs on the path
 import common  # noqa: E402
@@ -23,7 +24,17 @@ _VARIANTS = {
     *(f"wan_1p3b{mode}" for mode in ("", "_dense", "_bidirectional")),
     *(f"wan_tiny{mode}" for mode in ("", "_dense", "_bidirectional")),
   ],
-  "teacher_forcing": ["", "latent", "dense", "dense,seed=3", "steps=60"],
+  "pretraining": ["", "small", "wan_1p3b", "seed=3"],
+  "teacher_forcing": [
+    "",
+    "small",
+    "wan_1p3b",
+    "small,kind=dense,init=",
+    "small,seed=3,local=9",
+    "wan_1p3b,data=8",
+  ],
+  "consistency": ["", "small", "wan_1p3b", "small,init=somewhere"],
+  "dmd": ["", "small", "wan_1p3b", "wan_1p3b,frames=63", "small,steps=60"],
   "evaluate": ["", "models=latent", "latent+dense", "steps=20"],
   "benchmark": ["", "rollout", "minutes=1"],
 }
@@ -48,12 +59,16 @@ def test_every_variant_builds_and_is_plain(
   assert config.to_json()
   with pytest.raises(AttributeError):
     config.no_such_field = 1
-  if name == "teacher_forcing":
-    train.check_config(config)
+  if "stage" in config:
+    stages.get(config).check(config)
+    optim.check(config.optim)
+    assert set(config.networks) == set(stages.get(config).STARTS_FROM)
 
 
 def test_arguments_reach_the_fields() -> None:
-  config = tiny_project.config("teacher_forcing", "dense,seed=3,steps=60")
+  config = tiny_project.config(
+    "teacher_forcing", "small,kind=dense,seed=3,steps=60"
+  )
   assert (config.model.kind, config.seed, config.optim.steps) == (
     "dense",
     3,
@@ -72,6 +87,7 @@ def test_arguments_reach_the_fields() -> None:
     ("sample", "size=3", "use one of variant=latent"),
     ("sample", "runlocal=maybe", "true or false"),
     ("sample", "=3", "use one of"),
+    ("dmd", "medium", "size='medium' is unknown"),
     ("benchmark", "suite=gpu", "use suite=rollout or suite=kernels"),
   ],
 )

@@ -32,11 +32,12 @@ _STORAGE_FILES = {
   "checkpoint",
   "checkpoint_writer",
   "tensor_files",
+  "sharding",
   "torch_pickle",
   "train_checkpoints",
   "tree_names",
 }
-_LEAF_FILES = {"aot", "cli", "machine_code", "metrics", "sharding", "video"}
+_LEAF_FILES = {"aot", "cli", "machine_code", "metrics", "video"}
 # Every other file at the top of the package is an entry point.
 
 

@@ -17,11 +17,18 @@ TOKENS = 2
 TEXT = (3, 8)  # M, channels
 
 
+_ATTENTION = dict(width=24, num_heads=2, d_c=10, d_rope=6, d_q=14)
+
+
 def config(kind: str, **kwargs: Any) -> wan.WanConfig:
-  """Returns the sizes; every kind of dimension has its own number."""
-  sizes = attention.AttentionConfig(
-    kind=kind, width=24, num_heads=2, d_c=10, d_rope=6, d_q=14
-  )
+  """Returns the sizes; every kind of dimension has its own number.
+
+  Args:
+    kind: Of self-attention.
+    **kwargs: Other fields of the config; `sizes` are those of attention.
+  """
+  given = _ATTENTION | kwargs.pop("sizes", {})
+  sizes = attention.AttentionConfig(kind=kind, **given)
   values = dict(
     num_layers=2,
     ffn_width=30,

@@ -111,18 +111,25 @@ def load_model_state(
     raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
 
 
+def read_config(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
+  """Reads the config of a model directory, without checking its arrays.
+
+  Raises:
+    ValueError: If the directory or its config is missing or damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.is_dir():
+    raise _missing(path)
+  return _read_json(path, CONFIG)
+
+
 def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
   """Checks every byte of a model directory; returns the config.
 
   Raises:
     ValueError: If the directory is missing, incomplete or damaged.
   """
-  if not path.is_dir():
-    raise ValueError(
-      f"checkpoint={str(path)!r} is not a directory; give the folder that"
-      f" holds {CONFIG}, or train or convert a model first"
-    )
-  config = _read_json(path, CONFIG)
+  config = read_config(path)
   digests = _read_json(path, DIGESTS)
   if CONFIG not in digests:
     raise _damaged(path, f"has an incomplete file {DIGESTS!r}")
@@ -220,6 +227,14 @@ def _read_json(path: pathlib.Path, name: str) -> dict[str, typing.Any]:
   if not isinstance(value, dict):
     raise _damaged(path, f"has no JSON object in {name!r}")
   return value
+
+
+def _missing(path: pathlib.Path) -> ValueError:
+  """Builds the error for a model directory that is not there."""
+  return ValueError(
+    f"checkpoint={str(path)!r} is not a directory; give the folder that"
+    f" holds {CONFIG}, or train or convert a model first"
+  )
 
 
 def _damaged(path: pathlib.Path, reason: str) -> ValueError:

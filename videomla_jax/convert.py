@@ -6,9 +6,12 @@
     --output=models/videomla_1p3b
   python -m videomla_jax.convert --source=models/wan_1p3b/dit \
     --export=diffusers --output=exported
+  python -m videomla_jax.convert --source=runs/pretraining/model --to=latent \
+    --output=runs/converted
 
 A release folder (Wan's or diffusers') becomes a folder with dit/, vae/, umt5/
-and tokenizer/; one file becomes one model folder. Tensors pass through memory
+and tokenizer/; one file becomes one model folder; a trained small model keeps
+its words. Tensors pass through memory
 one by one. Pickles are read without running anything in them.
 """
 
@@ -24,9 +27,10 @@ from videomla_jax import checkpoint_writer
 from videomla_jax import cli
 from videomla_jax import conversion
 from videomla_jax import metrics
+from videomla_jax import small_models
 from videomla_jax.models import tokenizer as tokenizer_lib
+from videomla_jax.models import video_model
 from videomla_jax.models import wan
-from videomla_jax.models.names import detect
 
 # Where the parts of a release lie: by Wan, by diffusers, by us.
 PARTS = {
@@ -134,6 +138,8 @@ def _convert_part(options, part: str, path: pathlib.Path, output) -> None:
 
 def _convert_one(options, path, output, *, part: str = "dit") -> None:
   """One network: read, perhaps change, write or export."""
+  if small_models.is_small(path):
+    return _convert_small(options, path, output)
   with conversion.open_network(
     path, select=options.select, num_heads=options.num_heads
   ) as (network, tensors):
@@ -155,17 +161,29 @@ def _convert_one(options, path, output, *, part: str = "dit") -> None:
           tensors,
           dtype=options.dtype,
           source=dict(files=str(path), select=options.select),
-          latent=_latent(options, network) if part == "dit" else None,
+          latent=_latent(options, network.config) if part == "dit" else None,
           advance=lambda: progress.update(1),
         )
   print(f"{path} -> {output}", flush=True)
 
 
-def _latent(options: Any, network: detect.Network) -> conversion.Latent | None:
+def _convert_small(options, path, output) -> None:
+  """A trained small model; all it can become is latent."""
+  model = video_model.load(path)
+  latent = _latent(options, model.dit.config)
+  if latent is None or options.export:
+    raise ValueError(
+      f"source={str(path)!r} is a small model, which can only be converted "
+      "with --to=latent."
+    )
+  small_models.convert(output, model, latent, source=str(path))
+  print(f"{path} -> {output}", flush=True)
+
+
+def _latent(options: Any, config: Any) -> conversion.Latent | None:
   """Sizes of latent attention, in the paper's proportions by default."""
   if options.to != "latent":
     return None
-  config = network.config
   width = config.width if isinstance(config, wan.WanConfig) else 0
   head_dim = config.attention.head_dim if width else 0
   return conversion.Latent(

@@ -31,6 +31,11 @@ METRICS: dict[str, tuple[str, str]] = {
   "train/loss_dmd": ("1", "distribution matching loss of the student"),
   "train/loss_critic": ("1", "denoising loss of the critic"),
   "train/grad_norm": ("1", "global gradient norm before clipping"),
+  "train/critic_grad_norm": (
+    "1",
+    "mean of the critic's updates",
+  ),
+  "train/skipped": ("updates", "left out since they were not finite"),
   "train/param_norm": ("1", "global norm of the parameters"),
   "train/update_norm": ("1", "global norm of the parameter update"),
   "train/learning_rate": ("1", "step size of the optimiser"),
@@ -62,6 +67,8 @@ METRICS: dict[str, tuple[str, str]] = {
   "perf/eval_seconds": ("s", "time of one evaluation"),
   "perf/checkpoint_seconds": ("s", "time that saving blocked the loop"),
   "perf/cache_gib": ("GiB", "bytes of the rollout's cache per device"),
+  "perf/model_tflops": ("TFLOP/s", "of matrix products, per device"),
+  "perf/flop_utilisation": ("fraction", "of the device's peak"),
   "perf/peak_memory_gib": ("GiB", "peak device memory"),
 }
 

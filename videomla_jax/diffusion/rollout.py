@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from videomla_jax import shapes
+from videomla_jax import sharding
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
@@ -129,7 +130,9 @@ def empty_cache(
     ),
     entry,
   )
-  return cache_lib.empty(stacked, window=window, max_frames=max_frames)
+  cache = cache_lib.empty(stacked, window=window, max_frames=max_frames)
+  split = lambda x: sharding.constrain(x, "cache")
+  return cache._replace(entries=jax.tree.map(split, cache.entries))
 
 
 @functools.partial(

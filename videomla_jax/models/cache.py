@@ -11,6 +11,7 @@ never stored while it is noisy, so history = local_frames - chunk_frames.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -128,16 +129,20 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
   # one slot would have no order.
   stays = frame >= jnp.maximum(end - history, sink)
   slot = jnp.where(frame < sink, frame, jnp.where(stays, ring, slots))
-  row = jnp.arange(frame.shape[0])[:, None]
+
+  # By example, so that a batch split over devices is written where it is.
+  @functools.partial(jax.vmap, in_axes=(1, 1, 0), out_axes=1)
+  def write_example(buffer, new, slot):
+    return buffer.at[:, slot].set(new, mode="drop")
 
   def write(buffer, new):
-    return buffer.at[:, row, slot].set(new, mode="drop")
+    return write_example(buffer, new, slot)
 
   return Cache(
     entries=jax.tree.map(
       write, cache.entries, quantise.store_like(entries, cache.entries)
     ),
-    frame=cache.frame.at[row, slot].set(frame, mode="drop"),
+    frame=write(cache.frame[None], frame[None])[0],
     next_frame=cache.next_frame + length,
   )
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
 
 from videomla_jax import shapes
+from videomla_jax import sharding
 from videomla_jax.models import attention
 from videomla_jax.models import layers
 from videomla_jax.ops import rope
@@ -274,7 +275,7 @@ class Block(nnx.Module):
       b = layers.layer_norm(x) * (1 + m[..., 4, :]) + m[..., 3, :]
       out = self.ffn(b.astype(self.dtype)).astype(jnp.float32)
       x = x + out * m[..., 5, :]
-    return x, own
+    return sharding.constrain(x, "residual"), own
 
 
 class WanDiT(nnx.Module):
@@ -319,7 +320,7 @@ class WanDiT(nnx.Module):
     x = self.patch_embed(tokens).astype(jnp.float32)
     if self.config.learned_grid is not None:
       x = x + self.grid_embed[...]
-    return x
+    return sharding.constrain(x, "residual")
 
   def unpatchify(
     self, tokens: Float32[Array, "B G T P O"], grid: shapes.Grid
@@ -383,16 +384,18 @@ class WanDiT(nnx.Module):
       leaves `[layers, B, G, T, P, ...]`.
     """
     grid = self.grid(latents)
-    x = self.patchify(latents)
-    e, time = self.embed_time(timestep)
-    tokens = self.text_embed(text)
+    x = self.patchify(sharding.constrain(latents, "batch"))
+    e, time = self.embed_time(sharding.constrain(timestep, "batch"))
+    text = sharding.constrain(text, "batch")
+    tokens = sharding.constrain(self.text_embed(text), "batch")
     view = self.view(place, grid, latents.shape[0])
     x, entries = self._run_blocks(
       x, time, tokens, view, context_of, history, keep
     )
     m = self.head_modulation[...] + e[:, keep, :, None]  # B g T 2 E
     x = layers.layer_norm(x) * (1 + m[..., 1:, :]) + m[..., :1, :]
-    return self.unpatchify(self.head(x), grid), entries
+    out = sharding.constrain(self.head(x), "residual")
+    return self.unpatchify(out, grid), entries
 
   def _run_blocks(self, x, time, text, view, context_of, history, keep):
     """All blocks; returns the kept chunks and stacked entries."""

@@ -87,3 +87,9 @@ def current() -> Device:
     platform=first.platform,
     capability=float(capability or 0.0),
   )
+
+
+def peak_memory_bytes() -> int | None:
+  """Most bytes that the first local device ever held; None if it won't say."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("peak_bytes_in_use")

@@ -1,0 +1,52 @@
+"""Stage 2, consistency distillation: a student that jumps to clean latents.
+
+  python -m videomla_jax.train --config=configs/consistency.py:small \
+    --workdir=runs/consistency
+
+Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
+stage 1, student and teacher), `seed=N`, `steps=N`, `local=N`, `data=N`,
+`runlocal`.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+import common
+
+
+def get_config(arg=None):
+  """Returns the config of one variant."""
+  arg = common.parse_arg(
+    arg,
+    size="small",
+    kind="latent",
+    init="runs/teacher_forcing/model",
+    seed=0,
+    steps=0,
+    local=6,
+    data=1,
+    runlocal=False,
+  )
+  small = arg["size"] == "small"
+  # Causal-Forcing's README: at least 3,000 steps, 5,000 to 10,000 are better.
+  arg["steps"] = arg["steps"] or (4000 if small else 5000)
+  config = common.training(arg, stage="consistency")
+  config.networks.update(model=arg["init"], teacher=arg["init"])
+  config.window.local_frames = arg["local"]
+  config.diffusion.update(
+    num_levels=48,  # causal_cd_*.yaml: discrete_cd_N
+    guidance=3.0,  # of the teacher, w in uncond + w (cond - uncond)
+    timesteps=(1000, 750, 500, 250),  # of the student, before the warp
+    first_frame_every=4,
+  )
+  # The average is the target network: 0.99 from the first step.
+  config.optim.update(ema_decay=0.99, ema_warmup=False)
+  if small:
+    config.optim.update(learning_rate=3e-4)
+    # The student's text encoder must not learn the unconditional prompt.
+    config.data.update(prompt_dropout=0.0)
+  if arg["runlocal"]:
+    common.run_locally(config)
+    config.diffusion.num_levels = 6
+  return config

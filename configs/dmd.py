@@ -1,0 +1,72 @@
+"""Stage 3, distribution matching distillation on the student's own rollouts.
+
+  python -m videomla_jax.train --config=configs/dmd.py:small \
+    --workdir=runs/dmd
+
+A step is one update of the student and five of the critic, each on a batch of
+prompts of its own.
+
+Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
+stage 2), `real=DIR` (frozen real score), `critic=DIR` (the critic's start),
+`seed=N`, `steps=N`, `frames=N` (latent frames of a rollout), `local=N`,
+`data=N`, `runlocal`.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+import common
+
+
+def get_config(arg=None):
+  """Returns the config of one variant."""
+  arg = common.parse_arg(
+    arg,
+    size="small",
+    kind="latent",
+    init="runs/consistency/model",
+    real="",
+    critic="",
+    seed=0,
+    steps=0,
+    frames=0,
+    local=6,
+    data=1,
+    runlocal=False,
+  )
+  small = arg["size"] == "small"
+  # Causal-Forcing's README: at most about 1,000 student updates at batch 64.
+  arg["steps"] = arg["steps"] or 1000
+  config = common.training(arg, stage="dmd")
+  score = "runs/pretraining/model" if small else "models/wan_1p3b/dit"
+  config.networks.update(
+    model=arg["init"],
+    real=arg["real"] or score,
+    critic=arg["critic"] or score,
+  )
+  config.window.local_frames = arg["local"]
+  config.diffusion.update(
+    timesteps=(1000, 750, 500, 250),
+    guidance=4.0,  # of the real score; the reference's 3.0 is added to cond
+  )
+  config.optim.update(
+    critic_updates=5,  # dfake_gen_update_ratio
+    critic_learning_rate=4e-7,
+    ema_decay=0.99,  # from the first step (paper)
+    ema_warmup=False,
+  )
+  if small:
+    config.optim.update(
+      learning_rate=5e-5, critic_learning_rate=1e-4, b1=0.0, b2=0.99
+    )
+    config.data.update(prompt_dropout=0.0)
+    config.samples.every = 250
+    config.checkpoint.every = 100
+    config.log.every = 10
+  config.rollout = dict(num_frames=arg["frames"] or config.data.num_frames)
+  if arg["runlocal"]:
+    common.run_locally(config)
+    config.optim.critic_updates = 2
+    config.rollout.num_frames = config.data.num_frames
+  return config

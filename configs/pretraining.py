@@ -1,0 +1,30 @@
+"""Stage 0, pretraining of the dense bidirectional model of the small world.
+
+  python -m videomla_jax.train --config=configs/pretraining.py:small \
+    --workdir=runs/pretraining
+
+It plays Wan2.1's part: source of the conversion, real score and critic.
+`wan_1p3b` continues the training of a converted release instead.
+
+Arguments: `small` or `wan_1p3b`, `seed=N`, `steps=N`, `runlocal` (seconds, for
+tests).
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+import common
+
+
+def get_config(arg=None):
+  """Returns the config of one variant."""
+  arg = common.parse_arg(
+    arg, size="small", seed=0, steps=14_000, runlocal=False
+  )
+  config = common.training(arg | dict(kind="dense"), stage="pretraining")
+  small = arg["size"] == "small"
+  config.networks.model = "" if small else "models/wan_1p3b/dit"
+  if arg["runlocal"]:
+    common.run_locally(config)
+  return config

@@ -1,0 +1,157 @@
+"""Losses and gradients of every stage on one mesh, as a program.
+
+  python -m tests.meshes OUTPUT SEED data=8 [processes]
+
+Run with eight (virtual) devices, in one process or in several. Writes an npz of
+losses, gradients and the names of the collectives in the compiled step.
+"""
+
+import pathlib
+import re
+import sys
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from tests import tiny_model
+from videomla_jax import sharding
+from videomla_jax import tree_names
+from videomla_jax.training import consistency
+from videomla_jax.training import distribution_matching
+from videomla_jax.training import optim
+from videomla_jax.training import pretraining
+from videomla_jax.training import teacher_forcing
+
+B, FRAMES, FRAME = 8, 4, (4, 4, 2)  # four tokens a frame
+_SIZES = dict(width=32, num_heads=2, d_c=8, d_rope=6, d_q=16)
+_COLLECTIVES = (
+  "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+)
+
+
+def config() -> Any:
+  """A training config with what the losses read."""
+  return ml_collections.ConfigDict(
+    dict(
+      data=dict(num_frames=FRAMES, latent_shape=FRAME),
+      window=dict(chunk_frames=2, sink_frames=1, local_frames=3),
+      diffusion=dict(
+        shift=5.0,
+        loss_weight="bell",
+        num_levels=8,
+        guidance=3.0,
+        timesteps=(1000, 500),
+      ),
+      rollout=dict(num_frames=FRAMES),
+    )
+  )
+
+
+def networks(seed: int) -> dict[str, Any]:
+  """Random networks of all roles; the same in every process."""
+  rng = np.random.default_rng(seed)
+
+  def make(kind):
+    return tiny_model.build(
+      kind, rng, num_layers=2, ffn_width=32, text_dim=8, sizes=_SIZES
+    )
+
+  roles = dict(model="latent", ema="latent", teacher="latent")
+  roles |= dict(dense="dense", real="dense", critic="dense")
+  return {role: make(kind) for role, kind in roles.items()}
+
+
+def batch(seed: int) -> dict[str, np.ndarray]:
+  """Latents and text embeddings of the whole batch."""
+  rng = np.random.default_rng(seed + 1)
+  normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+  return dict(
+    latents=normal(B, FRAMES, *FRAME),
+    text=normal(B, *tiny_model.TEXT),
+    negative=normal(*tiny_model.TEXT),
+  )
+
+
+def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
+  """Loss and gradient of each stage."""
+  settings = config()
+  flow = jax.value_and_grad(pretraining.loss)
+  forced = jax.value_and_grad(
+    lambda m: teacher_forcing.loss(m, batch, key, config=settings)[0]
+  )
+  distilled = jax.value_and_grad(
+    lambda m: consistency.loss(
+      m,
+      nets["ema"],
+      batch,
+      key,
+      frozen=dict(teacher=nets["teacher"]),
+      config=settings,
+    )[0]
+  )
+  zero = jnp.zeros((), jnp.int32)
+  state = distribution_matching.DmdState(
+    *(optim.TrainState(nets[n], None, None, zero, zero)
+      for n in ("model", "critic"))
+  )  # fmt: skip
+  return {
+    "pretraining": flow(nets["dense"], batch, key, config=settings),
+    "teacher_forcing": forced(nets["model"]),
+    "consistency": distilled(nets["model"]),
+    "student": distribution_matching.student_gradients(
+      state, batch, key, frozen=dict(real=nets["real"]), config=settings
+    ),
+    "critic": distribution_matching.critic_gradients(
+      state, batch, key, config=settings
+    ),
+  }
+
+
+def _local(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """This process's part of the batch."""
+  share = B // jax.process_count()
+  part = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+  return {n: x if n == "negative" else x[part] for n, x in batch.items()}
+
+
+def run(output: str, seed: int, sizes: dict[str, int]) -> None:
+  """Computes everything on one mesh and writes it."""
+  count = int(np.prod([*sizes.values()])) if -1 not in sizes.values() else -1
+  devices = jax.devices() if count in (-1, len(jax.devices())) else None
+  mesh = sharding.make_mesh(
+    **({"data": 1} | sizes), devices=devices or jax.devices()[:count]
+  )
+  nets = networks(seed)
+  placed = jax.tree.map(
+    lambda x, where: jax.make_array_from_callback(
+      x.shape, where, lambda index, x=x: np.asarray(x)[index]
+    ),
+    nets,
+    sharding.shardings(nets, mesh),
+  )
+  given = sharding.put_batch(_local(batch(seed)), mesh)
+  with jax.set_mesh(mesh):
+    program = (
+      jax.jit(losses).lower(placed, given, jax.random.key(seed)).compile()
+    )
+    result = program(placed, given, jax.random.key(seed))
+  found = re.findall(rf"\b({_COLLECTIVES})(?:-start)?\(", program.as_text())
+  if jax.process_count() > 1:
+    result = multihost_utils.process_allgather(result, tiled=True)
+  if jax.process_index() == 0:
+    arrays = {
+      name: np.asarray(x) for name, x in tree_names.flat_tree(result).items()
+    }
+    np.savez(pathlib.Path(output), collectives=sorted(set(found)), **arrays)
+
+
+if __name__ == "__main__":
+  run(
+    sys.argv[1],
+    int(sys.argv[2]),
+    {n: int(v) for n, v in (x.split("=") for x in sys.argv[3:])},
+  )

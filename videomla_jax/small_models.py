@@ -1,0 +1,89 @@
+"""Changes a trained small model from dense to latent attention.
+
+Words, norms and feed-forward stay; every self-attention is replaced as for Wan,
+`init.layer`. Sizes are the small network's own, so only d_c is free.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from flax import nnx
+
+from videomla_jax import checkpoint
+from videomla_jax import conversion
+from videomla_jax.init import model as init_model
+from videomla_jax.models import video_model
+
+
+def is_small(path: str | os.PathLike[str]) -> bool:
+  """Whether a folder holds a small model, words included."""
+  if not (pathlib.Path(path) / checkpoint.CONFIG).is_file():
+    return False
+  return "model" in checkpoint.read_config(path)
+
+
+def to_latent(
+  model: video_model.VideoModel, latent: conversion.Latent
+) -> tuple[video_model.VideoModel, list[dict[str, Any]]]:
+  """Makes the latent model.
+
+  Args:
+    model: A dense one.
+    latent: How to convert.
+
+  Returns:
+    The model, and what every layer kept.
+
+  Raises:
+    ValueError: If it is not dense, or the small network has no such sizes.
+  """
+  if latent.activations:
+    raise ValueError(
+      f"activations={latent.activations!r} are of a released model; leave "
+      "--activations out for a small one."
+    )
+  config = dataclasses.replace(model.config, kind="latent", d_c=latent.d_c)
+  sizes = config.network.attention
+  wanted = dict(d_rope=latent.d_rope, d_q=latent.d_q)
+  own = {name: getattr(sizes, name) for name in wanted}
+  if own != wanted:
+    raise ValueError(
+      f"{wanted} does not fit the small network, which has {own}; leave "
+      "--d_rope and --d_q out."
+    )
+  network = init_model.latent_config(model.dit.config, d_c=latent.d_c, **wanted)
+  dit, reports = init_model.to_latent(
+    model.dit, network, method=latent.method, seed=latent.seed
+  )
+  made = nnx.eval_shape(
+    lambda: video_model.VideoModel(config, rngs=nnx.Rngs(0))
+  )
+  made.dit, made.text = dit, model.text
+  return made, [report.to_dict() for report in reports]
+
+
+def convert(
+  output: str | os.PathLike[str],
+  model: video_model.VideoModel,
+  latent: conversion.Latent,
+  *,
+  source: str,
+) -> None:
+  """Writes the latent model, with what it was made from and what it kept.
+
+  Args:
+    output: Folder to create or replace.
+    model: A dense model.
+    latent: How to convert.
+    source: Where the model is from.
+  """
+  made, reports = to_latent(model, latent)
+  video_model.save(
+    output,
+    made,
+    init=dataclasses.asdict(latent),
+    source=dict(files=source),
+    layers=reports,
+  )

@@ -1,0 +1,78 @@
+"""What a stage's networks read from a batch, whoever prepared it.
+
+A batch of the small world has "video" (bytes) and "tokens" (word ids), and its
+models own word encoder and codec. A batch of prepared data has "latents" and
+"text" embeddings, and its models are the bare DiT.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from videomla_jax.models import video_model
+from videomla_jax.models import wan
+
+Batch = dict[str, Any]
+
+
+def dit(model: Any) -> wan.WanDiT:
+  """The network inside a model."""
+  return model.dit if isinstance(model, video_model.VideoModel) else model
+
+
+def latents(model: Any, batch: Batch) -> Float[Array, "B T H W C"]:
+  """Clean latents of a batch, float32."""
+  if isinstance(model, video_model.VideoModel):
+    return model.codec.encode(batch["video"])
+  return batch["latents"].astype(jnp.float32)
+
+
+def text(model: Any, batch: Batch) -> Float[Array, "B M E"]:
+  """Embeddings of the prompts."""
+  if isinstance(model, video_model.VideoModel):
+    return model.encode_text(batch["tokens"])
+  return batch["text"]
+
+
+def negative(model: Any, batch: Batch) -> Float[Array, "B M E"]:
+  """Embeddings of the negative prompt, once per example.
+
+  The small world's is all padding. Prepared data hand over `negative`,
+  `[M, E]`; zeros stand for an empty prompt without encoder.
+  """
+  if isinstance(model, video_model.VideoModel):
+    return model.encode_text(jnp.zeros_like(batch["tokens"]))
+  given = batch["text"]
+  if "negative" not in batch:
+    return jnp.zeros_like(given)
+  return jnp.broadcast_to(batch["negative"], given.shape)
+
+
+def num_examples(batch: Batch) -> int:
+  """Examples of a batch."""
+  name = next(n for n in ("tokens", "text", "latents") if n in batch)
+  return batch[name].shape[0]
+
+
+def split(batch: Batch, parts: int) -> Batch:
+  """Deals the examples out to `parts` batches, a new first axis.
+
+  Raises:
+    ValueError: If the examples cannot be dealt out evenly.
+  """
+  size = num_examples(batch)
+  if size % parts:
+    raise ValueError(
+      f"batch_size={size} must be a multiple of {parts}, the parts that a step "
+      "works through one by one; change the batch or optim.accumulate."
+    )
+  shared = {name: x for name, x in batch.items() if name == "negative"}
+  dealt = jax.tree.map(
+    lambda x: x.reshape(parts, size // parts, *x.shape[1:]),
+    {name: x for name, x in batch.items() if name not in shared},
+  )
+  return dealt | jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (parts, *x.shape)), shared
+  )

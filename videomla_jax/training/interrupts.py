@@ -1,0 +1,118 @@
+"""What may end a run early: a signal, or updates that are not finite."""
+
+import collections
+from collections.abc import Iterator
+import contextlib
+import pathlib
+import signal
+from typing import Any
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+EXIT_CODE = 143  # 128 + SIGTERM: a scheduler starts the job again
+
+
+class StopRequest:
+  """Turns SIGTERM into a question that the loop asks between two steps."""
+
+  def __init__(self, *, every: int = 1) -> None:
+    """Remembers how often processes agree on the answer.
+
+    Args:
+      every: Steps between two agreements of several processes; a single
+        process looks at every step.
+    """
+    self._every = every
+    self._received = False
+
+  @contextlib.contextmanager
+  def listening(self) -> Iterator["StopRequest"]:
+    """Catches SIGTERM while the loop runs."""
+    before = signal.signal(signal.SIGTERM, self._receive)
+    try:
+      yield self
+    finally:
+      signal.signal(signal.SIGTERM, before)
+
+  def _receive(self, *unused: Any) -> None:
+    self._received = True
+
+  def pending(self, step: int) -> bool:
+    """Whether to stop after this step; the same answer in all processes."""
+    if jax.process_count() == 1:
+      return self._received
+    if step % self._every:
+      return False
+    answers = multihost_utils.process_allgather(np.asarray(self._received))
+    return bool(np.any(answers))
+
+
+class FiniteWatch:
+  """Counts skipped updates, keeps what caused them, stops after too many.
+
+  Scalars are looked at one step late, so that the device never waits.
+  """
+
+  def __init__(self, folder: pathlib.Path, *, limit: int) -> None:
+    """Watches a run.
+
+    Args:
+      folder: Where batches of skipped updates are written.
+      limit: Skipped steps in a row that end the run.
+    """
+    self._folder, self._limit = folder, limit
+    self._pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
+    self._total: int | None = None
+    self._row = 0
+
+  def see(self, step: int, skipped: jax.Array, batch: Any) -> None:
+    """Looks at the step before this one.
+
+    Raises:
+      ValueError: If too many steps in a row were skipped.
+    """
+    self._pending.append((step, skipped, batch))
+    while len(self._pending) > 1:
+      self._check(*self._pending.popleft())
+
+  def finish(self) -> None:
+    """Looks at the steps that are left."""
+    while self._pending:
+      self._check(*self._pending.popleft())
+
+  def start(self, skipped: jax.Array) -> None:
+    """Sets the count that a restored state begins with."""
+    self._total = int(skipped)
+
+  def _check(self, step: int, skipped: jax.Array, batch: Any) -> None:
+    now = int(skipped)
+    if now == self._total:
+      self._row = 0
+      return
+    self._total = now
+    self._row += 1
+    path = self._dump(step, batch)
+    logging.warning(
+      "step %d was skipped: loss or gradient is not finite (%d in a row); its"
+      " batch is in %s", step, self._row, path,
+    )  # fmt: skip
+    if self._row >= self._limit:
+      raise ValueError(
+        f"loss or gradient is not finite in {self._row} steps in a row, the "
+        f"last is {step}; lower optim.learning_rate, look at {path}, or "
+        "continue from the last checkpoint."
+      )
+
+  def _dump(self, step: int, batch: Any) -> pathlib.Path:
+    """Writes this process's part of a batch, under a temporary name first."""
+    self._folder.mkdir(parents=True, exist_ok=True)
+    name = f"step-{step}-process-{jax.process_index()}.npz"
+    path, temporary = self._folder / name, self._folder / f".{name}.tmp"
+    with temporary.open("wb") as file:
+      arrays: dict[str, Any] = {k: np.asarray(x) for k, x in batch.items()}
+      np.savez(file, **arrays)
+    temporary.replace(path)
+    return path

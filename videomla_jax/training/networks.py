@@ -1,0 +1,166 @@
+"""The networks of a stage: where they come from and whether they may.
+
+A stage starts from what the stage before it wrote. Folders say what made them,
+so a wrong order is refused before anything is loaded.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+from flax import nnx
+import jax
+
+from videomla_jax import checkpoint
+from videomla_jax.data import moving_digits
+from videomla_jax.data import prompts
+from videomla_jax.models import cache
+from videomla_jax.models import components
+from videomla_jax.models import video_model
+from videomla_jax.training import inputs
+
+# What made a folder -> how to make one.
+ORIGINS = {
+  "release": "convert a release: python -m videomla_jax.convert",
+  "conversion": "convert a dense model: convert --to=latent",
+  "pretraining": "train --config=configs/pretraining.py",
+  "teacher_forcing": "train --config=configs/teacher_forcing.py",
+  "consistency": "train --config=configs/consistency.py",
+  "dmd": "train --config=configs/dmd.py",
+}
+
+
+def origin(about: dict[str, Any]) -> str:
+  """What made a model folder, from its config: a key of `ORIGINS`."""
+  training = about.get("training")
+  if training:
+    return str(training.get("stage", "teacher_forcing"))
+  return "conversion" if "init" in about else "release"
+
+
+def check_origin(
+  role: str, path: str | os.PathLike[str], allowed: tuple[str, ...]
+) -> None:
+  """Refuses a folder that another stage than expected has written.
+
+  Args:
+    role: Name in `networks` of the config.
+    path: Model folder, or `shipped:NAME`.
+    allowed: Keys of `ORIGINS`; the empty string allows no folder at all.
+
+  Raises:
+    ValueError: If the folder is missing, or of a stage that is not allowed.
+  """
+  names = [name for name in allowed if name]
+  if not str(path):
+    if "" in allowed:
+      return
+    raise ValueError(
+      f"networks.{role}='' must name a model folder made by "
+      f"{' or '.join(names)}; {ORIGINS[names[0]]}."
+    )
+  folder = video_model.checkpoint_path(path)
+  found = origin(checkpoint.read_config(folder))
+  if found not in names:
+    raise ValueError(
+      f"networks.{role}={str(path)!r} was made by {found!r} but this stage "
+      f"starts from {' or '.join(names)}; {ORIGINS[names[0]]}."
+    )
+
+
+def load(path: str | os.PathLike[str], config: Any) -> nnx.Module:
+  """Loads a network for training: a small video model, or a bare DiT.
+
+  Args:
+    path: Model folder, or `shipped:NAME`.
+    config: Training config; its `network` replaces fields of a bare DiT.
+
+  Raises:
+    ValueError: If the folder is damaged or of another architecture.
+  """
+  folder = video_model.checkpoint_path(path)
+  if "model" in checkpoint.read_config(folder):
+    return video_model.load(folder)
+  return components.load(folder, "wan_dit", **config.network.to_dict())
+
+
+def check_build(config: Any) -> None:
+  """Refuses a network that cannot start from random weights.
+
+  Raises:
+    ValueError: If it is not a small one, or the sizes are unknown.
+  """
+  _small_config(config).network  # noqa: B018  Refuses sizes and kinds.
+  if config.data.kind != "moving_digits":
+    raise ValueError(
+      f"networks.model='' starts from random weights, but data.kind="
+      f"{config.data.kind!r} is for a released model; name its folder "
+      f"({ORIGINS['release']})."
+    )
+
+
+def build(config: Any) -> video_model.VideoModel:
+  """A small video model with random weights."""
+  return video_model.VideoModel(
+    _small_config(config), rngs=nnx.Rngs(config.seed)
+  )
+
+
+def _small_config(config: Any) -> video_model.VideoModelConfig:
+  """Of the small world's frames."""
+  world = moving_digits.World()
+  latent = world.frame_size // 4  # a codec block is 4 pixels
+  return video_model.VideoModelConfig(
+    size=config.model.size,
+    kind=config.model.kind,
+    d_c=config.model.d_c or None,
+    vocabulary=prompts.vocabulary_size(),
+    latent_height=latent,
+    latent_width=latent,
+    fps=float(world.fps),
+    shift=config.diffusion.shift,
+    window=cache.Window(**config.window),
+  )
+
+
+def prepare(model: nnx.Module, config: Any) -> nnx.Module:
+  """The model as this stage trains it: its window and schedule.
+
+  Raises:
+    ValueError: If the model is not of the kind the config asks for.
+  """
+  attention = inputs.dit(model).config.attention
+  wanted = config.model
+  if attention.kind != wanted.kind:
+    raise ValueError(
+      f"networks.model has {attention.kind} attention but model.kind="
+      f"{wanted.kind!r}; name the other folder or change model.kind."
+    )
+  if wanted.d_c and attention.kind == "latent" and attention.d_c != wanted.d_c:
+    raise ValueError(
+      f"networks.model has d_c={attention.d_c} but model.d_c={wanted.d_c}; "
+      "convert again with that size, or leave it 0."
+    )
+  if isinstance(model, video_model.VideoModel):
+    changed = dataclasses.replace(
+      model.config,
+      shift=config.diffusion.shift,
+      window=cache.Window(**config.window),
+    )
+    graph, state = nnx.split(model)
+    model = nnx.merge(graph, state)
+    model.config = changed
+  return model
+
+
+def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
+  """Writes what a stage hands on, with what made it."""
+  if isinstance(model, video_model.VideoModel):
+    video_model.save(path, model, **about)
+  else:
+    components.save(path, model, **about)
+
+
+def count_parameters(model: nnx.Module) -> int:
+  """Scalars of a network."""
+  return sum(x.size for x in jax.tree.leaves(model))

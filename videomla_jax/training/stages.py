@@ -1,0 +1,90 @@
+"""The stages by name.
+
+A stage is a module with
+
+  TITLE, STARTS_FROM      a word for people; which folders its networks may be
+  check(config)           refuses what cannot be trained, before anything runs
+  variant(config, step)   a static argument of the step: programs that alternate
+  init(model, frozen…)    see `stages.init`
+  step(state, batch, key, *, frozen, config, variant) -> (state, metrics)
+  held_out_loss           or None where no loss of held-out data means anything
+"""
+
+from typing import Any
+
+from videomla_jax.training import consistency
+from videomla_jax.training import distribution_matching
+from videomla_jax.training import inputs
+from videomla_jax.training import optim
+from videomla_jax.training import pretraining
+from videomla_jax.training import teacher_forcing
+
+STAGES: dict[str, Any] = {
+  "pretraining": pretraining,
+  "teacher_forcing": teacher_forcing,
+  "consistency": consistency,
+  "dmd": distribution_matching,
+}
+
+
+def get(config: Any) -> Any:
+  """The stage of a config.
+
+  Raises:
+    ValueError: If there is no such stage.
+  """
+  if config.stage not in STAGES:
+    raise ValueError(
+      f"stage={config.stage!r} is unknown; use one of {', '.join(STAGES)}."
+    )
+  return STAGES[config.stage]
+
+
+def trained(config: Any) -> tuple[str, ...]:
+  """Roles of the networks that are trained; the others are frozen."""
+  return ("model", "critic") if config.stage == "dmd" else ("model",)
+
+
+def check_networks(networks: dict[str, Any], config: Any) -> None:
+  """Refuses networks that do not work on the same latents and prompts.
+
+  Raises:
+    ValueError: If they differ.
+  """
+  own = inputs.dit(networks["model"]).config
+  for role, model in networks.items():
+    other = inputs.dit(model).config
+    for field in ("channels", "text_dim"):
+      if getattr(other, field) != getattr(own, field):
+        raise ValueError(
+          f"networks.{role} has {field}={getattr(other, field)} but "
+          f"networks.model has {getattr(own, field)}; they must share codec "
+          "and text encoder."
+        )
+    wanted = "dense" if role in ("real", "critic") else own.attention.kind
+    if other.attention.kind != wanted:
+      raise ValueError(
+        f"networks.{role} has {other.attention.kind} attention but must have "
+        f"{wanted}; name another folder."
+      )
+  if own.channels != config.data.latent_shape[-1]:
+    raise ValueError(
+      f"networks.model takes {own.channels} channels but data.latent_shape="
+      f"{tuple(config.data.latent_shape)}; use the model's codec."
+    )
+
+
+def skipped(state: Any) -> Any:
+  """Updates left out so far."""
+  if isinstance(state, distribution_matching.DmdState):
+    return state.student.skipped + state.critic.skipped
+  return state.skipped
+
+
+def init(networks: dict[str, Any], config: Any) -> Any:
+  """The state of a stage before its first step, from its networks."""
+  state = optim.init(networks["model"], config.optim)
+  if config.stage != "dmd":
+    return state
+  critic = optim.init(networks["critic"], config.optim, averaged=False)
+  return distribution_matching.DmdState(state, critic)
