@@ -17,7 +17,7 @@ _MODEL = {"shapes", "ops", "models", "storage"}
 _LEAVES = {"analysis", "data", "leaf"}
 _BELOW = {
   "shapes": set(),
-  "ops": {"shapes"},
+  "ops": {"shapes", "storage"},
   # Files of arrays, without any knowledge of what they are.
   "storage": set(),
   "models": {"shapes", "ops", "storage"},

@@ -44,7 +44,13 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
 ACTIVATIONS: dict[str, P] = {
   "batch": P(BATCH),  # B ...
   "residual": P(BATCH, None, None, "sequence"),  # B G T P E
-  "heads": P(BATCH, None, "tensor"),  # B L N D
+  # Tokens are split within frames: these are joined only on the device.
+  "queries": P(BATCH, None, "sequence", "tensor"),  # B T P N D
+  "chunk_queries": P(BATCH, None, None, "sequence", "tensor"),  # B G T P N D
+  "angles": P(BATCH, None, "sequence"),  # B T P pairs
+  "keys": P(BATCH, None, None, "tensor"),  # B T P N D
+  "text_keys": P(BATCH, None, "tensor"),  # B M N D
+  "heads": P(None, "tensor"),  # c N D
   "cache": P(None, BATCH),  # layers B slots P d
 }
 
@@ -194,20 +200,56 @@ def put_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
   return jax.tree_util.tree_map_with_path(put, batch)
 
 
-def constrain(x: jax.Array, name: str) -> jax.Array:
-  """Asks for the layout of a named activation; nothing without a mesh.
-
-  A dimension that an axis does not divide stays whole.
-  """
+def _mesh_in_use() -> Any:
+  """The mesh that a program is traced for, None for a single device."""
   mesh = jax.sharding.get_abstract_mesh()
   known = not mesh.empty and set(mesh.axis_names) == set(AXES)
-  if not known or mesh.manual_axes or mesh.size == 1:
-    return x
+  return mesh if known and not mesh.manual_axes and mesh.size > 1 else None
+
+
+def _activation_spec(x: Any, name: str, mesh: Any) -> P:
+  """A row of the table; a dimension that cannot be split stays whole."""
   spec = [
     entry if size % _extent(entry, mesh) == 0 else None
     for entry, size in zip(ACTIVATIONS[name], x.shape, strict=False)
   ]
-  return jax.lax.with_sharding_constraint(x, P(*spec))
+  return P(*spec)
+
+
+def constrain(x: jax.Array, name: str) -> jax.Array:
+  """Asks for the layout of a named activation; nothing without a mesh."""
+  mesh = _mesh_in_use()
+  if mesh is None:
+    return x
+  spec = _activation_spec(x, name, mesh)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def per_device(
+  function: Callable[..., jax.Array], *args: tuple[str, PyTree]
+) -> jax.Array:
+  """Runs a function on the part that each device has; no compiler splits it.
+
+  For kernels, and for loops that must not communicate.
+
+  Args:
+    function: Of arrays; its result lies like the first argument's first leaf.
+    *args: Name of an activation, for all leaves, and the argument.
+  """
+  values = [value for _, value in args]
+  mesh = _mesh_in_use()
+  if mesh is None:
+    return function(*values)
+  specs = [
+    jax.tree.map(lambda x, name=name: _activation_spec(x, name, mesh), value)
+    for name, value in args
+  ]
+  return jax.shard_map(
+    function,
+    in_specs=tuple(specs),
+    out_specs=jax.tree.leaves(specs[0])[0],
+    check_vma=False,
+  )(*values)
 
 
 def create(

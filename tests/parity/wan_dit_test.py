@@ -100,7 +100,7 @@ def test_sublayers_equal_the_original() -> None:
   _matches(layer.query_norm(layer.query(x)), "mid/block0_sa_q_normed")
   _matches(layer.attend(x, [layer.project(x)], view), "mid/block0_sa_out")
   text = jnp.asarray(golden["mid/text_tokens"])
-  out = block.cross_attention(jnp.asarray(golden["mid/block0_ca_in"]), text)
+  out = block.cross_attention(_tokens("mid/block0_ca_in"), text)
   _matches(out, "mid/block0_ca_out")
   _matches(block.ffn(_tokens("mid/block0_ffn_in")), "mid/block0_ffn_out")
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from videomla_jax import sharding
 from videomla_jax.models import layers
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
@@ -122,6 +123,23 @@ class LatentEntry(NamedTuple):
   key_rope: Float[Array, "B T P d_r"] | quantise.Quantised
 
 
+def _by_frame(angles: rope.Rotation, tokens: int) -> rope.Rotation:
+  """Angles with frames and tokens apart: `[B, T, P, pairs]`."""
+  return jax.tree.map(
+    lambda a: rearrange(a, "B (T P) i -> B T P i", P=tokens), angles
+  )
+
+
+def _flat(x: Float[Array, "B T P ..."]) -> Float[Array, "B S ..."]:
+  """Joins frames and tokens."""
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _rotate(x: Float[Array, "B T P N D"], angles: rope.Rotation) -> Array:
+  """Rotated tokens, frames and tokens joined: `[B, S, N, D]`."""
+  return rope.rotate(_flat(x), jax.tree.map(_flat, angles))
+
+
 class DenseSelfAttention(nnx.Module):
   """Wan's self-attention: RMSNorm over all heads, then 3D RoPE."""
 
@@ -149,15 +167,29 @@ class DenseSelfAttention(nnx.Module):
       for parts in zip(*context, strict=True)
     )
     query, key, value = (
-      rearrange(y, "B T P (N D) -> B (T P) N D", N=heads)
+      rearrange(y, "B T P (N D) -> B T P N D", N=heads)
       for y in (query, key, value)
     )
-    out = xla_chunked.attention(
-      rope.rotate(query, view.query),
-      rope.rotate(key, view.key),
-      value,
-      jnp.repeat(view.key_valid, x.shape[2], axis=1),
-      scale=1 / math.sqrt(self.config.head_dim),
+    tokens, scale = x.shape[2], 1 / math.sqrt(self.config.head_dim)
+
+    def run(query, turn, key, key_turn, value, valid):
+      out = xla_chunked.attention(
+        _rotate(query, turn),
+        _rotate(key, key_turn),
+        _flat(value),
+        jnp.repeat(valid, tokens, axis=1),
+        scale=scale,
+      )
+      return out.reshape(query.shape)
+
+    out = sharding.per_device(
+      run,
+      ("queries", query),
+      ("angles", _by_frame(view.query, tokens)),
+      ("keys", key),
+      ("batch", _by_frame(view.key, tokens)),
+      ("keys", value),
+      ("batch", view.key_valid),
     )
     return self.out(out.reshape(x.shape))
 
@@ -201,20 +233,33 @@ class LatentSelfAttention(nnx.Module):
     with jax.named_scope("query"):
       q_latent = self.query_norm(self.w_dq(x))
       content, q_rope = (
-        rearrange(w(q_latent), "B T P (N d) -> B (T P) N d", N=heads)
+        rearrange(w(q_latent), "B T P (N d) -> B T P N d", N=heads)
         for w in (self.w_uq, self.w_qr)
       )
     with jax.named_scope("latent_attention"):
-      out = api.latent_attention(
-        api.Queries(content, rope.rotate(q_rope, view.query)),
-        self._segments(context, view, x.dtype),
-        self._up_projections(x.dtype),
-        form=self.config.form,
-        implementation=self.config.implementation,
+      # Every device has all latents, which are small, and its own queries.
+      out = sharding.per_device(
+        self._attend,
+        ("queries", (content, q_rope)),
+        ("angles", _by_frame(view.query, x.shape[2])),
+        ("batch", (context, view.key, view.key_valid)),
+        ("heads", self._up_projections(x.dtype)),
       )
     return self.w_o(out.reshape(x.shape))
 
-  def _segments(self, context, view, dtype) -> list[api.Keys]:
+  def _attend(self, queries, turn, seen, up) -> Float[Array, "B T P N D"]:
+    """Attention of some queries and heads."""
+    content, q_rope = queries
+    out = api.latent_attention(
+      api.Queries(_flat(content), _rotate(q_rope, turn)),
+      self._segments(*seen, content.dtype),
+      up,
+      form=self.config.form,
+      implementation=self.config.implementation,
+    )
+    return out.reshape(*content.shape[:-1], -1)
+
+  def _segments(self, context, angles, valid, dtype) -> list[api.Keys]:
     """Keys of each part of the context, rotated; nothing is joined."""
     segments, frame = [], 0
     for entry in context:
@@ -223,15 +268,15 @@ class LatentSelfAttention(nnx.Module):
       with jax.named_scope("rotate_keys"):
         k_rope = quantise.dequantise(entry.key_rope, dtype)
         k_rope = rearrange(k_rope, "B T P r -> B (T P) 1 r")
-        angles = jax.tree.map(lambda a, part=part: a[:, part], view.key)
-        k_rope = rope.rotate(k_rope, angles)[:, :, 0]
+        turn = jax.tree.map(lambda a, part=part: a[:, part], angles)
+        k_rope = rope.rotate(k_rope, turn)[:, :, 0]
       segments.append(
         api.Keys(
           rearrange(
             quantise.dequantise(entry.content, dtype), "B T P c -> B (T P) c"
           ),
           k_rope,
-          view.key_valid[:, frame : frame + frames],
+          valid[:, frame : frame + frames],
         )
       )
       frame += frames
@@ -258,21 +303,28 @@ class CrossAttention(nnx.Module):
     self.key_norm = layers.RMSNorm(width)
 
   def __call__(
-    self, x: Float[Array, "B L E"], text: Float[Array, "B M E"]
-  ) -> Float[Array, "B L E"]:
+    self, x: Float[Array, "B G T P E"], text: Float[Array, "B M E"]
+  ) -> Float[Array, "B G T P E"]:
     """Attends from every video token to every text token, padding included."""
     query = self.query_norm(self.query(x))
     key = self.key_norm(self.key(text))
     query, key, value = (
-      rearrange(y, "B S (N D) -> B S N D", N=self.num_heads)
+      y.reshape(*y.shape[:-1], self.num_heads, -1)
       for y in (query, key, self.value(text))
     )
-    out = xla_chunked.attention(
-      query,
-      key,
-      value,
-      jnp.ones(text.shape[:2], bool),
-      scale=1 / math.sqrt(query.shape[-1]),
+
+    def run(query, key, value):
+      out = xla_chunked.attention(
+        rearrange(query, "B G T P N D -> B (G T P) N D"),
+        key,
+        value,
+        jnp.ones(key.shape[:2], bool),
+        scale=1 / math.sqrt(query.shape[-1]),
+      )
+      return out.reshape(query.shape)
+
+    out = sharding.per_device(
+      run, ("chunk_queries", query), ("text_keys", key), ("text_keys", value)
     )
     return self.out(out.reshape(x.shape))
 

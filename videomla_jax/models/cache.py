@@ -11,13 +11,13 @@ never stored while it is noisy, so history = local_frames - chunk_frames.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, PyTree
 
+from videomla_jax import sharding
 from videomla_jax.ops import quantise
 
 EMPTY = -1
@@ -130,13 +130,15 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
   stays = frame >= jnp.maximum(end - history, sink)
   slot = jnp.where(frame < sink, frame, jnp.where(stays, ring, slots))
 
-  # By example, so that a batch split over devices is written where it is.
-  @functools.partial(jax.vmap, in_axes=(1, 1, 0), out_axes=1)
-  def write_example(buffer, new, slot):
-    return buffer.at[:, slot].set(new, mode="drop")
+  def put(buffer, new, slot):
+    row = jnp.arange(slot.shape[0])[:, None]
+    return buffer.at[:, row, slot].set(new, mode="drop")
 
   def write(buffer, new):
-    return write_example(buffer, new, slot)
+    # A batch that is split over devices is written where it is.
+    return sharding.per_device(
+      put, ("cache", buffer), ("cache", new), ("batch", slot)
+    )
 
   return Cache(
     entries=jax.tree.map(

@@ -268,9 +268,7 @@ class Block(nnx.Module):
       x = x + out.reshape(x.shape).astype(jnp.float32) * m[..., 2, :]
     with jax.named_scope("cross_attention"):
       tokens = self.cross_norm(x).astype(self.dtype)
-      tokens = rearrange(tokens, "B G T P E -> B (G T P) E")
-      out = self.cross_attention(tokens, text)
-      x = x + out.reshape(x.shape).astype(jnp.float32)
+      x = x + self.cross_attention(tokens, text).astype(jnp.float32)
     with jax.named_scope("ffn"):
       b = layers.layer_norm(x) * (1 + m[..., 4, :]) + m[..., 3, :]
       out = self.ffn(b.astype(self.dtype)).astype(jnp.float32)
