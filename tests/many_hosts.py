@@ -11,8 +11,33 @@ from videomla_jax import cli
 from videomla_jax import distributed
 
 
-def total() -> None:
+def _as_scheduler(name: str) -> None:
+  """Says what the launcher said in the words of a scheduler."""
+  host, port = os.environ.pop(distributed.COORDINATOR).split(":")
+  number = os.environ.pop(distributed.NUM_PROCESSES)
+  index = os.environ.pop(distributed.PROCESS_ID)
+  os.environ["JAX_COORDINATOR_PORT"] = port
+  os.environ |= {
+    "slurm": {
+      "SLURM_JOB_ID": "1234",
+      "SLURM_STEP_NODELIST": host,
+      "SLURM_STEP_NUM_NODES": number,
+      "SLURM_NTASKS": number,
+      "SLURM_PROCID": index,
+      "SLURM_LOCALID": "0",
+    },
+    "skypilot": {
+      "SKYPILOT_NUM_NODES": number,
+      "SKYPILOT_NODE_RANK": index,
+      "SKYPILOT_NODE_IPS": "\n".join([host] * int(number)),
+    },
+  }[name]
+
+
+def total(scheduler: str = "") -> None:
   """Adds one number per device, over all devices of all processes."""
+  if scheduler:
+    _as_scheduler(scheduler)
   distributed.initialize()
   distributed.initialize()  # A second call does nothing.
   import jax
@@ -39,8 +64,8 @@ def total() -> None:
   )
 
 
-def stop() -> None:
-  """Steps until some process got SIGTERM; all stop at the same step."""
+def work() -> None:
+  """Works together with the other process until somebody ends both."""
   distributed.initialize()
   from jax.experimental import multihost_utils
 
@@ -48,9 +73,6 @@ def stop() -> None:
     multihost_utils.sync_global_devices(f"step {step}")
     if step == 3:
       print("ready")
-    if distributed.stop_requested(step):
-      print(f"stopped at {step}")
-      sys.exit(distributed.STOPPED_EXIT_CODE)
 
 
 def fail() -> None:
@@ -84,6 +106,7 @@ def leave_child() -> None:
 
 def listen() -> None:
   """Says which signal came; ends by it only if it is SIGINT."""
+  distributed.initialize()
 
   def say(number: int, _: object) -> None:
     print(f"got {signal.Signals(number).name}")
@@ -98,4 +121,4 @@ def listen() -> None:
 
 
 if __name__ == "__main__":
-  globals()[sys.argv[1]]()
+  globals()[sys.argv[1]](*sys.argv[2:])

@@ -21,14 +21,10 @@ from typing import Any, NoReturn
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 
 COORDINATOR = "VIDEOMLA_COORDINATOR"
 NUM_PROCESSES = "VIDEOMLA_NUM_PROCESSES"
 PROCESS_ID = "VIDEOMLA_PROCESS_ID"
-
-# How a shell reports an end by SIGTERM. Launchers start the run again for it.
-STOPPED_EXIT_CODE = 143
 
 _COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 _DEFAULT_PORT = "8476"
@@ -84,6 +80,8 @@ def initialize() -> None:
   group = find(os.environ)
   if group is None or group.num_processes == 1:
     return
+  # It would take SIGTERM away from whoever wants to save, and from Python.
+  jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(**group.arguments())
   sys.excepthook = _end_at_once
   logging.info("joined the other processes, by %s", group.source)
@@ -103,22 +101,6 @@ def leave(code: int) -> NoReturn:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
-
-
-def stop_requested(step: int) -> bool:
-  """Tells whether to save after this step and end with `STOPPED_EXIT_CODE`.
-
-  Once JAX has joined several processes, SIGTERM does not end them any more: it
-  is passed on to all, which agree on the next step. A process that works alone
-  ends at SIGTERM as ever.
-
-  Args:
-    step: Number of the step; every process asks for every step.
-
-  Returns:
-    True for the same step in all processes, after any of them got SIGTERM.
-  """
-  return multihost_utils.reached_preemption_sync_point(step)
 
 
 def find(environment: Environment) -> Group | None:
@@ -258,7 +240,7 @@ def _count(environment: Environment, name: str, because: str) -> int:
   text = _text(environment, name, because)
   if not text.isdecimal() or int(text) < 1:
     raise ValueError(
-      f"{name}={text!r} must be the number of processes, 1 or more; {_ALONE}."
+      f"{name}={text!r} must be a whole number, 1 or more; {_ALONE}."
     )
   return int(text)
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from videomla_jax import cli
 from videomla_jax import distributed
@@ -33,7 +33,7 @@ _DEVICES_FLAG = "--xla_force_host_platform_device_count="
 class _Ended(NamedTuple):
   """A process came to its end."""
 
-  index: int
+  process: int
 
 
 class _Asked(NamedTuple):
@@ -84,7 +84,6 @@ def launch(
   processes: int,
   devices: int,
   grace_seconds: float | int = 30,
-  output: IO[bytes] | None = None,
 ) -> int:
   """Runs a command as several processes and waits for all.
 
@@ -96,11 +95,10 @@ def launch(
     devices: CPU devices of each, at least 1.
     grace_seconds: From SIGTERM, passed on or sent because a process failed, to
       SIGKILL.
-    output: Where the lines go; standard output by default.
 
   Returns:
-    0, or the exit code of the first process that failed (128 + the number of
-    the signal that ended it).
+    0, or the exit code of the first process that was seen to fail (128 + the
+    number of the signal that ended it).
 
   Raises:
     ValueError: If a number is out of range or the program cannot be started.
@@ -115,7 +113,6 @@ def launch(
     group = _Group(
       command,
       _environments(processes, devices),
-      output or sys.stdout.buffer,
       events.put,
     )
     return _supervise(group, events, grace_seconds)
@@ -135,10 +132,9 @@ class _Group:
     self,
     command: Sequence[str],
     environments: Sequence[Mapping[str, str]],
-    output: IO[bytes],
     tell: Callable[[_Ended], None],
   ) -> None:
-    self._output, self._lock = output, threading.Lock()
+    self._lock = threading.Lock()
     self._threads: list[threading.Thread] = []
     self.running: dict[int, subprocess.Popen[bytes]] = {}
     for index, environment in enumerate(environments):
@@ -167,9 +163,9 @@ class _Group:
     return code if code >= 0 else 128 - code
 
   def finish_output(self) -> None:
-    """Waits for the last lines."""
+    """Waits for the last lines, but not for what hides in another session."""
     for thread in self._threads:
-      thread.join()
+      thread.join(timeout=10)
 
   def _start(
     self, command: Sequence[str], environment: Mapping[str, str]
@@ -194,8 +190,9 @@ class _Group:
     assert process.stdout is not None
     for line in process.stdout:
       with self._lock:
-        self._output.write(f"[{index}] ".encode() + line.rstrip(b"\n") + b"\n")
-        self._output.flush()
+        output = sys.stdout.buffer
+        output.write(f"[{index}] ".encode() + line.rstrip(b"\n") + b"\n")
+        output.flush()
 
   def _wait(
     self,
@@ -223,7 +220,7 @@ def _supervise(
       deadline = None
       continue
     if isinstance(event, _Ended):
-      code = group.reap(event.index)
+      code = group.reap(event.process)
       result = result or code
       number = signal.SIGTERM if result and not stopping else None
     else:
