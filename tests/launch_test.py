@@ -195,6 +195,14 @@ def test_devices_of_two_processes_add_up(scheduler) -> None:
     assert f"[{index}] {line}" in text.splitlines()
 
 
+def test_one_of_two_processes_saves_a_model_and_both_load_it(tmp_path) -> None:
+  launcher = _start("save", str(tmp_path / "model"))
+  text, _ = launcher.communicate(timeout=_SECONDS)
+  assert launcher.returncode == 0, text
+  for index in range(2):
+    assert f"[{index}] loaded [0.0, 1.0, 2.0]" in text.splitlines()
+
+
 def test_failure_ends_the_process_that_waits_in_a_collective() -> None:
   launcher = _start("fail")
   text, _ = launcher.communicate(timeout=_SECONDS)

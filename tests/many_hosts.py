@@ -75,6 +75,21 @@ def work() -> None:
       print("ready")
 
 
+def save(folder: str) -> None:
+  """Process 0 saves a model, alone; both load it."""
+  distributed.initialize()
+  import jax
+  from jax.experimental import multihost_utils
+
+  from videomla_jax import checkpoint
+
+  if jax.process_index() == 0:
+    checkpoint.save_model(folder, {"x": np.arange(3.0)}, {"kind": "test"})
+  multihost_utils.sync_global_devices("saved")
+  arrays, _ = checkpoint.load_model_state(folder)
+  print(f"loaded {arrays['x'].tolist()}")
+
+
 def fail() -> None:
   """Process 1 fails while process 0 waits for it."""
   distributed.initialize()
