@@ -37,7 +37,7 @@ _STORAGE_FILES = {
   "train_checkpoints",
   "tree_names",
 }
-_LEAF_FILES = {"aot", "cli", "machine_code", "metrics", "video"}
+_LEAF_FILES = {"aot", "cli", "distributed", "machine_code", "metrics", "video"}
 # Every other file at the top of the package is an entry point.
 
 

@@ -60,13 +60,33 @@ def save_model(
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir()
-    with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
+    with local_checkpointer(use_ocdbt=True) as checkpointer:
       portable = _portable(arrays, keep_dtypes=keep_dtypes)
       checkpointer.save(temporary / PARAMS, portable)
     finish_folder(temporary, config)
     replace_directory(temporary, path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
+  """Reads and writes arrays of this process, without waiting for the others.
+
+  One of several processes may save a model and each may load one; Orbax would
+  wait for all of them, for ever.
+  """
+  options = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+      primary_host=index,
+      active_processes={index},
+      barrier_sync_key_prefix=f"process_{index}",
+    )
+  handler = ocp.PyTreeCheckpointHandler(
+    use_ocdbt=use_ocdbt, multiprocessing_options=options
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def config_text(config: dict[str, typing.Any]) -> str:
@@ -186,7 +206,7 @@ def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
 
 def _restore_arrays(path: pathlib.Path) -> dict[str, typing.Any]:
   """Reads an Orbax tree as NumPy arrays, whatever devices wrote it."""
-  with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
+  with local_checkpointer(use_ocdbt=True) as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     restore_args = jax.tree.map(lambda _: as_numpy, tree)

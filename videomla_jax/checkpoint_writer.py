@@ -14,7 +14,6 @@ import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 
 from videomla_jax import checkpoint
@@ -147,7 +146,7 @@ def _file_name(name: str) -> str:
 def _write_skeleton(path: pathlib.Path, specs: Mapping[str, Spec]) -> None:
   """Lets Orbax describe the tree, with a number in place of every array."""
   tree = tree_names.nested_dict(dict.fromkeys(specs, np.zeros((), np.float32)))
-  with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+  with checkpoint.local_checkpointer(use_ocdbt=False) as checkpointer:
     checkpointer.save(path, tree)
 
 

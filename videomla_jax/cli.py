@@ -9,6 +9,8 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from videomla_jax import distributed
+
 # Mistakes of the user; anything else is ours and keeps its traceback.
 USER_ERRORS = (ValueError, NotImplementedError)
 
@@ -28,7 +30,7 @@ def fail(error: BaseException) -> None:
   """Prints one line and ends the process with code 2."""
   message = " ".join(str(error).split())
   print(f"error: {message}", file=sys.stderr)
-  sys.exit(2)
+  distributed.leave(2)
 
 
 def explain(error: BaseException) -> BaseException:

@@ -23,6 +23,7 @@ import jax
 
 from videomla_jax import checkpoint
 from videomla_jax import cli
+from videomla_jax import distributed
 from videomla_jax import sharding
 from videomla_jax import video
 from videomla_jax.training import batches as batches_lib
@@ -127,6 +128,7 @@ def train(config: Any, workdir: str, profile: str = "") -> None:
     ValueError: If the config or the folder cannot work.
   """
   check_config(config)
+  distributed.initialize()
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch(
     config.data.batch_size, mesh, parts=config.optim.accumulate

@@ -262,8 +262,9 @@ class Run:
     model = _to_host(model)
     small = isinstance(model, video_model.VideoModel)
     if small and jax.process_index() == 0:
-      model = jax.tree.map(jnp.asarray, model)
       with jax.set_mesh(sharding.make_mesh(devices=jax.local_devices()[:1])):
+        # In the mesh of the run they would be spread over all processes.
+        model = jax.tree.map(jnp.asarray, model)
         samples.write(self._root / "samples", model, done, self._config)
 
   def _stop(self, done: int) -> None:
