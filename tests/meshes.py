@@ -1,6 +1,6 @@
 """Losses and gradients of every stage on one mesh, as a program.
 
-  python -m tests.meshes OUTPUT SEED data=8 [processes]
+  python -m tests.meshes OUTPUT SEED data=8
 
 Run with eight (virtual) devices, in one process or in several. Writes an npz of
 losses, gradients and the names of the collectives in the compiled step.
@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 from tests import tiny_model
+from videomla_jax import distributed
 from videomla_jax import sharding
 from videomla_jax import tree_names
 from videomla_jax.training import consistency
@@ -31,6 +32,16 @@ _SIZES = dict(width=32, num_heads=2, d_c=8, d_rope=6, d_q=16)
 _COLLECTIVES = (
   "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 )
+
+
+# Stage -> the network that has its gradient.
+TRAINED = {
+  "pretraining": "dense",
+  "teacher_forcing": "model",
+  "consistency": "model",
+  "student": "model",
+  "critic": "critic",
+}
 
 
 def config() -> Any:
@@ -134,10 +145,13 @@ def run(output: str, seed: int, sizes: dict[str, int]) -> None:
     sharding.shardings(nets, mesh),
   )
   given = sharding.put_batch(_local(batch(seed)), mesh)
+  # Gradients lie as their parameters: that is where they are used.
+  scalar = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  where = sharding.shardings(nets, mesh)
+  layout = {stage: (scalar, where[role]) for stage, role in TRAINED.items()}
   with jax.set_mesh(mesh):
-    program = (
-      jax.jit(losses).lower(placed, given, jax.random.key(seed)).compile()
-    )
+    jitted = jax.jit(losses, out_shardings=layout)
+    program = jitted.lower(placed, given, jax.random.key(seed)).compile()
     result = program(placed, given, jax.random.key(seed))
   found = re.findall(rf"\b({_COLLECTIVES})(?:-start)?\(", program.as_text())
   if jax.process_count() > 1:
@@ -150,6 +164,7 @@ def run(output: str, seed: int, sizes: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
+  distributed.initialize()
   run(
     sys.argv[1],
     int(sys.argv[2]),

@@ -21,6 +21,9 @@ import numpy as np
 
 from videomla_jax import tree_names
 
+# The devices, or only their number.
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = ("data", "fsdp")
 
@@ -121,7 +124,7 @@ def spec_of(name: str, rank: int) -> P:
   return P(*[None] * (rank - len(spec)), *spec)
 
 
-def shardings(state: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+def shardings(state: PyTree, mesh: Mesh) -> PyTree:
   """Where each leaf of a training state lives.
 
   Args:
@@ -155,7 +158,7 @@ def shardings(state: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
   return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def check_batch(size: int, mesh: jax.sharding.Mesh, *, parts: int = 1) -> None:
+def check_batch(size: int, mesh: Mesh, *, parts: int = 1) -> None:
   """Refuses a batch that cannot be dealt out.
 
   Args:
@@ -172,7 +175,7 @@ def check_batch(size: int, mesh: jax.sharding.Mesh, *, parts: int = 1) -> None:
     )
 
 
-def check_tokens(tokens: int, heads: int, mesh: jax.sharding.Mesh) -> None:
+def check_tokens(tokens: int, heads: int, mesh: Mesh) -> None:
   """Refuses a mesh that cannot split a frame's tokens or the heads."""
   for axis, size, what in (
     ("sequence", tokens, "tokens of a frame"),
@@ -267,7 +270,7 @@ def create(
     return jax.jit(make, out_shardings=where)(*args)
 
 
-def bytes_per_device(state: PyTree, mesh: jax.sharding.Mesh) -> int:
+def bytes_per_device(state: PyTree, mesh: Mesh) -> int:
   """Bytes that one device holds of a state, from shapes alone."""
   leaves = zip(
     jax.tree.leaves(state), jax.tree.leaves(shardings(state, mesh)), strict=True

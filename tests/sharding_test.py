@@ -1,0 +1,166 @@
+"""Tests of meshes: the rules, and equal numbers on every mesh."""
+
+from collections.abc import Callable
+import concurrent.futures
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import meshes
+from tests import tiny_model
+from tests import tolerances
+from videomla_jax import sharding
+from videomla_jax import tree_names
+from videomla_jax.models import wan
+from videomla_jax.training import optim
+
+P = jax.sharding.PartitionSpec
+_ROOT = pathlib.Path(__file__).parents[1]
+_MESHES = {
+  "one": ["data=1"],
+  "data": ["data=8"],
+  "fsdp": ["fsdp=8"],
+  "mixed": ["fsdp=2", "sequence=2", "tensor=2"],
+  "processes": ["data=2", "fsdp=4"],
+}
+
+
+def _abstract(**sizes: int) -> jax.sharding.AbstractMesh:
+  shape = [sizes.get(name, 1) for name in sharding.AXES]
+  return jax.sharding.AbstractMesh(tuple(shape), sharding.AXES)
+
+
+def _command(name: str, output: pathlib.Path, seed: int) -> list[str]:
+  program = ["-m", "tests.meshes", str(output), str(seed), *_MESHES[name]]
+  if name != "processes":
+    return [sys.executable, *program]
+  start = ["-m", "videomla_jax.launch_local", "--processes=2", "--devices=4"]
+  return [sys.executable, *start, "--", *program]
+
+
+@pytest.fixture(scope="module")
+def results(
+  tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], dict[str, np.ndarray]]:
+  """Losses and gradients of every stage on every mesh, computed at once."""
+  folder = tmp_path_factory.mktemp("meshes")
+  seed = int(np.random.default_rng().integers(2**31))
+  print(f"meshes of seed {seed}")
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    # Compiling is most of the time, and needs no optimisation here.
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+  }
+
+  def run(name: str) -> None:
+    done = subprocess.run(
+      _command(name, folder / f"{name}.npz", seed),
+      cwd=_ROOT,
+      env=environment,
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    list(pool.map(run, _MESHES))
+  return lambda name: dict(np.load(folder / f"{name}.npz"))
+
+
+@pytest.mark.parametrize("name", [n for n in _MESHES if n != "one"])
+def test_losses_and_gradients_are_those_of_one_device(results, name) -> None:
+  ours, expected = results(name), results("one")
+  assert ours.keys() == expected.keys()
+  stages = {n.split("/")[0] for n in ours} - {"collectives"}
+  assert len(stages) == 5
+  for key in sorted(set(ours) - {"collectives"}):
+    tolerances.assert_close(ours[key], expected[key], "float32")
+
+
+def test_copies_of_the_model_only_add_up_gradients(results) -> None:
+  assert set(results("data")["collectives"]) == {"all-reduce"}
+  assert not len(results("one")["collectives"])
+  assert "all-gather" in results("fsdp")["collectives"]
+
+
+def test_every_large_parameter_of_wan_is_split() -> None:
+  model = jax.eval_shape(
+    lambda: wan.WanDiT(wan.wan_1p3b(), rngs=wan.nnx.Rngs(0))
+  )
+  for sizes in (dict(fsdp=64), dict(fsdp=8, tensor=4)):
+    mesh = _abstract(**sizes)
+    where = tree_names.flat_tree(sharding.shardings(model, mesh))
+    for name, x in tree_names.flat_tree(model).items():
+      part = np.prod(where[name].shard_shape(x.shape))
+      if x.size > 2e6:
+        assert part <= x.size / sizes["fsdp"], name
+  held = sharding.bytes_per_device(model, _abstract(fsdp=64))
+  whole = sharding.bytes_per_device(model, _abstract())
+  assert whole / 64 < held < whole / 48  # norms and biases are whole
+
+
+def test_moments_and_averages_lie_as_their_parameters(seed) -> None:
+  config = meshes.config()
+  config.optim = dict(
+    schedule="constant", learning_rate=1e-3, warmup_steps=0, steps=5, b1=0.9,
+    b2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
+  )  # fmt: skip
+  model = tiny_model.build("latent", np.random.default_rng(seed))
+  state = jax.eval_shape(lambda m: optim.init(m, config.optim), model)
+  where = sharding.shardings(state, _abstract(fsdp=2))
+  flat = {n: s.spec for n, s in tree_names.flat_tree(where).items()}
+  name = "blocks/ffn/into/kernel/value"
+  specs = [spec for n, spec in flat.items() if n.endswith(name)]
+  assert len(specs) == 4  # model, average, two moments
+  assert set(specs) == {P(None, "fsdp", "tensor")}
+
+
+def test_state_is_created_in_parts() -> None:
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  made = sharding.create(lambda x: {"a": x + 1}, jnp.zeros((4, 4)), mesh=mesh)
+  assert made["a"].sharding.mesh.axis_names == sharding.AXES
+  assert (made["a"] == 1).all()
+
+
+@pytest.mark.parametrize(
+  ("sizes", "words"),
+  [
+    (dict(data=3), "does not make the 1 devices"),
+    (dict(data=-1, fsdp=-1), "one at most -1"),
+    (dict(data=0), "must be positive"),
+    (dict(data=-1, tensor=2), "must multiply to 1"),
+  ],
+)
+def test_meshes_that_do_not_fit_are_refused(sizes, words) -> None:
+  with pytest.raises(ValueError, match=words):
+    sharding.make_mesh(**sizes, devices=jax.devices()[:1])
+
+
+def test_what_a_mesh_cannot_split_is_refused(seed) -> None:
+  model = tiny_model.build("latent", np.random.default_rng(seed))
+  with pytest.raises(ValueError, match=r"fsdp=5 cannot split .* evenly"):
+    sharding.shardings(model, _abstract(fsdp=5))
+  mesh = _abstract(data=2, fsdp=2, sequence=3, tensor=5)
+  with pytest.raises(ValueError, match=r"batch_size=6 .* multiple of 8"):
+    sharding.check_batch(6, mesh, parts=2)
+  sharding.check_batch(16, mesh, parts=2)
+  with pytest.raises(ValueError, match=r"sequence=3 must divide the 4 tokens"):
+    sharding.check_tokens(4, 5, mesh)
+  with pytest.raises(ValueError, match=r"tensor=5 must divide the 12 heads"):
+    sharding.check_tokens(3, 12, mesh)
+
+
+def test_without_a_mesh_nothing_is_asked_for() -> None:
+  x = jnp.ones((2, 3))
+  assert sharding.constrain(x, "batch") is x
+  doubled = sharding.per_device(lambda a: 2 * a, ("batch", x))
+  assert (doubled == 2).all()
