@@ -1,7 +1,7 @@
 """Starts one command as several processes on this machine, with CPU devices.
 
   python -m videomla_jax.launch_local --processes=2 --devices=4 -- \
-    -m videomla_jax.train --config=configs/teacher_forcing.py:latent,runlocal \
+    -m videomla_jax.train --config=configs/teacher_forcing.py:small,runlocal \
     --workdir=runs/two
 
 runs `python -m videomla_jax.train ...` twice, as two hosts of four devices

@@ -343,7 +343,7 @@ def gradients(
     return flow.guide(*pair, setup.guidance)
 
   g = compare(guided, whole(critic, texts.critic), x, score)
-  counted = np.arange(x.shape[1]) >= x.shape[1] - trained
+  counted = slice(x.shape[1] - trained, None)
   loss, cotangent = jax.value_and_grad(generator_loss)(x, g, counted)
   pull, given = cotangent[:, -trained:], (roll.exit_call, texts.student)
   total = chunk_gradients(student, rolled, pull, *given, setup=setup)

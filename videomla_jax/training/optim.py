@@ -51,7 +51,12 @@ def make_optimiser(
     "cosine": lambda: optax.warmup_cosine_decay_schedule(
       0.0, peak, warmup, config.steps, peak * config.final_fraction
     ),
-    "constant": lambda: optax.warmup_constant_schedule(0.0, peak, warmup),
+    # optax's own version stays at 0 for ever without a warm-up.
+    "constant": lambda: (
+      optax.warmup_constant_schedule(0.0, peak, warmup)
+      if warmup
+      else optax.constant_schedule(peak)
+    ),
   }
   if config.schedule not in schedules:
     raise ValueError(
