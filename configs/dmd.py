@@ -6,6 +6,10 @@
 A step is one update of the student and five of the critic, each on a batch of
 prompts of its own.
 
+`wan_1p3b` is one clip of 81 frames at 480 x 832 per GPU, 64 GPUs in the paper.
+Compiled for 8 and 64 B200, never run: 30 GB per device, 33 GB with a 14B real
+score (docs/training.md).
+
 Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
 stage 2), `real=DIR` (frozen real score), `critic=DIR` (the critic's start),
 `seed=N`, `steps=N`, `frames=N` (latent frames of a rollout), `local=N`,
