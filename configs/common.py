@@ -55,17 +55,31 @@ def _typed(name: str, text: str, default: Any) -> Any:
     ) from error
 
 
-def training(arg: dict[str, Any], *, stage: str) -> ml_collections.ConfigDict:
+def training(
+  arg: str | None, *, stage: str, steps: dict[str, int], **own: Any
+) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
   """What the stages of training have in common.
 
   Args:
-    arg: Values of `parse_arg`: seed, steps, size ("small" or "wan_1p3b"),
-      runlocal.
+    arg: The argument of the config file.
     stage: Row of `videomla_jax.training.stages`.
+    steps: Of each size, unless the argument says otherwise.
+    **own: Further arguments of the stage and their defaults.
 
   Returns:
-    A config; the file of the stage fills the rest in.
+    Typed arguments, and a config; the file of the stage fills the rest in.
   """
+  arg = parse_arg(
+    arg,
+    size="small",
+    kind="latent",
+    seed=0,
+    steps=0,
+    local=6,
+    data=1,
+    **own,
+    runlocal=False,
+  )
   if arg["size"] not in SIZES:
     raise ValueError(
       f"config argument size={arg['size']!r} is unknown; use one of {SIZES}."
@@ -77,17 +91,17 @@ def training(arg: dict[str, Any], *, stage: str) -> ml_collections.ConfigDict:
   config.networks = {}  # role -> folder, filled in by the stage
   config.model = dict(
     size=arg["size"],
-    kind=arg.get("kind", "latent"),
+    kind=arg["kind"],
     d_c=arg.get("d_c", 0),  # content latent; 0 is the network's own
   )
   # Replaces fields of a released network; small ones are left as they are.
   config.network = {} if small else dict(dtype="bfloat16", remat=True)
   config.data = _small_data() if small else _wan_data()
-  config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
+  config.window = dict(chunk_frames=3, sink_frames=1, local_frames=arg["local"])
   # 9 tokens a frame need less noise than Wan's 1560.
   config.diffusion = dict(shift=2.0 if small else 5.0)
   config.optim = dict(
-    steps=arg["steps"],
+    steps=arg["steps"] or steps[arg["size"]],
     accumulate=1,  # pieces of a batch, one after the other
     schedule="cosine" if small else "constant",
     learning_rate=2e-3 if small else 2e-6,
@@ -104,7 +118,7 @@ def training(arg: dict[str, Any], *, stage: str) -> ml_collections.ConfigDict:
   )
   config.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
   config.checkpoint = dict(every=1000 if small else 100, keep=2)
-  config.log = dict(every=50 if small else 10)
+  config.log = dict(every=50 if small else 1)  # hosts agree on SIGTERM then
   config.eval = dict(every=1000 if small else 500, batches=8)
   config.samples = dict(
     every=2000 if small else 10**9,
@@ -114,8 +128,8 @@ def training(arg: dict[str, Any], *, stage: str) -> ml_collections.ConfigDict:
     guidance=3.0,
   )
   if not small:
-    config.mesh.update(data=arg.get("data", 1), fsdp=-1)
-  return config
+    config.mesh.update(data=arg["data"], fsdp=-1)
+  return arg, config
 
 
 def _small_data() -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
 stage 1, student and teacher), `seed=N`, `steps=N`, `local=N`, `data=N`,
-`runlocal`.
+`runlocal`, as in teacher_forcing.py.
 """
 
 import os
@@ -17,23 +17,14 @@ import common
 
 def get_config(arg=None):
   """Returns the config of one variant."""
-  arg = common.parse_arg(
+  arg, config = common.training(
     arg,
-    size="small",
-    kind="latent",
+    stage="consistency",
+    # Causal-Forcing's README: at least 3,000 steps, 5,000 to 10,000 are better.
+    steps=dict(small=4000, wan_1p3b=5000),
     init="runs/teacher_forcing/model",
-    seed=0,
-    steps=0,
-    local=6,
-    data=1,
-    runlocal=False,
   )
-  small = arg["size"] == "small"
-  # Causal-Forcing's README: at least 3,000 steps, 5,000 to 10,000 are better.
-  arg["steps"] = arg["steps"] or (4000 if small else 5000)
-  config = common.training(arg, stage="consistency")
   config.networks.update(model=arg["init"], teacher=arg["init"])
-  config.window.local_frames = arg["local"]
   config.diffusion.update(
     num_levels=48,  # causal_cd_*.yaml: discrete_cd_N
     guidance=3.0,  # of the teacher, w in uncond + w (cond - uncond)
@@ -42,10 +33,10 @@ def get_config(arg=None):
   )
   # The average is the target network: 0.99 from the first step.
   config.optim.update(ema_decay=0.99, ema_warmup=False)
-  if small:
-    config.optim.update(learning_rate=3e-4)
+  if arg["size"] == "small":
+    config.optim.learning_rate = 3e-4
     # The student's text encoder must not learn the unconditional prompt.
-    config.data.update(prompt_dropout=0.0)
+    config.data.prompt_dropout = 0.0
   if arg["runlocal"]:
     common.run_locally(config)
     config.diffusion.num_levels = 6

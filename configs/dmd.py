@@ -12,8 +12,8 @@ score (docs/training.md).
 
 Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
 stage 2), `real=DIR` (frozen real score), `critic=DIR` (the critic's start),
-`seed=N`, `steps=N`, `frames=N` (latent frames of a rollout), `local=N`,
-`data=N`, `runlocal`.
+`frames=N` (latent frames of a rollout), `seed=N`, `steps=N`, `local=N`,
+`data=N`, `runlocal`, as in teacher_forcing.py.
 """
 
 import os
@@ -25,31 +25,23 @@ import common
 
 def get_config(arg=None):
   """Returns the config of one variant."""
-  arg = common.parse_arg(
+  arg, config = common.training(
     arg,
-    size="small",
-    kind="latent",
+    stage="dmd",
+    # Causal-Forcing's README: at most about 1,000 student updates at batch 64.
+    steps=dict(small=1000, wan_1p3b=1000),
     init="runs/consistency/model",
     real="",
     critic="",
-    seed=0,
-    steps=0,
     frames=0,
-    local=6,
-    data=1,
-    runlocal=False,
   )
   small = arg["size"] == "small"
-  # Causal-Forcing's README: at most about 1,000 student updates at batch 64.
-  arg["steps"] = arg["steps"] or 1000
-  config = common.training(arg, stage="dmd")
   score = "runs/pretraining/model" if small else "models/wan_1p3b/dit"
   config.networks.update(
     model=arg["init"],
     real=arg["real"] or score,
     critic=arg["critic"] or score,
   )
-  config.window.local_frames = arg["local"]
   config.diffusion.update(
     timesteps=(1000, 750, 500, 250),
     guidance=4.0,  # of the real score; the reference's 3.0 is added to cond
@@ -64,7 +56,9 @@ def get_config(arg=None):
     config.optim.update(
       learning_rate=5e-5, critic_learning_rate=1e-4, b1=0.0, b2=0.99
     )
-    config.data.update(prompt_dropout=0.0)
+    # Words have no gradient here, so nothing may shrink them.
+    config.optim.weight_decay = 0.0
+    config.data.prompt_dropout = 0.0
     config.samples.every = 250
     config.checkpoint.every = 100
     config.log.every = 10

@@ -6,8 +6,8 @@
 It plays Wan2.1's part: source of the conversion, real score and critic.
 `wan_1p3b` continues the training of a converted release instead.
 
-Arguments: `small` or `wan_1p3b`, `seed=N`, `steps=N`, `runlocal` (seconds, for
-tests).
+Arguments: `small` or `wan_1p3b`, `seed=N`, `steps=N`, `data=N` (devices along
+the data axis), `runlocal` (seconds, for tests).
 """
 
 import os
@@ -19,10 +19,10 @@ import common
 
 def get_config(arg=None):
   """Returns the config of one variant."""
-  arg = common.parse_arg(
-    arg, size="small", seed=0, steps=14_000, runlocal=False
+  arg, config = common.training(
+    arg, stage="pretraining", steps=dict(small=14_000, wan_1p3b=10_000)
   )
-  config = common.training(arg | dict(kind="dense"), stage="pretraining")
+  config.model.kind = "dense"
   small = arg["size"] == "small"
   config.networks.model = "" if small else "models/wan_1p3b/dit"
   if arg["runlocal"]:

@@ -18,26 +18,18 @@ import common
 
 def get_config(arg=None):
   """Returns the config of one variant."""
-  arg = common.parse_arg(
+  arg, config = common.training(
     arg,
-    size="small",
-    kind="latent",
+    stage="teacher_forcing",
+    # Causal-Forcing's README: at least 2,000 steps, 5,000 to 10,000 are better;
+    # latent attention has more to learn.
+    steps=dict(small=14_000, wan_1p3b=10_000),
     d_c=0,
     init="default",
-    seed=0,
-    steps=0,
-    local=6,
-    data=1,
-    runlocal=False,
   )
   small = arg["size"] == "small"
-  # Causal-Forcing's README: at least 2,000 steps, 5,000 to 10,000 are better;
-  # latent attention has more to learn.
-  arg["steps"] = arg["steps"] or (14_000 if small else 10_000)
-  config = common.training(arg, stage="teacher_forcing")
   default = "" if small else "models/videomla_1p3b/dit"
   config.networks.model = default if arg["init"] == "default" else arg["init"]
-  config.window.local_frames = arg["local"]
   config.diffusion.update(
     loss_weight="none" if small else "bell",  # spec/diffusion.md section 6
     first_frame_every=4,  # every 4th step the first chunk is one given frame

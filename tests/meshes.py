@@ -90,29 +90,22 @@ def batch(seed: int) -> dict[str, np.ndarray]:
 def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
   """Loss and gradient of each stage."""
   settings = config()
-  flow = jax.value_and_grad(pretraining.loss)
-  forced = jax.value_and_grad(
-    lambda m: teacher_forcing.loss(m, batch, key, config=settings)[0]
-  )
-  distilled = jax.value_and_grad(
-    lambda m: consistency.loss(
-      m,
-      nets["ema"],
-      batch,
-      key,
-      frozen=dict(teacher=nets["teacher"]),
-      config=settings,
-    )[0]
-  )
+
+  def regress(stage, model):
+    given = dict(frozen=dict(teacher=nets["teacher"]), config=settings)
+    return jax.value_and_grad(
+      lambda m: stage.loss(m, nets["ema"], batch, key, **given)[0]
+    )(model)
+
   zero = jnp.zeros((), jnp.int32)
   state = distribution_matching.DmdState(
     *(optim.TrainState(nets[n], None, None, zero, zero)
       for n in ("model", "critic"))
   )  # fmt: skip
   return {
-    "pretraining": flow(nets["dense"], batch, key, config=settings),
-    "teacher_forcing": forced(nets["model"]),
-    "consistency": distilled(nets["model"]),
+    "pretraining": regress(pretraining, nets["dense"]),
+    "teacher_forcing": regress(teacher_forcing, nets["model"]),
+    "consistency": regress(consistency, nets["model"]),
     "student": distribution_matching.student_gradients(
       state, batch, key, frozen=dict(real=nets["real"]), config=settings
     ),

@@ -1,12 +1,13 @@
-"""Kills a training run at random points until it is done anyway.
+"""Kills a training run at random moments until it is done anyway.
 
-  python -m tests.recovery FOLDER --kills=20 --steps=60 --seed=0
+  python -m tests.recovery FOLDER --kills=20 --steps=600 --seed=0
 
 Runs one tiny training twice, once in peace and once as processes that end
 themselves by SIGKILL at random moments, and says whether everything is equal.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import random
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,72 +26,107 @@ from videomla_jax import metrics
 from videomla_jax import train
 from videomla_jax import train_checkpoints
 
-_ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-def config(data: str, steps: int) -> Any:
-  """A run of one program that saves every third step."""
-  made = tiny_project.config("teacher_forcing", "small,runlocal")
-  made.data.root = data
-  made.optim.steps = steps
-  made.diffusion.first_frame_every = 0
-  made.checkpoint.update(every=3, keep=2)
-  made.eval.every = made.samples.every = 10**6
-  made.samples.videos = 0
-  return made
+class Outcome(NamedTuple):
+  """What a run leaves: losses by step, last arrays, step, data position."""
+
+  losses: dict[int, float]
+  arrays: list[np.ndarray]
+  step: int
+  iterator_state: Any
 
 
-def child(data: str, workdir: str, steps: int, kill_after: float) -> None:
-  """Trains; with a positive time, ends the process that long after a step."""
-  patch = pytest.MonkeyPatch()
-  tiny_project.shrink(patch)
-  write = metrics.MetricWriter.scalars
-  timers: list[threading.Timer] = []
+@dataclasses.dataclass(frozen=True)
+class Child:
+  """A tiny run in processes of its own, which may be ended and go on.
 
-  def scalars(self, done, values):
-    write(self, done, values)
-    if kill_after > 0 and not timers:
-      end = lambda: os.kill(os.getpid(), signal.SIGKILL)
-      timers.append(threading.Timer(kill_after, end))
-      timers[0].daemon = True
-      timers[0].start()
+  Attributes:
+    folder: Data and compiled programs, shared by runs.
+    name: Folder of this run in it.
+    steps: Of the run.
+    batch: Examples per step.
+  """
 
-  patch.setattr(metrics.MetricWriter, "scalars", scalars)
-  train.train(config(data, steps), workdir)
+  folder: pathlib.Path
+  name: str
+  steps: int
+  batch: int = 2
 
+  def config(self) -> Any:
+    """One program, and a state every third step."""
+    made = tiny_project.config("teacher_forcing", "small,runlocal")
+    made.data.update(root=str(self.folder / "data"), batch_size=self.batch)
+    made.optim.steps = self.steps
+    made.diffusion.first_frame_every = 0
+    made.checkpoint.update(every=3, keep=2)
+    made.eval.every = made.samples.every = 10**6
+    made.samples.videos = 0
+    return made
 
-def _run(folder: pathlib.Path, name: str, steps: int, kill_after: float) -> int:
-  command = [sys.executable, "-m", "tests.recovery", str(folder)]
-  command += [f"--child={name}", f"--steps={steps}", f"--after={kill_after}"]
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-  }
-  done = subprocess.run(
-    command, cwd=_ROOT, env=environment, capture_output=True, text=True
-  )
-  if done.returncode not in (0, -signal.SIGKILL):
-    raise RuntimeError(done.stderr[-3000:])
-  return done.returncode
+  def run(
+    self, *, devices: int = 1, kill_after: float = 0.0, stop_at: int = 0
+  ) -> int:
+    """Starts or continues the run; returns the exit code.
 
+    Args:
+      devices: Virtual ones; the batch is split over them.
+      kill_after: Seconds from the first step to SIGKILL; 0 is never.
+      stop_at: Step at which it sends itself SIGTERM; 0 is never.
+    """
+    command = [sys.executable, "-m", "tests.recovery", str(self.folder)]
+    command += [f"--child={self.name}", f"--steps={self.steps}"]
+    command += [f"--batch={self.batch}", f"--stop_at={stop_at}"]
+    command += [f"--kill_after={kill_after}"]
+    environment = os.environ | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "programs"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    done = subprocess.run(
+      command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.returncode not in (0, 143, -signal.SIGKILL):
+      raise RuntimeError(done.stderr[-3000:])
+    return done.returncode
 
-def _outcome(folder: pathlib.Path, name: str, steps: int) -> Any:
-  """Losses by step, final arrays and data position."""
-  root = folder / name
-  losses = {
-    x["step"]: x["train/loss"]
-    for x in metrics.read_jsonl(root)
-    if "train/loss" in x
-  }
-  patch = pytest.MonkeyPatch()
-  tiny_project.shrink(patch)
-  like, _ = train.init_state(config(str(folder / "data"), steps))
-  with train_checkpoints.TrainCheckpoints(root / "checkpoints") as saved:
-    restored = saved.restore_latest(like)
-  patch.undo()
-  arrays = [np.asarray(x) for x in jax.tree.leaves(restored.state)]
-  return losses, arrays, restored.step, restored.iterator_state
+  def train(self, *, kill_after: float, stop_at: int) -> None:
+    """Trains in this process."""
+    patch = pytest.MonkeyPatch()
+    tiny_project.shrink(patch)
+    write = metrics.MetricWriter.scalars
+    timers: list[threading.Timer] = []
+
+    def scalars(writer, done, values):
+      write(writer, done, values)
+      if kill_after > 0 and not timers:
+        end = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        timers.append(threading.Timer(kill_after, end))
+        timers[0].daemon = True
+        timers[0].start()
+      if done == stop_at - 1:  # seen after the next step
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(metrics.MetricWriter, "scalars", scalars)
+    train.train(self.config(), str(self.folder / self.name))
+
+  def outcome(self) -> Outcome:
+    """What the run has left."""
+    root = self.folder / self.name
+    losses = {
+      x["step"]: x["train/loss"]
+      for x in metrics.read_jsonl(root)
+      if "train/loss" in x
+    }
+    with pytest.MonkeyPatch.context() as patch:
+      tiny_project.shrink(patch)
+      like, _ = train.init_state(self.config())
+    with train_checkpoints.TrainCheckpoints(root / "checkpoints") as saved:
+      restored = saved.restore_latest(like)
+    arrays = [np.asarray(x) for x in jax.tree.leaves(restored.state)]
+    return Outcome(losses, arrays, restored.step, restored.iterator_state)
 
 
 def compare(folder: pathlib.Path, *, kills: int, steps: int, seed: int) -> int:
@@ -105,19 +141,20 @@ def compare(folder: pathlib.Path, *, kills: int, steps: int, seed: int) -> int:
   Returns:
     Processes that were killed.
   """
-  assert _run(folder, "whole", steps, 0) == 0
+  whole, parts = (Child(folder, name, steps) for name in ("whole", "parts"))
+  assert whole.run() == 0
   rng, killed = random.Random(seed), 0
   for _ in range(kills):
-    code = _run(folder, "parts", steps, rng.uniform(0.001, 4.0))
-    killed += code != 0
-    if code == 0:
+    if parts.run(kill_after=rng.uniform(0.001, 4.0)) == 0:
       break
-  assert _run(folder, "parts", steps, 0) == 0
-  ours, expected = (_outcome(folder, n, steps) for n in ("parts", "whole"))
-  assert ours[0] == expected[0] and sorted(ours[0]) == [*range(1, steps + 1)]
-  for a, b in zip(ours[1], expected[1], strict=True):
+    killed += 1
+  assert parts.run() == 0
+  ours, expected = parts.outcome(), whole.outcome()
+  assert ours.losses == expected.losses
+  assert sorted(ours.losses) == [*range(1, steps + 1)]
+  for a, b in zip(ours.arrays, expected.arrays, strict=True):
     np.testing.assert_array_equal(a, b)
-  assert ours[2:] == expected[2:]
+  assert (ours.step, ours.iterator_state) == (steps, expected.iterator_state)
   return killed
 
 
@@ -125,20 +162,18 @@ def main() -> None:
   """Runs the command line."""
   parser = argparse.ArgumentParser()
   parser.add_argument("folder", type=pathlib.Path)
-  parser.add_argument("--child", default="")
   parser.add_argument("--kills", type=int, default=20)
-  parser.add_argument("--steps", type=int, default=60)
+  parser.add_argument("--steps", type=int, default=600)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--after", type=float, default=0.0)
+  parser.add_argument("--child", default="", help="run this one, not all")
+  parser.add_argument("--batch", type=int, default=2)
+  parser.add_argument("--kill_after", type=float, default=0.0)
+  parser.add_argument("--stop_at", type=int, default=0)
   given = parser.parse_args()
   folder = given.folder.absolute()
   if given.child:
-    child(
-      str(folder / "data"),
-      str(folder / given.child),
-      given.steps,
-      given.after,
-    )
+    child = Child(folder, given.child, given.steps, given.batch)
+    child.train(kill_after=given.kill_after, stop_at=given.stop_at)
     return
   killed = compare(
     folder, kills=given.kills, steps=given.steps, seed=given.seed

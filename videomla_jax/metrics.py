@@ -67,8 +67,6 @@ METRICS: dict[str, tuple[str, str]] = {
   "perf/eval_seconds": ("s", "time of one evaluation"),
   "perf/checkpoint_seconds": ("s", "time that saving blocked the loop"),
   "perf/cache_gib": ("GiB", "bytes of the rollout's cache per device"),
-  "perf/model_tflops": ("TFLOP/s", "of matrix products, per device"),
-  "perf/flop_utilisation": ("fraction", "of the device's peak"),
   "perf/peak_memory_gib": ("GiB", "peak device memory"),
 }
 

@@ -68,15 +68,19 @@ def check_config(config: Any) -> None:
 
 
 def load_networks(config: Any) -> dict[str, Any]:
-  """The networks of a stage by their role, in host memory or on one device.
+  """The networks of a stage by their role, on the default device.
 
   Raises:
     ValueError: If one is damaged or of another architecture.
   """
-  made = {}
+  made, trained = {}, stages.trained(config)
   for role in stages.get(config).STARTS_FROM:
     path = config.networks[role]
-    made[role] = networks.load(path, config) if path else networks.build(config)
+    made[role] = (
+      networks.load(path, config, frozen=role not in trained)
+      if path
+      else networks.build(config)
+    )
   made["model"] = networks.prepare(made["model"], config)
   stages.check_networks(made, config)
   return made
@@ -93,7 +97,9 @@ def init_state(config: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
     Training state and frozen networks, sharded.
   """
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-  loaded = load_networks(config)
+  # In host memory, so that no device ever holds a whole network.
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    loaded = load_networks(config)
   _check_mesh(loaded, config, mesh)
   placed = jax.device_put(loaded, sharding.shardings(loaded, mesh))
   state = sharding.create(

@@ -90,9 +90,22 @@ def make_loader(
   clips = clips.repeat(num_epochs).random_map(augment)
   if num_epochs is not None:
     clips = clips[: _whole_batches(len(clips), batch_size)]
-  shard = clips[process_index::process_count]
-  batches = shard.batch(batch_size // process_count, drop_remainder=True)
+  share = batch_size // process_count
+  shard = _deal(clips, batch_size, share, first=process_index * share)
+  batches = shard.batch(share, drop_remainder=True)
   return batches.to_iter_dataset(_READ_OPTIONS)
+
+
+def _deal(
+  clips: grain.MapDataset, batch_size: int, share: int, *, first: int
+) -> grain.MapDataset:
+  """Takes `share` neighbours, from `first` on, of every `batch_size` clips.
+
+  Joined in the order of the processes, their parts are the batch of a single
+  process: each clip meets the noise that it would meet there.
+  """
+  places = range(first, first + share)
+  return grain.MapDataset.mix([clips[i::batch_size] for i in places])
 
 
 def open_source(

@@ -56,7 +56,7 @@ def load(
   )
   model = nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))
   if half_weights:
-    _halve(model)
+    halve(model)
   checkpoint.update_model(model, arrays)
   return model
 
@@ -78,8 +78,8 @@ def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
   )
 
 
-def _halve(model: nnx.Module) -> None:
-  """Sets abstract kernels of bfloat16 products to bfloat16."""
+def halve(model: nnx.Module) -> None:
+  """Sets abstract kernels of bfloat16 products to bfloat16, in place."""
   for _, module in nnx.iter_modules(model):
     if isinstance(module, nnx.Linear) and module.dtype == jnp.bfloat16:
       shape = jax.ShapeDtypeStruct(module.kernel.shape, jnp.bfloat16)

@@ -6,7 +6,6 @@ evaluated and handed on. The teacher is the frozen stage-1 model.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
@@ -14,7 +13,6 @@ from videomla_jax.diffusion import consistency
 from videomla_jax.diffusion import teacher_forcing
 from videomla_jax.models import cache
 from videomla_jax.training import inputs
-from videomla_jax.training import optim
 
 TITLE = "consistency"
 STARTS_FROM = {
@@ -34,16 +32,25 @@ def check(config: Any) -> None:
     )
 
 
-def variant(config: Any, step: int) -> int | None:
-  """Real frames of the first chunk: one where a first frame is given."""
-  every = config.diffusion.first_frame_every
-  return 1 if every and step % every == 0 else None
-
-
-def _networks(student, target, batch, frozen, config, first_chunk):
-  """Student, target and guided teacher as functions of noisy latents."""
-  clean = inputs.latents(student, batch)
-  where = dict(window=cache.Window(**config.window), first_chunk=first_chunk)
+def loss(
+  model: Any,
+  average: Any,
+  batch: inputs.Batch,
+  key: Array,
+  *,
+  frozen: dict[str, Any],
+  config: Any,
+  first_chunk: int | None = None,
+) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
+  """Consistency loss of clips at random levels, see `regression`."""
+  clean = inputs.latents(model, batch)
+  where: dict[str, Any] = dict(
+    window=cache.Window(**config.window), first_chunk=first_chunk
+  )
+  own, target = (
+    consistency.causal(inputs.dit(m), clean, inputs.text(m, batch), **where)
+    for m in (model, average)
+  )
   teacher = frozen["teacher"]
   guided = consistency.causal_guided(
     inputs.dit(teacher),
@@ -53,81 +60,15 @@ def _networks(student, target, batch, frozen, config, first_chunk):
     weight=config.diffusion.guidance,
     **where,
   )
-  own, averaged = (
-    consistency.causal(inputs.dit(m), clean, inputs.text(m, batch), **where)
-    for m in (student, target)
-  )
   plan = teacher_forcing.plan(clean.shape[1], **where)
-  return clean, own, averaged, guided, jnp.asarray(plan.trained.reshape(-1))
-
-
-def loss(
-  student: Any,
-  target: Any,
-  batch: inputs.Batch,
-  key: Array,
-  *,
-  frozen: dict[str, Any],
-  config: Any,
-  first_chunk: int | None = None,
-) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
-  """Consistency loss of clips at random levels, and that of each frame."""
-  clean, own, averaged, guided, trained = _networks(
-    student, target, batch, frozen, config, first_chunk
-  )
   num_levels = config.diffusion.num_levels
   return consistency.loss(
     own,
-    averaged,
+    target,
     guided,
     clean,
     consistency.draw(key, clean.shape, num_levels=num_levels),
     num_levels=num_levels,
     s=config.diffusion.shift,
-    trained=trained,
+    trained=jnp.asarray(plan.trained.reshape(-1)),
   )
-
-
-def step(
-  state: optim.TrainState,
-  batch: inputs.Batch,
-  key: Array,
-  *,
-  frozen: dict[str, Any],
-  config: Any,
-  variant: int | None,
-) -> tuple[optim.TrainState, optim.Metrics]:
-  """One update: `(state, batch, key) -> (state, metrics)`."""
-
-  def gradients(batch, key):
-    def of(student):
-      value, _ = loss(
-        student,
-        state.ema,
-        batch,
-        key,
-        frozen=frozen,
-        config=config,
-        first_chunk=variant,
-      )
-      return value
-
-    return jax.value_and_grad(of)(state.model)
-
-  value, gradient = optim.accumulated(
-    gradients, batch, key, parts=config.optim.accumulate
-  )
-  state, scalars = optim.apply(state, gradient, value, config.optim)
-  return state, {"train/loss": value} | scalars
-
-
-def held_out_loss(
-  model: Any,
-  batch: inputs.Batch,
-  key: Array,
-  *,
-  frozen: dict[str, Any],
-  config: Any,
-) -> Float32[Array, ""]:
-  """How far a model is from consistent on clips it was not trained on."""
-  return loss(model, model, batch, key, frozen=frozen, config=config)[0]

@@ -22,7 +22,7 @@ TITLE = "distribution matching"
 STARTS_FROM = {
   "model": ("consistency", "dmd"),
   "real": ("pretraining", "release"),
-  "critic": ("pretraining", "release", "dmd_critic"),
+  "critic": ("pretraining", "release"),
 }
 
 
@@ -92,11 +92,6 @@ def check(config: Any) -> None:
     )
 
 
-def variant(config: Any, step: int) -> None:
-  """All steps are alike."""
-  del config, step
-
-
 def _cache(model, batch: int, config) -> cache.Cache:
   """An empty cache of a rollout."""
   return rollout.empty_cache(
@@ -117,11 +112,8 @@ def student_gradients(
   config: Any,
 ) -> tuple[Array, PyTree]:
   """Loss, and its gradient to the parameters of the student."""
-  student, critic, real = (
-    state.student.model,
-    state.critic.model,
-    frozen["real"],
-  )
+  student, critic = state.student.model, state.critic.model
+  real = frozen["real"]
   fixed = setup(config)
   size = inputs.num_examples(batch)
   key_rollout, key_score = jax.random.split(key)
@@ -190,7 +182,7 @@ def step(
   *,
   frozen: dict[str, Any],
   config: Any,
-  variant: None,
+  variant: int | None,
 ) -> tuple[DmdState, optim.Metrics]:
   """One update of the student, then several of the critic.
 
@@ -200,7 +192,7 @@ def step(
     key: Of this step.
     frozen: "real".
     config: See configs/dmd.py.
-    variant: None.
+    variant: Not used: a rollout starts from noise.
   """
   del variant
   parts, updates = config.optim.accumulate, config.optim.critic_updates
@@ -246,7 +238,3 @@ def step(
     "train/skipped": student.skipped + critic.skipped,
   }
   return DmdState(student, critic), scalars
-
-
-# A rollout has no truth to be compared with; samples are measured instead.
-held_out_loss = None

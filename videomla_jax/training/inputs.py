@@ -57,7 +57,9 @@ def num_examples(batch: Batch) -> int:
 
 
 def split(batch: Batch, parts: int) -> Batch:
-  """Deals the examples out to `parts` batches, a new first axis.
+  """Deals the examples out to `parts` batches in turn, a new first axis.
+
+  In turn, so that of a batch split over devices all parts stay where they are.
 
   Raises:
     ValueError: If the examples cannot be dealt out evenly.
@@ -70,7 +72,7 @@ def split(batch: Batch, parts: int) -> Batch:
     )
   shared = {name: x for name, x in batch.items() if name == "negative"}
   dealt = jax.tree.map(
-    lambda x: x.reshape(parts, size // parts, *x.shape[1:]),
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),
     {name: x for name, x in batch.items() if name not in shared},
   )
   return dealt | jax.tree.map(

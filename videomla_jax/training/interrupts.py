@@ -107,12 +107,16 @@ class FiniteWatch:
       )
 
   def _dump(self, step: int, batch: Any) -> pathlib.Path:
-    """Writes this process's part of a batch, under a temporary name first."""
-    self._folder.mkdir(parents=True, exist_ok=True)
+    """Writes this process's part of a batch; a full disk ends no run."""
     name = f"step-{step}-process-{jax.process_index()}.npz"
     path, temporary = self._folder / name, self._folder / f".{name}.tmp"
-    with temporary.open("wb") as file:
-      arrays: dict[str, Any] = {k: np.asarray(x) for k, x in batch.items()}
-      np.savez(file, **arrays)
-    temporary.replace(path)
+    arrays: dict[str, Any] = {k: np.asarray(x) for k, x in batch.items()}
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+      temporary.replace(path)
+    except OSError as error:
+      logging.warning("%s was not written: %s", path, error)
+      temporary.unlink(missing_ok=True)
     return path

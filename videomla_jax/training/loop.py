@@ -22,7 +22,7 @@ from videomla_jax.training import samples
 from videomla_jax.training import stages
 
 
-def _to_host(state: Any) -> Any:
+def to_host(state: Any) -> Any:
   """All of a sharded tree, in this process's memory."""
   if jax.process_count() == 1:
     return jax.device_get(state)
@@ -91,15 +91,16 @@ class Profile:
 class Evaluation:
   """Loss of the average on fixed held-out batches and noise."""
 
-  def __init__(self, stage: Any, config: Any, frozen: Any, mesh: Any) -> None:
+  def __init__(self, config: Any, frozen: Any, mesh: Any) -> None:
     """Reads the batches; compiles at first use."""
     self._batches: list[Any] = []
     self._frozen, self._mesh = frozen, mesh
-    if stage.held_out_loss is None:
+    loss = stages.held_out_loss(config)
+    if loss is None:
       return
+    self._loss = jax.jit(loss)
     held_out = iter(batches_lib.loader(config, "test"))
     self._batches = [next(held_out) for _ in range(config.eval.batches)]
-    self._loss = jax.jit(functools.partial(stage.held_out_loss, config=config))
 
   def __call__(self, model: Any) -> dict[str, float]:
     """Scalars of a model; none where a stage has no such loss."""
@@ -151,17 +152,15 @@ class Run:
     """Prepares what does not depend on the state."""
     self._config, self._root, self._frozen = config, root, frozen
     self._mesh, self._checkpoints, self._profile = mesh, checkpoints, profile
-    self._stage = stages.get(config)
-    self._evaluate = Evaluation(self._stage, config, frozen, mesh)
+    self._title = stages.get(config).TITLE
+    self._evaluate = Evaluation(config, frozen, mesh)
     self._key = jax.random.key(config.seed)
     self._programs: dict[Any, Any] = {}
 
   def _program(self, variant: Any, *args: Any) -> Any:
     """The compiled step of one variant; compile time is not step time."""
     if variant not in self._programs:
-      step = functools.partial(
-        self._stage.step, config=self._config, variant=variant
-      )
+      step = functools.partial(stages.step(self._config), variant=variant)
 
       def seeded(state, batch, key, frozen):
         key = jax.random.fold_in(key, state.step)
@@ -171,7 +170,7 @@ class Run:
       jitted = jax.jit(seeded, donate_argnums=0)
       self._programs[variant] = jitted.lower(*args).compile()
       logging.info(
-        "compiled %s in %.1f s", self._stage.TITLE, time.monotonic() - start
+        "compiled %s in %.1f s", self._title, time.monotonic() - start
       )
     return self._programs[variant]
 
@@ -182,7 +181,7 @@ class Run:
       self._key,
       self._frozen,
     )
-    variant = self._stage.variant(self._config, done)
+    variant = stages.variant(self._config, done)
     self._profile.before(done)
     state, scalars = self._program(variant, *args)(*args)
     self._profile.after(done, scalars)
@@ -213,7 +212,7 @@ class Run:
       jax.set_mesh(self._mesh),
       stop.listening(),
       metrics.MetricWriter(self._root, resumed_step=start) as writer,
-      metrics.Progress(total, self._stage.TITLE, initial=start) as progress,
+      metrics.Progress(total, self._title, initial=start) as progress,
     ):
       clock = Clock(start)
       for done in range(start + 1, total + 1):
@@ -259,7 +258,7 @@ class Run:
   def _sample(self, done: int, model: Any) -> None:
     if self._config.samples.videos < 1:
       return
-    model = _to_host(model)
+    model = to_host(model)
     small = isinstance(model, video_model.VideoModel)
     if small and jax.process_index() == 0:
       with jax.set_mesh(sharding.make_mesh(devices=jax.local_devices()[:1])):
@@ -275,8 +274,3 @@ class Run:
       done, self._config.optim.steps,
     )  # fmt: skip
     raise SystemExit(interrupts.EXIT_CODE)
-
-
-def to_host(model: Any) -> Any:
-  """All of a model in this process's memory, as it is handed on."""
-  return _to_host(model)

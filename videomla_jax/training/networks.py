@@ -9,7 +9,6 @@ import os
 from typing import Any
 
 from flax import nnx
-import jax
 
 from videomla_jax import checkpoint
 from videomla_jax.data import moving_digits
@@ -68,12 +67,15 @@ def check_origin(
     )
 
 
-def load(path: str | os.PathLike[str], config: Any) -> nnx.Module:
+def load(
+  path: str | os.PathLike[str], config: Any, *, frozen: bool = False
+) -> nnx.Module:
   """Loads a network for training: a small video model, or a bare DiT.
 
   Args:
     path: Model folder, or `shipped:NAME`.
     config: Training config; its `network` replaces fields of a bare DiT.
+    frozen: Not trained: kernels of a bare DiT may be kept in bfloat16.
 
   Raises:
     ValueError: If the folder is damaged or of another architecture.
@@ -81,7 +83,9 @@ def load(path: str | os.PathLike[str], config: Any) -> nnx.Module:
   folder = video_model.checkpoint_path(path)
   if "model" in checkpoint.read_config(folder):
     return video_model.load(folder)
-  return components.load(folder, "wan_dit", **config.network.to_dict())
+  return components.load(
+    folder, "wan_dit", half_weights=frozen, **config.network.to_dict()
+  )
 
 
 def check_build(config: Any) -> None:
@@ -159,8 +163,3 @@ def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
     video_model.save(path, model, **about)
   else:
     components.save(path, model, **about)
-
-
-def count_parameters(model: nnx.Module) -> int:
-  """Scalars of a network."""
-  return sum(x.size for x in jax.tree.leaves(model))

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float32
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import flow
 from videomla_jax.training import inputs
-from videomla_jax.training import optim
 
 TITLE = "pretraining"
 STARTS_FROM = {"model": ("", "pretraining", "release")}
@@ -32,15 +31,18 @@ def check(config: Any) -> None:
     )
 
 
-def variant(config: Any, step: int) -> None:
-  """All steps are alike."""
-  del config, step
-
-
 def loss(
-  model: Any, batch: inputs.Batch, key: Array, *, config: Any
-) -> Float32[Array, ""]:
-  """Flow-matching loss of whole clips."""
+  model: Any,
+  average: Any,
+  batch: inputs.Batch,
+  key: Array,
+  *,
+  frozen: dict[str, Any],
+  config: Any,
+  first_chunk: int | None = None,
+) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
+  """Flow-matching loss of whole clips, see `regression`."""
+  del average, frozen, first_chunk
   clean = inputs.latents(model, batch)
   key_noise, key_sigma = jax.random.split(key)
   u = 1 - jax.random.uniform(key_sigma, clean.shape[:1], jnp.float32)
@@ -50,39 +52,5 @@ def loss(
   out = bidirectional.velocity(
     inputs.dit(model), noisy, sigma, inputs.text(model, batch)
   )
-  return jnp.mean((out - flow.velocity_target(clean, noise)) ** 2)
-
-
-def step(
-  state: optim.TrainState,
-  batch: inputs.Batch,
-  key: Array,
-  *,
-  frozen: dict[str, Any],
-  config: Any,
-  variant: None,
-) -> tuple[optim.TrainState, optim.Metrics]:
-  """One update: `(state, batch, key) -> (state, metrics)`."""
-  del frozen, variant
-
-  def gradients(batch, key):
-    return jax.value_and_grad(loss)(state.model, batch, key, config=config)
-
-  value, gradient = optim.accumulated(
-    gradients, batch, key, parts=config.optim.accumulate
-  )
-  state, scalars = optim.apply(state, gradient, value, config.optim)
-  return state, {"train/loss": value} | scalars
-
-
-def held_out_loss(
-  model: Any,
-  batch: inputs.Batch,
-  key: Array,
-  *,
-  frozen: dict[str, Any],
-  config: Any,
-) -> Float32[Array, ""]:
-  """The loss of a model on clips it was not trained on."""
-  del frozen
-  return loss(model, batch, key, config=config)
+  error = (out - flow.velocity_target(clean, noise)) ** 2
+  return error.mean(), error.mean(axis=(2, 3, 4))

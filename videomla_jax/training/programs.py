@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from videomla_jax import sharding
+from videomla_jax.models import components as components_lib
 from videomla_jax.models import wan
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import stages
@@ -36,14 +37,8 @@ def abstract_networks(config: Any, sizes: dict[str, str]) -> dict[str, Any]:
       lambda network=network: wan.WanDiT(network, rngs=nnx.Rngs(0))
     )
     if role not in stages.trained(config):
-      made[role] = jax.tree.map(_half, made[role])
+      components_lib.halve(made[role])
   return made
-
-
-def _half(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """Kernels, stacked or not, in bfloat16; gains and biases as they are."""
-  large = len(x.shape) > 1 and x.shape[-2] > 16
-  return jax.ShapeDtypeStruct(x.shape, jnp.bfloat16 if large else x.dtype)
 
 
 def _place(tree: Any, where: Any) -> Any:
@@ -90,8 +85,7 @@ def step_and_arguments(
   where = sharding.shardings(state, mesh)
   trained = stages.trained(config)
   frozen = {role: x for role, x in networks.items() if role not in trained}
-  stage = stages.get(config)
-  step = functools.partial(stage.step, config=config, variant=None)
+  step = functools.partial(stages.step(config), variant=None)
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   split = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(sharding.BATCH)

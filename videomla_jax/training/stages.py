@@ -2,14 +2,14 @@
 
 A stage is a module with
 
-  TITLE, STARTS_FROM      a word for people; which folders its networks may be
-  check(config)           refuses what cannot be trained, before anything runs
-  variant(config, step)   a static argument of the step: programs that alternate
-  init(model, frozen…)    see `stages.init`
-  step(state, batch, key, *, frozen, config, variant) -> (state, metrics)
-  held_out_loss           or None where no loss of held-out data means anything
+  TITLE, STARTS_FROM   a word for people; which folders its networks may be
+  check(config)        refuses what cannot be trained, before anything runs
+  loss or step         see `regression`; distribution matching has a step of its
+                       own and nothing that held-out data could be compared with
 """
 
+from collections.abc import Callable
+import functools
 from typing import Any
 
 from videomla_jax.training import consistency
@@ -17,6 +17,7 @@ from videomla_jax.training import distribution_matching
 from videomla_jax.training import inputs
 from videomla_jax.training import optim
 from videomla_jax.training import pretraining
+from videomla_jax.training import regression
 from videomla_jax.training import teacher_forcing
 
 STAGES: dict[str, Any] = {
@@ -38,6 +39,32 @@ def get(config: Any) -> Any:
       f"stage={config.stage!r} is unknown; use one of {', '.join(STAGES)}."
     )
   return STAGES[config.stage]
+
+
+def step(config: Any) -> Callable[..., tuple[Any, optim.Metrics]]:
+  """The step `(state, batch, key, *, frozen, variant) -> (state, metrics)`."""
+  stage = get(config)
+  if stage is distribution_matching:
+    return functools.partial(stage.step, config=config)
+  return functools.partial(regression.step, stage.loss, config=config)
+
+
+def held_out_loss(config: Any) -> Callable[..., Any] | None:
+  """The loss `(model, batch, key, *, frozen)` of held-out data, if any."""
+  stage = get(config)
+  if stage is distribution_matching:
+    return None
+  return functools.partial(regression.held_out_loss, stage.loss, config=config)
+
+
+def variant(config: Any, step: int) -> int | None:
+  """Static argument of a step: programs that alternate.
+
+  Every so many steps the first chunk is one given frame, as when a picture is
+  continued, where the config says so.
+  """
+  every = config.diffusion.get("first_frame_every", 0)
+  return 1 if every and step % every == 0 else None
 
 
 def trained(config: Any) -> tuple[str, ...]:
