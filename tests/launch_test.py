@@ -209,7 +209,7 @@ def test_failure_ends_the_process_that_waits_in_a_collective() -> None:
   # On a loaded machine process 0 may notice, and end, before process 1 has
   # ended in the eyes of the launcher.
   assert launcher.returncode in (1, 2), text
-  assert "[1] error: of process 1" in text.splitlines()
+  assert "[1] error: of process 1" in text.splitlines(), text
 
 
 def test_unhandled_error_ends_at_once_with_its_traceback() -> None:

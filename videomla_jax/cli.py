@@ -29,7 +29,8 @@ _FLAG_ERRORS = (
 def fail(error: BaseException) -> None:
   """Prints one line and ends the process with code 2."""
   message = " ".join(str(error).split())
-  print(f"error: {message}", file=sys.stderr)
+  # In one piece, since other threads and processes write there, too.
+  sys.stderr.write(f"error: {message}\n")
   distributed.leave(2)
 
 
