@@ -23,6 +23,8 @@ def get_config(arg=None):
     arg, stage="pretraining", steps=dict(small=14_000, wan_1p3b=10_000)
   )
   config.model.kind = "dense"
+  # Chance that the frames of a clip have levels of their own.
+  config.diffusion.frame_levels = 0.0
   small = arg["size"] == "small"
   config.networks.model = "" if small else "models/wan_1p3b/dit"
   if arg["runlocal"]:

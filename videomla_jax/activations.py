@@ -13,7 +13,6 @@ outputs on these clips is written to the output, layer by layer.
 
 from collections.abc import Iterator
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from videomla_jax import metrics
 from videomla_jax import sample
 from videomla_jax import sources
 from videomla_jax import text_to_video
+from videomla_jax import whole_file
 from videomla_jax.diffusion import flow
 from videomla_jax.init import activations as activations_lib
 from videomla_jax.init import statistics
@@ -123,10 +123,8 @@ def _compare(config, parts, frames, text) -> list[float]:
     for clip in _noisy(config, parts, frames, text)
   ]
   means = np.mean(errors, axis=0).tolist()
-  path = pathlib.Path(config.output)
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(json.dumps(dict(output_error=means), indent=1) + "\n")
-  temporary.replace(path)
+  text = json.dumps(dict(output_error=means), indent=1) + "\n"
+  whole_file.write_text(config.output, text)
   print("attention-output error by layer:", [round(e, 3) for e in means])
   return means
 

@@ -22,6 +22,7 @@ from videomla_jax import cli
 from videomla_jax import kernels
 from videomla_jax import shapes
 from videomla_jax import video
+from videomla_jax import whole_file
 from videomla_jax.analysis import memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
@@ -157,14 +158,8 @@ def kernel_suite(config: Any) -> list[kernels.Row]:
     made.append(row)
     lines.append(json.dumps(dataclasses.asdict(row)))
     if config.json:  # Row by row: what is stopped leaves what it has.
-      _write(pathlib.Path(config.json), "\n".join(lines))
+      whole_file.write_text(config.json, "\n".join(lines) + "\n")
   return made
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text + "\n")
-  temporary.replace(path)
 
 
 def benchmark(config: Any) -> Any:
@@ -223,7 +218,7 @@ def rollout_suite(config: Any) -> dict[str, Any]:
   text = json.dumps(report, indent=2)
   print(text, flush=True)
   if config.json:
-    _write(pathlib.Path(config.json), text)
+    whole_file.write_text(config.json, text + "\n")
   return report
 
 

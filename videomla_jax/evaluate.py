@@ -9,7 +9,6 @@ clips says what a perfect model would get from the same judge.
 
 import dataclasses
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -23,6 +22,7 @@ from videomla_jax import sample
 from videomla_jax import sources
 from videomla_jax import text_to_video
 from videomla_jax import video
+from videomla_jax import whole_file
 from videomla_jax.analysis import judge as judge_lib
 from videomla_jax.analysis import long_rollout
 from videomla_jax.data import prompts as prompts_lib
@@ -110,17 +110,11 @@ def evaluate(config: Any) -> dict[str, Any]:
       for n, m in measures.items()
     },
   )
-  _write(folder / f"{config.output.name}.md", table + "\n")
+  whole_file.write_text(folder / f"{config.output.name}.md", table + "\n")
   text = json.dumps(report, indent=1, default=float) + "\n"
-  _write(folder / f"{config.output.name}.json", text)
+  whole_file.write_text(folder / f"{config.output.name}.json", text)
   print(table, flush=True)
   return report
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
 
 
 if __name__ == "__main__":

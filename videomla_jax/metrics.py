@@ -20,6 +20,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from videomla_jax import whole_file
+
 Scalar = float | int | np.generic | np.ndarray | jax.Array
 
 # Name -> unit and meaning. A scalar that is not here cannot be written.
@@ -276,9 +278,7 @@ def _drop_later_lines(path: pathlib.Path, resumed_step: int) -> None:
         kept.append(line + "\n")
     except (ValueError, KeyError, TypeError):
       continue  # Cut off by the interruption.
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(kept), encoding="utf-8")
-  temporary.replace(path)
+  whole_file.write_text(path, "".join(kept))
 
 
 def _number(name: str, value: Scalar) -> float:

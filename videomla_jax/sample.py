@@ -24,6 +24,7 @@ from videomla_jax import shapes
 from videomla_jax import sources
 from videomla_jax import text_to_video
 from videomla_jax import video
+from videomla_jax import whole_file
 from videomla_jax.analysis import memory
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
@@ -241,9 +242,7 @@ def _write_results(config, prompts, made, report):
   folder = pathlib.Path(config.folder)
   video.write_png(folder / f"{config.name}-sheet.png", made.sheet(prompts))
   path = folder / f"{config.name}.json"
-  temporary = path.with_suffix(".json.tmp")
-  temporary.write_text(json.dumps(report, indent=2) + "\n")
-  temporary.replace(path)
+  whole_file.write_text(path, json.dumps(report, indent=2) + "\n")
   print(
     f"{len(prompts)} videos of {report['frames']} frames in "
     f"{report['seconds_wall']:.1f} s: {folder}/{config.name}-*",

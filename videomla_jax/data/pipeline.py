@@ -1,10 +1,7 @@
 """Input pipeline of the small world: clips on disk to training batches.
 
-Everything random (order, crop, dropout) is a function of the seed and of the
-position in the global stream, never of threads, of the process or of what was
-read before. Batches are cut from one global order that the processes deal out
-among themselves, so the iterator's state is the number of steps taken: it may
-be restored on another number of processes with the same global batch size.
+Everything random (order, crop, dropout) depends on seed and position alone; see
+`batching`.
 """
 
 from collections.abc import Sequence
@@ -21,6 +18,7 @@ from jaxtyping import Int32, UInt8
 import numpy as np
 import tensorflow_datasets as tfds
 
+from videomla_jax.data import batching
 from videomla_jax.data import moving_digits
 from videomla_jax.data import prompts
 
@@ -74,12 +72,12 @@ def make_loader(
       cannot or may not be built.
   """
   config = config or moving_digits.DEFAULT_CONFIG
-  _check_sizes(batch_size, num_frames, config, num_epochs)
-  if not 0 <= seed < 2**32:
-    raise ValueError(f"seed={seed} must be from 0 to 2**32 - 1; use 0.")
-  _check_chance("prompt_dropout", prompt_dropout)
-  _check_chance("word_dropout", word_dropout)
-  _check_processes(batch_size, process_index, process_count)
+  batching.check_counts(batch_size, num_epochs)
+  _check_frames(num_frames, config)
+  batching.check_seed(seed)
+  batching.check_chance("prompt_dropout", prompt_dropout)
+  batching.check_chance("word_dropout", word_dropout)
+  batching.check_processes(batch_size, process_index, process_count)
   source = open_source(data_dir, split=split, config=config, build=build)
   augment = _Augment(
     num_frames=num_frames,
@@ -87,25 +85,13 @@ def make_loader(
     word_dropout=word_dropout,
   )
   clips = grain.MapDataset.source(source).seed(seed).shuffle()
-  clips = clips.repeat(num_epochs).random_map(augment)
-  if num_epochs is not None:
-    clips = clips[: _whole_batches(len(clips), batch_size)]
-  share = batch_size // process_count
-  shard = _deal(clips, batch_size, share, first=process_index * share)
-  batches = shard.batch(share, drop_remainder=True)
-  return batches.to_iter_dataset(_READ_OPTIONS)
-
-
-def _deal(
-  clips: grain.MapDataset, batch_size: int, share: int, *, first: int
-) -> grain.MapDataset:
-  """Takes `share` neighbours, from `first` on, of every `batch_size` clips.
-
-  Joined in the order of the processes, their parts are the batch of a single
-  process: each clip meets the noise that it would meet there.
-  """
-  places = range(first, first + share)
-  return grain.MapDataset.mix([clips[i::batch_size] for i in places])
+  return batching.batches(
+    clips.repeat(num_epochs).random_map(augment),
+    batch_size=batch_size,
+    process_index=process_index,
+    process_count=process_count,
+    read_options=_READ_OPTIONS,
+  )
 
 
 def open_source(
@@ -214,53 +200,11 @@ def _build(builder: moving_digits.MovingDigits) -> None:
   )
 
 
-def _whole_batches(num_clips: int, batch_size: int) -> int:
-  """Cuts the tail, so that every process sees the same number of steps."""
-  num_batches = num_clips // batch_size
-  if not num_batches:
-    raise ValueError(
-      f"batch_size={batch_size} must not exceed the {num_clips} clips of all"
-      " epochs; use a smaller batch or more epochs."
-    )
-  return num_batches * batch_size
-
-
-def _check_sizes(
-  batch_size: int,
-  num_frames: int,
-  config: moving_digits.MovingDigitsConfig,
-  num_epochs: int | None,
+def _check_frames(
+  num_frames: int, config: moving_digits.MovingDigitsConfig
 ) -> None:
-  if batch_size < 1:
-    raise ValueError(
-      f"batch_size={batch_size} must be positive; use 1 or more."
-    )
   if not 1 <= num_frames <= config.num_frames:
     raise ValueError(
       f"num_frames={num_frames} must be from 1 to the {config.num_frames}"
       " frames of a stored clip; use fewer, or a data set of longer clips."
-    )
-  if num_epochs is not None and num_epochs < 1:
-    raise ValueError(
-      f"num_epochs={num_epochs} must be positive; use None to never end."
-    )
-
-
-def _check_chance(name: str, value: float) -> None:
-  if not 0.0 <= value <= 1.0:
-    raise ValueError(f"{name}={value} is a chance and must be from 0 to 1.")
-
-
-def _check_processes(
-  batch_size: int, process_index: int, process_count: int
-) -> None:
-  if process_count < 1 or batch_size % process_count:
-    raise ValueError(
-      f"process_count={process_count} must divide batch_size={batch_size};"
-      " choose a multiple of the number of processes as batch size."
-    )
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f"process_index={process_index} must be from 0 to"
-      f" process_count - 1 = {process_count - 1}; use jax.process_index()."
     )

@@ -23,7 +23,7 @@ Latents = sampling.Latents
 def velocity(
   model: wan.WanDiT,
   latents: Float[Array, "B T H W C"],
-  sigma: Float[Array, "*#B"],
+  sigma: Float[Array, "*#B"] | Float[Array, "B T"],
   text: Float[Array, "B M E"],
 ) -> Float[Array, "B T H W C"]:
   """One pass in which all frames see each other.
@@ -31,16 +31,18 @@ def velocity(
   Args:
     model: The network, dense or latent.
     latents: Noisy latents.
-    sigma: Noise level, one for all or one per example.
+    sigma: Noise level, one for all, one per example or one per frame.
     text: Text embeddings.
   """
   batch, frames = latents.shape[:2]
   time = jnp.arange(frames)[None, None]
   place = wan.Place(time, time, jnp.ones_like(time, bool))
-  timestep = jnp.reshape(sigma * flow.MAX_TIMESTEP, (-1, 1, 1))
+  timestep = sigma * flow.MAX_TIMESTEP
+  if sigma.ndim < 2:
+    timestep = jnp.reshape(timestep, (-1, 1))
   out, _ = model(
     latents[:, None],
-    jnp.broadcast_to(timestep, (batch, 1, frames)),
+    jnp.broadcast_to(timestep[:, None], (batch, 1, frames)),
     text,
     place,
     context_of=lambda own, past: [own],

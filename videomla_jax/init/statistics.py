@@ -7,7 +7,6 @@ moments follow from the weights alone. With data: tokens of real latents.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
-import pathlib
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from videomla_jax import whole_file
 from videomla_jax.models import wan
 
 MAX_TIMESTEP = 1000.0
@@ -121,14 +121,9 @@ def rms(x: Tokens) -> Float[np.ndarray, "n 1"]:
 
 def save(path: str | os.PathLike[str], layers: Sequence[Tokens]) -> None:
   """Writes tokens of every layer in half precision, complete or not at all."""
-  path = pathlib.Path(path)
   tensors = {str(i): x.astype(np.float16) for i, x in enumerate(layers)}
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
+  with whole_file.replacing(path) as temporary:
     safetensors_numpy.save_file(tensors, temporary)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], layer: int) -> Tokens:

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from videomla_jax import whole_file
 from videomla_jax.models import tokenizer
 
 Embedding = Float32[np.ndarray, "m E"]
@@ -54,6 +55,11 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def encoder_of(path: str | os.PathLike[str]) -> str:
   """Identity of the encoder that wrote a file."""
   return _read(pathlib.Path(path))[1].get("encoder", "")
+
+
+def width(path: str | os.PathLike[str]) -> int:
+  """Channels of the embeddings in a file, 0 if it has none."""
+  return next((x.shape[1] for x in _read(pathlib.Path(path))[0].values()), 0)
 
 
 def known(path: str | os.PathLike[str], *, encoder: str) -> set[str]:
@@ -101,12 +107,8 @@ def add(
     tensors[key] = np.asarray(embedding, ml_dtypes.bfloat16)
     about[f"prompt/{key}"] = tokenizer.clean(prompt)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
+  with whole_file.replacing(path) as temporary:
     safetensors_numpy.save_file(tensors, temporary, metadata=about)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def read(

@@ -5,7 +5,10 @@ conversion, the real score and the critic. For Wan it continues its training.
 
   x_σ = (1 - σ) x₀ + σ ε,   L = mean (v(x_σ, σ) - (ε - x₀))²
 
-with one level σ = S(u; s), u uniform, per clip (spec/diffusion.md section 5).
+with σ = S(u; s), u uniform (spec/diffusion.md section 5). A clip has one level,
+as when it is sampled; with a chance of `diffusion.frame_levels` each of its
+frames has one of its own (arXiv:2407.01392), so that a young model learns
+motion from frames that it can see.
 """
 
 from typing import Any
@@ -19,7 +22,7 @@ from videomla_jax.diffusion import flow
 from videomla_jax.training import inputs
 
 TITLE = "pretraining"
-STARTS_FROM = {"model": ("", "pretraining", "release")}
+STARTS_FROM = {"model": ("", "pretraining", "teacher_forcing", "release")}
 
 
 def check(config: Any) -> None:
@@ -45,12 +48,24 @@ def loss(
   del average, frozen, first_chunk
   clean = inputs.latents(model, batch)
   key_noise, key_sigma = jax.random.split(key)
-  u = 1 - jax.random.uniform(key_sigma, clean.shape[:1], jnp.float32)
-  sigma = flow.shift(u, config.diffusion.shift)
+  sigma = flow.shift(
+    _levels(key_sigma, clean.shape[:2], config.diffusion.frame_levels),
+    config.diffusion.shift,
+  )
   noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
-  noisy = flow.add_noise(clean, noise, sigma[:, None])
+  noisy = flow.add_noise(clean, noise, sigma)
   out = bidirectional.velocity(
     inputs.dit(model), noisy, sigma, inputs.text(model, batch)
   )
   error = (out - flow.velocity_target(clean, noise)) ** 2
   return error.mean(), error.mean(axis=(2, 3, 4))
+
+
+def _levels(
+  key: Array, shape: tuple[int, ...], frame_levels: float
+) -> Float32[Array, "B T"]:
+  """Uniform in (0, 1], one for a clip or one for each of its frames."""
+  key_level, key_kind = jax.random.split(key)
+  u = 1 - jax.random.uniform(key_level, shape, jnp.float32)
+  own = jax.random.bernoulli(key_kind, frame_levels, (shape[0], 1))
+  return jnp.where(own, u, u[:, :1])

@@ -1,0 +1,142 @@
+"""What one stored record holds, and how it is written and read.
+
+Latents are float16: they are of the order of one, so its 11 bits of mantissa
+lose less than bfloat16 would. Embeddings are bfloat16, in which UMT5 computes
+them, and have only their real tokens; they are stored as bit patterns, since
+TFDS knows no bfloat16 without TensorFlow.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from array_record.python import array_record_module
+from jaxtyping import Float
+import ml_dtypes
+import numpy as np
+import tensorflow_datasets as tfds
+
+from videomla_jax.data import clips
+from videomla_jax.data import video_table
+
+_SCORES = ("aesthetic_score", "motion_score", "temporal_consistency_score")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+  """Shapes of a data set.
+
+  Attributes:
+    latents: Latent frames, rows, columns and channels; None is a data set of
+      prompts alone.
+    text_width: Channels of an embedded token.
+  """
+
+  latents: tuple[int, int, int, int] | None
+  text_width: int
+
+
+def features(sizes: Sizes) -> tfds.features.FeaturesDict:
+  """Names and types of a record; unknown numbers are NaN, texts empty."""
+  fields: dict[str, Any] = {
+    "text": tfds.features.Tensor(
+      shape=(None, sizes.text_width), dtype=np.uint16, encoding="bytes"
+    ),
+    "caption": tfds.features.Text(),
+    "index": tfds.features.Scalar(dtype=np.int64),  # row of the table
+  }
+  if sizes.latents is not None:
+    fields |= {
+      "latents": tfds.features.Tensor(
+        shape=sizes.latents, dtype=np.float16, encoding="bytes"
+      ),
+      "video": tfds.features.Text(),
+      "camera_motion": tfds.features.Text(),
+      "start": tfds.features.Scalar(dtype=np.float32),  # s, of this clip
+      "height": tfds.features.Scalar(dtype=np.int32),  # of the file
+      "width": tfds.features.Scalar(dtype=np.int32),
+      "fps": tfds.features.Scalar(dtype=np.float32),
+      "seconds": tfds.features.Scalar(dtype=np.float32),
+      **{n: tfds.features.Scalar(dtype=np.float32) for n in _SCORES},
+    }
+  return tfds.features.FeaturesDict(fields)
+
+
+def prompt_example(
+  item: video_table.Item, text: Float[np.ndarray, "m E"]
+) -> dict[str, Any]:
+  """A record of a prompt alone."""
+  return {
+    "text": pack(text),
+    "caption": item.caption,
+    "index": item.index,
+  }
+
+
+def clip_example(
+  item: video_table.Item,
+  text: Float[np.ndarray, "m E"],
+  latents: Float[np.ndarray, "F H W C"],
+  facts: clips.Facts,
+  *,
+  start: float | int,
+) -> dict[str, Any]:
+  """A record of a clip that begins at second `start` of its video."""
+  return prompt_example(item, text) | {
+    "latents": latents.astype(np.float16),
+    "video": item.video,
+    "camera_motion": item.camera_motion,
+    "start": start,
+    "height": facts.height,
+    "width": facts.width,
+    "fps": _or_nan(facts.fps),
+    "seconds": _or_nan(facts.seconds),
+    **{n: _or_nan(getattr(item, n)) for n in _SCORES},
+  }
+
+
+def pack(text: Float[np.ndarray, "m E"]) -> np.ndarray:
+  """Embeddings as the bits of bfloat16."""
+  return text.astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+def unpack(text: np.ndarray, *, num_tokens: int) -> Float[np.ndarray, "M E"]:
+  """Embeddings as float32, with zeros up to `num_tokens`."""
+  rows = np.zeros((num_tokens, text.shape[1]), np.float32)
+  rows[: len(text)] = text.view(ml_dtypes.bfloat16)
+  return rows
+
+
+def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
+  """Writes one ArrayRecord file; returns the number of records."""
+  # Groups of one: records are read in random order.
+  writer = array_record_module.ArrayRecordWriter(
+    os.fspath(path), "group_size:1"
+  )
+  count = 0
+  try:
+    for record in records:
+      writer.write(record)
+      count += 1
+  finally:
+    writer.close()
+  return count
+
+
+def file_name(split: str, index: int, count: int, *, dataset: str) -> str:
+  """Name of a shard as TFDS wants it."""
+  return f"{dataset}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Puts a finished file under another name; a link costs no space."""
+  try:
+    os.link(source, target)
+  except OSError:  # Not every file system has links.
+    target.write_bytes(source.read_bytes())
+
+
+def _or_nan(value: float | int | None) -> float | int:
+  return float("nan") if value is None else value

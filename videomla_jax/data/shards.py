@@ -1,0 +1,264 @@
+"""One shard of a data set: the unit of work, of resuming and of reporting.
+
+A job names its inputs and its outputs, and depends on nothing else, so it may
+run here, in another process, or on another machine that has the same folders.
+A shard is a pair of files, `train-00003.array_record` and, written after it,
+`train-00003.json` with counts: when the second exists, the shard is finished.
+Each is written under a temporary name and renamed.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterator
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videomla_jax import whole_file
+from videomla_jax.data import clip_filters
+from videomla_jax.data import clips
+from videomla_jax.data import encoders
+from videomla_jax.data import records
+from videomla_jax.data import video_table
+
+TOO_SHORT = "too short"
+NULL_TEXT = "null_text"  # "split" of the job that embeds the negative prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How every input is treated.
+
+  Attributes:
+    encoder: Makes latents and embeddings.
+    sizes: Shapes of the records.
+    clip: What videos are brought to; None for prompts alone.
+    filters: What a file must fulfil.
+    max_clips: Clips per input at most.
+    negative_prompt: Embedded once, for guidance and dropped prompts.
+  """
+
+  encoder: encoders.Spec
+  sizes: records.Sizes
+  clip: clips.ClipShape | None
+  filters: clip_filters.Filters
+  max_clips: int = 1
+  negative_prompt: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One shard to make.
+
+  Attributes:
+    split: Such as "train"; `NULL_TEXT` embeds the negative prompt.
+    index: Number of the shard within its split.
+    items: Its inputs.
+    videos: Folder that their paths start from.
+    folder: Where unfinished data sets keep their shards.
+    settings: How inputs are treated.
+  """
+
+  split: str
+  index: int
+  items: tuple[video_table.Item, ...]
+  videos: str
+  folder: str
+  settings: Settings
+
+  @property
+  def data(self) -> pathlib.Path:
+    """The file of records."""
+    suffix = "npy" if self.split == NULL_TEXT else "array_record"
+    return pathlib.Path(self.folder) / f"{self._stem}.{suffix}"
+
+  @property
+  def counts(self) -> pathlib.Path:
+    """The file that says that the shard is finished."""
+    return pathlib.Path(self.folder) / f"{self._stem}.json"
+
+  @property
+  def is_done(self) -> bool:
+    """Whether nothing is left to do."""
+    return self.counts.exists()
+
+  @property
+  def _stem(self) -> str:
+    return f"{self.split}-{self.index:05d}"
+
+
+def run(job: Job, on_item: Callable[[], Any] = lambda: None) -> None:
+  """Makes a shard unless it is finished.
+
+  Args:
+    job: Which one.
+    on_item: Called after every input.
+  """
+  if job.is_done:
+    return
+  pathlib.Path(job.folder).mkdir(parents=True, exist_ok=True)
+  make = _make_null_text if job.split == NULL_TEXT else _make_records
+  with whole_file.replacing(job.data) as temporary:
+    counts = make(job, temporary, on_item)
+    with temporary.open("rb") as file:
+      counts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    counts["bytes"] = temporary.stat().st_size
+  whole_file.write_text(job.counts, json.dumps(counts, sort_keys=True) + "\n")
+
+
+def read_counts(job: Job) -> dict[str, Any]:
+  """What a finished shard counted.
+
+  Raises:
+    ValueError: If the shard is damaged.
+  """
+  try:
+    counts = json.loads(job.counts.read_text())
+    size = job.data.stat().st_size
+  except (OSError, ValueError) as error:
+    raise _damaged(job, str(error)) from error
+  if size != counts["bytes"]:
+    raise _damaged(job, f"has {size} of {counts['bytes']} bytes")
+  return counts
+
+
+def _damaged(job: Job, reason: str) -> ValueError:
+  return ValueError(
+    f"shard {str(job.data)!r} is damaged ({reason}); delete"
+    f" {str(job.counts)!r} and start the same command again."
+  )
+
+
+def _make_null_text(
+  job: Job, path: pathlib.Path, on_item: Callable[[], Any]
+) -> dict[str, Any]:
+  del on_item
+  encoder = encoders.load(job.settings.encoder)
+  (text,) = encoder.texts([job.settings.negative_prompt])
+  with path.open("wb") as file:
+    np.save(file, records.pack(text))
+  return {"clips": 0, "inputs": 0, "max_tokens": len(text)}
+
+
+def _make_records(
+  job: Job, path: pathlib.Path, on_item: Callable[[], Any]
+) -> dict[str, Any]:
+  """Writes the records of a job; returns its counts."""
+  encoder = encoders.load(job.settings.encoder)
+  texts = encoder.texts([item.caption for item in job.items])
+  excluded = collections.Counter[str]()
+  quarantined: list[dict[str, Any]] = []
+  feature = records.features(job.settings.sizes)
+
+  def made() -> Iterator[bytes]:
+    for event in _one_ahead(_events(job)):
+      if event.frames is not None:
+        item = job.items[event.place]
+        latents = encoder.latents(event.frames)
+        yield feature.serialize_example(
+          records.clip_example(
+            item, texts[event.place], latents, event.facts, start=event.start
+          )
+        )
+        continue
+      if event.excluded:
+        excluded[event.excluded] += 1
+      elif event.unusable:
+        item = job.items[event.place]
+        about = dict(index=item.index, video=item.video, reason=event.unusable)
+        quarantined.append(about)
+      elif job.settings.clip is None:
+        item = job.items[event.place]
+        example = records.prompt_example(item, texts[event.place])
+        yield feature.serialize_example(example)
+      on_item()
+
+  num_records = records.write(path, made())
+  return {
+    "clips": num_records,
+    "excluded": dict(sorted(excluded.items())),
+    "inputs": len(job.items),
+    "max_tokens": max(map(len, texts), default=0),
+    "quarantined": quarantined,
+  }
+
+
+class _Event(NamedTuple):
+  """A clip, or the end of an input with why it has none.
+
+  Attributes:
+    place: Of the input in the job.
+    frames: Of a clip; None at the end of an input.
+    facts: Of its file.
+    start: First second of the clip.
+    excluded: Rule that the input fails.
+    unusable: Reason why its file cannot be read.
+  """
+
+  place: int
+  frames: np.ndarray | None = None
+  facts: clips.Facts | None = None
+  start: float = 0.0
+  excluded: str = ""
+  unusable: str = ""
+
+
+def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
+  """Decodes the next clip while this one is encoded."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    future = pool.submit(next, events, None)
+    while (event := future.result()) is not None:
+      future = pool.submit(next, events, None)
+      yield event
+
+
+def _events(job: Job) -> Iterator[_Event]:
+  for place, item in enumerate(job.items):
+    end = _Event(place)
+    num_clips = 0
+    if job.settings.clip is not None:
+      try:
+        for event in _clips(job, place, item):
+          num_clips += event.frames is not None
+          if event.frames is None:
+            end = event
+          else:
+            yield event
+      except clips.UnusableVideo as error:
+        # Clips before the damage are good.
+        end = end if num_clips else _Event(place, unusable=str(error))
+    yield end
+
+
+def _clips(job: Job, place: int, item: video_table.Item) -> Iterator[_Event]:
+  """Clips of one input, or one event that says which rule it fails."""
+  shape = job.settings.clip
+  assert shape is not None
+  length = shape.num_frames / shape.fps
+  start = item.start or 0.0
+  seconds = None if item.start is None else item.seconds
+  with clips.open_video(pathlib.Path(job.videos) / item.video) as video:
+    facts = video.facts()
+    known = facts._asdict()
+    if seconds is not None:
+      known["seconds"] = seconds
+    rule = job.settings.filters.failure(known)
+    if rule is not None:
+      yield _Event(place, excluded=rule)
+      return
+    count = 0
+    for frames in video.clips(
+      shape,
+      start=start,
+      seconds=seconds,
+      max_clips=job.settings.max_clips,
+    ):
+      yield _Event(place, frames, facts, start + count * length)
+      count += 1
+    if not count:
+      yield _Event(place, excluded=TOO_SHORT)
