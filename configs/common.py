@@ -152,7 +152,10 @@ def _wan_data() -> dict[str, Any]:
     root="",  # folder of `prepare`
     num_frames=21,  # latent frames: 81 pixel frames at 16 per second
     latent_shape=(60, 104, 16),
+    text_shape=(512, 4096),  # UMT5: padded tokens and channels
     batch_size=64,  # 8 nodes of 8 GPUs, one clip each
+    prompt_dropout=0.1,  # chance of the negative prompt
+    verify=False,  # compare every byte with the report before training
   )
 
 

@@ -103,8 +103,8 @@ def pack(text: Float[np.ndarray, "m E"]) -> np.ndarray:
 
 
 def unpack(text: np.ndarray, *, num_tokens: int) -> Float[np.ndarray, "M E"]:
-  """Embeddings as float32, with zeros up to `num_tokens`."""
-  rows = np.zeros((num_tokens, text.shape[1]), np.float32)
+  """Embeddings in bfloat16, with zeros up to `num_tokens`."""
+  rows = np.zeros((num_tokens, text.shape[1]), ml_dtypes.bfloat16)
   rows[: len(text)] = text.view(ml_dtypes.bfloat16)
   return rows
 

@@ -4,18 +4,27 @@ from typing import Any
 
 import jax
 
+from videomla_jax.data import latents
 from videomla_jax.data import moving_digits
 from videomla_jax.data import pipeline
+from videomla_jax.data import video_latents
 
-KINDS = ("moving_digits",)
+KINDS = ("moving_digits", "latents")
 
 
 def check(config: Any) -> None:
-  """Refuses data that does not exist."""
-  if config.data.kind not in KINDS:
-    raise ValueError(
-      f"data.kind={config.data.kind!r} is unknown; use one of {KINDS}."
-    )
+  """Refuses data that do not exist or do not fit.
+
+  Raises:
+    ValueError: With the way out.
+  """
+  data = config.data
+  if data.kind not in KINDS:
+    raise ValueError(f"data.kind={data.kind!r} is unknown; use one of {KINDS}.")
+  if data.kind == "latents":
+    latents.check(data.root, _shapes(config))
+    if data.verify:
+      video_latents.verify(data.root, digests=True)
 
 
 def examples_per_step(config: Any) -> int:
@@ -28,6 +37,8 @@ def examples_per_step(config: Any) -> int:
 
 def loader(config: Any, split: str) -> Any:
   """This process's part of every batch; its iterator can be saved."""
+  if config.data.kind == "latents":
+    return _prepared(config, split)
   data, training = config.data, split == "train"
   made = pipeline.make_loader(
     data.root,
@@ -45,6 +56,28 @@ def loader(config: Any, split: str) -> Any:
   )
   # Rollouts start from noise, so only prompts are read.
   return made.map(_prompts_only) if config.stage == "dmd" else made
+
+
+def _prepared(config: Any, split: str) -> Any:
+  data, training = config.data, split == "train"
+  return latents.make_loader(
+    data.root,
+    batch_size=examples_per_step(config) if training else data.batch_size,
+    shapes=_shapes(config),
+    seed=config.seed,
+    prompt_dropout=data.prompt_dropout if training else 0.0,
+    split=split,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def _shapes(config: Any) -> latents.Shapes:
+  data = config.data
+  clip = (data.num_frames, *data.latent_shape)
+  return latents.Shapes(
+    latents=None if config.stage == "dmd" else clip, text=(*data.text_shape,)
+  )
 
 
 def _prompts_only(example: dict[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Evaluation:
     self._batches: list[Any] = []
     self._frozen, self._mesh = frozen, mesh
     loss = stages.held_out_loss(config)
-    if loss is None:
+    if loss is None or not config.eval.batches:
       return
     self._loss = jax.jit(loss)
     held_out = iter(batches_lib.loader(config, "test"))

@@ -57,7 +57,7 @@ def abstract_batch(config: Any, network: wan.WanConfig) -> dict[str, Any]:
   }
   if config.stage != "dmd":
     latents = (examples, config.data.num_frames, *config.data.latent_shape)
-    batch["latents"] = jax.ShapeDtypeStruct(latents, jnp.bfloat16)
+    batch["latents"] = jax.ShapeDtypeStruct(latents, jnp.float16)
   return batch
 
 

@@ -94,6 +94,14 @@ def check_networks(networks: dict[str, Any], config: Any) -> None:
         f"networks.{role} has {other.attention.kind} attention but must have "
         f"{wanted}; name another folder."
       )
+  text_shape = (own.text_tokens, own.text_dim)
+  wanted_text = tuple(config.data.get("text_shape", text_shape))
+  if text_shape != wanted_text:
+    raise ValueError(
+      f"networks.model reads {text_shape[0]} tokens of {text_shape[1]} "
+      f"channels but data.text_shape={wanted_text}; use the model's own text "
+      "encoder."
+    )
   if own.channels != config.data.latent_shape[-1]:
     raise ValueError(
       f"networks.model takes {own.channels} channels but data.latent_shape="
