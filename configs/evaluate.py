@@ -1,9 +1,13 @@
-"""Every measure of the small world over a minute, latent against dense.
+"""Every measure of the small world over a minute.
 
   python -m videomla_jax.evaluate --config=configs/evaluate.py
+  python -m videomla_jax.evaluate --config=configs/evaluate.py:stages
 
 40 videos (each held-out prompt four times), 240 frames each, per model, and a
-row of real clips. Arguments: `steps=N` sampler steps, `runlocal`.
+row of real clips. `latent+dense` compares the shipped stage-1 models, `stages`
+the four-step student with the many-step model that it comes from; a checkpoint
+may be several of them, separated by semicolons: training seeds. Arguments:
+`models`, `steps=N` of the many-step sampler, `runlocal`.
 """
 
 import os
@@ -19,9 +23,15 @@ def get_config(arg=None):
   """Returns the config."""
   arg = common.parse_arg(arg, models="latent+dense", steps=10, runlocal=False)
   config = ml_collections.ConfigDict()
-  config.checkpoints = {  # name of the row -> checkpoint
+  config.checkpoints = {  # name of the row -> checkpoints
     kind: f"shipped:small_{kind}" for kind in arg["models"].split("+")
   }
+  config.samplers = {}  # name of the row -> sampler, if it has one of its own
+  if arg["models"] == "stages":
+    config.checkpoints = dict(
+      many_steps="runs/teacher_forcing/model", student="runs/dmd/model"
+    )
+    config.samplers.student = dict(kind="few_step", shift=0.0)
   config.videos_per_prompt = 4
   config.seconds = 60.0
   config.seed = 0

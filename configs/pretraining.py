@@ -6,8 +6,13 @@
 It plays Wan2.1's part: source of the conversion, real score and critic.
 `wan_1p3b` continues the training of a converted release instead.
 
-Arguments: `small` or `wan_1p3b`, `seed=N`, `steps=N`, `data=N` (devices along
-the data axis), `runlocal` (seconds, for tests).
+The small one starts from the shipped teacher-forced dense model and gives half
+of the clips a noise level per frame: from random weights, with one level per
+clip, it learns digits but no motion (docs/training.md).
+
+Arguments: `small` or `wan_1p3b`, `init=DIR` (`init=` starts the small one from
+random weights), `seed=N`, `steps=N`, `data=N` (devices along the data axis),
+`runlocal` (seconds, for tests).
 """
 
 import os
@@ -20,13 +25,19 @@ import common
 def get_config(arg=None):
   """Returns the config of one variant."""
   arg, config = common.training(
-    arg, stage="pretraining", steps=dict(small=14_000, wan_1p3b=10_000)
+    arg,
+    stage="pretraining",
+    steps=dict(small=10_000, wan_1p3b=10_000),
+    init="default",
   )
   config.model.kind = "dense"
-  # Chance that the frames of a clip have levels of their own.
-  config.diffusion.frame_levels = 0.0
   small = arg["size"] == "small"
-  config.networks.model = "" if small else "models/wan_1p3b/dit"
+  # Chance that the frames of a clip have levels of their own.
+  config.diffusion.frame_levels = 0.5 if small else 0.0
+  if small:
+    config.optim.learning_rate = 1.5e-3
+  default = "shipped:small_dense" if small else "models/wan_1p3b/dit"
+  config.networks.model = default if arg["init"] == "default" else arg["init"]
   if arg["runlocal"]:
     common.run_locally(config)
   return config

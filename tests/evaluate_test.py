@@ -53,11 +53,35 @@ def test_report_table_and_sheet_cover_every_video(
   assert set(report["summary"]) == {"real", "latent"}
   stored = json.loads((tmp_path / "out" / "evaluate.json").read_text())
   for row in stored["per_video"].values():
-    assert row and all(len(values) == 10 for values in row.values())
+    (seed_row,) = row
+    assert seed_row and all(len(values) == 10 for values in seed_row.values())
   Image.open(tmp_path / "out" / "evaluate-latent.png").verify()
   table = (tmp_path / "out" / "evaluate.md").read_text()
   assert "real" in table and "latent" in table
   assert table.strip() in capsys.readouterr().out
+
+
+def test_seeds_are_averaged_and_rows_have_samplers_of_their_own(
+  config: Any, tmp_path: pathlib.Path, seed: int
+) -> None:
+  tiny_project.checkpoint(tmp_path / "other", np.random.default_rng(seed + 1))
+  config.checkpoints.latent += f"; {tmp_path / 'other'}"
+  with config.unlocked():
+    config.samplers.latent = dict(kind="few_step", shift=0.0)
+  report = evaluate.evaluate(config)
+  assert report["samplers"]["latent"]["kind"] == "few_step"
+  assert len(report["generation_seconds"]["latent"]) == 2
+  row = report["summary"]["latent"]["ink/all"]
+  means = [np.mean(x["ink/all"]) for x in report["per_video"]["latent"]]
+  assert row["n"] == 2
+  assert row["mean"] == pytest.approx(np.mean(means))
+  assert row["std"] == pytest.approx(np.std(means, ddof=1))
+  sheets = {p.name for p in (tmp_path / "out").glob("*.png")}
+  assert sheets == {"evaluate-latent-0.png", "evaluate-latent-1.png"}
+  with config.unlocked():
+    config.samplers.dense = dict(kind="few_step", shift=0.0)
+  with pytest.raises(ValueError, match="samplers names the rows"):
+    evaluate.evaluate(config)
 
 
 def test_mistakes_are_refused_before_a_judge_is_trained(

@@ -1,14 +1,19 @@
 """Measures models against known truth: identity, count, motion, drift.
 
   python -m videomla_jax.evaluate --config=configs/evaluate.py
+  python -m videomla_jax.evaluate --config=configs/evaluate.py:stages \
+    --config.checkpoints.student="runs/a/dmd/model;runs/b/dmd/model"
 
 Writes a Markdown table, a JSON file with every video's measures and a contact
 sheet per model. Prompts are those that training never showed; the row of real
-clips says what a perfect model would get from the same judge.
+clips says what a perfect model would get from the same judge. Several
+checkpoints of a row are training seeds: the row is their mean, and its
+deviation that of the seeds.
 """
 
 import dataclasses
 import json
+import pathlib
 import time
 from typing import Any
 
@@ -35,10 +40,11 @@ def generate_videos(
   config: Any,
   *,
   name: str,
+  sampler: Any,
 ) -> Float[np.ndarray, "V T h w 1"]:
   """Generates one video per prompt, in [0, 1], with a progress bar."""
   num_frames = sample.count_frames(config.seconds, source.fps)
-  sampler = sample.make_sampler(config.sampler, shift=source.shift)
+  sampler = sample.make_sampler(sampler, shift=source.shift)
   negative = None if sampler.guidance is None else ""
   pieces = []
   with metrics.Progress(num_frames, name, unit="frame") as progress:
@@ -55,6 +61,53 @@ def generate_videos(
   return np.concatenate(pieces, axis=1)
 
 
+def _sampler(config: Any, name: str) -> Any:
+  """The sampler of a row: its own, or that of all."""
+  return config.samplers.get(name, config.sampler)
+
+
+def _load(config: Any) -> dict[str, list[sources.SmallSource]]:
+  """The models of each row, one per training seed."""
+  models = {
+    name: [
+      sources.SmallSource(model=video_model.load(path.strip()))
+      for path in paths.split(";")
+    ]
+    for name, paths in config.checkpoints.items()
+  }
+  unknown = sorted(set(config.samplers) - set(models))
+  if unknown:
+    raise ValueError(
+      f"samplers names the rows {unknown}, which checkpoints lacks; use"
+      f" {sorted(models)}."
+    )
+  for name in models:
+    sample.make_sampler(_sampler(config, name), shift=1.0)
+  return models
+
+
+def _summary(seeds: list[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+  """Over the videos of one training seed, or over the means of several."""
+  if len(seeds) == 1:
+    return long_rollout.summarise(seeds[0])
+  means = {
+    name: np.array([one[name].mean() for one in seeds]) for name in seeds[0]
+  }
+  return long_rollout.summarise(means)
+
+
+def _write_sheet(
+  path: pathlib.Path,
+  videos: Float[np.ndarray, "V T h w 1"],
+  prompts: list[prompts_lib.Prompt],
+  fps: float | int,
+) -> None:
+  """The first ten videos: each held-out prompt once."""
+  frames = video.to_uint8(videos[:10])
+  words = [p.text() for p in prompts[:10]]
+  video.write_png(path, video.contact_sheet(frames, words, fps=fps))
+
+
 def evaluate(config: Any) -> dict[str, Any]:
   """Runs every row of the table.
 
@@ -67,10 +120,7 @@ def evaluate(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: If a checkpoint, a length or the output folder cannot work.
   """
-  models = {
-    n: sources.SmallSource(model=video_model.load(p))
-    for n, p in config.checkpoints.items()
-  }
+  models = _load(config)
   if config.videos_per_prompt < 1 or config.seconds <= 0:
     raise ValueError(
       f"videos_per_prompt={config.videos_per_prompt} and "
@@ -79,41 +129,48 @@ def evaluate(config: Any) -> dict[str, Any]:
   folder = video.check_output_folder(config.output.folder)
   judge, judge_report = judge_lib.load_or_train_judge(config.judge)
   prompts = [*prompts_lib.held_out_prompts()] * config.videos_per_prompt
-  fps = next(iter(models.values())).fps
+  fps = next(iter(models.values()))[0].fps
   num_frames = round(config.seconds * fps)
   real = long_rollout.real_videos(
     prompts, num_frames=num_frames, seed=config.seed
   )
-  measures = {"real": long_rollout.measure(real, prompts, judge, fps)}
-  seconds = {}
-  for name, source in models.items():
-    started = time.monotonic()
-    videos = generate_videos(source, prompts, config, name=name)
-    seconds[name] = round(time.monotonic() - started, 1)
-    measures[name] = long_rollout.measure(videos, prompts, judge, fps)
-    sheet = video.contact_sheet(
-      video.to_uint8(videos[:10]), [p.text() for p in prompts[:10]], fps=fps
-    )
-    video.write_png(folder / f"{config.output.name}-{name}.png", sheet)
-  rows = {n: long_rollout.summarise(m) for n, m in measures.items()}
+  measures = {"real": [long_rollout.measure(real, prompts, judge, fps)]}
+  seconds: dict[str, list[float]] = {}
+  for name, seeds in models.items():
+    measures[name], seconds[name] = [], []
+    for i, source in enumerate(seeds):
+      started = time.monotonic()
+      videos = generate_videos(
+        source, prompts, config, name=name, sampler=_sampler(config, name)
+      )
+      seconds[name].append(round(time.monotonic() - started, 1))
+      measures[name].append(long_rollout.measure(videos, prompts, judge, fps))
+      suffix = f"{name}-{i}" if len(seeds) > 1 else name
+      _write_sheet(
+        folder / f"{config.output.name}-{suffix}.png", videos, prompts, fps
+      )
+  rows = {n: _summary(m) for n, m in measures.items()}
   table = long_rollout.table(rows)
   report = dict(
     videos=len(prompts),
     frames=num_frames,
-    sampler=config.sampler.to_dict(),
+    samplers={n: _sampler(config, n).to_dict() for n in models},
+    checkpoints=config.checkpoints.to_dict(),
     seed=config.seed,
     judge=dataclasses.asdict(judge_report),
     generation_seconds=seconds,
     summary=rows,
     per_video={
-      n: {k: np.asarray(v).tolist() for k, v in m.items()}
+      n: [{k: np.asarray(v).tolist() for k, v in one.items()} for one in m]
       for n, m in measures.items()
     },
   )
-  whole_file.write_text(folder / f"{config.output.name}.md", table + "\n")
+  name = config.output.name
+  whole_file.write_text(folder / f"{name}.md", table + "\n")
   text = json.dumps(report, indent=1, default=float) + "\n"
-  whole_file.write_text(folder / f"{config.output.name}.json", text)
+  whole_file.write_text(folder / f"{name}.json", text)
   print(table, flush=True)
+  print("seconds of generation:", seconds, flush=True)
   return report
 
 

@@ -68,9 +68,7 @@ def test_pretraining_and_teacher_forcing_read_clips(root) -> None:
     losses = _losses(root / stage)
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-    held_out = [
-      x for x in metrics.read_jsonl(root / stage) if "eval/loss" in x
-    ]
+    held_out = [x for x in metrics.read_jsonl(root / stage) if "eval/loss" in x]
     assert [x["step"] for x in held_out] == [2]
     model = components.load(root / stage / "model", "wan_dit")
     before = components.load(root / start, "wan_dit")

@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     train.train(config, str(root / stage))
     return config
 
-  configs = {"pretraining": run("pretraining")}
+  configs = {"pretraining": run("pretraining", "init=")}
   dense = root / "pretraining" / "model"
   latent = conversion.Latent(method="spectral", d_c=16, d_rope=8, d_q=64)
   small_models.convert(
