@@ -118,7 +118,10 @@ def training(
   )
   config.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
   config.checkpoint = dict(every=1000 if small else 100, keep=2)
-  config.log = dict(every=50 if small else 1)  # hosts agree on SIGTERM then
+  config.log = dict(
+    every=50 if small else 1,  # steps; hosts agree on SIGTERM then
+    flops=not small,  # count operations: utilisation of known GPUs
+  )
   config.eval = dict(every=1000 if small else 500, batches=8)
   config.samples = dict(
     every=2000 if small else 10**9,

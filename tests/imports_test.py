@@ -36,6 +36,7 @@ _STORAGE_FILES = {
   "torch_pickle",
   "train_checkpoints",
   "tree_names",
+  "whole_file",
 }
 _LEAF_FILES = {"aot", "cli", "distributed", "machine_code", "metrics", "video"}
 # Every other file at the top of the package is an entry point.

@@ -69,6 +69,11 @@ METRICS: dict[str, tuple[str, str]] = {
   "perf/eval_seconds": ("s", "time of one evaluation"),
   "perf/checkpoint_seconds": ("s", "time that saving blocked the loop"),
   "perf/cache_gib": ("GiB", "bytes of the rollout's cache per device"),
+  "perf/teraflops": (
+    "TFLOP/s",
+    "products done per device, recomputed activations included",
+  ),
+  "perf/flop_utilisation": ("fraction", "of the peak bfloat16 rate"),
   "perf/peak_memory_gib": ("GiB", "peak device memory"),
 }
 

@@ -56,18 +56,19 @@ def _config(root: pathlib.Path, stage: str, **networks: str) -> Any:
   return config
 
 
-def _losses(folder: pathlib.Path) -> list[float]:
-  lines = metrics.read_jsonl(folder)
-  return [x["train/loss"] for x in lines if "train/loss" in x]
+def _lines(folder: pathlib.Path, name: str) -> list[dict[str, Any]]:
+  return [x for x in metrics.read_jsonl(folder) if name in x]
 
 
 def test_pretraining_and_teacher_forcing_read_clips(root) -> None:
   for stage, start in (("pretraining", "dense"), ("teacher_forcing", "latent")):
     config = _config(root, stage, model=start)
     train.train(config, str(root / stage))
-    losses = _losses(root / stage)
+    losses = [x["train/loss"] for x in _lines(root / stage, "train/loss")]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
+    rates = _lines(root / stage, "perf/teraflops")
+    assert min(x["perf/teraflops"] for x in rates) > 0
     held_out = [x for x in metrics.read_jsonl(root / stage) if "eval/loss" in x]
     assert [x["step"] for x in held_out] == [2]
     model = components.load(root / stage / "model", "wan_dit")

@@ -58,9 +58,14 @@ class Device:
   capability: float = 0.0
 
   @property
+  def peak(self) -> Peak | None:
+    """What it can do at most, if that is known."""
+    return PEAKS.get(int(self.capability))
+
+  @property
   def intensity(self) -> float:
     """bfloat16 multiply-adds per byte of traffic; infinite if unknown."""
-    peak = PEAKS.get(int(self.capability))
+    peak = self.peak
     return peak.bf16_flops / 2 / peak.bandwidth if peak else math.inf
 
   @property

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from videomla_jax import checkpoint
 from videomla_jax import metrics
 from videomla_jax import sharding
+from videomla_jax.analysis import flops
 from videomla_jax.models import video_model
 from videomla_jax.ops import device
 from videomla_jax.training import batches as batches_lib
@@ -30,18 +31,22 @@ def to_host(state: Any) -> Any:
 
 
 class Clock:
-  """Mean time of a step since the last look."""
+  """Mean time and operations of a step since the last look."""
 
   def __init__(self, step: int) -> None:
     """Starts at a finished step."""
-    self._time, self._step = time.monotonic(), step
+    self._time, self._step, self._flops = time.monotonic(), step, 0.0
 
-  def lap(self, step: int) -> float:
-    """Seconds of a step since the last call."""
-    now = time.monotonic()
-    seconds = (now - self._time) / max(step - self._step, 1)
-    self._time, self._step = now, step
-    return seconds
+  def add(self, flops: float | int) -> None:
+    """Counts the operations of a step."""
+    self._flops += flops
+
+  def lap(self, step: int) -> tuple[float, float]:
+    """Seconds and operations of a step since the last call."""
+    now, steps = time.monotonic(), max(step - self._step, 1)
+    seconds, done = (now - self._time) / steps, self._flops / steps
+    self._time, self._step, self._flops = now, step, 0.0
+    return seconds, done
 
 
 class Profile:
@@ -124,13 +129,19 @@ class Evaluation:
     }
 
 
-def _performance(config: Any, seconds: float) -> dict[str, float]:
-  """Throughput and memory of a step."""
+def _performance(config: Any, seconds: float, done: float) -> dict[str, float]:
+  """Throughput, utilisation and memory of a step of `done` operations."""
   examples = batches_lib.examples_per_step(config)
   values = {
     "perf/step_seconds": seconds,
     "perf/clips_per_second": examples / seconds,
   }
+  if done:
+    rate = done / seconds / jax.device_count()
+    values["perf/teraflops"] = rate / 1e12
+    peak = device.current().peak
+    if peak is not None:
+      values["perf/flop_utilisation"] = rate / peak.bf16_flops
   memory = device.peak_memory_bytes()
   if memory is not None:
     values["perf/peak_memory_gib"] = memory / 2**30
@@ -156,6 +167,7 @@ class Run:
     self._evaluate = Evaluation(config, frozen, mesh)
     self._key = jax.random.key(config.seed)
     self._programs: dict[Any, Any] = {}
+    self._flops: dict[Any, float] = {}  # of each program
 
   def _program(self, variant: Any, *args: Any) -> Any:
     """The compiled step of one variant; compile time is not step time."""
@@ -169,12 +181,18 @@ class Run:
       start = time.monotonic()
       jitted = jax.jit(seeded, donate_argnums=0)
       self._programs[variant] = jitted.lower(*args).compile()
+      self._flops[variant] = 0.0
+      if self._config.log.flops:
+        trips = stages.mean_trips(self._config)
+        self._flops[variant] = flops.of(seeded, *args, trips=trips)
       logging.info(
         "compiled %s in %.1f s", self._title, time.monotonic() - start
       )
     return self._programs[variant]
 
-  def _one_step(self, state: Any, batch: Any, done: int) -> tuple[Any, Any]:
+  def _one_step(
+    self, state: Any, batch: Any, done: int, clock: Clock
+  ) -> tuple[Any, Any]:
     args = (
       state,
       sharding.put_batch(batch, self._mesh),
@@ -185,6 +203,7 @@ class Run:
     self._profile.before(done)
     state, scalars = self._program(variant, *args)(*args)
     self._profile.after(done, scalars)
+    clock.add(self._flops[variant])
     return state, scalars
 
   def __call__(self, state: Any, batches: Any) -> Any:
@@ -217,7 +236,7 @@ class Run:
       clock = Clock(start)
       for done in range(start + 1, total + 1):
         batch = next(batches)
-        state, scalars = self._one_step(state, batch, done)
+        state, scalars = self._one_step(state, batch, done, clock)
         # The state is donated to the next step; the count is a copy.
         watch.see(done, scalars["train/skipped"], batch)
         progress.update()
@@ -226,7 +245,7 @@ class Run:
         saves = done % config.checkpoint.every == 0 or last or stopping
         if done % config.log.every == 0 or saves:
           values = {name: float(x) for name, x in scalars.items()}
-          values |= _performance(config, clock.lap(done))
+          values |= _performance(config, *clock.lap(done))
           writer.scalars(done, values)
           progress.update(0, loss=values["train/loss"])
         if last:

@@ -67,6 +67,13 @@ def variant(config: Any, step: int) -> int | None:
   return 1 if every and step % every == 0 else None
 
 
+def mean_trips(config: Any) -> float:
+  """Mean number of calls before the random exit of a self-rollout."""
+  if config.stage != "dmd":
+    return 1.0
+  return (len(config.diffusion.timesteps) - 1) / 2
+
+
 def trained(config: Any) -> tuple[str, ...]:
   """Roles of the networks that are trained; the others are frozen."""
   return ("model", "critic") if config.stage == "dmd" else ("model",)
