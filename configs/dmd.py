@@ -12,8 +12,9 @@ score (docs/training.md).
 
 Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
 stage 2), `real=DIR` (frozen real score), `critic=DIR` (the critic's start),
-`frames=N` (latent frames of a rollout), `seed=N`, `steps=N`, `local=N`,
-`data=N`, `runlocal`, as in teacher_forcing.py.
+`frames=N` (latent frames of a rollout), `stream=N` (streaming long tuning:
+videos go on from step to step up to N latent frames), `seed=N`, `steps=N`,
+`local=N`, `data=N`, `runlocal`, as in teacher_forcing.py.
 """
 
 import os
@@ -34,6 +35,7 @@ def get_config(arg=None):
     real="",
     critic="",
     frames=0,
+    stream=0,
   )
   small = arg["size"] == "small"
   score = "runs/pretraining/model" if small else "models/wan_1p3b/dit"
@@ -62,7 +64,11 @@ def get_config(arg=None):
     config.samples.every = 250
     config.checkpoint.every = 100
     config.log.every = 10
-  config.rollout = dict(num_frames=arg["frames"] or config.data.num_frames)
+  config.rollout = dict(
+    num_frames=arg["frames"] or config.data.num_frames,
+    # Videos go on from step to step up to this length (LongLive: 240); 0: not.
+    stream_frames=arg["stream"],
+  )
   if arg["runlocal"]:
     common.run_locally(config)
     config.optim.critic_updates = 2

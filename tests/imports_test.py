@@ -120,6 +120,7 @@ def test_tests_mirror_the_package() -> None:
     folder = path.parent.relative_to(_ROOT / "tests")
     known = (_PACKAGE / folder).is_dir() or folder.parts[0] in (
       "aot",
+      "clips",
       "configs",
       "entry",
       "notebooks",

@@ -117,7 +117,15 @@ def _extent(entry: Any, mesh: Any) -> int:
 
 
 def spec_of(name: str, rank: int) -> P:
-  """Axes of a parameter, moment or average, by the table."""
+  """Axes of a parameter, moment or average, by the table.
+
+  Videos that stage 3 goes on with are split by example.
+  """
+  if re.search(r"\bstream/", name):
+    if name.endswith("negative"):
+      return P()
+    row = ACTIVATIONS["cache" if "cache/entries" in name else "batch"]
+    return P(*row, *[None] * (rank - len(row)))
   spec = next(spec for rule, spec in PARAMETERS if re.search(rule, name))
   if len(spec) > rank:  # A factored or scalar moment of a parameter.
     return P()

@@ -276,12 +276,17 @@ def generator_loss(
   return 0.5 * (error**2)[:, counted].mean()
 
 
-def critic_loss(critic: VelocityOf, x: Latents, draws: ScoreDraws) -> Scalar:
+def critic_loss(
+  critic: VelocityOf,
+  x: Latents,
+  draws: ScoreDraws,
+  counted: Counted = slice(None),
+) -> Scalar:
   """L_C of Eq. (11) for a clip of the student, which is a constant."""
   x = jax.lax.stop_gradient(x)
   noisy = flow.add_noise(x, draws.noise, draws.sigma[:, None])
   error = critic(noisy, draws.sigma) - flow.velocity_target(x, draws.noise)
-  return jnp.mean(error**2)
+  return (error**2)[:, counted].mean()
 
 
 def compare(
@@ -303,10 +308,14 @@ def whole(model: wan.WanDiT, text: Text) -> VelocityOf:
 
 
 def critic_gradients(
-  critic: wan.WanDiT, x: Latents, draws: ScoreDraws, text: Text
+  critic: wan.WanDiT,
+  x: Latents,
+  draws: ScoreDraws,
+  text: Text,
+  counted: Counted = slice(None),
 ) -> tuple[Scalar, wan.WanDiT]:
   """Critic loss and its gradient to the critic's parameters."""
-  loss = lambda critic: critic_loss(whole(critic, text), x, draws)
+  loss = lambda critic: critic_loss(whole(critic, text), x, draws, counted)
   return jax.value_and_grad(loss)(critic)
 
 

@@ -3,11 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from videomla_jax.data import latents
 from videomla_jax.data import moving_digits
 from videomla_jax.data import pipeline
+from videomla_jax.data import prompts
 from videomla_jax.data import video_latents
+from videomla_jax.training import streaming
 
 KINDS = ("moving_digits", "latents")
 
@@ -30,9 +33,22 @@ def check(config: Any) -> None:
 def examples_per_step(config: Any) -> int:
   """Examples that a step consumes: those of all its updates."""
   updates = 1
-  if config.stage == "dmd":
+  if config.stage == "dmd" and not streaming.is_on(config):
     updates += config.optim.critic_updates
   return config.data.batch_size * updates
+
+
+def abstract_prompts(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of the prompts of a step, over all processes."""
+  size = examples_per_step(config)
+  if config.data.kind == "moving_digits":
+    tokens = (size, prompts.NUM_TOKENS)
+    return {"tokens": jax.ShapeDtypeStruct(tokens, jnp.int32)}
+  text = tuple(config.data.text_shape)
+  return {
+    "text": jax.ShapeDtypeStruct((size, *text), jnp.bfloat16),
+    "negative": jax.ShapeDtypeStruct(text, jnp.bfloat16),
+  }
 
 
 def loader(config: Any, split: str) -> Any:

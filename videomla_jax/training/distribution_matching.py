@@ -1,7 +1,8 @@
 """Stage 3: distribution matching on own rollouts, spec/training.md section 4.
 
 A step is one update of the student and then `critic_updates` updates of the
-critic, each on prompts and a rollout of its own. Only prompts are needed. The
+critic, each on prompts and a rollout of its own; where videos go on from step
+to step (`streaming`), all on the same segment. Only prompts are needed. The
 real score is frozen; it and the critic are bidirectional.
 """
 
@@ -12,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, PyTree
 
 from videomla_jax.diffusion import dmd
-from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
 from videomla_jax.training import inputs
 from videomla_jax.training import optim
+from videomla_jax.training import streaming
 
 TITLE = "distribution matching"
 STARTS_FROM = {
@@ -33,10 +34,12 @@ class DmdState(NamedTuple):
     student: The causal network, its average and moments.
     critic: The bidirectional network that follows the student's clips; its
       average is not used and not kept.
+    stream: The videos that the next step goes on with, if they do.
   """
 
   student: optim.TrainState
   critic: optim.TrainState
+  stream: streaming.Stream | None = None
 
   @property
   def model(self) -> PyTree:
@@ -80,6 +83,7 @@ def setup(config: Any) -> dmd.Setup:
 def check(config: Any) -> None:
   """Refuses configs of this stage that cannot be trained."""
   setup(config)
+  streaming.check(config)
   if config.optim.critic_updates < 1:
     raise ValueError(
       f"optim.critic_updates={config.optim.critic_updates} must be at least 1; "
@@ -92,17 +96,6 @@ def check(config: Any) -> None:
     )
 
 
-def _cache(model, batch: int, config) -> cache.Cache:
-  """An empty cache of a rollout."""
-  return rollout.empty_cache(
-    inputs.dit(model),
-    batch=batch,
-    frame=tuple(config.data.latent_shape),
-    window=cache.Window(**config.window),
-    max_frames=config.rollout.num_frames,
-  )
-
-
 def student_gradients(
   state: DmdState,
   batch: inputs.Batch,
@@ -110,14 +103,16 @@ def student_gradients(
   *,
   frozen: dict[str, Any],
   config: Any,
-) -> tuple[Array, PyTree]:
-  """Loss, and its gradient to the parameters of the student."""
+  variant: int | None = None,
+) -> tuple[tuple[Array, dmd.SelfRollout], PyTree]:
+  """Loss and rollout, and the gradient to the parameters of the student."""
   student, critic = state.student.model, state.critic.model
   real = frozen["real"]
   fixed = setup(config)
   size = inputs.num_examples(batch)
+  part = streaming.segment(state.stream, student, size, config, variant)
   key_rollout, key_score = jax.random.split(key)
-  rolled = (size, config.rollout.num_frames, *config.data.latent_shape)
+  rolled = (size, part.frames, *config.data.latent_shape)
   judged = (size, fixed.clip_frames, *config.data.latent_shape)
   texts = dmd.Texts(
     student=inputs.text(student, batch),
@@ -125,19 +120,20 @@ def student_gradients(
     negative=inputs.negative(real, batch),
     critic=inputs.text(critic, batch),
   )
-  (value, _), gradient = dmd.gradients(
+  made, gradient = dmd.gradients(
     inputs.dit(student),
     inputs.dit(real),
     inputs.dit(critic),
-    _cache(student, size, config),
+    part.cache,
     (
       dmd.draw_rollout(key_rollout, rolled, setup=fixed),
       dmd.draw_score(key_score, judged, s=fixed.shift),
     ),
     texts,
     setup=fixed,
+    previous=part.previous,
   )
-  return value, _whole_model(student, gradient)
+  return made, _whole_model(student, gradient)
 
 
 def _whole_model(model: Any, gradient: PyTree) -> PyTree:
@@ -150,27 +146,35 @@ def _whole_model(model: Any, gradient: PyTree) -> PyTree:
 
 
 def critic_gradients(
-  state: DmdState, batch: inputs.Batch, key: Array, *, config: Any
+  state: DmdState,
+  batch: inputs.Batch,
+  key: Array,
+  *,
+  config: Any,
+  variant: int | None = None,
 ) -> tuple[Array, PyTree]:
   """Loss on a new rollout, and its gradient to the critic's parameters."""
   student, critic = state.student.model, state.critic.model
   fixed = setup(config)
   size = inputs.num_examples(batch)
+  part = streaming.segment(state.stream, student, size, config, variant)
   key_rollout, key_score = jax.random.split(key)
-  shape = (size, config.rollout.num_frames, *config.data.latent_shape)
+  shape = (size, part.frames, *config.data.latent_shape)
   rolled = dmd.self_rollout(
     inputs.dit(student),
-    _cache(student, size, config),
+    part.cache,
     dmd.draw_rollout(key_rollout, shape, setup=fixed),
     inputs.text(student, batch),
     setup=fixed,
   )
-  clip = dmd.clip_of(rolled.latents, setup=fixed)
+  clip = dmd.clip_of(streaming.video(part, rolled.latents), setup=fixed)
+  known = 0 if part.previous is None else fixed.clip_frames - part.frames
   value, gradient = dmd.critic_gradients(
     inputs.dit(critic),
     clip,
     dmd.draw_score(key_score, clip.shape, s=fixed.shift),
     inputs.text(critic, batch),
+    counted=slice(known, None),
   )
   return value, _whole_model(critic, gradient)
 
@@ -188,35 +192,30 @@ def step(
 
   Args:
     state: Before the step.
-    batch: Prompts of all updates: the student's, then each of the critic's.
+    batch: Prompts of all updates: the student's, then each of the critic's;
+      the same for all where videos go on from step to step.
     key: Of this step.
     frozen: "real".
     config: See configs/dmd.py.
-    variant: Not used: a rollout starts from noise.
+    variant: Whether videos begin or go on, see `streaming`.
   """
-  del variant
-  parts, updates = config.optim.accumulate, config.optim.critic_updates
-  turns = inputs.split(batch, 1 + updates)
-  first = jax.tree.map(lambda x: x[0], turns)
-  rest = jax.tree.map(lambda x: x[1:], turns)
-  value, gradient = optim.accumulated(
-    lambda batch, key: student_gradients(
-      state, batch, key, frozen=frozen, config=config
-    ),
-    first,
-    jax.random.fold_in(key, 0),
-    parts=parts,
+  updates = config.optim.critic_updates
+  first, rest = _turns(state, batch, config, variant)
+  value, rolled, gradient = _student_update(
+    state, first, jax.random.fold_in(key, 0), frozen, config, variant
   )
   student, scalars = optim.apply(state.student, gradient, value, config.optim)
 
   def update_critic(critic, xs):
     batch, index = xs
-    now = DmdState(student, critic)
+    now = DmdState(student, critic, state.stream)
     loss, gradient = optim.accumulated(
-      lambda batch, key: critic_gradients(now, batch, key, config=config),
+      lambda batch, key: critic_gradients(
+        now, batch, key, config=config, variant=variant
+      ),
       batch,
       jax.random.fold_in(key, index),
-      parts=parts,
+      parts=config.optim.accumulate,
     )
     critic, own = optim.apply(
       critic,
@@ -237,4 +236,60 @@ def step(
     "train/critic_grad_norm": norms.mean(),
     "train/skipped": student.skipped + critic.skipped,
   }
-  return DmdState(student, critic), scalars
+  stream = _next_stream(state, first, rolled, value, config, variant)
+  return DmdState(student, critic, stream), scalars
+
+
+def _turns(
+  state: DmdState, batch: inputs.Batch, config: Any, variant: int | None
+) -> tuple[inputs.Batch, inputs.Batch]:
+  """Prompts of the student's update, and of each of the critic's."""
+  updates = config.optim.critic_updates
+  if not streaming.is_on(config):
+    turns = inputs.split(batch, 1 + updates)
+    first = jax.tree.map(lambda x: x[0], turns)
+    return first, jax.tree.map(lambda x: x[1:], turns)
+  if variant == streaming.GOES_ON:
+    assert state.stream is not None
+    batch = state.stream.batch
+  again = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (updates, *x.shape)), batch
+  )
+  return batch, again
+
+
+def _student_update(state, batch, key, frozen, config, variant):
+  """Loss, rollout (if videos go on) and gradient of the student."""
+
+  def gradients(batch, key):
+    return student_gradients(
+      state, batch, key, frozen=frozen, config=config, variant=variant
+    )
+
+  if streaming.is_on(config):
+    (value, rolled), gradient = gradients(batch, key)
+    return value, rolled, gradient
+
+  def without_rollout(batch, key):
+    (value, _), gradient = gradients(batch, key)
+    return value, gradient
+
+  value, gradient = optim.accumulated(
+    without_rollout, batch, key, parts=config.optim.accumulate
+  )
+  return value, None, gradient
+
+
+def _next_stream(state, batch, rolled, value, config, variant):
+  """The videos after a step; as before it where the step was not finite."""
+  if not streaming.is_on(config):
+    return None
+  size, clip = inputs.num_examples(batch), config.data.num_frames
+  part = streaming.segment(
+    state.stream, state.student.model, size, config, variant
+  )
+  latents = streaming.video(part, rolled.latents)[:, -clip:]
+  new = streaming.Stream(rolled.cache, latents, batch)
+  return jax.tree.map(
+    lambda a, b: jnp.where(jnp.isfinite(value), a, b), new, state.stream
+  )

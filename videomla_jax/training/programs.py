@@ -47,14 +47,10 @@ def _place(tree: Any, where: Any) -> Any:
   )
 
 
-def abstract_batch(config: Any, network: wan.WanConfig) -> dict[str, Any]:
+def abstract_batch(config: Any) -> dict[str, Any]:
   """A batch as shapes."""
   examples = batches_lib.examples_per_step(config)
-  text = (network.text_tokens, network.text_dim)
-  batch = {
-    "text": jax.ShapeDtypeStruct((examples, *text), jnp.bfloat16),
-    "negative": jax.ShapeDtypeStruct(text, jnp.bfloat16),
-  }
+  batch = batches_lib.abstract_prompts(config)
   if config.stage != "dmd":
     latents = (examples, config.data.num_frames, *config.data.latent_shape)
     batch["latents"] = jax.ShapeDtypeStruct(latents, jnp.float16)
@@ -92,7 +88,7 @@ def step_and_arguments(
   )
   batch = {
     name: _place(x, whole if name == "negative" else split)
-    for name, x in abstract_batch(config, networks["model"].config).items()
+    for name, x in abstract_batch(config).items()
   }
   key = _place(jax.eval_shape(lambda: jax.random.key(0)), whole)
   jitted = jax.jit(

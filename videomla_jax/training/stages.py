@@ -12,12 +12,14 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
+from videomla_jax.training import batches
 from videomla_jax.training import consistency
 from videomla_jax.training import distribution_matching
 from videomla_jax.training import inputs
 from videomla_jax.training import optim
 from videomla_jax.training import pretraining
 from videomla_jax.training import regression
+from videomla_jax.training import streaming
 from videomla_jax.training import teacher_forcing
 
 STAGES: dict[str, Any] = {
@@ -60,9 +62,11 @@ def held_out_loss(config: Any) -> Callable[..., Any] | None:
 def variant(config: Any, step: int) -> int | None:
   """Static argument of a step: programs that alternate.
 
-  Every so many steps the first chunk is one given frame, as when a picture is
-  continued, where the config says so.
+  Videos of stage 3 may begin or go on. In other stages every so many steps the
+  first chunk is one given frame, as when a picture is continued.
   """
+  if config.stage == "dmd":
+    return streaming.variant(config, step) if streaming.is_on(config) else None
   every = config.diffusion.get("first_frame_every", 0)
   return 1 if every and step % every == 0 else None
 
@@ -129,4 +133,8 @@ def init(networks: dict[str, Any], config: Any) -> Any:
   if config.stage != "dmd":
     return state
   critic = optim.init(networks["critic"], config.optim, averaged=False)
-  return distribution_matching.DmdState(state, critic)
+  stream = None
+  if streaming.is_on(config):
+    prompts = batches.abstract_prompts(config)
+    stream = streaming.empty(networks["model"], prompts, config)
+  return distribution_matching.DmdState(state, critic, stream)
