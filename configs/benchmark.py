@@ -1,10 +1,12 @@
-"""Costs: of a rollout over its length, or of the attention kernels.
+"""Costs: of a rollout, of the attention kernels, or of training steps.
 
   python -m videomla_jax.benchmark --config=configs/benchmark.py
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=kernels
 
+  python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=training
+
 The second needs the extra `aot` and JAX_PLATFORMS=cpu, and no GPU.
-Arguments: `suite=rollout|kernels`, `minutes=N`, `runlocal`.
+Arguments: `suite=rollout|kernels|training`, `minutes=N`, `runlocal`.
 """
 
 import os
@@ -14,28 +16,43 @@ import ml_collections
 
 sys.path.insert(0, os.path.dirname(__file__))
 import common
+import consistency
+import dmd
+import pretraining
+import teacher_forcing
 
-SUITES = ("rollout", "kernels")
+SUITES = ("rollout", "kernels", "training")
 
 
 def get_config(arg=None):
   """Returns the config."""
   arg = common.parse_arg(arg, suite="rollout", minutes=10, runlocal=False)
   if arg["suite"] not in SUITES:
-    raise ValueError(
-      f"suite={arg['suite']!r} is unknown; use suite=rollout or suite=kernels."
-    )
+    raise ValueError(f"suite={arg['suite']!r} is unknown; use one of {SUITES}.")
   config = ml_collections.ConfigDict()
   config.suite = arg["suite"]
   config.json = ""  # also write the figures here
   if config.suite == "kernels":
     return _kernels(config, arg)
+  if config.suite == "training":
+    return _training(config)
   config.checkpoint = "shipped:small_latent"
   config.seconds = 60.0 * arg["minutes"]
   config.batch = 4
   config.num_steps = 4  # four network calls per chunk, as a student has
   if arg["runlocal"]:
     config.seconds, config.batch, config.num_steps = 30.0, 1, 1
+  return config
+
+
+def _training(config):
+  """The stages at 1.3B, latent where the student is."""
+  config.targets = ("b200", "h100")
+  config.utilisation = 0.4  # of the peak; an assumption, nothing was run
+  config.stages = {
+    module.__name__: module.get_config("wan_1p3b")
+    for module in (pretraining, teacher_forcing, consistency, dmd)
+  }
   return config
 
 

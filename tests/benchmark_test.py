@@ -68,6 +68,23 @@ def test_mistakes_are_refused_before_anything_runs(
     benchmark.benchmark(config)
 
 
+def test_training_suite_counts_every_stage(tmp_path: pathlib.Path) -> None:
+  config = tiny_project.config("benchmark", "suite=training")
+  config.json = str(tmp_path / "training.json")
+  rows = {row["stage"]: row for row in benchmark.benchmark(config)}
+  assert set(rows) == {"pretraining", "teacher_forcing", "consistency", "dmd"}
+  for row in rows.values():
+    expected = row["operations"] / (0.4 * 2.25e15)
+    assert row["seconds"]["b200"] == pytest.approx(expected)
+  # A student with its rollout and two scores, and five critics with theirs.
+  assert rows["dmd"]["operations"] > 5 * rows["pretraining"]["operations"]
+  stored = json.loads((tmp_path / "training.json").read_text())
+  assert stored == list(rows.values())
+  config.utilisation = 0.0
+  with pytest.raises(ValueError, match="utilisation=0.0"):
+    benchmark.benchmark(config)
+
+
 def test_kernel_suite_refuses_what_it_does_not_know() -> None:
   config = ml_collections.ConfigDict(
     dict(suite="kernels", json="", targets=("b300",), shapes=("480p",))

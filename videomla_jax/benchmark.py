@@ -4,7 +4,9 @@
 
 Prints cache bytes against the formula, compiled memory of a chunk and of whole
 rollouts of two lengths, and the time of late chunks over early ones.
-`:suite=kernels` compiles the attention kernels instead, see `kernels`.
+`:suite=kernels` compiles the attention kernels instead, see `kernels`;
+`:suite=training` counts what a step of each stage computes, and what that takes
+at a given share of a GPU's peak. Nothing is run or compiled for it.
 """
 
 import dataclasses
@@ -21,14 +23,18 @@ from videomla_jax import aot
 from videomla_jax import cli
 from videomla_jax import kernels
 from videomla_jax import shapes
+from videomla_jax import sharding
 from videomla_jax import video
 from videomla_jax import whole_file
+from videomla_jax.analysis import flops
 from videomla_jax.analysis import memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
 from videomla_jax.models import cache
 from videomla_jax.models import video_model
 from videomla_jax.ops.latent_attention import specs
+from videomla_jax.training import programs
+from videomla_jax.training import stages
 
 
 def compiled_bytes(
@@ -162,6 +168,45 @@ def kernel_suite(config: Any) -> list[kernels.Row]:
   return made
 
 
+def training_suite(config: Any) -> list[dict[str, Any]]:
+  """Counts the operations of every stage for one clip; computes seconds.
+
+  Args:
+    config: See configs/benchmark.py.
+
+  Raises:
+    ValueError: If a target is unknown or the share is none.
+  """
+  unknown = sorted(set(config.targets) - set(aot.TARGETS))
+  if unknown or not 0 < config.utilisation <= 1:
+    raise ValueError(
+      f"targets={unknown} are unknown (use some of {sorted(aot.TARGETS)}), or"
+      f" utilisation={config.utilisation} is not above 0 and at most 1."
+    )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  rows = []
+  for name, stage in config.stages.items():
+    one_clip = stage.copy_and_resolve_references()
+    one_clip.data.batch_size = 1
+    step, arguments = programs.step_and_arguments(one_clip, mesh)
+    trips = stages.mean_trips(one_clip)
+    operations = flops.of(step, *arguments, trips=trips)
+    seconds = {
+      target: operations
+      / (config.utilisation * aot.TARGETS[target].peak.bf16_flops)
+      for target in config.targets
+    }
+    rows.append(dict(stage=name, operations=operations, seconds=seconds))
+    print(
+      f"{name:32s}{operations / 1e15:8.2f} PFLOP a clip"
+      + "".join(f"  {t} {s:6.2f} s" for t, s in seconds.items()),
+      flush=True,
+    )
+  if config.json:
+    whole_file.write_text(config.json, json.dumps(rows, indent=1) + "\n")
+  return rows
+
+
 def benchmark(config: Any) -> Any:
   """Runs the suite of a config.
 
@@ -170,7 +215,11 @@ def benchmark(config: Any) -> Any:
   """
   if config.json:
     video.check_output_folder(pathlib.Path(config.json).parent)
-  suites = {"rollout": rollout_suite, "kernels": kernel_suite}
+  suites = {
+    "rollout": rollout_suite,
+    "kernels": kernel_suite,
+    "training": training_suite,
+  }
   return suites[config.suite](config)
 
 
