@@ -126,12 +126,16 @@ def training(
   config.samples = dict(
     every=2000 if small else 10**9,
     videos=6 if small else 0,
-    seconds=15.0,
+    seconds=15.0 if small else 5.0,
     num_steps=10,  # of stages that are sampled by Euler steps
     guidance=3.0,
   )
   if not small:
     config.mesh.update(data=arg["data"], fsdp=-1)
+    config.samples.update(
+      codec="models/wan_1p3b/vae",  # decodes samples, if there are any
+      fps=16.0,
+    )
   return arg, config
 
 

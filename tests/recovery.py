@@ -81,7 +81,8 @@ class Child:
     command += [f"--kill_after={kill_after}"]
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+      + f" --xla_force_host_platform_device_count={devices}",
       "JAX_COMPILATION_CACHE_DIR": str(self.folder / "programs"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }

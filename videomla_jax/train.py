@@ -31,6 +31,7 @@ from videomla_jax.training import inputs
 from videomla_jax.training import loop
 from videomla_jax.training import networks
 from videomla_jax.training import optim
+from videomla_jax.training import samples
 from videomla_jax.training import stages
 
 _PROFILE = flags.DEFINE_string(
@@ -51,6 +52,7 @@ def check_config(config: Any) -> None:
   stage.check(config)
   optim.check(config.optim)
   batches_lib.check(config)
+  samples.check(config)
   for name in ("log", "eval", "checkpoint", "samples"):
     if config[name].every < 1:
       raise ValueError(

@@ -14,8 +14,10 @@ from videomla_jax import conversion
 from videomla_jax import metrics
 from videomla_jax import prepare
 from videomla_jax import train
+from videomla_jax import video
 from videomla_jax.data import video_latents
 from videomla_jax.models import components
+from videomla_jax.models import vae
 from videomla_jax.models import wan
 
 TEXT = (20, 32)
@@ -31,6 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   prepare.prepare(config)
   sizes = wan.tiny(kind="dense", text_dim=TEXT[1], text_tokens=TEXT[0])
   components.save(root / "dense", wan.WanDiT(sizes, rngs=nnx.Rngs(0)))
+  components.save(root / "vae", vae.WanVAE(vae.tiny_vae(), rngs=nnx.Rngs(1)))
   latent = conversion.Latent(method="spectral", d_c=8, d_rope=8, d_q=16)
   with conversion.open_network(root / "dense") as (network, tensors):
     conversion.write_model(root / "latent", network, tensors, latent=latent)
@@ -52,6 +55,9 @@ def _config(root: pathlib.Path, stage: str, **networks: str) -> Any:
   config.optim.update(steps=2, learning_rate=1e-3)
   config.mesh.update(data=1, fsdp=1)
   config.eval.update(every=2, batches=1)
+  config.samples.update(
+    every=2, videos=2, seconds=0.5, num_steps=2, codec=str(root / "vae")
+  )
   config.checkpoint.every = 1
   return config
 
@@ -71,6 +77,10 @@ def test_pretraining_and_teacher_forcing_read_clips(root) -> None:
     assert min(x["perf/teraflops"] for x in rates) > 0
     held_out = [x for x in metrics.read_jsonl(root / stage) if "eval/loss" in x]
     assert [x["step"] for x in held_out] == [2]
+    film = video.read_mp4(root / stage / "samples" / "step-0000002.mp4")[0]
+    # The one held-out caption: a whole clip, or half a second.
+    num_frames = 9 if stage == "pretraining" else 8
+    assert film.shape == (num_frames, 32, 32, 3)
     model = components.load(root / stage / "model", "wan_dit")
     before = components.load(root / start, "wan_dit")
     moved = jax.tree.map(
@@ -79,6 +89,13 @@ def test_pretraining_and_teacher_forcing_read_clips(root) -> None:
       nnx.state(before, nnx.Param),
     )
     assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_samples_need_the_vae(root, tmp_path) -> None:
+  config = _config(root, "pretraining", model="dense")
+  config.samples.codec = str(tmp_path / "none")
+  with pytest.raises(ValueError, match="samples.codec="):
+    train.train(config, str(tmp_path / "run"))
 
 
 def test_a_corrupt_shard_ends_training_before_it_starts(root, tmp_path) -> None:

@@ -8,6 +8,7 @@ and dropout are functions of seed and position, see `batching`.
 from collections.abc import Sequence
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 import grain
@@ -143,6 +144,35 @@ def make_loader(
   return made.map(lambda batch: batch | {"negative": negative})
 
 
+def read_captions(
+  folder: str | os.PathLike[str], shapes: Shapes, count: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """Captions to try a model on: held-out ones, or else those of training.
+
+  Args:
+    folder: Of `prepare`.
+    shapes: Of the embeddings.
+    count: How many, each caption once.
+
+  Returns:
+    Captions, their embeddings `[V, M, E]` and the negative one `[M, E]`.
+  """
+  root = video_latents.locate(folder)
+  splits = tfds.builder_from_directory(root).info.splits
+  source = _open(root, "test" if "test" in splits else "train", {"latents"})
+  found: dict[str, np.ndarray] = {}
+  for i in range(len(source)):
+    if len(found) == count:
+      break
+    record, tokens = source[i], shapes.text[0]
+    text = records.unpack(record["text"], num_tokens=tokens)
+    found.setdefault(record["caption"].decode(), text)
+  negative = records.unpack(
+    video_latents.read_null_text(root), num_tokens=shapes.text[0]
+  )
+  return [*found], np.stack([*found.values()]), negative
+
+
 def open_source(
   folder: str | os.PathLike[str], split: str, shapes: Shapes
 ) -> Sequence[dict[str, Any]]:
@@ -160,11 +190,16 @@ def open_source(
       " eval.batches=0."
     )
   wanted = {"text"} | ({"latents"} if shapes.latents is not None else set())
-  skipped = {
+  return _open(root, split, set(builder.info.features) - wanted)
+
+
+def _open(root: pathlib.Path, split: str, skipped: set[str]) -> Any:
+  builder = tfds.builder_from_directory(root)
+  decoders = {
     name: tfds.decode.SkipDecoding()
-    for name in set(builder.info.features) - wanted
+    for name in skipped & set(builder.info.features)
   }
-  return builder.as_data_source(split, decoders=skipped)
+  return builder.as_data_source(split, decoders=decoders)
 
 
 @dataclasses.dataclass(frozen=True)

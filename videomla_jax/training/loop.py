@@ -15,7 +15,6 @@ from videomla_jax import checkpoint
 from videomla_jax import metrics
 from videomla_jax import sharding
 from videomla_jax.analysis import flops
-from videomla_jax.models import video_model
 from videomla_jax.ops import device
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import interrupts
@@ -278,8 +277,7 @@ class Run:
     if self._config.samples.videos < 1:
       return
     model = to_host(model)
-    small = isinstance(model, video_model.VideoModel)
-    if small and jax.process_index() == 0:
+    if jax.process_index() == 0:
       with jax.set_mesh(sharding.make_mesh(devices=jax.local_devices()[:1])):
         # In the mesh of the run they would be spread over all processes.
         model = jax.tree.map(jnp.asarray, model)

@@ -1,18 +1,23 @@
 """Videos that a run shows on its way: an MP4 grid and a contact sheet."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 import numpy as np
 
 from videomla_jax import sources
 from videomla_jax import text_to_video
 from videomla_jax import video
+from videomla_jax.data import latents
 from videomla_jax.data import prompts as prompts_lib
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
+from videomla_jax.models import components
 from videomla_jax.models import video_model
+from videomla_jax.models import wan
 
 
 def sampler_of(config: Any) -> sampling.Sampler:
@@ -26,45 +31,101 @@ def sampler_of(config: Any) -> sampling.Sampler:
   )
 
 
+class _Given(NamedTuple):
+  """What videos are made from: networks, captions and their embeddings."""
+
+  parts: text_to_video.Parts
+  words: list[str]
+  text: Array
+
+
+def _small(model: video_model.VideoModel, config: Any, guided: bool) -> _Given:
+  """Prompts that the small world's training never shows."""
+  words = [p.text() for p in prompts_lib.held_out_prompts()]
+  words = words[: config.samples.videos]
+  source = sources.SmallSource(model=model)
+  text = source.embed(words, negative="" if guided else None)
+  return _Given(source.load(), words, text)
+
+
+def _prepared(model: wan.WanDiT, config: Any, guided: bool) -> _Given:
+  """The first held-out captions of prepared data; the VAE is loaded for it."""
+  wanted = latents.Shapes(latents=None, text=(*config.data.text_shape,))
+  words, text, negative = latents.read_captions(
+    config.data.root, wanted, config.samples.videos
+  )
+  if guided:
+    text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
+  parts = text_to_video.Parts(
+    dit=model,
+    codec=components.load(config.samples.codec, "wan_vae"),
+    frame=tuple(config.data.latent_shape),
+    fps=config.samples.fps,
+  )
+  return _Given(parts, words, jnp.asarray(text))
+
+
+def check(config: Any) -> None:
+  """Refuses samples that could not be shown.
+
+  Raises:
+    ValueError: If prepared data lack a codec to look at them.
+  """
+  samples = config.samples
+  if config.data.kind != "latents" or samples.videos < 1:
+    return
+  if not samples.codec or not pathlib.Path(samples.codec).is_dir():
+    raise ValueError(
+      f"samples.codec={samples.codec!r} must be the folder of the VAE that"
+      " decodes samples, such as models/wan_1p3b/vae; or set samples.videos=0."
+    )
+
+
 def write(
-  folder: pathlib.Path, model: video_model.VideoModel, step: int, config: Any
+  folder: pathlib.Path, model: Any, step: int, config: Any
 ) -> list[pathlib.Path]:
   """Generates videos of held-out prompts and writes them.
 
   Args:
     folder: Where to write.
-    model: The average of a small video model.
+    model: The average of a small video model, or of a bare DiT.
     step: Finished steps, for the names.
     config: Training config.
 
   Returns:
     The files.
   """
-  prompts = [*prompts_lib.held_out_prompts()][: config.samples.videos]
-  words = [p.text() for p in prompts]
-  source = sources.SmallSource(model=model)
   sampler = sampler_of(config)
-  num_frames = round(config.samples.seconds * source.fps)
-  text = source.embed(words, negative="" if sampler.guidance else None)
-  given = (source.load(), text, jax.random.key(config.seed))
+  small = isinstance(model, video_model.VideoModel)
+  make = _small if small else _prepared
+  parts, words, text = make(model, config, sampler.guidance is not None)
+  key = jax.random.key(config.seed)
+  stride = parts.codec.temporal_stride
   if config.stage == "pretraining":
     pieces = text_to_video.whole_clip(
-      *given, sampler=sampler, num_frames=config.data.num_frames
+      parts,
+      text,
+      key,
+      sampler=sampler,
+      num_frames=(config.data.num_frames - 1) * stride + 1,
     )
   else:
     pieces = text_to_video.roll_out(
-      *given,
+      parts,
+      text,
+      key,
       window=cache.Window(**config.window),
       sampler=sampler,
-      num_frames=num_frames,
+      num_frames=round(config.samples.seconds * parts.fps),
     )
   pixels = np.concatenate([np.asarray(x) for x in pieces], axis=1)
   frames = video.to_uint8(pixels)
   folder.mkdir(parents=True, exist_ok=True)
   sheet = folder / f"step-{step:07d}.png"
-  video.write_png(sheet, video.contact_sheet(frames, words, fps=source.fps))
+  video.write_png(sheet, video.contact_sheet(frames, words, fps=parts.fps))
   film = folder / f"step-{step:07d}.mp4"
-  video.write_mp4(film, _grid(frames), fps=source.fps, scale=8)
+  scale = 8 if small else 1
+  video.write_mp4(film, _grid(frames), fps=parts.fps, scale=scale)
   return [sheet, film]
 
 
