@@ -31,13 +31,12 @@ def get_config(arg=None):
     config.checkpoints = dict(
       many_steps="runs/teacher_forcing/model", student="runs/dmd/model"
     )
-    config.samplers.student = dict(kind="few_step", shift=0.0)
   config.videos_per_prompt = 4
   config.seconds = 60.0
   config.seed = 0
   config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
   config.sampler = dict(
-    kind="euler",
+    kind="auto",  # "few_step" for distilled students, else "euler"
     num_steps=arg["steps"],
     guidance=3.0,
     shift=0.0,  # 0 is that of training

@@ -121,6 +121,17 @@ def test_few_step_sampler_runs_without_guidance(
   assert report["cache_bytes"] == 3 * 9 * 24 * 4
 
 
+@pytest.mark.parametrize("stage", ["teacher_forcing", "dmd"])
+def test_a_distilled_model_is_sampled_as_it_was_trained(
+  tmp_path: pathlib.Path, model: video_model.VideoModel, stage: str
+) -> None:
+  video_model.save(tmp_path / "model", model, training=dict(stage=stage))
+  config = _config(tmp_path, seconds=0.5, prompts="slow 3 vertical")
+  streams = 1 if stage == "dmd" else 2  # guidance runs two
+  report = sample.sample(config)
+  assert report["cache_bytes"] == streams * 3 * 9 * 24 * 4
+
+
 def test_cache_bytes_are_those_of_the_stream(
   tmp_path: pathlib.Path,
   model: video_model.VideoModel,

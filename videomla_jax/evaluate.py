@@ -31,7 +31,6 @@ from videomla_jax import whole_file
 from videomla_jax.analysis import judge as judge_lib
 from videomla_jax.analysis import long_rollout
 from videomla_jax.data import prompts as prompts_lib
-from videomla_jax.models import video_model
 
 
 def generate_videos(
@@ -44,7 +43,7 @@ def generate_videos(
 ) -> Float[np.ndarray, "V T h w 1"]:
   """Generates one video per prompt, in [0, 1], with a progress bar."""
   num_frames = sample.count_frames(config.seconds, source.fps)
-  sampler = sample.make_sampler(sampler, shift=source.shift)
+  sampler = sample.make_sampler(sampler, source)
   negative = None if sampler.guidance is None else ""
   pieces = []
   with metrics.Progress(num_frames, name, unit="frame") as progress:
@@ -69,10 +68,7 @@ def _sampler(config: Any, name: str) -> Any:
 def _load(config: Any) -> dict[str, list[sources.SmallSource]]:
   """The models of each row, one per training seed."""
   models = {
-    name: [
-      sources.SmallSource(model=video_model.load(path.strip()))
-      for path in paths.split(";")
-    ]
+    name: [sources.open_small(path.strip()) for path in paths.split(";")]
     for name, paths in config.checkpoints.items()
   }
   unknown = sorted(set(config.samplers) - set(models))
@@ -81,8 +77,8 @@ def _load(config: Any) -> dict[str, list[sources.SmallSource]]:
       f"samplers names the rows {unknown}, which checkpoints lacks; use"
       f" {sorted(models)}."
     )
-  for name in models:
-    sample.make_sampler(_sampler(config, name), shift=1.0)
+  for name, seeds in models.items():
+    sample.make_sampler(_sampler(config, name), seeds[0])
   return models
 
 

@@ -31,27 +31,31 @@ from videomla_jax.models import cache
 from videomla_jax.ops import quantise
 
 
-def make_sampler(config: Any, *, shift: float | int) -> sampling.Sampler:
+def make_sampler(config: Any, source: sources.Source) -> sampling.Sampler:
   """Reads `config.sampler`.
 
   Args:
-    config: Kind, steps, guidance, and a shift or 0 for the model's own.
-    shift: Warp of the schedule that the model was trained with.
+    config: Kind ("auto" is the model's own), steps, guidance, and a shift or 0
+      for the model's own.
+    source: The model.
 
   Raises:
     ValueError: If the kind is unknown.
   """
-  shift = config.shift or shift
-  if config.kind == "few_step":
+  shift = config.shift or source.shift
+  kind = config.kind
+  if kind == "auto":
+    kind = "few_step" if source.distilled else "euler"
+  if kind == "few_step":
     return sampling.few_step(shift=shift)
   rules = {"euler": sampling.euler, "unipc": sampling.unipc}
-  if config.kind not in rules:
+  if kind not in rules:
     raise ValueError(
       f"sampler.kind={config.kind!r} is unknown; use one of "
-      f"{[*sorted(rules), 'few_step']}."
+      f"{['auto', *sorted(rules), 'few_step']}."
     )
   guidance = float(config.guidance) or None
-  return rules[config.kind](config.num_steps, shift=shift, guidance=guidance)
+  return rules[kind](config.num_steps, shift=shift, guidance=guidance)
 
 
 def split_prompts(text: str) -> list[str]:
@@ -110,7 +114,7 @@ def sample(config: Any) -> dict[str, Any]:
   source = sources.open_source(config)
   source.check(prompts)
   window = cache.Window(**config.window)
-  sampler = make_sampler(config.sampler, shift=source.shift)
+  sampler = make_sampler(config.sampler, source)
   num_frames = count_frames(config.seconds, source.fps)
   height, width = source.pixels
   given = films.read_given(

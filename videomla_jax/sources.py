@@ -11,6 +11,7 @@ and opening it loads nothing large.
 
 from collections.abc import Callable
 import dataclasses
+import os
 import pathlib
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from videomla_jax import checkpoint
 from videomla_jax import text_to_video
 from videomla_jax.analysis import memory
 from videomla_jax.data import prompts as prompts_lib
@@ -35,6 +37,7 @@ from videomla_jax.models import wan
 
 Embeddings = Float[Array, "B M E"]
 RANDOM = "random:"
+_DISTILLED = ("consistency", "dmd")  # stages of training
 
 
 @runtime_checkable
@@ -46,6 +49,7 @@ class Source(Protocol):
     pixel_channels: 1 (grey) or 3.
     fps: Pixel frames per second.
     shift: Warp of the noise schedule that the model was trained with.
+    distilled: Whether it was trained to need a few steps and no guidance.
   """
 
   @property
@@ -60,6 +64,9 @@ class Source(Protocol):
   @property
   def shift(self) -> float | int: ...  # noqa: D102
 
+  @property
+  def distilled(self) -> bool: ...  # noqa: D102
+
   def check(self, prompts: list[str]) -> None:
     """Raises `ValueError` for prompts that the model cannot take."""
 
@@ -72,9 +79,15 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmallSource:
-  """A model of the small world, text encoder included."""
+  """A model of the small world, text encoder included.
+
+  Attributes:
+    model: The networks.
+    distilled: See `Source`.
+  """
 
   model: video_model.VideoModel
+  distilled: bool = False
 
   @property
   def pixels(self) -> tuple[int, int]:
@@ -131,6 +144,7 @@ class WanSource:
     shift: Warp of the noise schedule.
     pixel_channels: RGB.
     fps: Pixel frames per second.
+    distilled: See `Source`.
   """
 
   text_encoder: Callable[[list[str]], Embeddings]
@@ -140,6 +154,7 @@ class WanSource:
   shift: float | int = 5.0
   pixel_channels: int = 3
   fps: float | int = 16
+  distilled: bool = False
 
   def check(self, prompts: list[str]) -> None:
     """Prompts may be anything but nothing."""
@@ -195,7 +210,22 @@ def open_source(config: Any) -> Source:
   wan_parts = {"dit", "vae"} & {p.name for p in path.glob("*")}
   if wan_parts or any(config.parts.values()):
     return _wan_source(path, config)
-  return SmallSource(model=video_model.load(path))
+  return open_small(path)
+
+
+def open_small(path: str | os.PathLike[str]) -> SmallSource:
+  """Loads a model of the small world; its folder says which stage made it.
+
+  Args:
+    path: Model folder, or `shipped:NAME`.
+
+  Raises:
+    ValueError: If it is missing or damaged.
+  """
+  folder = video_model.checkpoint_path(path)
+  model = video_model.load(folder)
+  stage = checkpoint.read_config(folder).get("training", {}).get("stage", "")
+  return SmallSource(model=model, distilled=stage in _DISTILLED)
 
 
 def _wan_source(path: pathlib.Path, config: Any) -> WanSource:
