@@ -25,7 +25,7 @@ def get_config(arg=None):
     arg,
     stage="consistency",
     # Causal-Forcing's README: at least 3,000 steps, 5,000 to 10,000 are better.
-    steps=dict(small=4000, wan_1p3b=5000),
+    steps=dict(small=3000, wan_1p3b=5000),
     init="runs/teacher_forcing/model",
   )
   config.networks.update(model=arg["init"], teacher=arg["init"])

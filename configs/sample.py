@@ -6,8 +6,9 @@
 Four videos of a minute: 20 s of processor time, compilation included.
 
 Variants (arguments: `steps=N`, `runlocal`):
-  latent, dense              the shipped small models
-  demo                       `make demo`: four prompts of a minute each
+  latent, dense              the shipped small models of stage 1
+  student                    the shipped four-step student of stage 3
+  demo                       `make demo`: four prompts of a minute each by it
   wan_1p3b                   VideoMLA: latent, causal, four steps
   wan_1p3b_dense             Self-Forcing and such: dense, causal, four steps
   wan_1p3b_bidirectional     Wan2.1 itself: whole clips of 5 s, 50 UniPC steps
@@ -36,7 +37,8 @@ WAN_PROMPTS = "A red fox runs through deep snow at sunrise, low camera"
 CHECKPOINTS = {
   "latent": "shipped:small_latent",
   "dense": "shipped:small_dense",
-  "demo": "shipped:small_latent",
+  "student": "shipped:small_student",
+  "demo": "shipped:small_student",
   "wan_1p3b": "models/videomla_1p3b",
   "wan_1p3b_dense": "models/self_forcing_1p3b",
   "wan_1p3b_bidirectional": "models/wan_1p3b",
