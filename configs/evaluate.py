@@ -4,9 +4,9 @@
   python -m videomla_jax.evaluate --config=configs/evaluate.py:stages
 
 40 videos (each held-out prompt four times), 240 frames each, per model, and a
-row of real clips. `latent+dense` compares the shipped stage-1 models, `stages`
-the four-step student with the many-step model that it comes from; a checkpoint
-may be several of them, separated by semicolons: training seeds. Arguments:
+row of real clips. `latent+dense+student` are the shipped models; `stages` is
+the four-step student beside the many-step model that it comes from; a row may
+have several checkpoints, separated by semicolons: training seeds. Arguments:
 `models`, `steps=N` of the many-step sampler, `runlocal`.
 """
 
@@ -21,7 +21,9 @@ import common
 
 def get_config(arg=None):
   """Returns the config."""
-  arg = common.parse_arg(arg, models="latent+dense", steps=10, runlocal=False)
+  arg = common.parse_arg(
+    arg, models="latent+dense+student", steps=10, runlocal=False
+  )
   config = ml_collections.ConfigDict()
   config.checkpoints = {  # name of the row -> checkpoints
     kind: f"shipped:small_{kind}" for kind in arg["models"].split("+")
