@@ -52,12 +52,13 @@ def config() -> Any:
       window=dict(chunk_frames=2, sink_frames=1, local_frames=3),
       diffusion=dict(
         shift=5.0,
+        frame_levels=0.5,
         loss_weight="bell",
         num_levels=8,
         guidance=3.0,
         timesteps=(1000, 500),
       ),
-      rollout=dict(num_frames=FRAMES),
+      rollout=dict(num_frames=FRAMES, stream_frames=0),
     )
   )
 
@@ -102,13 +103,14 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
     *(optim.TrainState(nets[n], None, None, zero, zero)
       for n in ("model", "critic"))
   )  # fmt: skip
+  (value, _), gradient = distribution_matching.student_gradients(
+    state, batch, key, frozen=dict(real=nets["real"]), config=settings
+  )
   return {
     "pretraining": regress(pretraining, nets["dense"]),
     "teacher_forcing": regress(teacher_forcing, nets["model"]),
     "consistency": regress(consistency, nets["model"]),
-    "student": distribution_matching.student_gradients(
-      state, batch, key, frozen=dict(real=nets["real"]), config=settings
-    ),
+    "student": (value, gradient),
     "critic": distribution_matching.critic_gradients(
       state, batch, key, config=settings
     ),
