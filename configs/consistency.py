@@ -4,8 +4,9 @@
     --workdir=runs/consistency
 
 `small`: 0.19 s a step on two CPU cores. `wan_1p3b`: one clip of 81 frames at
-480 x 832 per GPU; 1.94 PFLOP a clip, 2.2 s at 40 % of a B200's peak
-(`benchmark.py:suite=training`; counted and computed, never run).
+480 x 832 per GPU: 28 GB per device (compiled for 8 B200); 1.94 PFLOP a clip,
+2.2 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
+computed, never run).
 
 Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
 stage 1, student and teacher), `seed=N`, `steps=N`, `local=N`, `data=N`,

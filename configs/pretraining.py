@@ -11,8 +11,9 @@ of the clips a noise level per frame: from random weights, with one level per
 clip, it learns digits but no motion (docs/training.md).
 
 `small`: 0.10 s a step on two free CPU cores. `wan_1p3b`: one clip of 81 frames
-at 480 x 832 per GPU; 1.23 PFLOP a clip, 1.4 s at 40 % of a B200's peak
-(`benchmark.py:suite=training`; counted and computed, never run).
+at 480 x 832 per GPU: 28 GB per device (compiled for 8 B200); 1.23 PFLOP a clip,
+1.4 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
+computed, never run).
 
 Arguments: `small` or `wan_1p3b`, `init=DIR` (`init=` starts the small one from
 random weights), `seed=N`, `steps=N`, `data=N` (devices along the data axis),
