@@ -33,6 +33,7 @@ from videomla_jax.training import networks
 from videomla_jax.training import optim
 from videomla_jax.training import samples
 from videomla_jax.training import stages
+from videomla_jax.training import workdir as workdir_lib
 
 _PROFILE = flags.DEFINE_string(
   "profile", "", "Steps FIRST:LAST to trace into WORKDIR/profile."
@@ -143,6 +144,14 @@ def train(config: Any, workdir: str, profile: str = "") -> None:
   )
   root = pathlib.Path(workdir)
   video.check_output_folder(root)
+  with workdir_lib.exclusive(root):
+    _run(config, root, mesh, profile)
+
+
+def _run(
+  config: Any, root: pathlib.Path, mesh: jax.sharding.Mesh, profile: str
+) -> None:
+  """Trains in a folder that is this run's alone, and hands the model on."""
   trace = loop.Profile(root, profile)
   logging.info("config: %s", config.to_json())
   batches = iter(batches_lib.loader(config, "train"))
