@@ -144,17 +144,21 @@ def train(config: Any, workdir: str, profile: str = "") -> None:
   )
   root = pathlib.Path(workdir)
   video.check_output_folder(root)
-  with workdir_lib.exclusive(root):
-    _run(config, root, mesh, profile)
-
-
-def _run(
-  config: Any, root: pathlib.Path, mesh: jax.sharding.Mesh, profile: str
-) -> None:
-  """Trains in a folder that is this run's alone, and hands the model on."""
   trace = loop.Profile(root, profile)
   logging.info("config: %s", config.to_json())
   batches = iter(batches_lib.loader(config, "train"))
+  with workdir_lib.exclusive(root):
+    _run(config, root, mesh, trace, batches)
+
+
+def _run(
+  config: Any,
+  root: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  trace: loop.Profile,
+  batches: Any,
+) -> None:
+  """Trains in a folder that is this run's alone, and hands the model on."""
   state, frozen = init_state(config, mesh)
   with checkpoint.TrainCheckpoints(
     root / "checkpoints",
