@@ -1,7 +1,10 @@
 """Tests of prepared data: what is stored, resumed, counted and refused."""
 
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -170,6 +173,7 @@ def test_another_plan_does_not_touch_what_is_there(made, tmp_path):
     (dict(shard_size=0), "shard_size=0"),
     (dict(test_fraction=2.0), "test_fraction=2.0"),
     (dict(filters=dict(min_fps=60.0)), "none of 6 inputs is left"),
+    (dict(embeddings="none.safetensors", checkpoint="x"), "lacks"),
   ],
 )
 def test_bad_configs_are_refused_with_the_way_out(
@@ -179,6 +183,43 @@ def test_bad_configs_are_refused_with_the_way_out(
   config.update(change)
   with pytest.raises(ValueError, match=message):
     prepare.prepare(config)
+
+
+def test_what_cannot_be_read_is_told_even_if_nothing_is_left(made, tmp_path):
+  config = changed(made, tmp_path)
+  config.filters.min_fps = 60.0
+  with pytest.raises(ValueError, match=r"see '(.*)'\.") as error:
+    prepare.prepare(config)
+  told = str(error.value).split("'")[-2]
+  assert "broken.mp4" in pathlib.Path(told).read_text()
+
+
+_FULL_DISK = """
+import os, resource, signal, sys
+from videomla_jax import whole_file
+from videomla_jax.data import records
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+  with whole_file.replacing(sys.argv[1]) as temporary:
+    records.write(temporary, [os.urandom(50_000)] * 3)
+except Exception as error:
+  print("refused:", type(error).__name__)
+"""
+
+
+def test_a_full_disk_leaves_no_shard_behind(tmp_path):
+  path = tmp_path / "shard"
+  path.write_bytes(b"the one before")
+  done = subprocess.run(
+    [sys.executable, "-c", _FULL_DISK, str(path)],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+  )
+  assert "refused:" in done.stdout, done.stderr[-2000:]
+  assert path.read_bytes() == b"the one before"
+  assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "lose"])

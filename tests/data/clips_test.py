@@ -1,6 +1,7 @@
 """Tests of decoding: times, sizes, turning, segments and bad files."""
 
 from fractions import Fraction
+import socket
 import struct
 
 import av
@@ -133,6 +134,34 @@ def test_what_is_no_video_is_unusable_and_says_why(tmp_path):
     with pytest.raises(clips.UnusableVideo, match=reason):
       with clips.open_video(tmp_path / name):
         pass
+
+
+@pytest.mark.parametrize("kind", ["concat", "hls", "sdp"])
+def test_a_playlist_under_the_name_of_a_video_fetches_nothing(tmp_path, kind):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/v.mp4"
+    text = {
+      "concat": f"ffconcat version 1.0\nfile '{url}'\n",
+      "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n"
+      "#EXT-X-ENDLIST\n",
+      "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+      "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    }[kind]
+    (tmp_path / "v.mp4").write_text(text)
+    with pytest.raises(clips.UnusableVideo, match="not decodable"):
+      with clips.open_video(tmp_path / "v.mp4"):
+        pass
+    server.setblocking(False)
+    with pytest.raises(BlockingIOError):
+      server.accept()
+
+
+def test_metadata_of_any_encoding_does_no_harm(tmp_path):
+  path = write_numbered(tmp_path / "v.mp4", 4)
+  data = path.read_bytes()
+  assert data.count(b"Lavf") == 1  # who wrote it
+  path.write_bytes(data.replace(b"Lavf", b"\xff\xfe\xe9\xff"))
+  assert np.array_equal(numbers(path), [[0, 1, 2, 3]])
 
 
 def test_shapes_must_be_positive():

@@ -116,6 +116,9 @@ def test_bounds_are_inclusive():
     ([["a.mp4", "x", "y"]], ["video", "caption", "Caption"], "twice"),
     ([["a.mp4", "x", "fast"]], ["video", "caption", "fps"], "'fast' in row 1"),
     ([["z.mp4", "x"]], ["video", "caption"], "has none of the first videos"),
+    ([["../a.mp4", "x"]], ["video", "caption"], "not below the folder"),
+    ([["/a.mp4", "x"]], ["video", "caption"], "not below the folder"),
+    ([["a.mp4", "x", -1]], ["video", "caption", "start"], "start=-1.0 in row"),
   ],
 )
 def test_bad_tables_are_refused(folder, rows, header, message):

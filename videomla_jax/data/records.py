@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import dataclasses
 import os
 import pathlib
+import shutil
 from typing import Any
 
 from array_record.python import array_record_module
@@ -135,7 +136,7 @@ def link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
   try:
     os.link(source, target)
   except OSError:  # Not every file system has links.
-    target.write_bytes(source.read_bytes())
+    shutil.copyfile(source, target)
 
 
 def _or_nan(value: float | int | None) -> float | int:

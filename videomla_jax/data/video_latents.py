@@ -177,6 +177,7 @@ def finish(made: Plan) -> dict[str, Any]:
     clips[job.split] += count["clips"]
   report = _report(made, counts, clips)
   if not clips.total():
+    whole_file.write_text(made.work / QUARANTINE_FILE, _quarantine(counts))
     raise ValueError(
       f"none of {report['inputs']} inputs is left: excluded"
       f" {report['excluded']}, quarantined {report['quarantined']}; relax"

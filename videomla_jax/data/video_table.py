@@ -122,7 +122,8 @@ def read_table(path: PathLike, *, videos: PathLike) -> Table:
 
   Raises:
     ValueError: If the file cannot be read or is empty, columns are missing, a
-      number is none, or none of the first videos exists.
+      number is none, a path leads out of the folder, or none of the first
+      videos exists.
   """
   path = pathlib.Path(path)
   _require_folder(pathlib.Path(videos))
@@ -227,7 +228,26 @@ def _item(
       values[field] = str(row[name] or "").strip()
     else:
       values[field] = _number(path, index, name, row[name])
+  _require_inside(path, index, values)
   return Item(index=index, **values)
+
+
+def _require_inside(
+  path: pathlib.Path, index: int, values: dict[str, Any]
+) -> None:
+  """A table, which may be anybody's, names files below the folder only."""
+  video = pathlib.PurePath(values["video"])
+  if video.is_absolute() or ".." in video.parts:
+    raise ValueError(
+      f"table={str(path)!r} has the video {str(video)!r} in row {index + 1},"
+      " which is not below the folder of videos; give paths from there."
+    )
+  start = values.get("start")
+  if start is not None and start < 0:
+    raise ValueError(
+      f"table={str(path)!r} has start={start} in row {index + 1}; segments"
+      " start at second 0 or later."
+    )
 
 
 def _number(
