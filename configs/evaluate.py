@@ -28,7 +28,6 @@ def get_config(arg=None):
   config.checkpoints = {  # name of the row -> checkpoints
     kind: f"shipped:small_{kind}" for kind in arg["models"].split("+")
   }
-  config.samplers = {}  # name of the row -> sampler, if it has one of its own
   if arg["models"] == "stages":
     config.checkpoints = dict(
       many_steps="runs/teacher_forcing/model", student="runs/dmd/model"

@@ -39,11 +39,10 @@ def generate_videos(
   config: Any,
   *,
   name: str,
-  sampler: Any,
 ) -> Float[np.ndarray, "V T h w 1"]:
   """Generates one video per prompt, in [0, 1], with a progress bar."""
   num_frames = sample.count_frames(config.seconds, source.fps)
-  sampler = sample.make_sampler(sampler, source)
+  sampler = sample.make_sampler(config.sampler, source)
   negative = None if sampler.guidance is None else ""
   pieces = []
   with metrics.Progress(num_frames, name, unit="frame") as progress:
@@ -60,25 +59,14 @@ def generate_videos(
   return np.concatenate(pieces, axis=1)
 
 
-def _sampler(config: Any, name: str) -> Any:
-  """The sampler of a row: its own, or that of all."""
-  return config.samplers.get(name, config.sampler)
-
-
 def _load(config: Any) -> dict[str, list[sources.SmallSource]]:
   """The models of each row, one per training seed."""
   models = {
     name: [sources.open_small(path.strip()) for path in paths.split(";")]
     for name, paths in config.checkpoints.items()
   }
-  unknown = sorted(set(config.samplers) - set(models))
-  if unknown:
-    raise ValueError(
-      f"samplers names the rows {unknown}, which checkpoints lacks; use"
-      f" {sorted(models)}."
-    )
-  for name, seeds in models.items():
-    sample.make_sampler(_sampler(config, name), seeds[0])
+  for seeds in models.values():
+    sample.make_sampler(config.sampler, seeds[0])
   return models
 
 
@@ -136,9 +124,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     measures[name], seconds[name] = [], []
     for i, source in enumerate(seeds):
       started = time.monotonic()
-      videos = generate_videos(
-        source, prompts, config, name=name, sampler=_sampler(config, name)
-      )
+      videos = generate_videos(source, prompts, config, name=name)
       seconds[name].append(round(time.monotonic() - started, 1))
       measures[name].append(long_rollout.measure(videos, prompts, judge, fps))
       suffix = f"{name}-{i}" if len(seeds) > 1 else name
@@ -150,7 +136,7 @@ def evaluate(config: Any) -> dict[str, Any]:
   report = dict(
     videos=len(prompts),
     frames=num_frames,
-    samplers={n: _sampler(config, n).to_dict() for n in models},
+    sampler=config.sampler.to_dict(),
     checkpoints=config.checkpoints.to_dict(),
     seed=config.seed,
     judge=dataclasses.asdict(judge_report),
