@@ -1,10 +1,12 @@
 """What may end a run early: a signal, or updates that are not finite."""
 
 import collections
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import pathlib
 import signal
+import time
 from typing import Any
 
 from absl import logging
@@ -15,39 +17,68 @@ import numpy as np
 EXIT_CODE = 143  # 128 + SIGTERM: a scheduler starts the job again
 
 
-class StopRequest:
-  """Turns SIGTERM into a question that the loop asks between two steps."""
+def _agree(received: bool, pace: float) -> tuple[bool, float]:
+  """Whether any process was asked to stop, and the slowest pace of all."""
+  answers = multihost_utils.process_allgather(np.asarray([received, pace]))
+  return bool(answers[:, 0].any()), float(answers[:, 1].max())
 
-  def __init__(self, *, every: int = 1) -> None:
-    """Remembers how often processes agree on the answer.
+
+class StopRequest:
+  """Turns SIGTERM into a question that the loop asks between two steps.
+
+  A single process answers at every step. Several must answer alike, which
+  costs a wait for the device, so they agree on an answer only every few
+  seconds: the number of steps to the next one follows from the slowest pace,
+  which they agree on, too.
+  """
+
+  def __init__(
+    self,
+    *,
+    within: float = 5.0,
+    agree: Callable[[bool, float], tuple[bool, float]] = _agree,
+    clock: Callable[[], float] = time.monotonic,
+  ) -> None:
+    """Remembers how processes agree.
 
     Args:
-      every: Steps between two agreements of several processes; a single
-        process looks at every step.
+      within: Seconds between two agreements, or one step if that takes longer.
+      agree: Of this process's answer and pace in seconds a step; returns
+        whether any was yes and the slowest pace.
+      clock: Seconds.
     """
-    self._every = every
+    self._within, self._agree, self._clock = within, agree, clock
     self._received = False
+    self._next: int | None = None  # step of the next agreement
+    self._last = (0, 0.0)  # step and time of the one before
 
   @contextlib.contextmanager
   def listening(self) -> Iterator["StopRequest"]:
     """Catches SIGTERM while the loop runs."""
-    before = signal.signal(signal.SIGTERM, self._receive)
+    before = signal.signal(signal.SIGTERM, self.receive)
     try:
       yield self
     finally:
       signal.signal(signal.SIGTERM, before)
 
-  def _receive(self, *unused: Any) -> None:
+  def receive(self, *unused: Any) -> None:
+    """Notes that somebody asked to stop; a signal handler."""
     self._received = True
 
   def pending(self, step: int) -> bool:
     """Whether to stop after this step; the same answer in all processes."""
     if jax.process_count() == 1:
       return self._received
-    if step % self._every:
+    if self._next is not None and step < self._next:
       return False
-    answers = multihost_utils.process_allgather(np.asarray(self._received))
-    return bool(np.any(answers))
+    pace = self._within  # unknown: the next step agrees again
+    if self._next is not None:
+      before, then = self._last
+      pace = (self._clock() - then) / max(step - before, 1)
+    stop, slowest = self._agree(self._received, pace)
+    self._last = (step, self._clock())
+    self._next = step + max(1, int(self._within / max(slowest, 1e-6)))
+    return stop
 
 
 class FiniteWatch:

@@ -225,7 +225,7 @@ class Run:
       self._root / "skipped", limit=config.optim.max_skipped
     )
     watch.start(stages.skipped(state))
-    stop = interrupts.StopRequest(every=config.log.every)
+    stop = interrupts.StopRequest()
     with (
       jax.set_mesh(self._mesh),
       stop.listening(),
