@@ -3,11 +3,10 @@
   python -m tests.meshes OUTPUT SEED data=8
 
 Run with eight (virtual) devices, in one process or in several. Writes an npz of
-losses, gradients and the names of the collectives in the compiled step.
+losses, gradients and the collectives of the compiled step, as "kind elements".
 """
 
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests import tiny_model
 from videomla_jax import distributed
 from videomla_jax import sharding
 from videomla_jax import tree_names
+from videomla_jax.analysis import collectives
 from videomla_jax.training import consistency
 from videomla_jax.training import distribution_matching
 from videomla_jax.training import optim
@@ -29,9 +29,6 @@ from videomla_jax.training import teacher_forcing
 
 B, FRAMES, FRAME = 8, 4, (4, 4, 2)  # four tokens a frame
 _SIZES = dict(width=32, num_heads=2, d_c=8, d_rope=6, d_q=16)
-_COLLECTIVES = (
-  "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-)
 
 
 # Stage -> the network that has its gradient.
@@ -148,14 +145,18 @@ def run(output: str, seed: int, sizes: dict[str, int]) -> None:
     jitted = jax.jit(losses, out_shardings=layout)
     program = jitted.lower(placed, given, jax.random.key(seed)).compile()
     result = program(placed, given, jax.random.key(seed))
-  found = re.findall(rf"\b({_COLLECTIVES})(?:-start)?\(", program.as_text())
+  found = {
+    f"{c.kind} {size}"
+    for c in collectives.of(program.as_text())
+    for size in c.sizes
+  }
   if jax.process_count() > 1:
     result = multihost_utils.process_allgather(result, tiled=True)
   if jax.process_index() == 0:
     arrays = {
       name: np.asarray(x) for name, x in tree_names.flat_tree(result).items()
     }
-    np.savez(pathlib.Path(output), collectives=sorted(set(found)), **arrays)
+    np.savez(pathlib.Path(output), collectives=sorted(found), **arrays)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -112,6 +113,53 @@ def test_going_on_after_an_interruption_equals_one_run(
   assert_same(read(plan.folder), read(made[2]))
   assert not plan.work.exists()
   assert prepare.prepare(config) == json.loads(json.dumps(report))
+
+
+# Ends itself by SIGKILL just before its K-th change of the file system.
+_KILLED = """
+import os, pathlib, signal, sys
+from tests import tiny_videos
+from videomla_jax import prepare
+videos, output, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
+changes = []
+def see(event, args):
+  if event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+    return
+  if str(args[0]).startswith(output):
+    changes.append(event)
+    if len(changes) == last:
+      os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(see)
+prepare.prepare(tiny_videos.config(videos, pathlib.Path(output)))
+print("changes:", len(changes))
+"""
+
+
+def test_killed_at_any_moment_it_goes_on(made, tmp_path, seed):
+  rng = np.random.default_rng(seed)
+
+  def start(output, last):
+    return subprocess.run(
+      [sys.executable, "-c", _KILLED, made[0].videos, str(output), str(last)],
+      cwd=pathlib.Path(__file__).parents[1],
+      capture_output=True,
+      text=True,
+    )
+
+  # An uninterrupted run makes 30 changes.
+  for most in (20, 8):
+    done = start(tmp_path, rng.integers(1, most + 1))
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    with pytest.raises(ValueError, match="cannot be read"):
+      video_latents.read_report(tmp_path)
+  report = prepare.prepare(changed(made, tmp_path))
+  assert report["clips"] == made[1]["clips"]
+  folder = video_latents.locate(tmp_path)
+  video_latents.verify(folder, digests=True)
+  assert_same(read(folder), read(made[2]))
+  names = lambda root: {path.name for path in root.iterdir()}
+  assert names(folder) == names(made[2])
+  assert names(folder.parent) == names(made[2].parent)
 
 
 def test_beam_makes_the_same_data(made, tmp_path):

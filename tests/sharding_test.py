@@ -87,10 +87,33 @@ def test_losses_and_gradients_are_those_of_one_device(results, name) -> None:
     tolerances.assert_close(ours[key], expected[key], "float32")
 
 
+def _traffic(result: dict[str, np.ndarray]) -> dict[str, set[int]]:
+  """Elements of what travels, by kind of collective."""
+  traffic: dict[str, set[int]] = {}
+  for kind, size in (x.split() for x in result["collectives"]):
+    traffic.setdefault(kind, set()).add(int(size))
+  return traffic
+
+
+def _weights() -> set[int]:
+  """Elements of the weights of one layer, of all networks."""
+  flat = tree_names.flat_tree(meshes.networks(0))
+  return {
+    int(np.prod(x.shape[1:] if "/blocks/" in name else x.shape))
+    for name, x in flat.items()
+  }
+
+
 def test_copies_of_the_model_only_add_up_gradients(results) -> None:
-  assert set(results("data")["collectives"]) == {"all-reduce"}
+  assert set(_traffic(results("data"))) == {"all-reduce"}
   assert not len(results("one")["collectives"])
-  assert "all-gather" in results("fsdp")["collectives"]
+
+
+def test_split_weights_are_gathered_and_nothing_else_travels(results) -> None:
+  traffic = _traffic(results("fsdp"))
+  # XLA for CPUs reduces gradients and takes the part, GPUs reduce-scatter.
+  assert set(traffic) == {"all-gather", "all-reduce"}
+  assert traffic["all-gather"] <= _weights()
 
 
 def test_every_large_parameter_of_wan_is_split() -> None:

@@ -47,6 +47,7 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
 ACTIVATIONS: dict[str, P] = {
   "batch": P(BATCH),  # B ...
   "residual": P(BATCH, None, None, "sequence"),  # B G T P E
+  "hidden": P(BATCH, None, None, "sequence", "tensor"),  # B G T P F
   # Tokens are split within frames: these are joined only on the device.
   "queries": P(BATCH, None, "sequence", "tensor"),  # B T P N D
   "chunk_queries": P(BATCH, None, None, "sequence", "tensor"),  # B G T P N D

@@ -1,30 +1,48 @@
-"""The real stage-3 step, compiled for eight B200 that are not here.
+"""Real training steps at 1.3B, compiled for eight B200 that are not here.
 
-Student with latent attention, its average, critic and real score, all 1.3B, one
-clip of 21 latent frames at 480 x 832 per GPU.
+One clip of 21 latent frames at 480 x 832 per example. Stage 3 has a student with
+latent attention, its average, critic and real score, one example per GPU.
 """
 
 import functools
-import re
 
+import numpy as np
 import pytest
 
 from tests import tiny_project
 from videomla_jax import aot
 from videomla_jax import sharding
+from videomla_jax import tree_names
+from videomla_jax.analysis import collectives
 from videomla_jax.training import programs
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
 
+def _weights(arguments):
+  """Elements of the weights of one layer, of all networks."""
+  state, *_, frozen = arguments
+  flat = tree_names.flat_tree((state, frozen))
+  return {
+    int(np.prod(x.shape[1:] if "/blocks/" in name else x.shape))
+    for name, x in flat.items()
+  }
+
+
+@functools.cache
+def _compile(stage, fsdp=8, sequence=1, tensor=1):
+  config = tiny_project.config(stage, "wan_1p3b")
+  config.data.batch_size = fsdp
+  mesh = aot.mesh("b200", (1, fsdp, sequence, tensor), sharding.AXES)
+  step, arguments = programs.step_and_arguments(config, mesh)
+  compiled = aot.compile_for(step, *arguments, devices=mesh)
+  return compiled, arguments, mesh
+
+
 @functools.cache
 def _program():
-  config = tiny_project.config("dmd", "wan_1p3b")
-  config.data.batch_size = 8
-  mesh = aot.mesh("b200", (1, 8, 1, 1), sharding.AXES)
-  step, arguments = programs.step_and_arguments(config, mesh)
+  compiled, arguments, mesh = _compile("dmd")
   parts = programs.components(arguments, mesh)
-  compiled = aot.compile_for(step, *arguments, devices=mesh)
   for name, size in parts.items():
     print(f"{name:32s}{size / 1e9:8.2f} GB per device")
   print(
@@ -49,11 +67,34 @@ def test_the_state_is_updated_in_place():
   assert compiled.alias_bytes >= trained
 
 
-def test_parameters_are_gathered_and_gradients_scattered():
-  compiled, _ = _program()
-  names = "all-gather|reduce-scatter"
-  found = set(re.findall(rf"\b({names})(?:-start)?\(", compiled.text))
-  assert found == {"all-gather", "reduce-scatter"}
+def _traffic(stage, **sizes):
+  """Elements of what travels by kind of collective, and of weights."""
+  compiled, arguments, _ = _compile(stage, **sizes)
+  traffic = {}
+  for one in collectives.of(compiled.text):
+    print(one)
+    traffic.setdefault(one.kind, set()).update(one.sizes)
+  return traffic, _weights(arguments)
+
+
+def test_weights_are_gathered_and_gradients_scattered_and_nothing_else():
+  traffic, weights = _traffic("dmd")
+  assert set(traffic) == {"all-gather", "reduce-scatter", "all-reduce"}
+  assert traffic["all-gather"] <= weights
+  assert {8 * size for size in traffic["reduce-scatter"]} <= weights
+  # Norms, biases and scalars, which every device has whole.
+  assert max(traffic["all-reduce"]) < 2e5
+
+
+def test_tokens_and_heads_are_split_without_exchanging_activations():
+  traffic, weights = _traffic("teacher_forcing", fsdp=2, sequence=2, tensor=2)
+  assert "all-to-all" not in traffic
+  # The compiler sends some weights through an idle axis before it gathers them.
+  parts = {size // n for size in weights for n in (2, 4, 8)}
+  assert traffic["collective-permute"] <= parts
+  # Latents and positional keys of all tokens: what the sequence axis costs.
+  chunks, frames, tokens = 7 * 13, 1560, (192, 32)
+  assert {chunks * frames * n for n in tokens} <= traffic["all-gather"]
 
 
 def test_latent_attention_runs_in_our_kernels():

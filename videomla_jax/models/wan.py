@@ -181,16 +181,17 @@ def sinusoid(
 
 
 class MLP(nnx.Module):
-  """Two linear layers with an activation between."""
+  """Two linear layers with an activation between, which lies as `hidden`."""
 
-  def __init__(self, sizes, activation, *, dtype, rngs):
-    self.activation = activation
+  def __init__(self, sizes, activation, *, hidden, dtype, rngs):
+    self.activation, self.hidden = activation, hidden
     self.into = layers.linear(sizes[0], sizes[1], dtype=dtype, rngs=rngs)
     self.out = layers.linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """Applies both layers."""
-    return self.out(self.activation(self.into(x)))
+    between = sharding.constrain(self.activation(self.into(x)), self.hidden)
+    return self.out(between)
 
 
 def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
@@ -215,9 +216,8 @@ class Block(nnx.Module):
     self.cross_attention = attention.CrossAttention(
       width, config.attention.num_heads, dtype=dtype, rngs=rngs
     )
-    self.ffn = MLP(
-      (width, config.ffn_width, width), gelu, dtype=dtype, rngs=rngs
-    )
+    sizes = (width, config.ffn_width, width)
+    self.ffn = MLP(sizes, gelu, hidden="hidden", dtype=dtype, rngs=rngs)
     noise = jax.random.normal(rngs.params(), (6, width), jnp.float32)
     self.modulation = nnx.Param(noise / width**0.5)
 
@@ -284,13 +284,14 @@ class WanDiT(nnx.Module):
     dtype, width, f32 = jnp.dtype(config.dtype), config.width, jnp.float32
     inputs = config.channels * config.patch**2
     self.patch_embed = layers.linear(inputs, width, dtype=dtype, rngs=rngs)
+    # Split by example all the way, or the compiler splits it as the kernels.
+    sizes = (config.freq_dim, width, width)
     self.time_embed = MLP(
-      (config.freq_dim, width, width), jax.nn.silu, dtype=f32, rngs=rngs
+      sizes, jax.nn.silu, hidden="batch", dtype=f32, rngs=rngs
     )
     self.time_project = layers.linear(width, 6 * width, dtype=f32, rngs=rngs)
-    self.text_embed = MLP(
-      (config.text_dim, width, width), gelu, dtype=dtype, rngs=rngs
-    )
+    sizes = (config.text_dim, width, width)
+    self.text_embed = MLP(sizes, gelu, hidden="batch", dtype=dtype, rngs=rngs)
     if config.learned_grid is not None:
       rows, columns = config.learned_grid
       self.grid_embed = nnx.Param(jnp.zeros((rows * columns, width), f32))
@@ -338,8 +339,10 @@ class WanDiT(nnx.Module):
     self, timestep: Float32[Array, "B G T"]
   ) -> tuple[Float32[Array, "B G T E"], Float32[Array, "B G T 6 E"]]:
     """Embedding of each frame's timestep, and its six projections."""
-    e = self.time_embed(sinusoid(timestep, dim=self.config.freq_dim))
-    time = self.time_project(jax.nn.silu(e))
+    split = lambda x: sharding.constrain(x, "batch")
+    waves = sinusoid(split(timestep), dim=self.config.freq_dim)
+    e = split(self.time_embed(split(waves)))
+    time = split(self.time_project(jax.nn.silu(e)))
     return e, rearrange(time, "B G T (six E) -> B G T six E", six=6)
 
   def view(self, place: Place, grid: shapes.Grid, batch: int) -> attention.View:
@@ -383,7 +386,7 @@ class WanDiT(nnx.Module):
     """
     grid = self.grid(latents)
     x = self.patchify(sharding.constrain(latents, "batch"))
-    e, time = self.embed_time(sharding.constrain(timestep, "batch"))
+    e, time = self.embed_time(timestep)
     text = sharding.constrain(text, "batch")
     tokens = sharding.constrain(self.text_embed(text), "batch")
     view = self.view(place, grid, latents.shape[0])
