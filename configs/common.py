@@ -93,6 +93,7 @@ def training(
     size=arg["size"],
     kind=arg["kind"],
     d_c=arg.get("d_c", 0),  # content latent; 0 is the network's own
+    d_rope=arg.get("d_rope", 0),  # positional channels of a head, likewise
   )
   # Replaces fields of a released network; small ones are left as they are.
   config.network = {} if small else dict(dtype="bfloat16", remat=True)
@@ -119,7 +120,7 @@ def training(
   config.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
   config.checkpoint = dict(every=1000 if small else 100, keep=2)
   config.log = dict(
-    every=50 if small else 1,  # steps; hosts agree on SIGTERM then
+    every=50 if small else 1,  # steps
     flops=not small,  # count operations: utilisation of known GPUs
   )
   config.eval = dict(every=1000 if small else 500, batches=8)

@@ -8,10 +8,12 @@ at 480 x 832 per GPU: 28 GB per device (compiled for 8 B200); 1.14 PFLOP a clip,
 1.3 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
 computed, never run).
 
-Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `d_c=N`, `init=DIR`
-(a converted model; `init=` starts the small one from random weights), `seed=N`,
-`steps=N`, `local=N` (window, latent frames), `data=N` (devices along the data
-axis), `runlocal` (seconds, for tests).
+Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `d_c=N` and
+`d_rope=N` (content latent, and the split of a head: its positional channels; a
+converted model must have them), `init=DIR` (a converted model; `init=` starts
+the small one from random weights), `seed=N`, `steps=N`, `local=N` (window,
+latent frames), `data=N` (devices along the data axis), `runlocal` (seconds, for
+tests).
 """
 
 import os
@@ -30,6 +32,7 @@ def get_config(arg=None):
     # latent attention has more to learn.
     steps=dict(small=14_000, wan_1p3b=10_000),
     d_c=0,
+    d_rope=0,
     init="default",
   )
   small = arg["size"] == "small"

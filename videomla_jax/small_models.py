@@ -44,16 +44,19 @@ def to_latent(
       f"activations={latent.activations!r} are of a released model; leave "
       "--activations out for a small one."
     )
-  config = dataclasses.replace(model.config, kind="latent", d_c=latent.d_c)
-  sizes = config.network.attention
-  wanted = dict(d_rope=latent.d_rope, d_q=latent.d_q)
-  own = {name: getattr(sizes, name) for name in wanted}
-  if own != wanted:
+  d_c, d_rope = latent.d_c, latent.d_rope
+  config = dataclasses.replace(
+    model.config, kind="latent", d_c=d_c, d_rope=d_rope
+  )
+  d_q = config.network.attention.d_q
+  if latent.d_q != d_q:
     raise ValueError(
-      f"{wanted} does not fit the small network, which has {own}; leave "
-      "--d_rope and --d_q out."
+      f"d_q={latent.d_q} does not fit the small network, which has {d_q}; "
+      "leave --d_q out."
     )
-  network = init_model.latent_config(model.dit.config, d_c=latent.d_c, **wanted)
+  network = init_model.latent_config(
+    model.dit.config, d_c=d_c, d_rope=d_rope, d_q=d_q
+  )
   dit, reports = init_model.to_latent(
     model.dit, network, method=latent.method, seed=latent.seed
   )

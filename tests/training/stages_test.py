@@ -1,8 +1,10 @@
 """The stages one after the other, as a user runs them, with tiny networks."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
+from flax import nnx
 import jax
 import numpy as np
 import pytest
@@ -142,11 +144,26 @@ def test_another_architecture_than_asked_for_is_refused(folders) -> None:
   for changes, words in (
     (dict(kind="dense"), "has latent attention but model.kind='dense'"),
     (dict(d_c=8), "d_c=16 but model.d_c=8"),
+    (dict(d_rope=4), "d_rope=8 but model.d_rope=4"),
   ):
     config = folders["configs"]["consistency"].copy_and_resolve_references()
     config.model.update(changes)
     with pytest.raises(ValueError, match=words):
       train.load_networks(config)
+
+
+def test_sizes_of_latent_attention_are_arguments(tmp_path) -> None:
+  config = tiny_project.config("teacher_forcing", "small,d_c=8,d_rope=4,init=")
+  made = networks.build(config)
+  networks.save(tmp_path / "model", made, stage="teacher_forcing")
+  sizes = video_model.load(tmp_path / "model").dit.config.attention
+  assert (sizes.d_c, sizes.d_rope, sizes.d_nope) == (8, 4, 28)
+  dense = video_model.VideoModel(
+    dataclasses.replace(made.config, kind="dense"), rngs=nnx.Rngs(0)
+  )
+  latent = conversion.Latent(method="spectral", d_c=8, d_rope=4, d_q=64)
+  converted, _ = small_models.to_latent(dense, latent)
+  networks.prepare(converted, config)  # a converted model has them, too
 
 
 def test_scores_must_be_dense(folders) -> None:

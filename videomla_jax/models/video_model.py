@@ -33,6 +33,7 @@ class VideoModelConfig:
     shift: Warp of the noise schedule in training.
     window: Sink, local and chunk frames of training.
     d_c: Content latent; None is the size's own.
+    d_rope: Positional key; None is the size's own.
   """
 
   size: str
@@ -44,6 +45,7 @@ class VideoModelConfig:
   shift: float
   window: cache.Window
   d_c: int | None = None
+  d_rope: int | None = None
 
   def __post_init__(self):
     if self.size not in wan.SIZES:
@@ -75,7 +77,8 @@ class VideoModelConfig:
   @property
   def network(self) -> wan.WanConfig:
     """Sizes of the DiT."""
-    sizes = {} if self.d_c is None else {"d_c": self.d_c}
+    own = dict(d_c=self.d_c, d_rope=self.d_rope)
+    sizes = {name: size for name, size in own.items() if size is not None}
     return wan.SIZES[self.size](kind=self.kind, **sizes)
 
 

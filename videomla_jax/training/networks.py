@@ -118,6 +118,7 @@ def _small_config(config: Any) -> video_model.VideoModelConfig:
     size=config.model.size,
     kind=config.model.kind,
     d_c=config.model.d_c or None,
+    d_rope=config.model.d_rope or None,
     vocabulary=prompts.vocabulary_size(),
     latent_height=latent,
     latent_width=latent,
@@ -140,11 +141,13 @@ def prepare(model: nnx.Module, config: Any) -> nnx.Module:
       f"networks.model has {attention.kind} attention but model.kind="
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
-  if wanted.d_c and attention.kind == "latent" and attention.d_c != wanted.d_c:
-    raise ValueError(
-      f"networks.model has d_c={attention.d_c} but model.d_c={wanted.d_c}; "
-      "convert again with that size, or leave it 0."
-    )
+  for name in ("d_c", "d_rope") if attention.kind == "latent" else ():
+    size = getattr(attention, name)
+    if wanted[name] and size != wanted[name]:
+      raise ValueError(
+        f"networks.model has {name}={size} but model.{name}={wanted[name]}; "
+        "convert again with that size, or leave it 0."
+      )
   if isinstance(model, video_model.VideoModel):
     changed = dataclasses.replace(
       model.config,
