@@ -46,6 +46,7 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
 # Name of an activation -> axes of its first dimensions.
 ACTIVATIONS: dict[str, P] = {
   "batch": P(BATCH),  # B ...
+  "whole": P(),
   "residual": P(BATCH, None, None, "sequence"),  # B G T P E
   "hidden": P(BATCH, None, None, "sequence", "tensor"),  # B G T P F
   # Tokens are split within frames: these are joined only on the device.

@@ -192,7 +192,7 @@ def _bytes(tree: PyTree) -> int:
 def _activation_bytes(
   config: wan.WanConfig, *, queries: int, keys: int, keys_per_stream: int
 ) -> int:
-  """Live arrays of one block at its two widest points, and the new entries."""
+  """Live arrays of one block at its widest points, and its new entries."""
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
   residual = 2 * queries * width * _F32
@@ -201,5 +201,5 @@ def _activation_bytes(
   values = 2 * keys * width * item  # expanded keys and values
   attention = scores + values + 2 * queries * width * _F32
   ffn = queries * (config.ffn_width + width) * (item + _F32)
-  entries = queries * config.num_layers * config.attention.cached_scalars * item
+  entries = queries * config.attention.cached_scalars * item
   return residual + max(attention, ffn) + entries

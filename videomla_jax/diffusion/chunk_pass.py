@@ -59,6 +59,7 @@ def forward(
   timestep: Float32[Array, "*#B"],
   text: Float[Array, "B M E"],
   place: wan.Place,
+  store: wan.Store | None = None,
 ) -> tuple[Latents, PyTree]:
   """One pass of a chunk that reads the cache and does not write it.
 
@@ -69,9 +70,11 @@ def forward(
     timestep: 0..1000, one for all or one per stream.
     text: Text embeddings.
     place: Coordinates, see `place_of`.
+    store: Given, the chunk's entries go into the cache's, layer by layer.
 
   Returns:
-    Velocity, and the chunk's entries for `cache.commit`.
+    Velocity, and the chunk's entries for `cache.commit`; or, with `store`, the
+    cache's.
   """
 
   def context_of(own, past):
@@ -87,8 +90,11 @@ def forward(
     place,
     context_of=context_of,
     history=cache.entries,
+    store=store,
   )
-  return velocity[:, 0], jax.tree.map(lambda e: e[:, :, 0], entries)
+  if store is None:
+    entries = jax.tree.map(lambda e: e[:, :, 0], entries)
+  return velocity[:, 0], entries
 
 
 def repeat(x: Array, sampler: sampling.Sampler) -> Array:
@@ -110,9 +116,15 @@ def commit(
   place = place_of(cache, latents.shape[1], positions=positions)
   if jump_to is not None:
     place = jump(place, latents.shape[1], to=jump_to)
+  slot = cache_lib.slots_of(cache, latents.shape[1], window=window)
+
+  def store(stored, own, layer):
+    own = jax.tree.map(lambda e: e[:, 0], own)
+    return cache_lib.write(stored, own, slot, layer)
+
   zero = jnp.zeros((), jnp.float32)
-  _, entries = forward(model, cache, latents, zero, text, place)
-  return cache_lib.commit(cache, entries, window=window)
+  _, entries = forward(model, cache, latents, zero, text, place, store)
+  return cache_lib.advance(cache, entries, slot)
 
 
 def denoise(

@@ -108,8 +108,7 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
 
   Args:
     cache: The cache before the chunk.
-    entries: The chunk's entries, leaves `[layers, B, T, P, ...]`; they are
-      cast, or quantised with a scale per token, to what the cache stores.
+    entries: The chunk's entries, leaves `[layers, B, T, P, ...]`, see `write`.
     window: The window the cache was made for.
 
   Returns:
@@ -117,9 +116,21 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
     different frames.
   """
   length = jax.tree.leaves(entries)[0].shape[2]
+  slot = slots_of(cache, length, window=window)
+  return advance(cache, write(cache.entries, entries, slot), slot)
+
+
+def slots_of(
+  cache: Cache, length: int, *, window: Window
+) -> Int32[Array, "B {length}"]:
+  """Slot of each of the next frames; past the end if it is not kept.
+
+  Args:
+    cache: The cache before them.
+    length: Frames.
+    window: The window the cache was made for.
+  """
   slots = cache.frame.shape[1]
-  if not slots:  # Scatter into nothing has no gradient rule.
-    return cache._replace(next_frame=cache.next_frame + length)
   frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
   end = cache.next_frame[:, None] + length
   sink = min(window.sink_frames, slots)
@@ -128,23 +139,56 @@ def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
   # Frames that this very chunk pushes out again are not written: two writes to
   # one slot would have no order.
   stays = frame >= jnp.maximum(end - history, sink)
-  slot = jnp.where(frame < sink, frame, jnp.where(stays, ring, slots))
+  return jnp.where(frame < sink, frame, jnp.where(stays, ring, slots))
 
-  def put(buffer, new, slot):
+
+def write(
+  stored: PyTree,
+  entries: PyTree,
+  slot: Int32[Array, "B T"],
+  layer: Int32[Array, ""] | int | None = None,
+) -> PyTree:
+  """Writes a chunk's entries of all layers, or of one.
+
+  Args:
+    stored: Entries of the cache, leaves `[layers, B, slots, P, ...]`.
+    entries: Of the chunk, leaves `[layers, B, T, P, ...]`, without layers if
+      one is named; they are cast, or quantised with a scale per token, to what
+      the cache stores.
+    slot: See `slots_of`.
+    layer: Which one.
+  """
+  own = "cache" if layer is None else "batch"
+  if not jax.tree.leaves(stored)[0].shape[2]:
+    return stored  # Scatter into nothing has no gradient rule.
+
+  def put(buffer, new, slot, layer):
     row = jnp.arange(slot.shape[0])[:, None]
-    return buffer.at[:, row, slot].set(new, mode="drop")
+    where = (slice(None) if layer is None else layer, row, slot)
+    return buffer.at[where].set(new, mode="drop")
 
-  def write(buffer, new):
+  def put_locally(buffer, new):
     # A batch that is split over devices is written where it is.
     return sharding.per_device(
-      put, ("cache", buffer), ("cache", new), ("batch", slot)
+      put, ("cache", buffer), (own, new), ("batch", slot), ("whole", layer)
     )
 
+  return jax.tree.map(put_locally, stored, quantise.store_like(entries, stored))
+
+
+def advance(cache: Cache, entries: PyTree, slot: Int32[Array, "B T"]) -> Cache:
+  """The cache after a chunk whose entries have been written.
+
+  Args:
+    cache: The cache before the chunk.
+    entries: Of all layers, after the chunk.
+    slot: See `slots_of`.
+  """
+  length = slot.shape[1]
+  frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
   return Cache(
-    entries=jax.tree.map(
-      write, cache.entries, quantise.store_like(entries, cache.entries)
-    ),
-    frame=write(cache.frame[None], frame[None])[0],
+    entries=entries,
+    frame=write(cache.frame[None], frame[None], slot)[0],
     next_frame=cache.next_frame + length,
   )
 

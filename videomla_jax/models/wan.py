@@ -180,6 +180,10 @@ def sinusoid(
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+# (history of all layers, a layer's own entries, its number) -> the history.
+Store = Callable[[PyTree, PyTree, Array | int], PyTree]
+
+
 class MLP(nnx.Module):
   """Two linear layers with an activation between, which lies as `hidden`."""
 
@@ -368,6 +372,7 @@ class WanDiT(nnx.Module):
     context_of: ContextOf,
     history: PyTree = None,
     keep: slice = slice(None),
+    store: Store | None = None,
   ) -> tuple[Float32[Array, "B g T H W C"], PyTree]:
     """Runs the network on chunks side by side.
 
@@ -379,10 +384,12 @@ class WanDiT(nnx.Module):
       context_of: What each chunk's attention sees.
       history: Cached entries, leaves `[layers, B, slots, P, ...]`.
       keep: Chunks whose velocity is wanted.
+      store: Puts a layer's entries into the history, which has been read; so
+        those of all layers never exist at once.
 
     Returns:
       Velocity of the kept chunks, float32, and the entries of every layer,
-      leaves `[layers, B, G, T, P, ...]`.
+      leaves `[layers, B, G, T, P, ...]`; or, with `store`, the new history.
     """
     grid = self.grid(latents)
     x = self.patchify(sharding.constrain(latents, "batch"))
@@ -391,15 +398,15 @@ class WanDiT(nnx.Module):
     tokens = sharding.constrain(self.text_embed(text), "batch")
     view = self.view(place, grid, latents.shape[0])
     x, entries = self._run_blocks(
-      x, time, tokens, view, context_of, history, keep
+      x, time, tokens, view, context_of, history, keep, store
     )
     m = self.head_modulation[...] + e[:, keep, :, None]  # B g T 2 E
     x = layers.layer_norm(x) * (1 + m[..., 1:, :]) + m[..., :1, :]
     out = sharding.constrain(self.head(x), "residual")
     return self.unpatchify(out, grid), entries
 
-  def _run_blocks(self, x, time, text, view, context_of, history, keep):
-    """All blocks; returns the kept chunks and stacked entries."""
+  def _run_blocks(self, x, time, text, view, context_of, history, keep, store):
+    """All blocks; returns the kept chunks and stacked entries or history."""
 
     def body(x, layer, keep=slice(None)):
       block, past = layer
@@ -407,6 +414,8 @@ class WanDiT(nnx.Module):
 
     if self.config.remat:
       body = jax.checkpoint(body, static_argnums=(2,))
+    if store is not None:
+      return self._run_and_store(body, x, history, keep, store)
     xs = (self.blocks, history)
     if self.config.scan_blocks:
       x, entries = jax.lax.scan(lambda x, xs: body(x, xs, slice(None)), x, xs)
@@ -419,3 +428,20 @@ class WanDiT(nnx.Module):
       x, own = body(x, layer, keep if last else slice(None))
       collected.append(own)
     return x, jax.tree.map(lambda *e: jnp.stack(e), *collected)
+
+  def _run_and_store(self, body, x, history, keep, store):
+    """All blocks; each one's entries go into the history behind it."""
+
+    def layer(carry, index):
+      x, history = carry
+      at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, False)
+      x, own = body(x, jax.tree.map(at, (self.blocks, history)), slice(None))
+      return (x, store(history, own, index)), None
+
+    carry = (x, history)
+    if self.config.scan_blocks:
+      carry, _ = jax.lax.scan(layer, carry, jnp.arange(self.config.num_layers))
+    else:
+      for i in range(self.config.num_layers):
+        carry, _ = layer(carry, i)
+    return carry[0][:, keep], carry[1]
