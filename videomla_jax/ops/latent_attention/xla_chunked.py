@@ -8,6 +8,9 @@ running sum l and running output o (Milakov & Gimelshein, arXiv:1805.02867):
 
 so memory is linear in queries + keys. The gradient recomputes p from the saved
 logarithm of the sum (FlashAttention-2, arXiv:2307.08691) and is linear too.
+
+XLA passes over s and p several times. A CPU therefore takes one head and some
+queries after the other, so that s stays in its cache; a GPU takes all at once.
 """
 
 from collections.abc import Sequence
@@ -18,11 +21,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from videomla_jax.ops import device
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
 
 KEY_BLOCK = 512  # scores of a block: 4 bytes x L x N x 512
+CPU_ROWS = 2048  # queries that a CPU takes at a time: 4 MB of scores
+CPU_LEAST = 512  # queries of a head that are worth a turn of their own
 
 
 def _scores(q, k, valid, scale):
@@ -119,6 +125,34 @@ def _flash_backward(scale, block, saved, d_out):
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
+def _fills_cache(q: Float[Array, "B N L D"]) -> bool:
+  """Whether the scores of a block are more than a CPU keeps at hand."""
+  batch, heads, length, _ = q.shape
+  many = batch * heads * length > 4 * CPU_ROWS and length >= CPU_LEAST
+  return many and device.current().platform == "cpu"
+
+
+def _one_head(q, k, v, *, valid, scale, block):
+  """Attention of one head, `[B, L, D]`, some queries after the other."""
+  run = lambda rows: _flash(
+    rows[:, None], k[:, None], v[:, None], valid, scale, block
+  )[:, 0]
+  tiles, rest = _blocks(q, 1, CPU_ROWS)
+  out = jnp.moveaxis(jax.lax.map(run, tiles), 0, 1)
+  out = out.reshape(q.shape[0], -1, v.shape[-1])
+  return jnp.concatenate([out, run(rest)], 1) if rest.shape[1] else out
+
+
+def _in_cache(q, k, v, valid, scale, block):
+  """Attention head after head, `[B, N, L, D]`; in a CPU's cache."""
+
+  def run(head):
+    return _one_head(*head, valid=valid, scale=scale, block=block)
+
+  heads = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v))
+  return jnp.moveaxis(jax.lax.map(run, heads), 0, 1)
+
+
 def attention(
   query: Float[Array, "B L N D"],
   key: Float[Array, "B S N D"],
@@ -145,6 +179,8 @@ def attention(
   q, k, v = (rearrange(x, "B S N D -> B N S D") for x in (query, key, value))
   if k.shape[2] <= block:
     out = _one_block(q, k, v, valid, scale)
+  elif _fills_cache(q):
+    out = _in_cache(q, k, v, valid, scale, block)
   else:
     out = _flash(q, k, v, valid, scale, block)
   return rearrange(out, "B N L V -> B L N V")
