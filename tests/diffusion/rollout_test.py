@@ -197,6 +197,24 @@ def test_prefill_donates_its_cache_and_returns_a_whole_one(seed):
   jax.tree.map(tolerances.assert_close, cache.entries, by_hand.entries)
 
 
+@pytest.mark.parametrize("kind", ["latent", "dense"])
+@pytest.mark.parametrize("scan_blocks", [True, False])
+def test_a_commit_stores_the_entries_of_its_pass(seed, kind, scan_blocks):
+  rng = np.random.default_rng(seed)
+  model, text, _, _ = _setup(seed, kind=kind, scan_blocks=scan_blocks)
+  cache = rollout.empty_cache(
+    model, batch=B, frame=FRAME, window=WINDOW, max_frames=99
+  )
+  for _ in range(2):  # the second one reads the first and wraps the ring
+    x0 = tiny_model.normal(rng, B, 3, *FRAME)
+    zero, place = jnp.zeros(()), rollout.place_of(cache, 3)
+    _, entries = jax.jit(rollout.forward)(model, cache, x0, zero, text, place)
+    expected = cache_lib.commit(cache, entries, window=WINDOW)
+    cache = _commit(model, cache, x0, text, window=WINDOW)
+    np.testing.assert_array_equal(cache.frame, expected.frame)
+    jax.tree.map(tolerances.assert_close, cache.entries, expected.entries)
+
+
 @functools.partial(jax.jit, static_argnames="window")
 def _after_commits(model, past, chunk, text, cotangent, *, window):
   """Velocity of a chunk after the chunks of `past`, and their gradient."""
