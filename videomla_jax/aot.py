@@ -140,6 +140,9 @@ class Compiled:
     return self.executable.runtime_executable().serialize()
 
 
+XLA_DUMPS = "xla"  # folder in that of `dump_environment`
+
+
 def check_toolchain() -> None:
   """Raises `RuntimeError` if the cross-compiler is not installed."""
   for name in ("jax_cuda13_plugin", "nvidia"):
@@ -160,10 +163,11 @@ def prepare_environment() -> None:
 
 
 def dump_environment(folder: pathlib.Path) -> dict[str, str]:
-  """Environment in which Mosaic writes machine code and reports to `folder`.
+  """Environment in which Mosaic and XLA write reports to `folder`.
 
   Args:
-    folder: An empty folder; a `tools` folder is made in it.
+    folder: An empty folder; `tools` is made in it. Mosaic writes machine code
+      and its figures to the folder, XLA the launches of kernels to `xla`.
 
   Returns:
     Variables that must be set before JAX starts, so: of a new process.
@@ -178,6 +182,8 @@ def dump_environment(folder: pathlib.Path) -> dict[str, str]:
   return {
     "JAX_PLATFORMS": "cpu",
     "CUDA_ROOT": str(tools.parent),
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+    f"--xla_dump_to={folder / XLA_DUMPS} --xla_dump_hlo_as_text",
     "MOSAIC_GPU_DUMP_TO": str(folder),
     "MOSAIC_GPU_DUMP_PTX": "1",
     "MOSAIC_GPU_DUMP_PTXAS": "1",

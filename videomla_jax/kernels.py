@@ -39,6 +39,9 @@ IMPLEMENTATIONS = (
 )
 
 
+_OURS = "latent_attention"  # start of our kernels' names
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
   """One line of the table; the fields are the JSON keys.
@@ -54,8 +57,8 @@ class Row:
     registers: Per thread, like the following of the attention kernel.
     spill_bytes: Stack and spill bytes per thread.
     local_memory_ops: Loads and stores of local memory in the machine code.
-    smem_bytes: Shared memory, of Triton's kernels the fixed part only.
-    tmem_columns: Tensor memory, None where it is not told.
+    smem_bytes: Shared memory of a block.
+    tmem_columns: Columns of tensor memory, None where there is none.
     tensor_core_ops: Matrix instructions in the machine code.
     temporary_bytes: Of the whole call, expanded keys and values included.
     compile_seconds: Wall time.
@@ -118,10 +121,11 @@ def compiled_row(
     form: Arrangement.
     shape: Key of `specs.SHAPES`.
     target: Key of `aot.TARGETS`.
-    dumps: Where Mosaic writes, emptied before.
+    dumps: Where Mosaic and XLA write, emptied before.
   """
-  for old in [p for p in dumps.iterdir() if p.is_file()]:
-    old.unlink()
+  for old in [*dumps.glob("*"), *dumps.glob(f"{aot.XLA_DUMPS}/*")]:
+    if old.is_file():
+      old.unlink()
   call = specs.SHAPES[shape]
   row = Row(
     implementation=implementation,
@@ -142,10 +146,7 @@ def compiled_row(
   except Exception as error:  # whatever the compiler raises is the result
     first = (str(error) or repr(error)).splitlines()[0]
     return dataclasses.replace(row, error=first[:300])
-  found = machine_code.mosaic_kernels(dumps)
-  if not found:
-    every = machine_code.kernels(program.serialized())
-    found = [k for k in every if k.name.startswith("latent_attention")]
+  found = machine_code.mosaic_kernels(dumps) or _triton_kernels(program, dumps)
   row = dataclasses.replace(
     row,
     compiled=True,
@@ -164,6 +165,18 @@ def compiled_row(
     tmem_columns=kernel.tmem_columns,
     tensor_core_ops=kernel.tensor_core_ops,
   )
+
+
+def _triton_kernels(
+  program: aot.Compiled, dumps: pathlib.Path
+) -> list[machine_code.Kernel]:
+  """Kernels of ours in a program, which ask for shared memory at launch."""
+  every = machine_code.kernels(program.serialized())
+  found = [k for k in every if k.name.startswith(_OURS)]
+  if not found:
+    return []
+  smem = machine_code.launched_smem_bytes(dumps / aot.XLA_DUMPS, _OURS)
+  return [dataclasses.replace(k, smem_bytes=smem) for k in found]
 
 
 def measured_us(implementation: str, form: specs.Form, shape: str) -> float:

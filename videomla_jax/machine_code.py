@@ -24,6 +24,9 @@ _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
 # Instructions that count, by what they are for.
 TENSOR_CORE = re.compile(r"\b(UTC\w*MMA|HGMMA|QGMMA|HMMA|IMMA)\b")
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)(\.\w+)*\b")
+# Tensor memory is taken in units of 32 columns, told in a uniform register.
+_TAKE = re.compile(r"UTCATOMSWS\.FIND_AND_SET\S* UP\d, UR\d+, (UR\d+)")
+_TMEM_UNIT = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,9 @@ class Kernel:
     name: Symbol of the kernel.
     registers: Per thread.
     stack_bytes: Local memory per thread that the compiler reserved.
-    smem_bytes: Shared memory; of Triton's kernels, which ask for more when
-      they start, only the fixed part.
-    tmem_columns: Columns of tensor memory; None where it is not told.
+    smem_bytes: Shared memory; of kernels that ask for more when they start,
+      as Triton's do, only the fixed part, see `launched_smem_bytes`.
+    tmem_columns: Columns of tensor memory; None where none is taken.
     local_memory_ops: Loads and stores of local memory: spills.
     tensor_core_ops: Matrix instructions.
   """
@@ -206,10 +209,46 @@ def _kernel(path: pathlib.Path, name: str, usage: str) -> Kernel:
     registers=int(values["REG"]),
     stack_bytes=int(values["STACK"]) + int(values["LOCAL"]),
     smem_bytes=int(values["SHARED"]),
-    tmem_columns=None,
+    tmem_columns=tmem_columns(code),
     local_memory_ops=len(LOCAL_MEMORY.findall(code)),
     tensor_core_ops=len(TENSOR_CORE.findall(code)),
   )
+
+
+def tmem_columns(code: str) -> int | None:
+  """Columns of tensor memory that machine code takes; None if it takes none.
+
+  Args:
+    code: As nvdisasm prints it.
+
+  Raises:
+    ValueError: If it takes some and does not tell how many.
+  """
+  take = _TAKE.search(code)
+  if take is None:
+    return None
+  told = re.findall(rf"UMOV {take[1]}, (0x[0-9a-f]+)", code[: take.start()])
+  if not told:
+    raise ValueError("the machine code does not tell its columns")
+  return _TMEM_UNIT * int(told[-1], 16)
+
+
+def launched_smem_bytes(folder: pathlib.Path, name: str) -> int:
+  """Shared memory that kernels of a name ask for when they start, at most.
+
+  Args:
+    folder: Where XLA dumped one program, see `aot.dump_environment`.
+    name: Start of the kernels' names.
+
+  Raises:
+    ValueError: If the dump does not tell.
+  """
+  pattern = re.compile(rf"\] {re.escape(name)}\w* .*shared_memory: (\d+) bytes")
+  texts = folder.glob("*.thunk_sequence_after_thunk_passes.txt")
+  found = [int(n) for path in texts for n in pattern.findall(path.read_text())]
+  if not found:
+    raise ValueError(f"the dump of the program does not tell of {name}")
+  return max(found)
 
 
 def mosaic_kernels(folder: pathlib.Path) -> list[Kernel]:

@@ -59,6 +59,26 @@ def test_blackwell_kernel_uses_its_units(rows):
     assert 0 < row.tmem_columns <= 512
 
 
+def test_memory_of_every_kernel_is_known_and_fits(rows):
+  for row in _ours(rows):
+    if row.compiled:
+      assert 1024 < row.smem_bytes <= aot.TARGETS["b200"].smem_bytes, row
+      if (row.shape, row.form) == ("480p_dc512", "absorbed"):
+        # Too wide for tensor memory: Triton takes products of a warp.
+        assert row.tmem_columns is None
+      else:
+        assert row.tmem_columns in range(32, 513, 32), row
+
+
+def test_columns_are_read_from_machine_code():
+  take = "UTCATOMSWS.FIND_AND_SET.ALIGN UP0, UR4, UR8 ;"
+  code = f"UMOV UR8, 0x8 ;\nUMOV UR4, 0x40 ;\n{take}\n"
+  assert machine_code.tmem_columns(code) == 256
+  assert machine_code.tmem_columns("UMOV UR8, 0x8 ;") is None
+  with pytest.raises(ValueError, match="does not tell"):
+    machine_code.tmem_columns(take)
+
+
 def test_what_does_not_compile_says_why(rows):
   for row in rows:
     if row.compiled:
