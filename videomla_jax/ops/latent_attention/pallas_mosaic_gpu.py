@@ -1,9 +1,10 @@
 """Flash attention for Blackwell (sm_100a) in Pallas Mosaic GPU.
 
-One block of two warpgroups takes a tile of query rows of one head through the
-keys. Three actors hand work on through barriers:
+One thread block per multiprocessor walks through work items, each a tile of
+query rows of one head that visits all keys of its stream. Three actors in two
+warpgroups hand work on through barriers:
 
-  TMA warp   loads queries once, then blocks of keys into a ring of stages
+  TMA warp   loads queries once an item, blocks of keys into a ring of stages
   MMA warp   S_j = Q K_jᵀ (two products: content and shared positional part),
              O += P_j V_j; S has two slots, so S_{j+1} runs beside softmax j
   softmax    m' = max(m, S_j), P_j = 2^(S_j - m'), O *= 2^(m - m') if m grew
@@ -11,6 +12,14 @@ keys. Three actors hand work on through barriers:
 S, P and O live in tensor memory. Where the value is the content itself
 (absorbed form) the very block of shared memory that served as K serves as V.
 The positional key is shared by all heads and never copied to them.
+
+Actors walk on by themselves: while the softmax group finishes an item, the
+next one's queries and first keys arrive and its first scores are multiplied. A
+slot's turn and a barrier's phase follow from the number of key blocks since the
+start of the kernel, which every actor counts. Items of a head are neighbours,
+and so are heads of a stream, so the blocks that run together read the same keys
+from the L2 cache (absorbed: all of them). Streams with the most keys come first;
+what is left at the end, when some multiprocessors have run dry, is short.
 
 Which keys are visited is decided outside (`blocks.table_of`): a block has a
 first key and a number of keys that are its own. TMA fills rows past the end
@@ -61,12 +70,16 @@ class Config:
     keys: Keys per block, a multiple of 64.
     stages: Blocks of keys in shared memory.
     rescale: Columns of the output that are rescaled at a time; 64 spill.
+    cores: Thread blocks, at most one per work item. Shared memory lets one
+      reside on a multiprocessor, of which a B200 has 148. More would queue as
+      in an ordinary grid, fewer leave the rest idle; the result is the same.
   """
 
   rows: int = 128
   keys: int = 128
   stages: int = 2
   rescale: int = 32
+  cores: int = 148
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +196,7 @@ def _scratch(widths: Widths, config: Config, dtype) -> dict[str, Any]:
     p=plgpu.TMEM((config.rows, config.keys), dtype, packed=True),
     o=plgpu.TMEM((config.rows, widths.value), jnp.float32),
     q_full=plgpu.Barrier(num_arrivals=2),
+    q_free=ordered(),
     k_full=plgpu.Barrier(
       num_arrivals=2 if widths.shared else 3, num_barriers=config.stages
     ),
@@ -194,6 +208,30 @@ def _scratch(widths: Widths, config: Config, dtype) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Item:
+  """A tile of query rows and the keys that it visits.
+
+  Attributes:
+    stream: Index of the stream.
+    head: Index of the head.
+    row: First row.
+    follows: False for the first item of a thread block.
+    base: Steps (blocks of keys) of all items before; slots and phases go on.
+    segments: Of each segment: index, start and count refs, steps, and steps
+      since the start of the kernel.
+    steps: Steps of this item.
+  """
+
+  stream: Any
+  head: Any
+  row: Any
+  follows: Any
+  base: Any
+  segments: list[tuple[int, Any, Any, Any, Any]]
+  steps: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class _Block:
   """What the actors of one thread block share.
 
@@ -201,121 +239,160 @@ class _Block:
     widths: Channels.
     config: Block sizes.
     scale: Logit multiplier in base 2.
+    grid: Number of streams, heads and tiles.
+    order: Streams, the one with the most keys first.
     tables: Start (in tiles of rows), count and number of blocks of each
       segment.
     refs: Scratch by name.
-    place: Stream, head and first row.
   """
 
   widths: Widths
   config: Config
   scale: float
+  grid: tuple[int, int, int]
+  order: Any
   tables: list[tuple[Any, Any, Any]]
   refs: dict[str, Any]
-  place: tuple[Any, Any, Any]
 
-  def segments(self):
-    """Of each segment: index, start and count refs, blocks, steps before."""
-    before = jnp.int32(0)
+  def _item(self, info, base):
+    place, head, tile = info.index
+    stream = self.order[place]
+    step, segments = base, []
     for i, (start, count, number) in enumerate(self.tables):
-      blocks_here = number[self.place[0]]
-      yield i, start, count, blocks_here, before
-      before = before + blocks_here
+      segments.append((i, start, count, number[stream], step))
+      step = step + number[stream]
+    return _Item(
+      stream=stream,
+      head=head,
+      row=tile * self.config.rows,
+      follows=info.local_index > 0,
+      base=base,
+      segments=segments,
+      steps=step - base,
+    )
 
-  def steps(self):
-    """Blocks of all segments."""
-    return sum(number[self.place[0]] for _, _, number in self.tables)
+  def for_items(self, visit):
+    """Calls `visit` for every item of this thread block; returns all steps."""
+
+    @plgpu.nd_loop(self.grid, collective_axes="block", init_carry=jnp.int32(0))
+    def steps(info, carry):
+      item = self._item(info, carry)
+      visit(item)
+      return carry + item.steps
+
+    return steps
 
 
 def _load(block: _Block, queries, segments):
   """The TMA warp."""
-  r, (stream, head, row) = block.refs, block.place
-  keys, stages = block.config.keys, block.config.stages
+  r, stages = block.refs, block.config.stages
 
-  def columns(width):
-    return pl.ds(head * width, width)
+  def visit(item):
+    # The scores of the item before are done with the queries long before its
+    # softmax is.
+    pl.when(item.follows)(lambda: plgpu.barrier_wait(r["q_free"]))
+    rows = pl.ds(item.row, block.config.rows)
+    for gmem, smem in zip(queries, (r["q_content"], r["q_rope"]), strict=True):
+      own = gmem.at[item.stream, rows, _columns(item, smem.shape[-1])]
+      plgpu.copy_gmem_to_smem(own, smem, r["q_full"])
+    for i, start, _, number, before in item.segments:
 
-  rows = pl.ds(row, block.config.rows)
-  for gmem, smem in zip(queries, (r["q_content"], r["q_rope"]), strict=True):
-    plgpu.copy_gmem_to_smem(
-      gmem.at[stream, rows, columns(smem.shape[-1])], smem, r["q_full"]
-    )
-  for i, start, _, number, before in block.segments():
-    content, rope, *value = segments[i]
+      def load(j, _, start=start, before=before, arrays=segments[i]):
+        first = start[item.stream, j] * TILE_ROWS
+        _load_keys(block, item, arrays, first, before + j)
 
-    def load(
-      j, _, start=start, before=before, content=content, rope=rope, value=value
-    ):
-      step = before + j
-      slot = lax.rem(step, stages)
+      lax.fori_loop(0, number, load, None)
 
-      @pl.when(step >= stages)
-      def wait_for_room():
-        plgpu.barrier_wait(r["k_free"].at[slot])
-
-      own = pl.ds(start[stream, j] * TILE_ROWS, keys)
-      full = r["k_full"].at[slot]
-      plgpu.copy_gmem_to_smem(
-        content.at[stream, own, columns(block.widths.content)],
-        r["k_content"].at[slot],
-        full,
-      )
-      plgpu.copy_gmem_to_smem(rope.at[stream, own], r["k_rope"].at[slot], full)
-      for v in value:
-        plgpu.copy_gmem_to_smem(
-          v.at[stream, own, columns(block.widths.value)], r["v"].at[slot], full
-        )
-
-    lax.fori_loop(0, number, load, None)
+  steps = block.for_items(visit)
 
   # Every phase of a barrier must be waited for.
-  steps = block.steps()
-
   def drain(step, _):
     plgpu.barrier_wait(r["k_free"].at[lax.rem(step, stages)])
 
   lax.fori_loop(lax.max(steps - stages, 0), steps, drain, None)
+  plgpu.barrier_wait(r["q_free"])
+
+
+def _columns(item, width):
+  return pl.ds(item.head * width, width)
+
+
+def _load_keys(block: _Block, item, arrays, first, step):
+  """Content, positional part and perhaps values of a step into its stage."""
+  r, stages = block.refs, block.config.stages
+  slot = lax.rem(step, stages)
+
+  @pl.when(step >= stages)
+  def wait_for_room():
+    plgpu.barrier_wait(r["k_free"].at[slot])
+
+  content, rope, *value = arrays
+  own, full = pl.ds(first, block.config.keys), r["k_full"].at[slot]
+  plgpu.copy_gmem_to_smem(
+    content.at[item.stream, own, _columns(item, block.widths.content)],
+    r["k_content"].at[slot],
+    full,
+  )
+  plgpu.copy_gmem_to_smem(rope.at[item.stream, own], r["k_rope"].at[slot], full)
+  for v in value:
+    plgpu.copy_gmem_to_smem(
+      v.at[item.stream, own, _columns(item, block.widths.value)],
+      r["v"].at[slot],
+      full,
+    )
 
 
 def _multiply(block: _Block):
   """The MMA warp."""
+  r, stages = block.refs, block.config.stages
+
+  def visit(item):
+    def step(j, _):
+      # S_{j+1} before O_j: the softmax of j runs meanwhile. Its slot held
+      # S_{j-1}, which was read before P_{j-1} was handed over.
+      pl.when(j + 1 < item.steps)(lambda: _scores(block, item, j + 1))
+
+      stage = lax.rem(item.base + j, stages)
+      value = r["k_content"] if block.widths.shared else r["v"]
+      # The first P comes after the output of the item before was read.
+      plgpu.barrier_wait(r["p_full"])
+      plgpu.tcgen05_mma(
+        r["o"],
+        r["p"],
+        value.at[stage],
+        r["k_free"].at[stage],
+        accumulate=j > 0,
+      )
+      plgpu.tcgen05_commit_arrive(r["o_done"])
+
+    plgpu.barrier_wait(r["q_full"])
+    _scores(block, item, jnp.int32(0))
+    lax.fori_loop(0, item.steps, step, None)
+
+  block.for_items(visit)
+
+
+def _scores(block: _Block, item, j):
+  """S of a step into its slot."""
   r, keys = block.refs, block.config.keys
-  stages = block.config.stages
-  steps = block.steps()
+  stage = lax.rem(item.base + j, block.config.stages)
+  slot = lax.rem(item.base + j, 2)
+  s = r["s"].at[:, pl.ds(slot * keys, keys)]
+  plgpu.barrier_wait(r["k_full"].at[stage])
+  plgpu.tcgen05_mma(
+    s, r["q_content"], r["k_content"].at[stage].T, accumulate=False
+  )
+  plgpu.tcgen05_mma(
+    s,
+    r["q_rope"],
+    r["k_rope"].at[stage].T,
+    r["s_full"].at[slot],
+    accumulate=True,
+  )
 
-  def scores(step):
-    """S of a step into its slot."""
-    stage = lax.rem(step, stages)
-    slot = lax.rem(step, 2)
-    s = r["s"].at[:, pl.ds(slot * keys, keys)]
-    plgpu.barrier_wait(r["k_full"].at[stage])
-    plgpu.tcgen05_mma(
-      s, r["q_content"], r["k_content"].at[stage].T, accumulate=False
-    )
-    plgpu.tcgen05_mma(
-      s,
-      r["q_rope"],
-      r["k_rope"].at[stage].T,
-      r["s_full"].at[slot],
-      accumulate=True,
-    )
-
-  def step(j, _):
-    # S_{j+1} before O_j: the softmax of j runs meanwhile. Its slot held
-    # S_{j-1}, which was read before P_{j-1} was handed over.
-    pl.when(j + 1 < steps)(lambda: scores(j + 1))
-
-    stage = lax.rem(j, stages)
-    value = r["k_content"] if block.widths.shared else r["v"]
-    plgpu.barrier_wait(r["p_full"])
-    plgpu.tcgen05_mma(
-      r["o"], r["p"], value.at[stage], r["k_free"].at[stage], accumulate=j > 0
-    )
-    plgpu.tcgen05_commit_arrive(r["o_done"])
-
-  plgpu.barrier_wait(r["q_full"])
-  scores(jnp.int32(0))
-  lax.fori_loop(0, steps, step, None)
+  @pl.when(j + 1 == item.steps)
+  def queries_are_done():
+    plgpu.tcgen05_commit_arrive(r["q_free"])
 
 
 def _rescale(block: _Block, alpha):
@@ -331,16 +408,12 @@ def _rescale(block: _Block, alpha):
 
 
 def _softmax(block: _Block, out_gmem):
-  """The softmax warpgroup; at the end it stores the output."""
+  """The softmax warpgroup; at the end of an item it stores the output."""
   r, config = block.refs, block.config
   shape = (config.rows, config.keys)
-  m = plgpu.layout_cast(
-    jnp.full((config.rows,), reference.MASKED, jnp.float32), _ROW
-  )
-  l = plgpu.layout_cast(jnp.zeros((config.rows,), jnp.float32), _ROW)
 
-  def visit(step, count, m, l):
-    slot = lax.rem(step, 2)
+  def step(item, j, count, m, l):
+    slot = lax.rem(item.base + j, 2)
     plgpu.barrier_wait(r["s_full"].at[slot])
     s = plgpu.async_load_tmem(
       r["s"].at[:, pl.ds(slot * config.keys, config.keys)], layout=_NATIVE
@@ -353,7 +426,7 @@ def _softmax(block: _Block, out_gmem):
     p = jnp.exp2(s - lax.broadcast_in_dim(m_new, shape, [0]))
     l_new = alpha * l + p.sum(axis=1)
 
-    @pl.when(step > 0)
+    @pl.when(j > 0)
     def correct():
       plgpu.barrier_wait(r["o_done"])
       pl.when(jnp.min(alpha) < 1.0)(lambda: _rescale(block, alpha))
@@ -363,21 +436,34 @@ def _softmax(block: _Block, out_gmem):
     plgpu.barrier_arrive(r["p_full"])
     return m_new, l_new
 
-  stream = block.place[0]
-  for _, _, count, number, before in block.segments():
+  def visit(item):
+    m, l = _row_of(config, reference.MASKED), _row_of(config, 0.0)
+    for _, _, count, number, before in item.segments:
 
-    def body(j, carry, count=count, before=before):
-      return visit(before + j, count[stream, j], *carry)
+      def body(j, carry, count=count, before=before):
+        own = count[item.stream, j]
+        return step(item, before - item.base + j, own, *carry)
 
-    m, l = lax.fori_loop(0, number, body, (m, l))
-  r["inverse"][...] = 1.0 / l
-  plgpu.barrier_wait(r["o_done"])
-  _store(block, out_gmem)
+      m, l = lax.fori_loop(0, number, body, (m, l))
+    # The output of the item before may be on its way from the same memory.
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    r["inverse"][...] = 1.0 / l
+    plgpu.barrier_wait(r["o_done"])
+    _store(block, item, out_gmem)
+
+  block.for_items(visit)
+  plgpu.wait_smem_to_gmem(0)
 
 
-def _store(block: _Block, out_gmem):
+def _row_of(config, value):
+  """A number per query row."""
+  row = jnp.full((config.rows,), value, jnp.float32)
+  return plgpu.layout_cast(row, _ROW)
+
+
+def _store(block: _Block, item, out_gmem):
   """O / l through shared memory to the output; TMA clips rows past the end."""
-  r, (stream, head, row) = block.refs, block.place
+  r = block.refs
   # Through shared memory, since the layouts of l and of a store differ.
   plgpu.commit_smem()
   inverse = plgpu.load(r["inverse"], layout=_OUT.reduce(1))
@@ -386,35 +472,28 @@ def _store(block: _Block, out_gmem):
   o *= lax.broadcast_in_dim(inverse, o.shape, [0])
   r["out"][...] = o.astype(r["out"].dtype)
   plgpu.commit_smem()
-  width = block.widths.value
-  plgpu.copy_smem_to_gmem(
-    r["out"],
-    out_gmem.at[
-      stream, pl.ds(row, block.config.rows), pl.ds(head * width, width)
-    ],
-  )
-  plgpu.wait_smem_to_gmem(0)
+  rows = pl.ds(item.row, block.config.rows)
+  own = out_gmem.at[item.stream, rows, _columns(item, block.widths.value)]
+  plgpu.copy_smem_to_gmem(r["out"], own)
 
 
-def _kernel(*refs, widths, config, scale, num_segments, **scratch):
-  """Places the actors; arguments as `flash` lists them."""
-  queries, out_gmem = refs[:2], refs[-1]
+def _kernel(*refs, widths, config, scale, grid, num_segments, **scratch):
+  """Places the actors; arguments as `_call` lists them."""
+  order, *queries = refs[:3]
+  out_gmem = refs[-1]
   per_segment = 5 if widths.shared else 6
   inputs = [
-    refs[2 + i * per_segment : 2 + (i + 1) * per_segment]
+    refs[3 + i * per_segment : 3 + (i + 1) * per_segment]
     for i in range(num_segments)
   ]
   block = _Block(
     widths=widths,
     config=config,
     scale=scale * LOG2_E,
+    grid=grid,
+    order=order,
     tables=[x[:3] for x in inputs],
     refs=scratch,
-    place=(
-      lax.axis_index("stream"),
-      lax.axis_index("head"),
-      lax.axis_index("tile") * config.rows,
-    ),
   )
   group = lax.axis_index("group")
 
@@ -489,12 +568,16 @@ def _tables(segments, config):
 
 def _call(queries, segments, scale, widths, config, interpret):
   batch, rows, heads, _ = queries.content.shape
-  arrays = [q.reshape(batch, rows, -1) for q in queries]
-  for s, table in zip(segments, _tables(segments, config), strict=True):
+  tables = _tables(segments, config)
+  order = jnp.argsort(sum(t.num_blocks for t in tables), descending=True)
+  arrays = [order.astype(jnp.int32)]
+  arrays += [q.reshape(batch, rows, -1) for q in queries]
+  for s, table in zip(segments, tables, strict=True):
     keys = (batch, s.rope.shape[1], -1)
     arrays += [*table, s.content.reshape(keys), s.rope]
     arrays += [] if s.value is None else [s.value.reshape(keys)]
   dtype = queries.content.dtype
+  grid = (batch, heads, pl.cdiv(rows, config.rows))
 
   def body(*refs, **scratch):
     _kernel(
@@ -502,6 +585,7 @@ def _call(queries, segments, scale, widths, config, interpret):
       widths=widths,
       config=config,
       scale=scale,
+      grid=grid,
       num_segments=len(segments),
       **scratch,
     )
@@ -510,8 +594,8 @@ def _call(queries, segments, scale, widths, config, interpret):
   out = plgpu.kernel(
     body,
     out_type=jax.ShapeDtypeStruct((batch, rows, heads * widths.value), dtype),
-    grid=(pl.cdiv(rows, config.rows), heads, batch),
-    grid_names=("tile", "head", "stream"),
+    grid=(min(config.cores, math.prod(grid)),),
+    grid_names=("block",),
     num_threads=2,
     thread_name="group",
     scratch_types=_scratch(widths, config, dtype),
