@@ -1,8 +1,9 @@
 """Cases of the Blackwell kernel; `pallas_mosaic_gpu_test` starts them.
 
-NPROC=16 python -m tests.ops.latent_attention.mosaic_cases FORM SEED
+NPROC=16 python -m tests.ops.latent_attention.mosaic_cases items|widths FORM SEED
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import sys
@@ -15,16 +16,29 @@ import numpy as np
 
 from tests.ops.latent_attention import kernel_suite as suite
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 
 TOKENS = 72  # of a frame; no block of 64 or 128 keys divides it
 
-WIDE = suite.Sizes(
-  d_c=192, rope=32, content=96, value=128, length=140, own=TOKENS
-)
-# Absorbed, rows are queries times heads.
-FEW = suite.Sizes(
-  d_c=192, rope=32, content=96, value=128, length=70, own=TOKENS
-)
+# Two tiles of 128 rows, the second with a tail. Absorbed, rows are queries times
+# heads.
+WIDE = {
+  "expanded": suite.Sizes(
+    d_c=192, rope=32, content=96, value=128, length=140, own=TOKENS
+  ),
+  "absorbed": suite.Sizes(
+    d_c=192, rope=32, content=96, value=128, length=70, own=TOKENS
+  ),
+}
+# Three tiles, so that the second item of two has one; narrow enough for both.
+LONG = {
+  "expanded": suite.Sizes(
+    d_c=64, rope=32, content=96, value=128, length=270, own=TOKENS
+  ),
+  "absorbed": suite.Sizes(
+    d_c=64, rope=32, content=96, value=128, length=135, own=TOKENS
+  ),
+}
 SPLITS = {
   f"split {128 - r}/{r}": suite.Sizes(
     d_c=64, rope=r, content=128 - r, value=128, length=3, own=TOKENS
@@ -33,19 +47,23 @@ SPLITS = {
 }
 
 
-def config_for(form: str, sizes: suite.Sizes, **changes) -> kernel.Config:
-  """The configuration that the kernel would choose, with some changes."""
+def config_for(
+  form: str, sizes: suite.Sizes, *, tiles: int = 1, cores: int = 148
+) -> plan.Config:
+  """What the kernel chooses for few rows, or for so many that two tiles pay."""
   expanded = form == "expanded"
-  widths = kernel.Widths(
+  widths = plan.Widths(
     content=sizes.content if expanded else sizes.d_c,
     rope=sizes.rope,
     value=sizes.value if expanded else sizes.d_c,
     shared=not expanded,
   )
-  return dataclasses.replace(kernel.config_of(widths), **changes)
+  chosen = plan.config_of(widths, rows={1: 1, 2: 10**6}[tiles], heads=1)
+  assert chosen.tiles == tiles
+  return dataclasses.replace(chosen, cores=cores)
 
 
-def flash_with(config: kernel.Config):
+def flash_with(config: plan.Config):
   """The kernel in the interpreter."""
   return functools.partial(
     kernel.flash,
@@ -63,32 +81,33 @@ def check_races(name: str) -> None:
 def run_case(
   name: str,
   form: str,
-  validity: str,
   sizes: suite.Sizes,
   seed: int,
+  validities: Sequence[str] = ("holes",),
   **changes,
 ):
-  """One case: value, races, repetition."""
+  """Value, races and repetition; one program for all validities."""
   suite.P = TOKENS
-  args = suite.inputs(seed, validity, sizes, jnp.bfloat16)
-  if sizes.own == 1:
-    args = (args[0], args[1][1:], args[2])
   flash = flash_with(config_for(form, sizes, **changes))
-  outs = []
-  for _ in range(2):
-    outs.append(suite.check_value(flash, form, args, "bfloat16"))
+  run = jax.jit(suite.latent_attention(flash, form))
+  for validity in validities:
+    args = suite.inputs(seed, validity, sizes, jnp.bfloat16)
+    if sizes.own == 1:
+      args = (args[0], args[1][1:], args[2])
+    out = np.asarray(run(*args), np.float64)
     check_races(name)
-  np.testing.assert_array_equal(*outs)
+    suite.tolerances.assert_close(out, suite.paper(*args), "bfloat16")
+  np.testing.assert_array_equal(np.asarray(run(*args), np.float64), out)
   print(f"case {name} {form} {changes}: no race", flush=True)
 
 
-def run_without_keys(form: str, seed: int, **changes):
+def run_without_keys(form: str, sizes: suite.Sizes, seed: int, **changes):
   """A stream that sees no key has no answer, but must not hang or spoil."""
   suite.P = TOKENS
   queries, (ring, _), up = suite.inputs(
-    seed, "one stream empty", WIDE, jnp.bfloat16
+    seed, "one stream empty", sizes, jnp.bfloat16
   )
-  flash = flash_with(config_for(form, WIDE, **changes))
+  flash = flash_with(config_for(form, sizes, **changes))
   run = jax.jit(suite.latent_attention(flash, form))
   out = np.asarray(run(queries, (ring,), up), np.float64)
   check_races("without keys")
@@ -99,40 +118,49 @@ def run_without_keys(form: str, seed: int, **changes):
   print(f"case without keys {form} {changes}: no race", flush=True)
 
 
-def run_any_number_of_cores(form: str, sizes: suite.Sizes, seed: int):
-  """Who takes an item, and after which other one, must not show in it.
+def run_any_division(form: str, sizes: suite.Sizes, seed: int):
+  """Who takes a tile, beside and after which others, must not show in it.
 
-  Its streams have one and three blocks of keys, so that an item starts in
-  either slot of S and in every stage, at every phase.
+  Streams have one and three blocks of keys, so that an item starts in either
+  slot of S and in every stage, at every phase; an item of two tiles comes
+  before and after one whose second tile has no rows.
   """
   suite.P = TOKENS
   args = suite.inputs(seed, "one stream empty", sizes, jnp.bfloat16)
-  outs = {}
-  for cores in (148, 1, 2, 3):
-    flash = flash_with(config_for(form, sizes, cores=cores))
-    outs[cores] = jax.jit(suite.latent_attention(flash, form))(*args)
-    check_races(f"{cores} cores")
-    np.testing.assert_array_equal(outs[cores], outs[148])
-  print(f"case any number of cores {form}: no race", flush=True)
+  expected = None
+  for tiles, cores in ((1, 148), (1, 5), (2, 148), (2, 1), (2, 3)):
+    flash = flash_with(config_for(form, sizes, tiles=tiles, cores=cores))
+    out = jax.jit(suite.latent_attention(flash, form))(*args)
+    check_races(f"{tiles} tiles, {cores} cores")
+    expected = out if expected is None else expected
+    np.testing.assert_array_equal(out, expected)
+  print(f"case any division {form}: no race", flush=True)
 
 
-def main(form: str, seed: int) -> None:
-  """All cases of a form; fewer cores than items, but for the last ones."""
-  sizes = WIDE if form == "expanded" else FEW
-  run_case("holes", form, "holes", sizes, seed, cores=1)
-  run_case("part-filled", form, "part-filled", sizes, seed, cores=3)
-  run_case("one stream empty", form, "one stream empty", sizes, seed, cores=2)
-  run_without_keys(form, seed, cores=1)
-  run_any_number_of_cores(form, sizes, seed)
+def run_items(form: str, seed: int) -> None:
+  """Several work items after each other, one or two tiles in each."""
+  wide, long = WIDE[form], LONG[form]
+  streams = ("holes", "part-filled", "one stream empty")
+  run_case("one tile", form, wide, seed, streams, cores=1)
+  run_case("two tiles", form, long, seed, streams, tiles=2, cores=1)
+  run_without_keys(form, wide, seed, cores=1)
+  run_without_keys(form, long, seed, tiles=2, cores=1)
+  run_any_division(form, long, seed)
+
+
+def run_widths(form: str, seed: int) -> None:
+  """Widths and a single key; few rows, so that a second tile has none."""
   one = suite.Sizes(d_c=64, rope=32, content=96, value=128, length=1, own=1)
-  run_case("one key", form, "empty", one, seed, cores=1)
-  # Not a whole number of the columns that are rescaled at a time.
+  for tiles in (1, 2):
+    run_case("one key", form, one, seed, ("empty",), cores=1, tiles=tiles)
+  # Not a whole number of the columns that are rescaled or stored at a time.
   odd = suite.Sizes(d_c=48, rope=32, content=96, value=48, length=3, own=TOKENS)
-  run_case("value 48", form, "holes", odd, seed)
-  for name, split in SPLITS.items():
-    run_case(name, form, "holes", split, seed)
+  run_case("value 48", form, odd, seed)
+  for tiles, (name, split) in zip((1, 2, 2), SPLITS.items(), strict=True):
+    run_case(name, form, split, seed, tiles=tiles)
 
 
 if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
-  main(sys.argv[1], int(sys.argv[2]))
+  part = {"items": run_items, "widths": run_widths}[sys.argv[1]]
+  part(sys.argv[2], int(sys.argv[3]))
