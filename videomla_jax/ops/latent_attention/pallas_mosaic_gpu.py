@@ -53,10 +53,9 @@ from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
 
 LOG2_E = math.log2(math.e)
-# Of three warpgroups, for which 65,536 registers are 512 per thread of each.
-# The load group needs 19 and softmax 200; less than 72 spills what is known
-# before they part.
-LOAD_REGISTERS, SOFTMAX_REGISTERS = 72, 216
+# First maximum. Far above a masked score, whose exponential is then zero even
+# where there is no other score.
+LEAST = reference.MASKED * 1e-10
 DTYPES = ("bfloat16", "float16")
 
 _NATIVE = plgpu.Layout.TCGEN05_TMEM_NATIVE
@@ -88,56 +87,6 @@ def _widths(queries, segments) -> plan.Widths:
         f"pallas_mosaic_gpu: width {width} is no multiple of 16"
       )
   return widths
-
-
-def _tiled(shape, dtype):
-  """Shared memory in the layout that TMA writes and tensor cores read."""
-  bits = jnp.dtype(dtype).itemsize * 8
-  swizzle = plgpu.find_swizzle(shape[-1] * bits)
-  return plgpu.SMEM(
-    shape,
-    dtype,
-    transforms=(
-      plgpu.TilingTransform((8, swizzle * 8 // bits)),  # type: ignore
-      plgpu.SwizzleTransform(swizzle),  # type: ignore
-    ),
-  )
-
-
-def _scratch(widths: plan.Widths, config: plan.Config, dtype) -> dict[str, Any]:
-  """Memories and barriers of a block; the names are those of the kernel."""
-  tiles = range(config.tiles)
-  query, stage = (len(tiles), config.rows), (config.stages, config.keys)
-  value = {} if widths.shared else {"v": (*stage, widths.value)}
-  smem = {
-    "q_content": (*query, widths.content),
-    "q_rope": (*query, widths.rope),
-    "k_content": (*stage, widths.content),
-    "k_rope": (*stage, widths.rope),
-    "out": (*query, widths.store),
-    **value,
-  }
-  s = plgpu.TMEM((config.rows, config.slots * config.keys), jnp.float32)
-  p = plgpu.TMEM((config.rows, config.keys), dtype, packed=True)
-  o = plgpu.TMEM((config.rows, widths.value), jnp.float32)
-
-  def ordered(count=1):
-    return plgpu.Barrier(num_barriers=count, orders_tensor_core=True)
-
-  return dict(
-    {name: _tiled(shape, dtype) for name, shape in smem.items()},
-    sp=[[s, p] if config.slots > 1 else plgpu.RefUnion(s, p) for _ in tiles],
-    o=[o for _ in tiles],
-    q_full=plgpu.Barrier(num_arrivals=2, num_barriers=len(tiles)),
-    q_free=ordered(),
-    k_full=plgpu.Barrier(
-      num_arrivals=2 if widths.shared else 3, num_barriers=config.stages
-    ),
-    k_free=ordered(config.stages),
-    s_full=ordered(len(tiles) * config.slots),
-    p_full=ordered(len(tiles)),
-    o_done=ordered(len(tiles)),
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,7 +341,7 @@ def _softmax(block: _Block, tile, out_gmem):
   r, config = block.refs, block.config
 
   def visit(item):
-    m, l = _row_of(config, reference.MASKED), _row_of(config, 0.0)
+    m, l = _row_of(config, LEAST), _row_of(config, 0.0)
     for _, _, count, number, before in item.segments:
 
       def body(j, carry, count=count, before=before):
@@ -401,7 +350,7 @@ def _softmax(block: _Block, tile, out_gmem):
 
       m, l = lax.fori_loop(0, number, body, (m, l))
     plgpu.barrier_wait(r["o_done"].at[tile])
-    _rescale(block, tile, 1.0 / l)
+    _rescale(block, tile, jnp.where(l > 0.0, 1.0 / l, 0.0))
     plgpu.commit_tmem()
     _store(block, item, tile, out_gmem)
 
@@ -425,11 +374,18 @@ def _step(block: _Block, item, j, tile, count, m, l):
     s_ref.at[:, pl.ds(slot * config.keys, config.keys)], layout=_NATIVE
   )
   plgpu.wait_load_tmem()
-  lane = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_NATIVE)
-  s = jnp.where(lane < count, s * block.scale, reference.MASKED)
+
+  def mask(s):
+    lane = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_NATIVE)
+    return jnp.where(lane < count, s, reference.MASKED)
+
+  # Most blocks are full; comparing costs more than half of what remains.
+  s = lax.cond(count < config.keys, mask, lambda s: s, s)
   m_new = jnp.maximum(m, s.max(axis=1))
-  alpha = jnp.exp2(m - m_new)
-  p = jnp.exp2(s - lax.broadcast_in_dim(m_new, shape, [0]))
+  alpha = jnp.exp2((m - m_new) * block.scale)
+  # One multiply-add per score: the maximum is scaled, not the scores.
+  top = lax.broadcast_in_dim(m_new * block.scale, shape, [0])
+  p = jnp.exp2(s * block.scale - top)
   l_new = alpha * l + p.sum(axis=1)
 
   @pl.when(j > 0)
@@ -483,7 +439,7 @@ def _kernel(*refs, widths, config, scale, rows, grid, num_segments, **scratch):
   @pl.when(group == _LOAD_GROUP)
   def feed():
     if config.tiles > 1:
-      plgpu.set_max_registers(LOAD_REGISTERS, action="decrease")
+      plgpu.set_max_registers(plan.LOAD_REGISTERS, action="decrease")
 
     @plgpu.warp_map
     def per_warp(warp):
@@ -497,7 +453,7 @@ def _kernel(*refs, widths, config, scale, rows, grid, num_segments, **scratch):
     @pl.when(group == 1 + tile)
     def consume(tile=tile):
       if config.tiles > 1:
-        plgpu.set_max_registers(SOFTMAX_REGISTERS, action="increase")
+        plgpu.set_max_registers(plan.SOFTMAX_REGISTERS, action="increase")
       _softmax(block, tile, out_gmem)
 
 
@@ -543,8 +499,8 @@ def flash(
 def _tables(segments, config):
   """Block tables; a stream without any key gets one block of none of its own.
 
-  Its output is not defined, but a warp that waits for a first block that never
-  comes would hang the device.
+  Its output is zero. A warp that waits for a first block that never comes would
+  hang the device.
   """
   tables = [
     blocks.table_of(s.valid, granule=s.granule, block=config.keys)
@@ -589,7 +545,7 @@ def _call(queries, segments, scale, widths, config, interpret):
     grid_names=("block",),
     num_threads=1 + config.tiles,
     thread_name="group",
-    scratch_types=_scratch(widths, config, dtype),
+    scratch_types=plan.scratch(widths, config, dtype),
     compiler_params=plgpu.CompilerParams(approx_math=True),
     interpret=interpret,
   )(*arrays)

@@ -1,4 +1,4 @@
-"""How the Blackwell kernel cuts its work, and what of it fits the device.
+"""How the Blackwell kernel cuts its work, and the memory that this takes.
 
 Tensor memory has 512 columns of 32 bits for each of 128 query rows. One tile of
 rows has two slots of S, so that a product runs beside a softmax, P and O. Two
@@ -8,6 +8,10 @@ tiles run beside each other anyway: each has one S, which its P overwrites.
 """
 
 import dataclasses
+from typing import Any
+
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
 
 TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
 TMEM_COLUMNS = 512
@@ -15,6 +19,10 @@ MAX_VALUE = 256  # columns of one product; Mosaic takes no others below 512
 SMEM_BYTES = 232_448
 # What Mosaic keeps for itself: barriers, reductions, addresses; 2,560 seen.
 HIDDEN_SMEM_BYTES = 3072
+# Of three warpgroups, for which 65,536 registers are 512 per thread of each.
+# The load group needs 19 and softmax 200; less than 72 spills what is known
+# before they part.
+LOAD_REGISTERS, SOFTMAX_REGISTERS = 72, 216
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,3 +140,53 @@ def config_of(widths: Widths, *, rows: int, heads: int) -> Config:
       if pays and not refusal(widths, config):
         return config
   return config
+
+
+def _tiled(shape, dtype):
+  """Shared memory in the layout that TMA writes and tensor cores read."""
+  bits = jnp.dtype(dtype).itemsize * 8
+  swizzle = plgpu.find_swizzle(shape[-1] * bits)
+  return plgpu.SMEM(
+    shape,
+    dtype,
+    transforms=(
+      plgpu.TilingTransform((8, swizzle * 8 // bits)),  # type: ignore
+      plgpu.SwizzleTransform(swizzle),  # type: ignore
+    ),
+  )
+
+
+def scratch(widths: Widths, config: Config, dtype) -> dict[str, Any]:
+  """Memories and barriers of a thread block; the kernel uses these names."""
+  tiles = range(config.tiles)
+  query, stage = (len(tiles), config.rows), (config.stages, config.keys)
+  value = {} if widths.shared else {"v": (*stage, widths.value)}
+  smem = {
+    "q_content": (*query, widths.content),
+    "q_rope": (*query, widths.rope),
+    "k_content": (*stage, widths.content),
+    "k_rope": (*stage, widths.rope),
+    "out": (*query, widths.store),
+    **value,
+  }
+  s = plgpu.TMEM((config.rows, config.slots * config.keys), jnp.float32)
+  p = plgpu.TMEM((config.rows, config.keys), dtype, packed=True)
+  o = plgpu.TMEM((config.rows, widths.value), jnp.float32)
+
+  def ordered(count=1):
+    return plgpu.Barrier(num_barriers=count, orders_tensor_core=True)
+
+  return dict(
+    {name: _tiled(shape, dtype) for name, shape in smem.items()},
+    sp=[[s, p] if config.slots > 1 else plgpu.RefUnion(s, p) for _ in tiles],
+    o=[o for _ in tiles],
+    q_full=plgpu.Barrier(num_arrivals=2, num_barriers=len(tiles)),
+    q_free=ordered(),
+    k_full=plgpu.Barrier(
+      num_arrivals=2 if widths.shared else 3, num_barriers=config.stages
+    ),
+    k_free=ordered(config.stages),
+    s_full=ordered(len(tiles) * config.slots),
+    p_full=ordered(len(tiles)),
+    o_done=ordered(len(tiles)),
+  )
