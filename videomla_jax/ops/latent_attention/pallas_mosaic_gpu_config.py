@@ -17,7 +17,7 @@ TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
 TMEM_COLUMNS = 512
 MAX_VALUE = 256  # columns of one product; Mosaic takes no others below 512
 SMEM_BYTES = 232_448
-# What Mosaic keeps for itself: barriers, reductions, addresses; 2,560 seen.
+# What Mosaic keeps for itself: barriers, reductions, addresses; 2,048 seen.
 HIDDEN_SMEM_BYTES = 3072
 # Of three warpgroups, for which 65,536 registers are 512 per thread of each.
 # The load group needs 19 and softmax 200; less than 72 spills what is known
