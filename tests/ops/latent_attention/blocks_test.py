@@ -49,3 +49,13 @@ def test_neighbouring_frames_share_blocks():
 def test_an_empty_segment_has_no_blocks():
   table = blocks.table_of(jnp.zeros((2, 3), bool), granule=5, block=4)
   assert not np.asarray(table.num_blocks).any()
+
+
+def test_streams_with_the_most_blocks_come_first(seed):
+  rng = np.random.default_rng(seed)
+  valid = [jnp.asarray(rng.integers(0, 2, (7, n)), bool) for n in (6, 1)]
+  tables = [blocks.table_of(v, granule=72, block=64) for v in valid]
+  number = np.asarray(sum(t.num_blocks for t in tables))
+  order = np.asarray(blocks.longest_first(tables))
+  assert sorted(order) == list(range(7))
+  assert (np.diff(number[order]) <= 0).all()

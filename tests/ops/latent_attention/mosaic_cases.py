@@ -1,8 +1,10 @@
 """Cases of the Blackwell kernel; `pallas_mosaic_gpu_test` starts them.
 
-NPROC=16 python -m tests.ops.latent_attention.mosaic_cases FORM SEED
+NPROC=16 python -m tests.ops.latent_attention.mosaic_cases items|widths FORM SEED
 """
 
+from collections.abc import Sequence
+import dataclasses
 import functools
 import sys
 
@@ -14,16 +16,29 @@ import numpy as np
 
 from tests.ops.latent_attention import kernel_suite as suite
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 
 TOKENS = 72  # of a frame; no block of 64 or 128 keys divides it
 
-WIDE = suite.Sizes(
-  d_c=192, rope=32, content=96, value=128, length=140, own=TOKENS
-)
-# Absorbed, rows are queries times heads.
-FEW = suite.Sizes(
-  d_c=192, rope=32, content=96, value=128, length=70, own=TOKENS
-)
+# Two tiles of 128 rows, the second with a tail. Absorbed, rows are queries times
+# heads.
+WIDE = {
+  "expanded": suite.Sizes(
+    d_c=192, rope=32, content=96, value=128, length=140, own=TOKENS
+  ),
+  "absorbed": suite.Sizes(
+    d_c=192, rope=32, content=96, value=128, length=70, own=TOKENS
+  ),
+}
+# Three tiles, so that the second item of two has one; narrow enough for both.
+LONG = {
+  "expanded": suite.Sizes(
+    d_c=64, rope=32, content=96, value=128, length=270, own=TOKENS
+  ),
+  "absorbed": suite.Sizes(
+    d_c=64, rope=32, content=96, value=128, length=135, own=TOKENS
+  ),
+}
 SPLITS = {
   f"split {128 - r}/{r}": suite.Sizes(
     d_c=64, rope=r, content=128 - r, value=128, length=3, own=TOKENS
@@ -32,60 +47,148 @@ SPLITS = {
 }
 
 
-def run_case(
-  name: str, form: str, validity: str, sizes: suite.Sizes, seed: int
-):
-  """One case: value, races, repetition."""
-  suite.P = TOKENS
-  args = suite.inputs(seed, validity, sizes, jnp.bfloat16)
-  if sizes.own == 1:
-    args = (args[0], args[1][1:], args[2])
-  flash = functools.partial(
-    kernel.flash, interpret=plgpu.InterpretGPUParams(detect_races=True)
+def config_for(
+  form: str, sizes: suite.Sizes, *, tiles: int = 1, cores: int = 148
+) -> plan.Config:
+  """What the kernel chooses for few rows, or for so many that two tiles pay."""
+  expanded = form == "expanded"
+  widths = plan.Widths(
+    content=sizes.content if expanded else sizes.d_c,
+    rope=sizes.rope,
+    value=sizes.value if expanded else sizes.d_c,
+    shared=not expanded,
   )
-  outs = []
-  for _ in range(2):
-    outs.append(suite.check_value(flash, form, args, "bfloat16"))
-    races = interpret_pallas_call.get_races().races_found
-    assert not races, f"{name}: a race"
-  np.testing.assert_array_equal(*outs)
-  print(f"case {name} {form}: no race", flush=True)
+  chosen = plan.config_of(widths, rows={1: 1, 2: 10**6}[tiles], heads=1)
+  assert chosen.tiles == tiles
+  return dataclasses.replace(chosen, cores=cores)
 
 
-def run_without_keys(form: str, seed: int):
-  """A stream that sees no key has no answer, but must not hang or spoil."""
+def flash_with(config: plan.Config):
+  """The kernel in the interpreter."""
+  return functools.partial(
+    kernel.flash,
+    config=config,
+    interpret=plgpu.InterpretGPUParams(detect_races=True),
+  )
+
+
+def check_races(name: str) -> None:
+  """Racy kernels usually give the right numbers."""
+  races = interpret_pallas_call.get_races().races_found
+  assert not races, f"{name}: a race"
+
+
+def run_case(
+  name: str,
+  form: str,
+  sizes: suite.Sizes,
+  seed: int,
+  validities: Sequence[str] = ("holes",),
+  **changes,
+):
+  """Value, races and repetition; one program for all validities."""
+  suite.P = TOKENS
+  flash = flash_with(config_for(form, sizes, **changes))
+  run = jax.jit(suite.latent_attention(flash, form))
+  for validity in validities:
+    args = suite.inputs(seed, validity, sizes, jnp.bfloat16)
+    if sizes.own == 1:
+      args = (args[0], args[1][1:], args[2])
+    out = np.asarray(run(*args), np.float64)
+    check_races(name)
+    suite.tolerances.assert_close(out, suite.paper(*args), "bfloat16")
+  np.testing.assert_array_equal(np.asarray(run(*args), np.float64), out)
+  print(f"case {name} {form} {changes}: no race", flush=True)
+
+
+def run_without_keys(form: str, sizes: suite.Sizes, seed: int, **changes):
+  """A stream that sees no key gets zeros, and must not hang or spoil."""
   suite.P = TOKENS
   queries, (ring, _), up = suite.inputs(
-    seed, "one stream empty", WIDE, jnp.bfloat16
+    seed, "one stream empty", sizes, jnp.bfloat16
   )
-  flash = functools.partial(
-    kernel.flash, interpret=plgpu.InterpretGPUParams(detect_races=True)
-  )
+  flash = flash_with(config_for(form, sizes, **changes))
   run = jax.jit(suite.latent_attention(flash, form))
   out = np.asarray(run(queries, (ring,), up), np.float64)
-  assert not interpret_pallas_call.get_races().races_found
-  assert np.isfinite(out).all()
+  check_races("without keys")
+  assert not out[0].any()
   second = jax.tree.map(lambda x: x[1:], (queries, (ring,)))
   expected = suite.paper(*second, up)
   suite.tolerances.assert_close(out[1:], expected, "bfloat16")
-  print(f"case without keys {form}: no race", flush=True)
+  print(f"case without keys {form} {changes}: no race", flush=True)
 
 
-def main(form: str, seed: int) -> None:
-  """All cases of a form."""
-  sizes = WIDE if form == "expanded" else FEW
-  for validity in ("holes", "part-filled", "one stream empty"):
-    run_case(validity, form, validity, sizes, seed)
-  run_without_keys(form, seed)
+def run_rising(form: str, sizes: suite.Sizes, seed: int, tiles: int):
+  """Maxima that grow from block to block, for every other query.
+
+  One positional channel adds 0 or `growth` times the frame to scores in base 2.
+  Small growth leaves the output's scale as it is, large growth rescales it.
+  """
+  suite.P = TOKENS
+  flash = flash_with(config_for(form, sizes, tiles=tiles, cores=1))
+  run = jax.jit(suite.latent_attention(flash, form))
+  for growth in (2, 5, 20):
+    queries, keys, up = suite.inputs(seed, "full", sizes, jnp.bfloat16)
+    queries = queries._replace(rope=queries.rope.at[..., 0].set(0))
+    queries = queries._replace(rope=queries.rope.at[:, ::2, :, 0].set(8))
+    risen, frame = [], 0
+    for k in keys:
+      frames = frame + jnp.arange(k.rope.shape[1]) // TOKENS
+      rope = k.rope.at[..., 0].set((growth * frames).astype(k.rope.dtype))
+      risen.append(k._replace(rope=rope))
+      frame += k.rope.shape[1] // TOKENS
+    args = (queries, tuple(risen), up)
+    out = np.asarray(run(*args), np.float64)
+    check_races("rising")
+    suite.tolerances.assert_close(out, suite.paper(*args), "bfloat16")
+  print(f"case rising {form} {tiles}: no race", flush=True)
+
+
+def run_any_division(form: str, sizes: suite.Sizes, seed: int):
+  """Who takes a tile, beside and after which others, must not show in it.
+
+  Streams have one and three blocks of keys, so that an item starts in either
+  slot of S and in every stage, at every phase. Every other item of two tiles has
+  no rows in the second: one core takes them in turn, two take their own kind.
+  """
+  suite.P = TOKENS
+  args = suite.inputs(seed, "one stream empty", sizes, jnp.bfloat16)
+  expected = None
+  for tiles, cores in ((1, 148), (1, 5), (2, 148), (2, 1), (2, 2)):
+    flash = flash_with(config_for(form, sizes, tiles=tiles, cores=cores))
+    out = jax.jit(suite.latent_attention(flash, form))(*args)
+    check_races(f"{tiles} tiles, {cores} cores")
+    expected = out if expected is None else expected
+    np.testing.assert_array_equal(out, expected)
+  print(f"case any division {form}: no race", flush=True)
+
+
+def run_items(form: str, seed: int) -> None:
+  """Several work items after each other, one or two tiles in each."""
+  wide, long = WIDE[form], LONG[form]
+  streams = ("holes", "part-filled", "one stream empty")
+  run_case("one tile", form, wide, seed, streams, cores=1)
+  run_case("two tiles", form, long, seed, streams, tiles=2, cores=1)
+  run_without_keys(form, wide, seed, cores=1)
+  run_without_keys(form, long, seed, tiles=2, cores=1)
+  run_any_division(form, long, seed)
+  run_rising(form, wide, seed, tiles=1)
+  run_rising(form, long, seed, tiles=2)
+
+
+def run_widths(form: str, seed: int) -> None:
+  """Widths and a single key; few rows, so that a second tile has none."""
   one = suite.Sizes(d_c=64, rope=32, content=96, value=128, length=1, own=1)
-  run_case("one key", form, "empty", one, seed)
-  # Not a whole number of the columns that are rescaled at a time.
+  for tiles in (1, 2):
+    run_case("one key", form, one, seed, ("empty",), cores=1, tiles=tiles)
+  # Not a whole number of the columns that are rescaled or stored at a time.
   odd = suite.Sizes(d_c=48, rope=32, content=96, value=48, length=3, own=TOKENS)
-  run_case("value 48", form, "holes", odd, seed)
-  for name, split in SPLITS.items():
-    run_case(name, form, "holes", split, seed)
+  run_case("value 48", form, odd, seed)
+  for tiles, (name, split) in zip((1, 2, 2), SPLITS.items(), strict=True):
+    run_case(name, form, split, seed, tiles=tiles)
 
 
 if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
-  main(sys.argv[1], int(sys.argv[2]))
+  part = {"items": run_items, "widths": run_widths}[sys.argv[1]]
+  part(sys.argv[2], int(sys.argv[3]))

@@ -5,6 +5,7 @@ machine has cores, and waits for ever if there are fewer cores than threads:
 each case runs in a process that believes in 16.
 """
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from tests.ops.latent_attention import kernel_suite as suite
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -28,16 +30,17 @@ def _run(*args: str) -> str:
     env=os.environ | {"NPROC": "16", "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
-    timeout=240,
+    timeout=400,
     check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout
 
 
+@pytest.mark.parametrize("part", ["items", "widths"])
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
-def test_values_races_and_repetition(seed, form):
-  out = _run(form, str(seed))
+def test_values_races_and_repetition(seed, form, part):
+  out = _run(part, form, str(seed))
   print(out)
   assert out.count("no race") == out.count("case") >= 5
 
@@ -72,26 +75,55 @@ def test_refusals_give_the_numbers():
   wide = _refused(content=512, value=256)
   assert "of 512 columns of tensor memory" in wide
   assert "bytes of shared memory" in wide
-  by_hand = kernel.Config(stages=9)
+  by_hand = plan.Config(stages=9)
   assert "bytes of shared memory" in _refused(config=by_hand)
+
+
+def _plan(name, form):
+  """Widths and the configuration of a real shape, one stream."""
+  spec = suite.specs.SHAPES[name].spec
+  latent = spec.content_latent
+  if form == "expanded":
+    widths = (spec.content, spec.value, spec.queries, spec.heads)
+  else:
+    widths = (latent, latent, spec.queries * spec.heads, 1)
+  content, value, rows, heads = widths
+  channels = plan.Widths(
+    content=content, rope=spec.rope, value=value, shared=form == "absorbed"
+  )
+  return channels, plan.config_of(channels, rows=rows, heads=heads)
 
 
 @pytest.mark.parametrize("name", suite.specs.SHAPES)
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_memory_of_real_shapes_is_within_limits(name, form):
-  spec = suite.specs.SHAPES[name].spec
-  latent = spec.content_latent
-  widths = kernel.Widths(
-    content=spec.content if form == "expanded" else latent,
-    rope=spec.rope,
-    value=spec.value if form == "expanded" else latent,
-    shared=form == "absorbed",
-  )
-  config = kernel.config_of(widths)
-  if kernel.refusal(widths, config):
+  widths, config = _plan(name, form)
+  if plan.refusal(widths, config):
     # Wide outputs leave no tensor memory for scores: Triton's case.
     assert form == "absorbed"
-    assert latent > kernel.MAX_VALUE
+    assert widths.value > plan.MAX_VALUE
     return
-  assert widths.tmem_columns(config) <= kernel.TMEM_COLUMNS
-  assert widths.smem_bytes(config) <= kernel.SMEM_BYTES
+  assert widths.tmem_columns(config) <= plan.TMEM_COLUMNS
+  assert widths.smem_bytes(config) <= plan.SMEM_BYTES
+
+
+def test_two_tiles_where_they_fit_and_shorten_the_work():
+  tiles = lambda *args: _plan(*args)[1].tiles
+  assert tiles("480p", "expanded") == tiles("480p_dc128", "absorbed") == 2
+  # S and O of two tiles of 192 columns leave room for 64 keys only.
+  assert tiles("480p", "absorbed") == 1
+  # Twelve heads of one tile: nothing to pair.
+  assert tiles("few_queries", "expanded") == 1
+  # A pair takes longer than a tile: not if every tile has a core of its own.
+  narrow = plan.Widths(content=96, rope=32, value=128, shared=False)
+  config_of = functools.partial(plan.config_of, narrow, heads=1)
+  assert config_of(rows=148 * 128).tiles == 1
+  assert config_of(rows=148 * 128 + 1).tiles == 2
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_waves_count_the_items_of_the_busiest_core(tiles):
+  config = plan.Config(tiles=tiles, cores=4)
+  rows, heads = 5 * config.item_rows - 1, 3
+  items = [(head, i) for head in range(heads) for i in range(5)]
+  assert config.waves(rows, heads) == len(items[:: config.cores]) == 4

@@ -7,6 +7,7 @@ keys from `start` on, of which the first `count` are its own, and never sees a
 mask. Empty granules cost nothing, and a stream stops after `num_blocks`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,15 @@ def table_of(
   """
   length = max_blocks(valid.shape[1], granule, block)
   return jax.vmap(lambda row: _row(row, granule, block, length))(valid)
+
+
+def longest_first(tables: Sequence[BlockTable]) -> Int32[Array, "B"]:
+  """Streams by their blocks in all segments, most first.
+
+  Work that is dealt out in this order ends with the shortest items.
+  """
+  blocks = jnp.stack([t.num_blocks for t in tables]).sum(0)
+  return jnp.argsort(blocks, descending=True).astype(jnp.int32)
 
 
 def _row(valid, granule, block, length):

@@ -1,16 +1,30 @@
 """Flash attention for Blackwell (sm_100a) in Pallas Mosaic GPU.
 
-One block of two warpgroups takes a tile of query rows of one head through the
-keys. Three actors hand work on through barriers:
+One thread block per multiprocessor walks through work items: one or two tiles
+of query rows of one head that visit all keys of its stream. Actors in two or
+three warpgroups hand work on through barriers:
 
-  TMA warp   loads queries once, then blocks of keys into a ring of stages
+  TMA warp   loads queries once an item, blocks of keys into a ring of stages
   MMA warp   S_j = Q K_jᵀ (two products: content and shared positional part),
-             O += P_j V_j; S has two slots, so S_{j+1} runs beside softmax j
+             O += P_j V_j
   softmax    m' = max(m, S_j), P_j = 2^(S_j - m'), O *= 2^(m - m') if m grew
+             by more than `SLACK`, or else m' = m; a warpgroup for each tile
+
+The softmax should never wait for a product. One tile has two slots for S, so
+S_{j+1} is multiplied beside softmax j. Two tiles take turns: each has one S,
+which P overwrites, and is multiplied beside the softmax of the other.
 
 S, P and O live in tensor memory. Where the value is the content itself
 (absorbed form) the very block of shared memory that served as K serves as V.
 The positional key is shared by all heads and never copied to them.
+
+Actors walk on by themselves: while the softmax finishes an item, the next one's
+queries and first keys arrive and its first scores are multiplied. A slot's turn
+and a barrier's phase follow from the number of key blocks since the start of
+the kernel, which every actor counts. Items of a head are neighbours, and so are
+heads of a stream: what runs together reads the same keys, from the L2 cache
+(absorbed: one set for all heads). Streams with the most keys come first, which
+keeps short the time at the end when some multiprocessors have no item left.
 
 Which keys are visited is decided outside (`blocks.table_of`): a block has a
 first key and a number of keys that are its own. TMA fills rows past the end
@@ -20,6 +34,7 @@ must be a multiple of 8 tokens.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -32,107 +47,39 @@ from jaxtyping import Array, Float
 
 from videomla_jax.ops.latent_attention import blocks
 from videomla_jax.ops.latent_attention import forms
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
 
-TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
-TMEM_COLUMNS = 512
-MAX_VALUE = 256  # columns of one product; Mosaic takes no others below 512
-SMEM_BYTES = 232_448
-# What Mosaic keeps for itself: barriers, reductions, addresses.
-HIDDEN_SMEM_BYTES = 4096
-DTYPES = ("bfloat16", "float16")
 LOG2_E = math.log2(math.e)
+# First maximum. Far above a masked score, whose exponential is then zero even
+# where there is no other score.
+LEAST = reference.MASKED * 1e-10
+# By how much, in base 2, scores may exceed what is taken for their maximum: it
+# cancels out in P V / l. With 85 blocks of random scores, some of 128 rows have
+# a new maximum in 9 of 10 blocks, and then all of O is rescaled.
+SLACK = 8.0
+DTYPES = ("bfloat16", "float16")
 
 _NATIVE = plgpu.Layout.TCGEN05_TMEM_NATIVE
 _ROW = _NATIVE.reduce(1)
 _OUT = plgpu.Layout.TCGEN05
 _TMA_WARP, _MMA_WARP = 0, 1
-_LOAD_GROUP, _SOFTMAX_GROUP = 0, 1
+_LOAD_GROUP = 0  # the others are softmax groups, one for each tile
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """How work is cut.
-
-  Attributes:
-    rows: Query rows of a tile; 128 lanes of tensor memory.
-    keys: Keys per block, a multiple of 64.
-    stages: Blocks of keys in shared memory.
-    rescale: Columns of the output that are rescaled at a time; 64 spill.
-  """
-
-  rows: int = 128
-  keys: int = 128
-  stages: int = 2
-  rescale: int = 32
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Widths:
-  """Channels of a call, and whether the value is the content."""
-
-  content: int
-  rope: int
-  value: int
-  shared: bool
-
-  def tmem_columns(self, config: Config) -> int:
-    """Columns of 32 bits: two S, P in half the width, O."""
-    return 2 * config.keys + config.keys // 2 + self.value
-
-  def smem_bytes(self, config: Config, itemsize: int = 2) -> int:
-    """Shared memory: queries, output, stages, 1 / l."""
-    query = config.rows * (self.content + self.rope + self.value)
-    stored = self.content + self.rope + (0 if self.shared else self.value)
-    stage = config.stages * config.keys * stored
-    return (query + stage) * itemsize + config.rows * 4 + HIDDEN_SMEM_BYTES
-
-
-def refusal(widths: Widths, config: Config) -> str:
-  """Why a call does not fit the device with these block sizes, or empty."""
-  columns, smem = widths.tmem_columns(config), widths.smem_bytes(config)
-  if widths.value > MAX_VALUE:
-    return f"value width {widths.value} exceeds {MAX_VALUE}"
-  if columns <= TMEM_COLUMNS and smem <= SMEM_BYTES:
-    return ""
-  return (
-    f"widths {widths.content} + {widths.rope} and value {widths.value} need "
-    f"{columns} of {TMEM_COLUMNS} columns of tensor memory and {smem} of "
-    f"{SMEM_BYTES} bytes of shared memory"
-  )
-
-
-def config_of(widths: Widths) -> Config:
-  """The largest block of keys that fits, then as many stages.
-
-  128 keys let a product of 128 x 128 run per softmax tile; 64 halve both.
-  More than three stages hide no more latency than two products take.
-
-  Returns:
-    Block sizes; the smallest, which `refusal` explains, where nothing fits.
-  """
-  config = Config()
-  for keys in (128, 64):
-    for stages in (3, 2):
-      config = Config(keys=keys, stages=stages)
-      if not refusal(widths, config):
-        return config
-  return config
-
-
-def _widths(queries, segments) -> Widths:
+def _widths(queries, segments) -> plan.Widths:
   """Widths of a call; raises `NotImplementedError` if they cannot be taken."""
   forms.check("pallas_mosaic_gpu", queries, segments, dtypes=DTYPES)
   for s in segments:
-    if s.valid.shape[1] > 1 and s.granule % TILE_ROWS:
+    if s.valid.shape[1] > 1 and s.granule % plan.TILE_ROWS:
       raise NotImplementedError(
         f"pallas_mosaic_gpu: frames of {s.granule} keys are no multiple of "
-        f"{TILE_ROWS}"
+        f"{plan.TILE_ROWS}"
       )
   first = segments[0]
-  widths = Widths(
+  widths = plan.Widths(
     content=first.content.shape[-1],
     rope=first.rope.shape[-1],
     value=first.values.shape[-1],
@@ -146,51 +93,34 @@ def _widths(queries, segments) -> Widths:
   return widths
 
 
-def _tiled(shape, dtype):
-  """Shared memory in the layout that TMA writes and tensor cores read."""
-  bits = jnp.dtype(dtype).itemsize * 8
-  swizzle = plgpu.find_swizzle(shape[-1] * bits)
-  return plgpu.SMEM(
-    shape,
-    dtype,
-    transforms=(
-      plgpu.TilingTransform((8, swizzle * 8 // bits)),  # type: ignore
-      plgpu.SwizzleTransform(swizzle),  # type: ignore
-    ),
-  )
+@dataclasses.dataclass(frozen=True)
+class _Item:
+  """Tiles of query rows and the keys that they visit.
 
+  Attributes:
+    stream: Index of the stream.
+    head: Index of the head.
+    rows: First row of every tile.
+    present: True for tiles that have rows.
+    follows: False for the first item of a thread block.
+    base: Steps (blocks of keys) of all items before; slots and phases go on.
+    segments: Of each segment: index, start and count refs, steps, and steps
+      since the start of the kernel.
+    steps: Steps of this item.
+  """
 
-def _scratch(widths: Widths, config: Config, dtype) -> dict[str, Any]:
-  """Memories and barriers of a block; the names are those of the kernel."""
-  stages = (config.stages, config.keys)
-  value = {} if widths.shared else {"v": (*stages, widths.value)}
-  smem = {
-    "q_content": (config.rows, widths.content),
-    "q_rope": (config.rows, widths.rope),
-    "k_content": (*stages, widths.content),
-    "k_rope": (*stages, widths.rope),
-    "out": (config.rows, widths.value),
-    **value,
-  }
+  stream: Any
+  head: Any
+  rows: list[Any]
+  present: list[Any]
+  follows: Any
+  base: Any
+  segments: list[tuple[int, Any, Any, Any, Any]]
+  steps: Any
 
-  def ordered(count=1):
-    return plgpu.Barrier(num_barriers=count, orders_tensor_core=True)
-
-  return dict(
-    {name: _tiled(shape, dtype) for name, shape in smem.items()},
-    inverse=plgpu.SMEM((config.rows,), jnp.float32),
-    s=plgpu.TMEM((config.rows, 2 * config.keys), jnp.float32),
-    p=plgpu.TMEM((config.rows, config.keys), dtype, packed=True),
-    o=plgpu.TMEM((config.rows, widths.value), jnp.float32),
-    q_full=plgpu.Barrier(num_arrivals=2),
-    k_full=plgpu.Barrier(
-      num_arrivals=2 if widths.shared else 3, num_barriers=config.stages
-    ),
-    k_free=ordered(config.stages),
-    s_full=ordered(2),
-    p_full=ordered(),
-    o_done=ordered(),
-  )
+  def columns(self, width: int):
+    """Those of the head."""
+    return pl.ds(self.head * width, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,225 +131,321 @@ class _Block:
     widths: Channels.
     config: Block sizes.
     scale: Logit multiplier in base 2.
+    rows: Query rows of a head.
+    grid: Number of streams, heads and items of a head.
+    order: Streams, the one with the most keys first.
     tables: Start (in tiles of rows), count and number of blocks of each
       segment.
     refs: Scratch by name.
-    place: Stream, head and first row.
   """
 
-  widths: Widths
-  config: Config
+  widths: plan.Widths
+  config: plan.Config
   scale: float
+  rows: int
+  grid: tuple[int, int, int]
+  order: Any
   tables: list[tuple[Any, Any, Any]]
   refs: dict[str, Any]
-  place: tuple[Any, Any, Any]
 
-  def segments(self):
-    """Of each segment: index, start and count refs, blocks, steps before."""
-    before = jnp.int32(0)
+  @property
+  def tiles(self) -> range:
+    """Indices of the tiles of an item."""
+    return range(self.config.tiles)
+
+  def _item(self, info, base):
+    place, head, index = info.index
+    stream = self.order[place]
+    step, segments = base, []
     for i, (start, count, number) in enumerate(self.tables):
-      blocks_here = number[self.place[0]]
-      yield i, start, count, blocks_here, before
-      before = before + blocks_here
+      segments.append((i, start, count, number[stream], step))
+      step = step + number[stream]
+    rows = [
+      index * self.config.item_rows + t * self.config.rows for t in self.tiles
+    ]
+    return _Item(
+      stream=stream,
+      head=head,
+      rows=rows,
+      present=[row < self.rows for row in rows],
+      follows=info.local_index > 0,
+      base=base,
+      segments=segments,
+      steps=step - base,
+    )
 
-  def steps(self):
-    """Blocks of all segments."""
-    return sum(number[self.place[0]] for _, _, number in self.tables)
+  def for_items(self, visit):
+    """Calls `visit` for every item of this thread block; returns all steps."""
+
+    @plgpu.nd_loop(self.grid, collective_axes="block", init_carry=jnp.int32(0))
+    def steps(info, carry):
+      item = self._item(info, carry)
+      visit(item)
+      return carry + item.steps
+
+    return steps
 
 
 def _load(block: _Block, queries, segments):
   """The TMA warp."""
-  r, (stream, head, row) = block.refs, block.place
-  keys, stages = block.config.keys, block.config.stages
+  r, stages = block.refs, block.config.stages
 
-  def columns(width):
-    return pl.ds(head * width, width)
+  def visit(item):
+    # Scores of the item before are done with the memory before its softmax is.
+    pl.when(item.follows)(lambda: plgpu.barrier_wait(r["q_free"]))
+    for t in block.tiles:
+      load_tile = functools.partial(_load_queries, block, item, t, queries)
+      pl.when(item.present[t])(load_tile)
+    for i, start, _, number, before in item.segments:
 
-  rows = pl.ds(row, block.config.rows)
-  for gmem, smem in zip(queries, (r["q_content"], r["q_rope"]), strict=True):
-    plgpu.copy_gmem_to_smem(
-      gmem.at[stream, rows, columns(smem.shape[-1])], smem, r["q_full"]
-    )
-  for i, start, _, number, before in block.segments():
-    content, rope, *value = segments[i]
+      def load(j, _, start=start, before=before, arrays=segments[i]):
+        first = start[item.stream, j] * plan.TILE_ROWS
+        _load_keys(block, item, arrays, first, before + j)
 
-    def load(
-      j, _, start=start, before=before, content=content, rope=rope, value=value
-    ):
-      step = before + j
-      slot = lax.rem(step, stages)
+      lax.fori_loop(0, number, load, None)
 
-      @pl.when(step >= stages)
-      def wait_for_room():
-        plgpu.barrier_wait(r["k_free"].at[slot])
-
-      own = pl.ds(start[stream, j] * TILE_ROWS, keys)
-      full = r["k_full"].at[slot]
-      plgpu.copy_gmem_to_smem(
-        content.at[stream, own, columns(block.widths.content)],
-        r["k_content"].at[slot],
-        full,
-      )
-      plgpu.copy_gmem_to_smem(rope.at[stream, own], r["k_rope"].at[slot], full)
-      for v in value:
-        plgpu.copy_gmem_to_smem(
-          v.at[stream, own, columns(block.widths.value)], r["v"].at[slot], full
-        )
-
-    lax.fori_loop(0, number, load, None)
+  steps = block.for_items(visit)
 
   # Every phase of a barrier must be waited for.
-  steps = block.steps()
-
   def drain(step, _):
     plgpu.barrier_wait(r["k_free"].at[lax.rem(step, stages)])
 
   lax.fori_loop(lax.max(steps - stages, 0), steps, drain, None)
+  plgpu.barrier_wait(r["q_free"])
+
+
+def _load_queries(block: _Block, item, tile, queries):
+  """Queries of a tile."""
+  r = block.refs
+  rows = pl.ds(item.rows[tile], block.config.rows)
+  for gmem, smem in zip(queries, (r["q_content"], r["q_rope"]), strict=True):
+    own = gmem.at[item.stream, rows, item.columns(smem.shape[-1])]
+    plgpu.copy_gmem_to_smem(own, smem.at[tile], r["q_full"].at[tile])
+
+
+def _load_keys(block: _Block, item, arrays, first, step):
+  """Content, positional part and perhaps values of a step into its stage."""
+  r, stages = block.refs, block.config.stages
+  slot = lax.rem(step, stages)
+
+  @pl.when(step >= stages)
+  def wait_for_room():
+    plgpu.barrier_wait(r["k_free"].at[slot])
+
+  content, rope, *value = arrays
+  own, full = pl.ds(first, block.config.keys), r["k_full"].at[slot]
+  plgpu.copy_gmem_to_smem(
+    content.at[item.stream, own, item.columns(block.widths.content)],
+    r["k_content"].at[slot],
+    full,
+  )
+  plgpu.copy_gmem_to_smem(rope.at[item.stream, own], r["k_rope"].at[slot], full)
+  for v in value:
+    plgpu.copy_gmem_to_smem(
+      v.at[item.stream, own, item.columns(block.widths.value)],
+      r["v"].at[slot],
+      full,
+    )
 
 
 def _multiply(block: _Block):
   """The MMA warp."""
-  r, keys = block.refs, block.config.keys
-  stages = block.config.stages
-  steps = block.steps()
+  r, config = block.refs, block.config
 
-  def scores(step):
-    """S of a step into its slot."""
-    stage = lax.rem(step, stages)
-    slot = lax.rem(step, 2)
-    s = r["s"].at[:, pl.ds(slot * keys, keys)]
+  def visit(item):
+    def scores(j, t):
+      multiply = functools.partial(_scores, block, item, j, t)
+      pl.when(item.present[t] & (j < item.steps))(multiply)
+      if t == config.tiles - 1:
+        pl.when(j + 1 == item.steps)(
+          lambda: plgpu.tcgen05_commit_arrive(r["q_free"])
+        )
+
+    def step(j, _):
+      for t in block.tiles:
+        # S_{j+1} before O_j: the softmax of j runs meanwhile. Its slot held
+        # S_{j-1}, which was read before P_{j-1} was handed over.
+        if config.slots > 1:
+          scores(j + 1, t)
+        outputs = functools.partial(_outputs, block, item, j, t)
+        pl.when(item.present[t])(outputs)
+        if t == config.tiles - 1:
+          stage = lax.rem(item.base + j, config.stages)
+          plgpu.tcgen05_commit_arrive(r["k_free"].at[stage])
+        # Here the softmax of the other tile runs meanwhile.
+        if config.slots == 1:
+          scores(j + 1, t)
+
+    for t in block.tiles:
+      scores(jnp.int32(0), t)
+    lax.fori_loop(0, item.steps, step, None)
+
+  block.for_items(visit)
+
+
+def _scores(block: _Block, item, j, tile):
+  """S of a step into its slot."""
+  r, config = block.refs, block.config
+  slot, stage = _slot(block, item, j), lax.rem(item.base + j, config.stages)
+  s = r["sp"][tile][0].at[:, pl.ds(slot * config.keys, config.keys)]
+  pl.when(j == 0)(lambda: plgpu.barrier_wait(r["q_full"].at[tile]))
+  if tile == 0:  # which is always present
     plgpu.barrier_wait(r["k_full"].at[stage])
-    plgpu.tcgen05_mma(
-      s, r["q_content"], r["k_content"].at[stage].T, accumulate=False
-    )
-    plgpu.tcgen05_mma(
-      s,
-      r["q_rope"],
-      r["k_rope"].at[stage].T,
-      r["s_full"].at[slot],
-      accumulate=True,
-    )
-
-  def step(j, _):
-    # S_{j+1} before O_j: the softmax of j runs meanwhile. Its slot held
-    # S_{j-1}, which was read before P_{j-1} was handed over.
-    pl.when(j + 1 < steps)(lambda: scores(j + 1))
-
-    stage = lax.rem(j, stages)
-    value = r["k_content"] if block.widths.shared else r["v"]
-    plgpu.barrier_wait(r["p_full"])
-    plgpu.tcgen05_mma(
-      r["o"], r["p"], value.at[stage], r["k_free"].at[stage], accumulate=j > 0
-    )
-    plgpu.tcgen05_commit_arrive(r["o_done"])
-
-  plgpu.barrier_wait(r["q_full"])
-  scores(jnp.int32(0))
-  lax.fori_loop(0, steps, step, None)
+  plgpu.tcgen05_mma(
+    s, r["q_content"].at[tile], r["k_content"].at[stage].T, accumulate=False
+  )
+  plgpu.tcgen05_mma(
+    s,
+    r["q_rope"].at[tile],
+    r["k_rope"].at[stage].T,
+    r["s_full"].at[tile * config.slots + slot],
+    accumulate=True,
+  )
 
 
-def _rescale(block: _Block, alpha):
-  """O *= α, some columns at a time to save registers."""
+def _slot(block: _Block, item, j):
+  """Where S of a step is."""
+  return lax.rem(item.base + j, block.config.slots)
+
+
+def _outputs(block: _Block, item, j, tile):
+  """O += P V of a step."""
+  r = block.refs
+  stage = lax.rem(item.base + j, block.config.stages)
+  value = r["k_content"] if block.widths.shared else r["v"]
+  # The first P comes after the output of the item before was read.
+  plgpu.barrier_wait(r["p_full"].at[tile])
+  plgpu.tcgen05_mma(
+    r["o"][tile],
+    r["sp"][tile][1],
+    value.at[stage],
+    r["o_done"].at[tile],
+    accumulate=j > 0,
+  )
+  if block.config.slots == 1:
+    # The next S overwrites this P; products that write to different places
+    # are not promised to run in order.
+    plgpu.barrier_wait(r["o_done"].at[tile])
+
+
+def _rescale(block: _Block, tile, factor):
+  """O *= a number per row, some columns at a time to save registers."""
   width = block.config.rescale
   for start in range(0, block.widths.value, width):
     size = min(width, block.widths.value - start)
-    part = block.refs["o"].at[:, pl.ds(start, size)]
+    part = block.refs["o"][tile].at[:, pl.ds(start, size)]
     o = plgpu.async_load_tmem(part, layout=_NATIVE)
     plgpu.wait_load_tmem()
-    o *= lax.broadcast_in_dim(alpha, o.shape, [0])
+    o *= lax.broadcast_in_dim(factor, o.shape, [0])
     plgpu.async_store_tmem(part, o)
 
 
-def _softmax(block: _Block, out_gmem):
-  """The softmax warpgroup; at the end it stores the output."""
+def _softmax(block: _Block, tile, out_gmem):
+  """The warpgroup of a tile; at the end of an item it stores the output."""
   r, config = block.refs, block.config
-  shape = (config.rows, config.keys)
-  m = plgpu.layout_cast(
-    jnp.full((config.rows,), reference.MASKED, jnp.float32), _ROW
-  )
-  l = plgpu.layout_cast(jnp.zeros((config.rows,), jnp.float32), _ROW)
 
-  def visit(step, count, m, l):
-    slot = lax.rem(step, 2)
-    plgpu.barrier_wait(r["s_full"].at[slot])
-    s = plgpu.async_load_tmem(
-      r["s"].at[:, pl.ds(slot * config.keys, config.keys)], layout=_NATIVE
-    )
-    plgpu.wait_load_tmem()
-    lane = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_NATIVE)
-    s = jnp.where(lane < count, s * block.scale, reference.MASKED)
-    m_new = jnp.maximum(m, s.max(axis=1))
-    alpha = jnp.exp2(m - m_new)
-    p = jnp.exp2(s - lax.broadcast_in_dim(m_new, shape, [0]))
-    l_new = alpha * l + p.sum(axis=1)
+  def visit(item):
+    m, l = _row_of(config, LEAST), _row_of(config, 0.0)
+    for _, _, count, number, before in item.segments:
 
-    @pl.when(step > 0)
-    def correct():
-      plgpu.barrier_wait(r["o_done"])
-      pl.when(jnp.min(alpha) < 1.0)(lambda: _rescale(block, alpha))
+      def body(j, carry, count=count, before=before):
+        own = count[item.stream, j]
+        return _step(block, item, before - item.base + j, tile, own, *carry)
 
-    plgpu.async_store_tmem(r["p"], p.astype(r["p"].dtype))
+      m, l = lax.fori_loop(0, number, body, (m, l))
+    plgpu.barrier_wait(r["o_done"].at[tile])
+    _rescale(block, tile, jnp.where(l > 0.0, 1.0 / l, 0.0))
     plgpu.commit_tmem()
-    plgpu.barrier_arrive(r["p_full"])
-    return m_new, l_new
+    _store(block, item, tile, out_gmem)
 
-  stream = block.place[0]
-  for _, _, count, number, before in block.segments():
-
-    def body(j, carry, count=count, before=before):
-      return visit(before + j, count[stream, j], *carry)
-
-    m, l = lax.fori_loop(0, number, body, (m, l))
-  r["inverse"][...] = 1.0 / l
-  plgpu.barrier_wait(r["o_done"])
-  _store(block, out_gmem)
-
-
-def _store(block: _Block, out_gmem):
-  """O / l through shared memory to the output; TMA clips rows past the end."""
-  r, (stream, head, row) = block.refs, block.place
-  # Through shared memory, since the layouts of l and of a store differ.
-  plgpu.commit_smem()
-  inverse = plgpu.load(r["inverse"], layout=_OUT.reduce(1))
-  o = plgpu.async_load_tmem(r["o"], layout=_OUT)
-  plgpu.wait_load_tmem()
-  o *= lax.broadcast_in_dim(inverse, o.shape, [0])
-  r["out"][...] = o.astype(r["out"].dtype)
-  plgpu.commit_smem()
-  width = block.widths.value
-  plgpu.copy_smem_to_gmem(
-    r["out"],
-    out_gmem.at[
-      stream, pl.ds(row, block.config.rows), pl.ds(head * width, width)
-    ],
-  )
+  block.for_items(lambda item: pl.when(item.present[tile])(lambda: visit(item)))
   plgpu.wait_smem_to_gmem(0)
 
 
-def _kernel(*refs, widths, config, scale, num_segments, **scratch):
-  """Places the actors; arguments as `flash` lists them."""
-  queries, out_gmem = refs[:2], refs[-1]
+def _row_of(config, value):
+  """A number per query row."""
+  row = jnp.full((config.rows,), value, jnp.float32)
+  return plgpu.layout_cast(row, _ROW)
+
+
+def _step(block: _Block, item, j, tile, count, m, l):
+  """Online softmax of a block of keys; returns the new maximum and sum."""
+  r, config = block.refs, block.config
+  s_ref, p_ref = r["sp"][tile]
+  slot, shape = _slot(block, item, j), (config.rows, config.keys)
+  plgpu.barrier_wait(r["s_full"].at[tile * config.slots + slot])
+  s = plgpu.async_load_tmem(
+    s_ref.at[:, pl.ds(slot * config.keys, config.keys)], layout=_NATIVE
+  )
+  plgpu.wait_load_tmem()
+
+  def mask(s):
+    lane = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_NATIVE)
+    return jnp.where(lane < count, s, reference.MASKED)
+
+  # Most blocks are full; comparing costs more than half of what remains.
+  s = lax.cond(count < config.keys, mask, lambda s: s, s)
+  grown = jnp.maximum(m, s.max(axis=1))
+  m_new = jnp.where((grown - m) * block.scale > SLACK, grown, m)
+  alpha = jnp.exp2((m - m_new) * block.scale)
+  # One multiply-add per score: the maximum is scaled, not the scores.
+  top = lax.broadcast_in_dim(m_new * block.scale, shape, [0])
+  p = jnp.exp2(s * block.scale - top)
+  l_new = alpha * l + p.sum(axis=1)
+
+  @pl.when(j > 0)
+  def correct():
+    plgpu.barrier_wait(r["o_done"].at[tile])
+    pl.when(jnp.min(alpha) < 1.0)(lambda: _rescale(block, tile, alpha))
+
+  plgpu.async_store_tmem(p_ref, p.astype(p_ref.dtype))
+  plgpu.commit_tmem()
+  plgpu.barrier_arrive(r["p_full"].at[tile])
+  return m_new, l_new
+
+
+def _store(block: _Block, item, tile, out_gmem):
+  """O through shared memory to the output; TMA clips rows past the end."""
+  r, widths = block.refs, block.widths
+  rows, smem = pl.ds(item.rows[tile], block.config.rows), r["out"].at[tile]
+  for start in range(0, widths.value, widths.store):
+    part = r["o"][tile].at[:, pl.ds(start, widths.store)]
+    o = plgpu.async_load_tmem(part, layout=_OUT)
+    plgpu.wait_load_tmem()
+    # The part before, perhaps of another item, is on its way from this memory.
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    smem[...] = o.astype(smem.dtype)
+    plgpu.commit_smem()
+    columns = pl.ds(item.head * widths.value + start, widths.store)
+    plgpu.copy_smem_to_gmem(smem, out_gmem.at[item.stream, rows, columns])
+
+
+def _kernel(*refs, widths, config, scale, rows, grid, num_segments, **scratch):
+  """Places the actors; arguments as `_call` lists them."""
+  order, *queries = refs[:3]
+  out_gmem = refs[-1]
   per_segment = 5 if widths.shared else 6
   inputs = [
-    refs[2 + i * per_segment : 2 + (i + 1) * per_segment]
+    refs[3 + i * per_segment : 3 + (i + 1) * per_segment]
     for i in range(num_segments)
   ]
   block = _Block(
     widths=widths,
     config=config,
     scale=scale * LOG2_E,
+    rows=rows,
+    grid=grid,
+    order=order,
     tables=[x[:3] for x in inputs],
     refs=scratch,
-    place=(
-      lax.axis_index("stream"),
-      lax.axis_index("head"),
-      lax.axis_index("tile") * config.rows,
-    ),
   )
   group = lax.axis_index("group")
 
   @pl.when(group == _LOAD_GROUP)
   def feed():
+    if config.tiles > 1:
+      plgpu.set_max_registers(plan.LOAD_REGISTERS, action="decrease")
+
     @plgpu.warp_map
     def per_warp(warp):
       pl.when(warp == _TMA_WARP)(
@@ -427,9 +453,13 @@ def _kernel(*refs, widths, config, scale, num_segments, **scratch):
       )
       pl.when(warp == _MMA_WARP)(lambda: _multiply(block))
 
-  @pl.when(group == _SOFTMAX_GROUP)
-  def consume():
-    _softmax(block, out_gmem)
+  for tile in block.tiles:
+
+    @pl.when(group == 1 + tile)
+    def consume(tile=tile):
+      if config.tiles > 1:
+        plgpu.set_max_registers(plan.SOFTMAX_REGISTERS, action="increase")
+      _softmax(block, tile, out_gmem)
 
 
 def flash(
@@ -437,7 +467,7 @@ def flash(
   segments: Sequence[forms.KeyValue],
   *,
   scale: float,
-  config: Config | None = None,
+  config: plan.Config | None = None,
   interpret: Any = None,
 ) -> Float[Array, "B R H D"]:
   """The kernel that `forms.attend` runs; its gradient is Pallas Triton's.
@@ -456,8 +486,9 @@ def flash(
     NotImplementedError: If widths, dtypes or heads do not fit.
   """
   widths = _widths(queries, segments)
-  config = config or config_of(widths)
-  reason = refusal(widths, config)
+  batch, rows, heads, _ = queries.content.shape
+  config = config or plan.config_of(widths, rows=rows, heads=batch * heads)
+  reason = plan.refusal(widths, config)
   if reason:
     raise NotImplementedError(f"pallas_mosaic_gpu: {reason}")
 
@@ -473,8 +504,8 @@ def flash(
 def _tables(segments, config):
   """Block tables; a stream without any key gets one block of none of its own.
 
-  Its output is not defined, but a warp that waits for a first block that never
-  comes would hang the device.
+  Its output is zero. A warp that waits for a first block that never comes would
+  hang the device.
   """
   tables = [
     blocks.table_of(s.valid, granule=s.granule, block=config.keys)
@@ -484,17 +515,20 @@ def _tables(segments, config):
   last = tables[-1]
   tables[-1] = last._replace(num_blocks=last.num_blocks + (total == 0))
   # The compiler must see that copies start at whole tiles.
-  return [t._replace(start=t.start // TILE_ROWS) for t in tables]
+  return [t._replace(start=t.start // plan.TILE_ROWS) for t in tables]
 
 
 def _call(queries, segments, scale, widths, config, interpret):
   batch, rows, heads, _ = queries.content.shape
-  arrays = [q.reshape(batch, rows, -1) for q in queries]
-  for s, table in zip(segments, _tables(segments, config), strict=True):
+  tables = _tables(segments, config)
+  arrays = [blocks.longest_first(tables)]
+  arrays += [q.reshape(batch, rows, -1) for q in queries]
+  for s, table in zip(segments, tables, strict=True):
     keys = (batch, s.rope.shape[1], -1)
     arrays += [*table, s.content.reshape(keys), s.rope]
     arrays += [] if s.value is None else [s.value.reshape(keys)]
   dtype = queries.content.dtype
+  grid = (batch, heads, pl.cdiv(rows, config.item_rows))
 
   def body(*refs, **scratch):
     _kernel(
@@ -502,6 +536,8 @@ def _call(queries, segments, scale, widths, config, interpret):
       widths=widths,
       config=config,
       scale=scale,
+      rows=rows,
+      grid=grid,
       num_segments=len(segments),
       **scratch,
     )
@@ -510,11 +546,11 @@ def _call(queries, segments, scale, widths, config, interpret):
   out = plgpu.kernel(
     body,
     out_type=jax.ShapeDtypeStruct((batch, rows, heads * widths.value), dtype),
-    grid=(pl.cdiv(rows, config.rows), heads, batch),
-    grid_names=("tile", "head", "stream"),
-    num_threads=2,
+    grid=(min(config.cores, math.prod(grid)),),
+    grid_names=("block",),
+    num_threads=1 + config.tiles,
     thread_name="group",
-    scratch_types=_scratch(widths, config, dtype),
+    scratch_types=plan.scratch(widths, config, dtype),
     compiler_params=plgpu.CompilerParams(approx_math=True),
     interpret=interpret,
   )(*arrays)
