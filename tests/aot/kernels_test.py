@@ -18,7 +18,14 @@ from videomla_jax.ops.latent_attention import specs
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
-SHAPES = ("480p", "480p_framewise", "480p_dc512", "few_queries")
+SHAPES = (
+  "480p",
+  "480p_framewise",
+  "480p_dc512",
+  "few_queries",
+  "480p_int8",
+  "few_queries_float8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,7 @@ def test_blackwell_kernel_uses_its_units(rows):
   assert {(r.shape, r.form) for r in blackwell} >= {
     ("480p", "expanded"),
     ("480p", "absorbed"),
+    ("480p_int8", "expanded"),
   }
   for row in blackwell:
     assert row.tensor_core_ops > 0
@@ -67,15 +75,17 @@ def test_what_does_not_compile_says_why(rows):
       assert "absorbed form only" in row.error or "rows fill" in row.error
     else:
       assert row.implementation == "pallas_mosaic_gpu", row
-      assert "value width 512 exceeds 256" in row.error
+      eight_bits = row.shape.endswith(("int8", "float8"))
+      reason = "not dequantise" if eight_bits else "width 512 exceeds 256"
+      assert reason in row.error
 
 
 def test_few_queries_have_the_kernel_that_splits_keys(rows):
-  assert [
+  assert {
     (r.shape, r.form)
     for r in rows
     if r.implementation == "triton" and r.compiled
-  ] == [("few_queries", "absorbed")]
+  } == {(s, "absorbed") for s in SHAPES if s.startswith("few_queries")}
 
 
 def test_rows_are_json(rows):
@@ -95,7 +105,7 @@ def test_hopper_is_served_by_triton():
   made = list(
     kernels.rows(
       targets=("h100",),
-      shapes=("480p",),
+      shapes=("480p", "480p_float8", "few_queries_int8"),
       implementations=("pallas_mosaic_gpu", "pallas_triton"),
     )
   )

@@ -19,7 +19,7 @@ from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from videomla_jax import sharding
 from videomla_jax.models import layers
@@ -130,7 +130,7 @@ def _by_frame(angles: rope.Rotation, tokens: int) -> rope.Rotation:
   )
 
 
-def _flat(x: Float[Array, "B T P ..."]) -> Float[Array, "B S ..."]:
+def _flat(x: Num[Array, "B T P ..."]) -> Num[Array, "B S ..."]:
   """Joins frames and tokens."""
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
@@ -266,17 +266,18 @@ class LatentSelfAttention(nnx.Module):
       frames, tokens = entry.content.shape[1:3]
       part = slice(frame * tokens, (frame + frames) * tokens)
       with jax.named_scope("rotate_keys"):
+        # Out of eight bits here, content in the kernel: positions are rotated
+        # anew in every window, and angles have more bytes than these keys.
         k_rope = quantise.dequantise(entry.key_rope, dtype)
         k_rope = rearrange(k_rope, "B T P r -> B (T P) 1 r")
         turn = jax.tree.map(lambda a, part=part: a[:, part], angles)
         k_rope = rope.rotate(k_rope, turn)[:, :, 0]
+      content = entry.content
+      if not isinstance(content, quantise.Quantised):
+        content = content.astype(dtype)
       segments.append(
         api.Keys(
-          rearrange(
-            quantise.dequantise(entry.content, dtype), "B T P c -> B (T P) c"
-          ),
-          k_rope,
-          valid[:, frame : frame + frames],
+          jax.tree.map(_flat, content), k_rope, valid[:, frame : frame + frames]
         )
       )
       frame += frames

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tolerances
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
@@ -195,6 +196,21 @@ def test_bfloat16_stays_near_float32(seed, case):
   tolerances.assert_close(out, expected, "bfloat16")
 
 
+@pytest.mark.parametrize("case", [*CASES, "reference"])
+@pytest.mark.parametrize("stored", sorted(quantise.LARGEST))
+def test_eight_bits_equal_the_paper_on_what_they_stand_for(seed, case, stored):
+  function = CASES.get(case, reference.latent_attention)
+  queries, keys, up, _ = _inputs(seed)
+  ring = jax.tree.map(lambda x: x[:, :15], keys)
+  content = quantise.quantise(ring.content, dtype=stored)
+  segments = (
+    ring._replace(content=content),
+    jax.tree.map(lambda x: x[:, 15:], keys),
+  )
+  expected = _plain(queries, specs.join(segments), up)
+  tolerances.assert_close(jax.jit(function)(queries, segments, up), expected)
+
+
 @pytest.mark.parametrize("validity", VALIDITY)
 @pytest.mark.parametrize("block", [8, 11, 512])
 def test_dense_blocks_equal_plain_softmax(seed, validity, block):
@@ -289,6 +305,17 @@ def test_bytes_are_those_of_the_arrays():
   project, attend = spec.num_bytes("expanded")
   assert project == 2 * (10920 * 192 + 10920 * 12 * 224)
   assert attend == 2 * (10920 * (12 * 224 + 32) + 40 * 12 * 256)
+
+
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+@pytest.mark.parametrize("stored", ["int8", "float8"])
+def test_bytes_of_eight_bit_latents_are_counted(form, stored):
+  plain, eight = (specs.SHAPES[n] for n in ("480p", f"480p_{stored}"))
+  ring = eight.arguments(jnp.bfloat16)[1][0].content
+  saved = sum(plain.spec.num_bytes(form)) - sum(eight.spec.num_bytes(form))
+  stored_bytes = sum(x.size * x.dtype.itemsize for x in ring)
+  assert stored_bytes == 4 * 1560 * (192 + 2)
+  assert saved == 4 * 1560 * 192 * 2 - stored_bytes
 
 
 @pytest.mark.parametrize("name", specs.SHAPES)

@@ -93,20 +93,19 @@ def _store(refs, start, gradients):
     gradients = gradients[count:]
 
 
-def _query_kernel(*refs, num_segments, shared, config, scale):
-  rows, rest = refs[:5], refs[5:]
-  per_segment = 5 if shared else 6
-  inputs, outs = rest[: num_segments * per_segment], rest[-2:]
+def _query_kernel(*refs, config, scale):
+  rows, segments, outs = refs[:5], refs[5], refs[6:]
   first_row = pl.program_id(2) * config.rows
   query, d_out, log_sum, delta = _load_rows(rows, first_row, config.rows)
 
   def visit(j, d_query, segment):
-    start, count, _, content, rope, *value = segment
-    keys = (start[j], config.keys)
-    k_content = kernel.load_parts(content, *keys)
-    k = k_content + kernel.load_parts(rope, *keys)
-    v = kernel.load_parts(value[0], *keys) if value else k_content
-    own = (jnp.arange(config.keys) < count[j])[None, :]
+    keys = (segment.start[j], config.keys)
+    k_content = kernel.load_parts(segment.content, *keys)
+    k = k_content + kernel.load_parts(segment.rope, *keys)
+    v = k_content
+    if segment.value is not None:
+      v = kernel.load_parts(segment.value, *keys)
+    own = (jnp.arange(config.keys) < segment.count[j])[None, :]
     _, ds = _score_gradient(query, k, v, d_out, log_sum, delta, own, scale)
     return tuple(
       a + kernel.dot(ds.astype(b.dtype), b)
@@ -114,35 +113,27 @@ def _query_kernel(*refs, num_segments, shared, config, scale):
     )
 
   d_query = tuple(jnp.zeros(q.shape, jnp.float32) for q in query)
-  for i in range(num_segments):
-    segment = inputs[i * per_segment : (i + 1) * per_segment]
+  for segment in segments:
     body = functools.partial(visit, segment=segment)
-    d_query = jax.lax.fori_loop(0, segment[2][0], body, d_query)
+    d_query = jax.lax.fori_loop(0, segment.num_blocks[0], body, d_query)
   _store(outs, first_row, d_query)
 
 
 def _query_gradient(rows, segments, *, config, scale, interpret):
   content, rope = rows[:2]
   batch, length, heads, _ = content.shape
-  shared = segments[0].value is None
   keys, key_specs = kernel.segment_inputs(segments, block=config.keys)
   outs = [jax.ShapeDtypeStruct(q.shape, q.dtype) for q in (content, rope)]
   gradient = pl.pallas_call(
-    functools.partial(
-      _query_kernel,
-      num_segments=len(segments),
-      shared=shared,
-      config=config,
-      scale=scale,
-    ),
+    functools.partial(_query_kernel, config=config, scale=scale),
     grid=(batch, heads, pl.cdiv(length, config.rows)),
-    in_specs=[*_row_specs(rows), *key_specs],
+    in_specs=[*_row_specs(rows), key_specs],
     out_specs=[kernel.rows_of(x) for x in outs],
     out_shape=outs,
     compiler_params=kernel.compiler_params(config),
     interpret=interpret,
     name="latent_attention_query_gradient",
-  )(*rows, *keys)
+  )(*rows, keys)
   return specs.Queries(*gradient)
 
 
