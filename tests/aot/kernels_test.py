@@ -14,6 +14,7 @@ import pytest
 from videomla_jax import aot
 from videomla_jax import kernels
 from videomla_jax import machine_code
+from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
@@ -127,8 +128,6 @@ def test_gradient_compiles_without_spills():
   devices = aot.mesh("b200")
   shape = specs.SHAPES["480p"]
   arguments = aot.place(shape.arguments(jnp.bfloat16), devices)
-  from videomla_jax.ops.latent_attention import api
-
   run = functools.partial(
     api.latent_attention, form="expanded", implementation="pallas_triton"
   )
@@ -156,3 +155,32 @@ def test_gradient_compiles_without_spills():
     assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0), kernel
   # Linear memory: scores alone would be 4,680 x 10,920 x 12 x 2 = 1.2 GB.
   assert program.temporary_bytes < 200e6
+
+
+@pytest.mark.parametrize("target", ["b200", "h100"])
+@pytest.mark.parametrize("keys", [512, 7 * 1560])
+def test_dense_attention_and_its_gradient_do_not_spill(target, keys):
+  devices = aot.mesh(target)
+  array = lambda tokens: jax.ShapeDtypeStruct((1, tokens, 12, 128), "bfloat16")
+  valid = jax.ShapeDtypeStruct((1, 1 if keys == 512 else 7), bool)
+  arguments = aot.place((array(4680), array(keys), array(keys), valid), devices)
+
+  def gradient(query, key, value, valid):
+    def of(*arrays):
+      return api.dense_attention(*arrays, valid, scale=128**-0.5)
+
+    out, pull = jax.vjp(of, query, key, value)
+    return pull(out)
+
+  program = aot.compile_for(gradient, *arguments, devices=devices)
+  ours = [
+    k
+    for k in machine_code.kernels(program.serialized())
+    if k.name.startswith("latent_attention")
+  ]
+  assert len(ours) == 3  # forward, queries, keys
+  for kernel in ours:
+    assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0), kernel
+    assert kernel.tensor_core_ops > 0
+  # Output and a number per row and head: no scores.
+  assert program.temporary_bytes < 40e6

@@ -27,7 +27,6 @@ from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
-from videomla_jax.ops.latent_attention import xla_chunked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,11 +172,11 @@ class DenseSelfAttention(nnx.Module):
     tokens, scale = x.shape[2], 1 / math.sqrt(self.config.head_dim)
 
     def run(query, turn, key, key_turn, value, valid):
-      out = xla_chunked.attention(
+      out = api.dense_attention(
         _rotate(query, turn),
         _rotate(key, key_turn),
         _flat(value),
-        jnp.repeat(valid, tokens, axis=1),
+        valid,
         scale=scale,
       )
       return out.reshape(query.shape)
@@ -315,11 +314,11 @@ class CrossAttention(nnx.Module):
     )
 
     def run(query, key, value):
-      out = xla_chunked.attention(
+      out = api.dense_attention(
         rearrange(query, "B G T P N D -> B (G T P) N D"),
         key,
         value,
-        jnp.ones(key.shape[:2], bool),
+        jnp.ones((key.shape[0], 1), bool),
         scale=1 / math.sqrt(query.shape[-1]),
       )
       return out.reshape(query.shape)

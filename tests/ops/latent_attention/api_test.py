@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests import tolerances
-from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
@@ -196,21 +195,6 @@ def test_bfloat16_stays_near_float32(seed, case):
   tolerances.assert_close(out, expected, "bfloat16")
 
 
-@pytest.mark.parametrize("case", [*CASES, "reference"])
-@pytest.mark.parametrize("stored", sorted(quantise.LARGEST))
-def test_eight_bits_equal_the_paper_on_what_they_stand_for(seed, case, stored):
-  function = CASES.get(case, reference.latent_attention)
-  queries, keys, up, _ = _inputs(seed)
-  ring = jax.tree.map(lambda x: x[:, :15], keys)
-  content = quantise.quantise(ring.content, dtype=stored)
-  segments = (
-    ring._replace(content=content),
-    jax.tree.map(lambda x: x[:, 15:], keys),
-  )
-  expected = _plain(queries, specs.join(segments), up)
-  tolerances.assert_close(jax.jit(function)(queries, segments, up), expected)
-
-
 @pytest.mark.parametrize("validity", VALIDITY)
 @pytest.mark.parametrize("block", [8, 11, 512])
 def test_dense_blocks_equal_plain_softmax(seed, validity, block):
@@ -253,6 +237,30 @@ def test_reasons_of_all_are_reported_together(seed):
       assert f"{form}: {name}: needs an NVIDIA GPU" in str(error.value)
 
 
+def _mesh_of(kind):
+  return jax.sharding.use_abstract_mesh(
+    jax.sharding.AbstractMesh(
+      (1,),
+      ("data",),
+      axis_types=jax.sharding.AxisType.Auto,
+      abstract_device=jax.sharding.AbstractDevice(kind, 148, "cuda"),
+    )
+  )
+
+
+@pytest.fixture
+def taken(monkeypatch):
+  """Names of the kernels that were asked for; none of them can run."""
+  names = []
+
+  def importing(name):
+    names.append(name.rsplit(".", 1)[1])
+    raise NotImplementedError("stop")
+
+  monkeypatch.setattr(api.importlib, "import_module", importing)
+  return names
+
+
 @pytest.mark.parametrize(
   ("kind", "first"),
   [
@@ -261,27 +269,31 @@ def test_reasons_of_all_are_reported_together(seed):
     ("NVIDIA A100-SXM4-80GB", "pallas_triton"),
   ],
 )
-def test_the_device_of_the_mesh_decides(seed, monkeypatch, kind, first):
+def test_the_device_of_the_mesh_decides(seed, taken, kind, first):
   queries, keys, up, _ = _inputs(seed)
-  taken = []
-
-  def importing(name):
-    taken.append(name.rsplit(".", 1)[1])
-    raise NotImplementedError("stop")
-
-  monkeypatch.setattr(api.importlib, "import_module", importing)
-  mesh = jax.sharding.AbstractMesh(
-    (1,),
-    ("data",),
-    axis_types=jax.sharding.AxisType.Auto,
-    abstract_device=jax.sharding.AbstractDevice(kind, 148, "cuda"),
-  )
-  with jax.sharding.use_abstract_mesh(mesh):
+  with _mesh_of(kind):
     # At last plain XLA takes it.
     jax.eval_shape(api.latent_attention, queries, keys, up)
   taken.remove("triton")  # asked first, it takes few rows only
   assert taken[0] == first
   assert ("pallas_mosaic_gpu" in taken) == (kind == "NVIDIA B200")
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA H100", None])
+def test_dense_attention_asks_for_a_kernel_on_a_gpu_only(seed, taken, kind):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  args = draw(B, L, N, 6), draw(B, S, N, 6), draw(B, S, N, D)
+  valid = jnp.asarray([[True, False], [True, True]])
+  run = functools.partial(api.dense_attention, scale=0.4)
+  if kind:
+    with _mesh_of(kind):
+      jax.eval_shape(run, *args, valid)
+  out = run(*args, valid)
+  assert taken == (["pallas_triton"] if kind else [])
+  seen = jnp.repeat(valid, S // 2, axis=1)
+  expected = reference.attention(*args, seen, scale=0.4)
+  tolerances.assert_close(out, expected)
 
 
 def test_waiting_for_memory_makes_absorbed_cheaper_for_longer():
@@ -305,17 +317,6 @@ def test_bytes_are_those_of_the_arrays():
   project, attend = spec.num_bytes("expanded")
   assert project == 2 * (10920 * 192 + 10920 * 12 * 224)
   assert attend == 2 * (10920 * (12 * 224 + 32) + 40 * 12 * 256)
-
-
-@pytest.mark.parametrize("form", ["expanded", "absorbed"])
-@pytest.mark.parametrize("stored", ["int8", "float8"])
-def test_bytes_of_eight_bit_latents_are_counted(form, stored):
-  plain, eight = (specs.SHAPES[n] for n in ("480p", f"480p_{stored}"))
-  ring = eight.arguments(jnp.bfloat16)[1][0].content
-  saved = sum(plain.spec.num_bytes(form)) - sum(eight.spec.num_bytes(form))
-  stored_bytes = sum(x.size * x.dtype.itemsize for x in ring)
-  assert stored_bytes == 4 * 1560 * (192 + 2)
-  assert saved == 4 * 1560 * 192 * 2 - stored_bytes
 
 
 @pytest.mark.parametrize("name", specs.SHAPES)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.ops.latent_attention import kernel_suite as suite
 from videomla_jax.ops import quantise
+from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import pallas_triton_forward as forward
@@ -125,6 +126,34 @@ def test_two_runs_are_bit_equal(seed, form):
   cotangent = jnp.ones((suite.B, 21, suite.N, 64))
   first, second = run(*args, cotangent), run(*args, cotangent)
   jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("validity", ["holes", "one stream empty"])
+def test_attention_without_positions_equals_plain_softmax(seed, validity):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  keys, heads = 4 * suite.P, suite.N
+  sizes = ((21, heads, 48), (keys, heads, 48), (keys, heads, 32))
+  arrays = tuple(draw(suite.B, *size) for size in sizes)
+  # A granule of one's own at the end, so that every row sees a key.
+  valid = jnp.asarray([[*row, 1] for row in suite.VALIDITY[validity]], bool)
+
+  def ours(query, key, value):
+    segment = forms.KeyValue(key, key[:, :, 0, :0], value, valid)
+    queries = suite.specs.Queries(query, query[..., :0])
+    return flash(queries, (segment,), scale=0.3)
+
+  def plain(query, key, value):
+    seen = jnp.repeat(valid, suite.P, axis=1)
+    return reference.attention(query, key, value, seen, scale=0.3)
+
+  cotangent = draw(suite.B, 21, heads, 32)
+  results = []
+  for function in (ours, plain):
+    out, pull = jax.vjp(jax.jit(function), *arrays)
+    results.append((out, *pull(cotangent)))
+  for a, b in zip(*results, strict=True):
+    suite.tolerances.assert_close(a, b, "float32_gradient")
 
 
 def test_parts_add_up_to_the_width():

@@ -42,7 +42,7 @@ class KeyValue(NamedTuple):
   @property
   def granule(self) -> int:
     """Keys per entry of `valid`."""
-    return self.rope.shape[1] // self.valid.shape[1]
+    return self.content.shape[1] // self.valid.shape[1]
 
   @property
   def valid_keys(self) -> Bool[Array, "B S"]:
@@ -61,6 +61,8 @@ class KeyValue(NamedTuple):
 
   def dequantised(self) -> "KeyValue":
     """The segment with its content in the dtype of the positional part."""
+    if not self.is_eight_bit:
+      return self
     return self._replace(
       content=quantise.dequantise(self.content, self.rope.dtype)
     )

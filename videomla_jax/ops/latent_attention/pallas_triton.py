@@ -4,6 +4,7 @@ The portable implementation, and the only GPU one with a gradient of its own.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -97,7 +98,8 @@ def flash(
   """The kernel that `forms.attend` runs, with a gradient.
 
   Args:
-    queries: Content and rotated positional queries.
+    queries: Content and rotated positional queries; the second may have no
+      channels.
     segments: Keys and values, heads as in the queries.
     scale: Logit multiplier, positive.
     config: Block sizes of the forward pass without a gradient.
@@ -111,8 +113,9 @@ def flash(
   )
   segments = _stored(segments)
   for s in segments:
-    for x in (s.content, s.rope, s.values):
-      forward.parts(x.shape[-1])
+    widths = {x.shape[-1] for x in (s.content, s.values)}
+    for width in widths | {s.rope.shape[-1] or forward.MIN_PART}:
+      forward.parts(width)
   if queries.content.dtype.name == "float32" and not interpret:
     raise NotImplementedError(
       "pallas_triton: float32 spills registers on a GPU; use bfloat16"
@@ -129,5 +132,10 @@ def flash(
       queries, segments, scale=scale, config=config, interpret=interpret
     )[0]
 
+  if not queries.rope.shape[-1]:
+    # Kernels take no empty arrays; None also leaves nothing to be saved.
+    nothing: Any = None
+    queries = queries._replace(rope=nothing)
+    segments = tuple(s._replace(rope=nothing) for s in segments)
   flash = with_gradient(run, scale=scale, interpret=interpret)
   return flash(queries, segments)

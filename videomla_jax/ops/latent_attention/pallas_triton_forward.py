@@ -8,8 +8,9 @@ and output o (Milakov & Gimelshein, arXiv:1805.02867):
   m' = max(m, max s),  p = 2^(s - m'),  α = 2^(m - m')
   l' = α l + Σ p,      o' = α o + p V
 
-The positional key is shared by all heads and is never copied to them; where
-the value is the content itself (absorbed form) it is loaded once.
+The positional key is shared by all heads and is never copied to them; where it
+has no channels (dense attention) there is one product. Where the value is the
+content itself (absorbed form) it is loaded once.
 
 Triton's arrays have powers of two as sizes, so widths are taken in parts:
 96 = 64 + 32, 192 = 128 + 64. Rows past the end are read as zeros and not
@@ -120,7 +121,7 @@ class Segment(NamedTuple):
     num_blocks: Blocks to visit.
     content: Content part of the keys.
     scale: Of each key's content, where that is in eight bits.
-    rope: Positional part.
+    rope: Positional part, if there is one.
     value: Values, or None where the content is the value.
   """
 
@@ -129,7 +130,7 @@ class Segment(NamedTuple):
   num_blocks: Any
   content: Any
   scale: Any | None
-  rope: Any
+  rope: Any | None
   value: Any | None
 
 
@@ -145,6 +146,8 @@ def load_line(ref, start, count):
 
 def load_parts(ref, start, count):
   """Loads `count` rows of a `[S, d]` ref as parts; zeros past the end."""
+  if ref is None:
+    return []
   inside = _inside(ref, start, count)[:, None]
   return [
     plgpu.load(
@@ -225,16 +228,20 @@ def _visit(j, carry, *, query, segment, config, scale):
   return m_new, alpha * l + p.sum(axis=1), o
 
 
-def rows_of(x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+def rows_of(x: Array | jax.ShapeDtypeStruct | None) -> pl.BlockSpec | None:
   """All rows of one head of `[B R H d]`; heads are the second grid axis."""
+  if x is None:
+    return None
   _, rows, heads, width = x.shape
   return pl.BlockSpec(
     (None, rows, None, width), lambda b, h, i: (b, 0, h if heads > 1 else 0, 0)
   )
 
 
-def tokens_of(x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+def tokens_of(x: Array | jax.ShapeDtypeStruct | None) -> pl.BlockSpec | None:
   """All rows of one stream of `[B S ...]`, whatever the head."""
+  if x is None:
+    return None
   rest = x.shape[1:]
   return pl.BlockSpec((None, *rest), lambda b, h, i: (b, *(0 for _ in rest)))
 
@@ -279,7 +286,7 @@ def _segment_specs(arrays: Segment) -> Segment:
   heads = ("content", "value")
   return Segment(
     **{
-      name: x if x is None else (rows_of if name in heads else tokens_of)(x)
+      name: rows_of(x) if name in heads else tokens_of(x)
       for name, x in arrays._asdict().items()
     }
   )
