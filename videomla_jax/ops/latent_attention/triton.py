@@ -84,7 +84,7 @@ def eight_bit_width(capability: float) -> int:
 
   Zero before Hopper, whose tensor cores read keys from shared memory.
   """
-  return {10: 448, 9: 256}.get(int(capability), 0)
+  return {10: 448, 9: 192}.get(int(capability), 0)
 
 
 # Triton reads the source of what follows; run-time type checks would hide it.
