@@ -66,6 +66,11 @@ def _kernels(config, arg):
     "480p_14b",
     "480p_first_chunk",
     "few_queries",
+    # A ring in eight bits.
+    "480p_int8",
+    "480p_float8",
+    "few_queries_int8",
+    "few_queries_float8",
     # The paper's ablations.
     "480p_dc64",
     "480p_dc128",

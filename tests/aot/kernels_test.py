@@ -14,11 +14,19 @@ import pytest
 from videomla_jax import aot
 from videomla_jax import kernels
 from videomla_jax import machine_code
+from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
-SHAPES = ("480p", "480p_framewise", "480p_dc512", "few_queries")
+SHAPES = (
+  "480p",
+  "480p_framewise",
+  "480p_dc512",
+  "few_queries",
+  "480p_int8",
+  "few_queries_float8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,7 @@ def test_blackwell_kernel_uses_its_units(rows):
   assert {(r.shape, r.form) for r in blackwell} >= {
     ("480p", "expanded"),
     ("480p", "absorbed"),
+    ("480p_int8", "expanded"),
   }
   for row in blackwell:
     assert row.tensor_core_ops > 0
@@ -87,15 +96,17 @@ def test_what_does_not_compile_says_why(rows):
       assert "absorbed form only" in row.error or "rows fill" in row.error
     else:
       assert row.implementation == "pallas_mosaic_gpu", row
-      assert "value width 512 exceeds 256" in row.error
+      eight_bits = row.shape.endswith(("int8", "float8"))
+      reason = "not dequantise" if eight_bits else "width 512 exceeds 256"
+      assert reason in row.error
 
 
 def test_few_queries_have_the_kernel_that_splits_keys(rows):
-  assert [
+  assert {
     (r.shape, r.form)
     for r in rows
     if r.implementation == "triton" and r.compiled
-  ] == [("few_queries", "absorbed")]
+  } == {(s, "absorbed") for s in SHAPES if s.startswith("few_queries")}
 
 
 def test_rows_are_json(rows):
@@ -115,7 +126,7 @@ def test_hopper_is_served_by_triton():
   made = list(
     kernels.rows(
       targets=("h100",),
-      shapes=("480p",),
+      shapes=("480p", "480p_float8", "few_queries_int8"),
       implementations=("pallas_mosaic_gpu", "pallas_triton"),
     )
   )
@@ -137,8 +148,6 @@ def test_gradient_compiles_without_spills():
   devices = aot.mesh("b200")
   shape = specs.SHAPES["480p"]
   arguments = aot.place(shape.arguments(jnp.bfloat16), devices)
-  from videomla_jax.ops.latent_attention import api
-
   run = functools.partial(
     api.latent_attention, form="expanded", implementation="pallas_triton"
   )
@@ -166,3 +175,32 @@ def test_gradient_compiles_without_spills():
     assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0), kernel
   # Linear memory: scores alone would be 4,680 x 10,920 x 12 x 2 = 1.2 GB.
   assert program.temporary_bytes < 200e6
+
+
+@pytest.mark.parametrize("target", ["b200", "h100"])
+@pytest.mark.parametrize("keys", [512, 7 * 1560])
+def test_dense_attention_and_its_gradient_do_not_spill(target, keys):
+  devices = aot.mesh(target)
+  array = lambda tokens: jax.ShapeDtypeStruct((1, tokens, 12, 128), "bfloat16")
+  valid = jax.ShapeDtypeStruct((1, 1 if keys == 512 else 7), bool)
+  arguments = aot.place((array(4680), array(keys), array(keys), valid), devices)
+
+  def gradient(query, key, value, valid):
+    def of(*arrays):
+      return api.dense_attention(*arrays, valid, scale=128**-0.5)
+
+    out, pull = jax.vjp(of, query, key, value)
+    return pull(out)
+
+  program = aot.compile_for(gradient, *arguments, devices=devices)
+  ours = [
+    k
+    for k in machine_code.kernels(program.serialized())
+    if k.name.startswith("latent_attention")
+  ]
+  assert len(ours) == 3  # forward, queries, keys
+  for kernel in ours:
+    assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0), kernel
+    assert kernel.tensor_core_ops > 0
+  # Output and a number per row and head: no scores.
+  assert program.temporary_bytes < 40e6

@@ -19,7 +19,7 @@ from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from videomla_jax import sharding
 from videomla_jax.models import layers
@@ -27,7 +27,6 @@ from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
-from videomla_jax.ops.latent_attention import xla_chunked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,7 @@ def _by_frame(angles: rope.Rotation, tokens: int) -> rope.Rotation:
   )
 
 
-def _flat(x: Float[Array, "B T P ..."]) -> Float[Array, "B S ..."]:
+def _flat(x: Num[Array, "B T P ..."]) -> Num[Array, "B S ..."]:
   """Joins frames and tokens."""
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
@@ -173,11 +172,11 @@ class DenseSelfAttention(nnx.Module):
     tokens, scale = x.shape[2], 1 / math.sqrt(self.config.head_dim)
 
     def run(query, turn, key, key_turn, value, valid):
-      out = xla_chunked.attention(
+      out = api.dense_attention(
         _rotate(query, turn),
         _rotate(key, key_turn),
         _flat(value),
-        jnp.repeat(valid, tokens, axis=1),
+        valid,
         scale=scale,
       )
       return out.reshape(query.shape)
@@ -266,17 +265,18 @@ class LatentSelfAttention(nnx.Module):
       frames, tokens = entry.content.shape[1:3]
       part = slice(frame * tokens, (frame + frames) * tokens)
       with jax.named_scope("rotate_keys"):
+        # Out of eight bits here, content in the kernel: positions are rotated
+        # anew in every window, and angles have more bytes than these keys.
         k_rope = quantise.dequantise(entry.key_rope, dtype)
         k_rope = rearrange(k_rope, "B T P r -> B (T P) 1 r")
         turn = jax.tree.map(lambda a, part=part: a[:, part], angles)
         k_rope = rope.rotate(k_rope, turn)[:, :, 0]
+      content = entry.content
+      if not isinstance(content, quantise.Quantised):
+        content = content.astype(dtype)
       segments.append(
         api.Keys(
-          rearrange(
-            quantise.dequantise(entry.content, dtype), "B T P c -> B (T P) c"
-          ),
-          k_rope,
-          valid[:, frame : frame + frames],
+          jax.tree.map(_flat, content), k_rope, valid[:, frame : frame + frames]
         )
       )
       frame += frames
@@ -314,11 +314,11 @@ class CrossAttention(nnx.Module):
     )
 
     def run(query, key, value):
-      out = xla_chunked.attention(
+      out = api.dense_attention(
         rearrange(query, "B G T P N D -> B (G T P) N D"),
         key,
         value,
-        jnp.ones(key.shape[:2], bool),
+        jnp.ones((key.shape[0], 1), bool),
         scale=1 / math.sqrt(query.shape[-1]),
       )
       return out.reshape(query.shape)

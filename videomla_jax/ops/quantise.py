@@ -14,6 +14,7 @@ from jaxtyping import Array, BFloat16, Float, PyTree
 
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 SCALE_DTYPE = jnp.bfloat16
+SCALE_BYTES = jnp.dtype(SCALE_DTYPE).itemsize
 
 
 class Quantised(NamedTuple):

@@ -263,6 +263,30 @@ def test_reasons_of_all_are_reported_together(seed):
       assert f"{form}: {name}: needs an NVIDIA GPU" in str(error.value)
 
 
+def _mesh_of(kind):
+  return jax.sharding.use_abstract_mesh(
+    jax.sharding.AbstractMesh(
+      (1,),
+      ("data",),
+      axis_types=jax.sharding.AxisType.Auto,
+      abstract_device=jax.sharding.AbstractDevice(kind, 148, "cuda"),
+    )
+  )
+
+
+@pytest.fixture
+def taken(monkeypatch):
+  """Names of the kernels that were asked for; none of them can run."""
+  names = []
+
+  def importing(name):
+    names.append(name.rsplit(".", 1)[1])
+    raise NotImplementedError("stop")
+
+  monkeypatch.setattr(api.importlib, "import_module", importing)
+  return names
+
+
 @pytest.mark.parametrize(
   ("kind", "first"),
   [
@@ -271,27 +295,31 @@ def test_reasons_of_all_are_reported_together(seed):
     ("NVIDIA A100-SXM4-80GB", "pallas_triton"),
   ],
 )
-def test_the_device_of_the_mesh_decides(seed, monkeypatch, kind, first):
+def test_the_device_of_the_mesh_decides(seed, taken, kind, first):
   queries, keys, up, _ = _inputs(seed)
-  taken = []
-
-  def importing(name):
-    taken.append(name.rsplit(".", 1)[1])
-    raise NotImplementedError("stop")
-
-  monkeypatch.setattr(api.importlib, "import_module", importing)
-  mesh = jax.sharding.AbstractMesh(
-    (1,),
-    ("data",),
-    axis_types=jax.sharding.AxisType.Auto,
-    abstract_device=jax.sharding.AbstractDevice(kind, 148, "cuda"),
-  )
-  with jax.sharding.use_abstract_mesh(mesh):
+  with _mesh_of(kind):
     # At last plain XLA takes it.
     jax.eval_shape(api.latent_attention, queries, keys, up)
   taken.remove("triton")  # asked first, it takes few rows only
   assert taken[0] == first
   assert ("pallas_mosaic_gpu" in taken) == (kind == "NVIDIA B200")
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA H100", None])
+def test_dense_attention_asks_for_a_kernel_on_a_gpu_only(seed, taken, kind):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  args = draw(B, L, N, 6), draw(B, S, N, 6), draw(B, S, N, D)
+  valid = jnp.asarray([[True, False], [True, True]])
+  run = functools.partial(api.dense_attention, scale=0.4)
+  if kind:
+    with _mesh_of(kind):
+      jax.eval_shape(run, *args, valid)
+  out = run(*args, valid)
+  assert taken == (["pallas_triton"] if kind else [])
+  seen = jnp.repeat(valid, S // 2, axis=1)
+  expected = reference.attention(*args, seen, scale=0.4)
+  tolerances.assert_close(out, expected)
 
 
 def test_waiting_for_memory_makes_absorbed_cheaper_for_longer():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import tolerances
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import specs
 
@@ -65,6 +66,28 @@ def inputs(seed, validity="holes", sizes=Sizes(), dtype=jnp.float32):
     root * draw(sizes.d_c, N, sizes.value),
   )
   return queries, (ring, own), up
+
+
+def in_eight_bits(args, dtype: str, *, exact: bool = False):
+  """The same call with the ring stored in eight bits.
+
+  Args:
+    args: See `inputs`.
+    dtype: Of the stored content.
+    exact: Round scales to powers of two: no product with one rounds.
+  """
+  queries, (ring, *rest), up = args
+  stored = quantise.quantise(ring.content, dtype=dtype)
+  if exact:
+    scale = jnp.exp2(jnp.round(jnp.log2(stored.scale.astype(jnp.float32))))
+    stored = stored._replace(scale=scale.astype(stored.scale.dtype))
+  return queries, (ring._replace(content=stored), *rest), up
+
+
+def dequantised(args):
+  """The same call with every segment in the dtype of its positional keys."""
+  queries, keys, up = args
+  return queries, tuple(k._replace(content=k.latents) for k in keys), up
 
 
 def latent_attention(flash: Callable, form: str) -> Callable:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from tests.ops.latent_attention import kernel_suite as suite
+from videomla_jax.ops import quantise
+from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import pallas_triton_forward as forward
@@ -19,6 +21,7 @@ from videomla_jax.ops.latent_attention import reference
 CONFIG = forward.Config(rows=16, keys=16)
 flash = functools.partial(pallas_triton.flash, config=CONFIG, interpret=True)
 both_forms = pytest.mark.parametrize("form", ["expanded", "absorbed"])
+eight_bits = pytest.mark.parametrize("stored", sorted(quantise.LARGEST))
 
 
 @both_forms
@@ -52,6 +55,53 @@ def test_bfloat16_stays_near_float64(seed, form):
   assert suite.check_value(flash, form, args, "bfloat16").dtype == jnp.bfloat16
 
 
+@eight_bits
+@pytest.mark.parametrize("validity", suite.VALIDITY)
+def test_eight_bits_equal_the_paper_on_what_they_stand_for(
+  seed, stored, validity
+):
+  args = suite.in_eight_bits(suite.inputs(seed, validity), stored)
+  first = suite.check_value(flash, "absorbed", args, "float32")
+  second = suite.check_value(flash, "absorbed", args, "float32")
+  np.testing.assert_array_equal(first, second)
+
+
+@both_forms
+@eight_bits
+def test_bytes_are_taken_exactly(seed, form, stored):
+  args = suite.inputs(seed, dtype=jnp.bfloat16)
+  args = suite.in_eight_bits(args, stored, exact=True)
+  run = jax.jit(suite.latent_attention(flash, form))
+  # Nothing but the scales can round, and powers of two do not.
+  out, plain = run(*args), run(*suite.dequantised(args))
+  np.testing.assert_array_equal(*(x.astype(jnp.float32) for x in (out, plain)))
+
+
+@both_forms
+@eight_bits
+def test_gradients_see_dequantised_keys(seed, form, stored):
+  queries, (ring, own), up = suite.in_eight_bits(suite.inputs(seed), stored)
+
+  def gradient(function):
+    def of(queries, scale, rope, own, up):
+      content = ring.content._replace(scale=scale.astype(jnp.bfloat16))
+      seen = ring._replace(content=content, rope=rope)
+      return jnp.sum(jnp.square(function(queries, (seen, own), up)))
+
+    scale = ring.content.scale.astype(jnp.float32)
+    grad = jax.grad(of, argnums=(0, 1, 2, 4))
+    return jax.jit(grad)(queries, scale, ring.rope, own, up)
+
+  ours = gradient(suite.latent_attention(flash, form))
+  theirs = gradient(reference.latent_attention)
+  for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+    # The gradient of a scale is rounded to bfloat16, as the scale is.
+    kind = "bfloat16" if i == 1 else "float32_gradient"
+    jax.tree.map(
+      functools.partial(suite.tolerances.assert_close, kind=kind), a, b
+    )
+
+
 @both_forms
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gradients_in_half_precision_stay_near_float32(seed, form, dtype):
@@ -76,6 +126,34 @@ def test_two_runs_are_bit_equal(seed, form):
   cotangent = jnp.ones((suite.B, 21, suite.N, 64))
   first, second = run(*args, cotangent), run(*args, cotangent)
   jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("validity", ["holes", "one stream empty"])
+def test_attention_without_positions_equals_plain_softmax(seed, validity):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  keys, heads = 4 * suite.P, suite.N
+  sizes = ((21, heads, 48), (keys, heads, 48), (keys, heads, 32))
+  arrays = tuple(draw(suite.B, *size) for size in sizes)
+  # A granule of one's own at the end, so that every row sees a key.
+  valid = jnp.asarray([[*row, 1] for row in suite.VALIDITY[validity]], bool)
+
+  def ours(query, key, value):
+    segment = forms.KeyValue(key, key[:, :, 0, :0], value, valid)
+    queries = suite.specs.Queries(query, query[..., :0])
+    return flash(queries, (segment,), scale=0.3)
+
+  def plain(query, key, value):
+    seen = jnp.repeat(valid, suite.P, axis=1)
+    return reference.attention(query, key, value, seen, scale=0.3)
+
+  cotangent = draw(suite.B, 21, heads, 32)
+  results = []
+  for function in (ours, plain):
+    out, pull = jax.vjp(jax.jit(function), *arrays)
+    results.append((out, *pull(cotangent)))
+  for a, b in zip(*results, strict=True):
+    suite.tolerances.assert_close(a, b, "float32_gradient")
 
 
 def test_parts_add_up_to_the_width():
@@ -120,6 +198,13 @@ def test_segments_must_agree_on_values(seed, order):
   queries, mixed = jax.tree.map(half, (queries, mixed))
   with pytest.raises(NotImplementedError, match="gpu: some segments"):
     pallas_mosaic_gpu.flash(queries, mixed, scale=1.0)
+
+
+def test_blackwell_kernel_leaves_bytes_to_triton(seed):
+  args = suite.inputs(seed, dtype=jnp.bfloat16)
+  args = suite.in_eight_bits(args, "int8")
+  with pytest.raises(NotImplementedError, match="gpu: does not dequantise"):
+    suite.latent_attention(pallas_mosaic_gpu.flash, "absorbed")(*args)
 
 
 def test_what_a_gpu_cannot_do_well_is_refused(seed):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import importlib
 import itertools
 
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from videomla_jax.ops import device
 from videomla_jax.ops.latent_attention import forms
@@ -133,3 +134,37 @@ def latent_attention(
     except NotImplementedError as error:
       reasons.append(f"{tried}: {error}")
   raise NotImplementedError("; ".join(reasons))
+
+
+def dense_attention(
+  query: Float[Array, "B L N D"],
+  key: Float[Array, "B S N D"],
+  value: Float[Array, "B S N V"],
+  valid: Bool[Array, "B G"],
+  *,
+  scale: float,
+) -> Float[Array, "B L N V"]:
+  """Softmax attention without latents: dense layers, and text.
+
+  Pallas Triton's kernel without a positional part where that runs, so no scores
+  are written; blocks of keys in XLA elsewhere.
+
+  Args:
+    query: Queries.
+    key: Keys.
+    value: Values.
+    valid: False where a granule of S / G keys must not be seen; one valid
+      granule per example.
+    scale: Logit multiplier, positive.
+  """
+  name = "pallas_triton"
+  try:
+    _needs(name, 8.0)
+    flash = importlib.import_module(f"{__package__}.{name}").flash
+    segment = forms.KeyValue(key, key[:, :, 0, :0], value, valid)
+    queries = specs.Queries(query, query[..., :0])
+    return flash(queries, (segment,), scale=scale)
+  except NotImplementedError:  # no such GPU, float32, a width of odd parts
+    granule = key.shape[1] // valid.shape[1]
+    valid_keys = jnp.repeat(valid, granule, axis=1)
+    return xla_chunked.attention(query, key, value, valid_keys, scale=scale)

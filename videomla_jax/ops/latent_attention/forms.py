@@ -14,9 +14,11 @@ import math
 from typing import NamedTuple
 
 from einops import rearrange
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import specs
 
 
@@ -24,14 +26,15 @@ class KeyValue(NamedTuple):
   """One segment of what a flash kernel attends to.
 
   Attributes:
-    content: Content part of the keys, K heads.
+    content: Content part of the keys, K heads; where it is the value, it may be
+      in eight bits with a scale per key.
     rope: Rotated positional part, shared by all heads.
     value: Values, or None where the content is the value.
     valid: True where a granule of S / G keys may be seen. What invalid keys
       hold must be finite.
   """
 
-  content: Float[Array, "B S K d"]
+  content: Float[Array, "B S K d"] | quantise.Quantised
   rope: Float[Array, "B S d_r"]
   value: Float[Array, "B S K D"] | None
   valid: Bool[Array, "B G"]
@@ -39,7 +42,7 @@ class KeyValue(NamedTuple):
   @property
   def granule(self) -> int:
     """Keys per entry of `valid`."""
-    return self.rope.shape[1] // self.valid.shape[1]
+    return self.content.shape[1] // self.valid.shape[1]
 
   @property
   def valid_keys(self) -> Bool[Array, "B S"]:
@@ -47,9 +50,22 @@ class KeyValue(NamedTuple):
     return jnp.repeat(self.valid, self.granule, axis=1)
 
   @property
-  def values(self) -> Array:
+  def values(self) -> Array | quantise.Quantised:
     """Values, whether stored or the content itself."""
     return self.content if self.value is None else self.value
+
+  @property
+  def is_eight_bit(self) -> bool:
+    """True where content and values have a scale per key."""
+    return isinstance(self.content, quantise.Quantised)
+
+  def dequantised(self) -> "KeyValue":
+    """The segment with its content in the dtype of the positional part."""
+    if not self.is_eight_bit:
+      return self
+    return self._replace(
+      content=quantise.dequantise(self.content, self.rope.dtype)
+    )
 
 
 # (queries, segments, scale=) -> per-head values [B R H D]
@@ -62,6 +78,7 @@ def check(
   segments: Sequence[KeyValue],
   *,
   dtypes: Sequence[str],
+  eight_bits: bool = False,
 ) -> None:
   """Refuses what no kernel can take, before anything is lowered.
 
@@ -70,10 +87,11 @@ def check(
     queries: Content and rotated positional queries.
     segments: Keys and values.
     dtypes: Names of the dtypes that the kernel knows.
+    eight_bits: Whether the kernel dequantises content.
 
   Raises:
     NotImplementedError: If there are no keys, or heads, dtypes or the presence
-      of values differ.
+      of values differ, or keys are in eight bits and the kernel has no scales.
   """
   heads, dtype = queries.content.shape[2], queries.content.dtype
   if not segments:
@@ -89,7 +107,17 @@ def check(
       raise NotImplementedError(
         f"{name}: keys have {s.content.shape[2]} heads, queries {heads}"
       )
-    if {s.content.dtype, s.rope.dtype, s.values.dtype} != {dtype}:
+    if s.is_eight_bit and not (eight_bits and s.value is None):
+      raise NotImplementedError(
+        f"{name}: does not dequantise keys in eight bits; triton and "
+        "pallas_triton do in the absorbed form"
+      )
+    plain = [
+      x.dtype
+      for x in (s.rope, s.content, s.values)
+      if not isinstance(x, quantise.Quantised)
+    ]
+    if set(plain) != {dtype}:
       raise NotImplementedError(f"{name}: queries and keys differ in dtype")
 
 
@@ -121,14 +149,28 @@ def attend(
 def _expanded(flash, queries, keys, up, scale):
   segments = tuple(
     KeyValue(
-      content=jnp.einsum("BSc,cNd->BSNd", k.content, up.key),
+      content=_project(k.content, up.key),
       rope=k.rope,
-      value=jnp.einsum("BSc,cNd->BSNd", k.content, up.value),
+      value=_project(k.content, up.value),
       valid=k.valid,
     )
     for k in keys
   )
   return flash(queries, segments, scale=scale)
+
+
+def _project(content, weight):
+  """Applies W per head; in eight bits (s c) W = s (c W).
+
+  So the product reads bytes, which it takes exactly, and nothing writes a
+  dequantised copy. The product is rounded before it is scaled, since XLA would
+  write it in float32: it fuses no second operand into what follows a product.
+  """
+  if not isinstance(content, quantise.Quantised):
+    return jnp.einsum("BSc,cNd->BSNd", content, weight)
+  values = content.values.astype(weight.dtype)
+  scale = content.scale.astype(weight.dtype)[..., None]
+  return scale * jnp.einsum("BSc,cNd->BSNd", values, weight)
 
 
 def _absorbed(flash, queries, keys, up, scale):
@@ -137,7 +179,10 @@ def _absorbed(flash, queries, keys, up, scale):
     *(rearrange(q, "B L N d -> B (L N) 1 d") for q in (folded, queries.rope))
   )
   segments = tuple(
-    KeyValue(k.content[:, :, None], k.rope, None, k.valid) for k in keys
+    KeyValue(
+      jax.tree.map(lambda x: x[:, :, None], k.content), k.rope, None, k.valid
+    )
+    for k in keys
   )
   context = flash(rows, segments, scale=scale)
   context = context.reshape(folded.shape)

@@ -46,7 +46,7 @@ def valid_first(
     return frames.reshape(x.shape)
 
   ordered = specs.Keys(
-    joined([k.content for k in keys]),
+    joined([k.latents for k in keys]),
     joined([k.rope for k in keys]),
     jnp.take_along_axis(valid, order, axis=1),
   )

@@ -8,17 +8,27 @@ and output o (Milakov & Gimelshein, arXiv:1805.02867):
   m' = max(m, max s),  p = 2^(s - m'),  α = 2^(m - m')
   l' = α l + Σ p,      o' = α o + p V
 
-The positional key is shared by all heads and is never copied to them; where
-the value is the content itself (absorbed form) it is loaded once.
+The positional key is shared by all heads and is never copied to them; where it
+has no channels (dense attention) there is one product. Where the value is the
+content itself (absorbed form) it is loaded once.
 
 Triton's arrays have powers of two as sizes, so widths are taken in parts:
 96 = 64 + 32, 192 = 128 + 64. Rows past the end are read as zeros and not
 written; keys past the end of their run are masked.
+
+Latents in eight bits, c = a x with a scale a per key, are loaded as bytes and
+cast, which is exact: |x| < 2^8 or 4 bits of mantissa. The scale multiplies
+columns of scores and of probabilities in float32,
+
+  s = (q_c xᵀ) a + q_r k_rᵀ,      o' = α o + (p a) x,
+
+64 numbers per row and block, not 192, and x is rounded nowhere.
 """
 
 import dataclasses
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -26,6 +36,7 @@ from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import blocks
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import reference
@@ -101,6 +112,28 @@ def dot(a: Array, b: Array) -> Array:
   )
 
 
+class Segment(NamedTuple):
+  """What kernels that walk over keys read: arrays, their specs, or refs.
+
+  Attributes:
+    start: First key of each block.
+    count: Keys of each block.
+    num_blocks: Blocks to visit.
+    content: Content part of the keys.
+    scale: Of each key's content, where that is in eight bits.
+    rope: Positional part, if there is one.
+    value: Values, or None where the content is the value.
+  """
+
+  start: Any
+  count: Any
+  num_blocks: Any
+  content: Any
+  scale: Any | None
+  rope: Any | None
+  value: Any | None
+
+
 def _inside(ref, start, count):
   return start + jnp.arange(count) < ref.shape[0]
 
@@ -113,6 +146,8 @@ def load_line(ref, start, count):
 
 def load_parts(ref, start, count):
   """Loads `count` rows of a `[S, d]` ref as parts; zeros past the end."""
+  if ref is None:
+    return []
   inside = _inside(ref, start, count)[:, None]
   return [
     plgpu.load(
@@ -138,26 +173,22 @@ def score(q, k):
   return sum(dot(a, b.T) for a, b in zip(q, k, strict=True))
 
 
-def _forward_kernel(*refs, num_segments, shared, config, scale):
-  content, rope, *rest = refs
-  per_segment = 5 if shared else 6
-  inputs = rest[: num_segments * per_segment]
-  out_ref, log_sum_ref = rest[num_segments * per_segment :]
+def _forward_kernel(
+  content, rope, segments, out_ref, log_sum_ref, *, config, scale
+):
   rows = (pl.program_id(2) * config.rows, config.rows)
-  query = load_parts(content, *rows) + load_parts(rope, *rows)
+  query = load_parts(content, *rows), load_parts(rope, *rows)
   widths = [size for _, size in parts(out_ref.shape[1])]
   carry = (
     jnp.full((config.rows,), reference.MASKED, jnp.float32),
     jnp.zeros((config.rows,), jnp.float32),
     tuple(jnp.zeros((config.rows, w), jnp.float32) for w in widths),
   )
-  for i in range(num_segments):
-    segment = inputs[i * per_segment : (i + 1) * per_segment]
+  for segment in segments:
     body = functools.partial(
       _visit, query=query, segment=segment, config=config, scale=scale
     )
-    num_blocks = segment[2][0]
-    carry = jax.lax.fori_loop(0, num_blocks, body, carry)
+    carry = jax.lax.fori_loop(0, segment.num_blocks[0], body, carry)
   m, l, o = carry
   store_parts(out_ref, rows[0], [part / l[:, None] for part in o])
   plgpu.store(
@@ -169,34 +200,48 @@ def _forward_kernel(*refs, num_segments, shared, config, scale):
 
 def _visit(j, carry, *, query, segment, config, scale):
   """One block of keys."""
-  start_ref, count_ref, _, content, rope, *value = segment
   m, l, o = carry
-  keys = (start_ref[j], config.keys)
-  key_content = load_parts(content, *keys)
-  s = score(query, key_content + load_parts(rope, *keys)) * (scale * LOG2_E)
-  own = (jnp.arange(config.keys) < count_ref[j])[None, :]
+  keys = (segment.start[j], config.keys)
+  key_content = load_parts(segment.content, *keys)
+  key_rope = load_parts(segment.rope, *keys)
+  key_scale = None
+  if segment.scale is None:
+    s = score(query[0] + query[1], key_content + key_rope)
+  else:
+    key_content = [k.astype(query[0][0].dtype) for k in key_content]
+    key_scale = load_line(segment.scale, *keys).astype(jnp.float32)[None, :]
+    s = score(query[0], key_content) * key_scale + score(query[1], key_rope)
+  s *= scale * LOG2_E
+  own = (jnp.arange(config.keys) < segment.count[j])[None, :]
   s = jnp.where(own, s, reference.MASKED)
   m_new = jnp.maximum(m, s.max(axis=1))
   p = jnp.exp2(s - m_new[:, None])
   alpha = jnp.exp2(m - m_new)
-  values = load_parts(value[0], *keys) if value else key_content
+  weight = p if key_scale is None else p * key_scale
+  values = key_content
+  if segment.value is not None:
+    values = load_parts(segment.value, *keys)
   o = tuple(
-    alpha[:, None] * part + dot(p.astype(v.dtype), v)
+    alpha[:, None] * part + dot(weight.astype(v.dtype), v)
     for part, v in zip(o, values, strict=True)
   )
   return m_new, alpha * l + p.sum(axis=1), o
 
 
-def rows_of(x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+def rows_of(x: Array | jax.ShapeDtypeStruct | None) -> pl.BlockSpec | None:
   """All rows of one head of `[B R H d]`; heads are the second grid axis."""
+  if x is None:
+    return None
   _, rows, heads, width = x.shape
   return pl.BlockSpec(
     (None, rows, None, width), lambda b, h, i: (b, 0, h if heads > 1 else 0, 0)
   )
 
 
-def tokens_of(x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+def tokens_of(x: Array | jax.ShapeDtypeStruct | None) -> pl.BlockSpec | None:
   """All rows of one stream of `[B S ...]`, whatever the head."""
+  if x is None:
+    return None
   rest = x.shape[1:]
   return pl.BlockSpec((None, *rest), lambda b, h, i: (b, *(0 for _ in rest)))
 
@@ -210,27 +255,41 @@ def compiler_params(config: Config) -> plgpu.CompilerParams:
 
 def segment_inputs(
   segments: tuple[forms.KeyValue, ...], *, block: int
-) -> tuple[list[Array], list[pl.BlockSpec]]:
-  """What kernels that walk over keys read, and how, segment by segment.
+) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+  """What kernels that walk over keys read, and the specs of it.
 
   Args:
     segments: Keys and values.
     block: Keys per block.
-
-  Returns:
-    Per segment start, count and number of blocks, content, positional keys
-    and, unless the content is the value, values.
   """
-  arrays, in_specs = [], []
-  for s in segments:
-    table = blocks.table_of(s.valid, granule=s.granule, block=block)
-    flat = (table.start, table.count, table.num_blocks[:, None])
-    heads = [s.content] if s.value is None else [s.content, s.value]
-    arrays += [*flat, s.content, s.rope, *heads[1:]]
-    in_specs += [tokens_of(t) for t in flat]
-    in_specs += [rows_of(s.content), tokens_of(s.rope)]
-    in_specs += [rows_of(x) for x in heads[1:]]
-  return arrays, in_specs
+  arrays = tuple(_segment_input(s, block) for s in segments)
+  return arrays, tuple(_segment_specs(a) for a in arrays)
+
+
+def _segment_input(s: forms.KeyValue, block: int) -> Segment:
+  table = blocks.table_of(s.valid, granule=s.granule, block=block)
+  content, scale = s.content, None
+  if isinstance(s.content, quantise.Quantised):
+    content, scale = s.content.values, s.content.scale[:, :, 0, 0]
+  return Segment(
+    start=table.start,
+    count=table.count,
+    num_blocks=table.num_blocks[:, None],
+    content=content,
+    scale=scale,
+    rope=s.rope,
+    value=s.value,
+  )
+
+
+def _segment_specs(arrays: Segment) -> Segment:
+  heads = ("content", "value")
+  return Segment(
+    **{
+      name: rows_of(x) if name in heads else tokens_of(x)
+      for name, x in arrays._asdict().items()
+    }
+  )
 
 
 def forward(
@@ -247,21 +306,14 @@ def forward(
     Output and the base-2 logarithm of the sum of 2^s of each row.
   """
   batch, rows, heads, _ = queries.content.shape
-  shared = segments[0].value is None
   keys, key_specs = segment_inputs(segments, block=config.keys)
   width = segments[0].values.shape[-1]
   out = jax.ShapeDtypeStruct((batch, rows, heads, width), queries.content.dtype)
   log_sum = jax.ShapeDtypeStruct((batch, heads, rows), jnp.float32)
   return pl.pallas_call(
-    functools.partial(
-      _forward_kernel,
-      num_segments=len(segments),
-      shared=shared,
-      config=config,
-      scale=scale,
-    ),
+    functools.partial(_forward_kernel, config=config, scale=scale),
     grid=(batch, heads, pl.cdiv(rows, config.rows)),
-    in_specs=[*(rows_of(q) for q in queries), *key_specs],
+    in_specs=[*(rows_of(q) for q in queries), key_specs],
     out_specs=[
       rows_of(out),
       pl.BlockSpec((None, None, rows), lambda b, h, i: (b, h, 0)),
@@ -270,4 +322,4 @@ def forward(
     compiler_params=compiler_params(config),
     interpret=interpret,
     name="latent_attention",
-  )(*queries, *keys)
+  )(*queries, keys)

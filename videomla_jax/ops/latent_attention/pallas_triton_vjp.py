@@ -11,6 +11,7 @@ which are summed afterwards). Keys that were not seen get exact zeros.
 """
 
 import functools
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -93,20 +94,19 @@ def _store(refs, start, gradients):
     gradients = gradients[count:]
 
 
-def _query_kernel(*refs, num_segments, shared, config, scale):
-  rows, rest = refs[:5], refs[5:]
-  per_segment = 5 if shared else 6
-  inputs, outs = rest[: num_segments * per_segment], rest[-2:]
+def _query_kernel(*refs, config, scale):
+  rows, segments, outs = refs[:5], refs[5], refs[6:]
   first_row = pl.program_id(2) * config.rows
   query, d_out, log_sum, delta = _load_rows(rows, first_row, config.rows)
 
   def visit(j, d_query, segment):
-    start, count, _, content, rope, *value = segment
-    keys = (start[j], config.keys)
-    k_content = kernel.load_parts(content, *keys)
-    k = k_content + kernel.load_parts(rope, *keys)
-    v = kernel.load_parts(value[0], *keys) if value else k_content
-    own = (jnp.arange(config.keys) < count[j])[None, :]
+    keys = (segment.start[j], config.keys)
+    k_content = kernel.load_parts(segment.content, *keys)
+    k = k_content + kernel.load_parts(segment.rope, *keys)
+    v = k_content
+    if segment.value is not None:
+      v = kernel.load_parts(segment.value, *keys)
+    own = (jnp.arange(config.keys) < segment.count[j])[None, :]
     _, ds = _score_gradient(query, k, v, d_out, log_sum, delta, own, scale)
     return tuple(
       a + kernel.dot(ds.astype(b.dtype), b)
@@ -114,46 +114,42 @@ def _query_kernel(*refs, num_segments, shared, config, scale):
     )
 
   d_query = tuple(jnp.zeros(q.shape, jnp.float32) for q in query)
-  for i in range(num_segments):
-    segment = inputs[i * per_segment : (i + 1) * per_segment]
+  for segment in segments:
     body = functools.partial(visit, segment=segment)
-    d_query = jax.lax.fori_loop(0, segment[2][0], body, d_query)
+    d_query = jax.lax.fori_loop(0, segment.num_blocks[0], body, d_query)
   _store(outs, first_row, d_query)
 
 
 def _query_gradient(rows, segments, *, config, scale, interpret):
   content, rope = rows[:2]
   batch, length, heads, _ = content.shape
-  shared = segments[0].value is None
   keys, key_specs = kernel.segment_inputs(segments, block=config.keys)
-  outs = [jax.ShapeDtypeStruct(q.shape, q.dtype) for q in (content, rope)]
-  gradient = pl.pallas_call(
-    functools.partial(
-      _query_kernel,
-      num_segments=len(segments),
-      shared=shared,
-      config=config,
-      scale=scale,
-    ),
+  outs = [
+    jax.ShapeDtypeStruct(q.shape, q.dtype)
+    for q in (content, rope)
+    if q is not None
+  ]
+  d_content, *d_rope = pl.pallas_call(
+    functools.partial(_query_kernel, config=config, scale=scale),
     grid=(batch, heads, pl.cdiv(length, config.rows)),
-    in_specs=[*_row_specs(rows), *key_specs],
+    in_specs=[*_row_specs(rows), key_specs],
     out_specs=[kernel.rows_of(x) for x in outs],
     out_shape=outs,
     compiler_params=kernel.compiler_params(config),
     interpret=interpret,
     name="latent_attention_query_gradient",
-  )(*rows, *keys)
-  return specs.Queries(*gradient)
+  )(*rows, keys)
+  nothing: Any = None
+  return specs.Queries(d_content, d_rope[0] if d_rope else nothing)
 
 
-def _key_kernel(*refs, shared, granule, config, scale):
-  rows, (valid, content, rope, *rest) = refs[:5], refs[5:]
-  value, outs = (None, rest) if shared else (rest[0], rest[1:])
+def _key_kernel(*refs, granule, config, scale):
+  rows, (valid, content, rope, value, *outs) = refs[:5], refs[5:]
   num_keys, num_rows = content.shape[0], rows[0].shape[0]
   keys = (pl.program_id(2) * config.keys, config.keys)
   k_content = kernel.load_parts(content, *keys)
   k = k_content + kernel.load_parts(rope, *keys)
-  v = k_content if shared else kernel.load_parts(value, *keys)
+  v = k_content if value is None else kernel.load_parts(value, *keys)
   key = jnp.minimum(keys[0] + jnp.arange(config.keys), num_keys - 1)
   seen = plgpu.load(valid.at[key // granule]) != 0
 
@@ -179,7 +175,7 @@ def _key_kernel(*refs, shared, granule, config, scale):
   d_key, d_value = jax.lax.fori_loop(
     0, pl.cdiv(num_rows, config.rows), visit, (zeros(k), zeros(v))
   )
-  if shared:  # The content is key and value.
+  if value is None:  # The content is key and value.
     joint = tuple(a + b for a, b in zip(d_key[: len(v)], d_value, strict=True))
     _store(outs, keys[0], joint + d_key[len(v) :])
   else:
@@ -187,42 +183,36 @@ def _key_kernel(*refs, shared, granule, config, scale):
 
 
 def _key_gradient(rows, segment, *, config, scale, interpret):
-  batch, num_keys, heads, _ = segment.content.shape
-  shared = segment.value is None
-  shape = (batch, num_keys, heads, segment.rope.shape[-1])
-  outs = [
-    jax.ShapeDtypeStruct(segment.content.shape, segment.content.dtype),
-    jax.ShapeDtypeStruct(shape, jnp.float32),
-  ]
-  arrays = [segment.valid.astype(jnp.int32), segment.content, segment.rope]
-  in_specs = [
-    kernel.tokens_of(arrays[0]),
-    kernel.rows_of(segment.content),
-    kernel.tokens_of(segment.rope),
-  ]
-  if not shared:
-    outs.append(jax.ShapeDtypeStruct(segment.value.shape, segment.value.dtype))
-    arrays.append(segment.value)
-    in_specs.append(kernel.rows_of(segment.value))
-  d_content, d_rope, *d_value = pl.pallas_call(
+  content, rope, value = segment.content, segment.rope, segment.value
+  batch, num_keys, heads, _ = content.shape
+  outs = [jax.ShapeDtypeStruct(content.shape, content.dtype)]
+  if rope is not None:
+    shape = (batch, num_keys, heads, rope.shape[-1])
+    outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+  if value is not None:
+    outs.append(jax.ShapeDtypeStruct(value.shape, value.dtype))
+  valid = segment.valid.astype(jnp.int32)
+  d_content, *rest = pl.pallas_call(
     functools.partial(
-      _key_kernel,
-      shared=shared,
-      granule=segment.granule,
-      config=config,
-      scale=scale,
+      _key_kernel, granule=segment.granule, config=config, scale=scale
     ),
     grid=(batch, heads, pl.cdiv(num_keys, config.keys)),
-    in_specs=[*_row_specs(rows), *in_specs],
+    in_specs=[
+      *_row_specs(rows),
+      kernel.tokens_of(valid),
+      kernel.rows_of(content),
+      kernel.tokens_of(rope),
+      kernel.rows_of(value),
+    ],
     out_specs=[kernel.rows_of(x) for x in outs],
     out_shape=outs,
     compiler_params=kernel.compiler_params(config),
     interpret=interpret,
     name="latent_attention_key_gradient",
-  )(*rows, *arrays)
+  )(*rows, valid, content, rope, value)
   return segment._replace(
     content=d_content,
-    rope=d_rope.sum(2).astype(segment.rope.dtype),
-    value=d_value[0] if d_value else None,
+    rope=None if rope is None else rest[0].sum(2).astype(rope.dtype),
+    value=None if value is None else rest[-1],
     valid=None,
   )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from videomla_jax import shapes
+from videomla_jax.ops import quantise
 
 Form = Literal["auto", "expanded", "absorbed"]
 
@@ -30,14 +31,15 @@ class Keys(NamedTuple):
   """A segment of keys (the ring, the own chunk), positional key rotated.
 
   Attributes:
-    content: Content latents, shared by all heads.
+    content: Content latents, shared by all heads; perhaps in eight bits with a
+      scale per key.
     rope: Rotated positional keys, shared by all heads.
     valid: False where a granule of S / G keys (a frame) must not be seen.
       Every query needs one valid key in some segment; what invalid keys hold
       must be finite.
   """
 
-  content: Float[Array, "B S d_c"]
+  content: Float[Array, "B S d_c"] | quantise.Quantised
   rope: Float[Array, "B S d_r"]
   valid: Bool[Array, "B G"]
 
@@ -47,11 +49,18 @@ class Keys(NamedTuple):
     granule = self.content.shape[1] // self.valid.shape[1]
     return jnp.repeat(self.valid, granule, axis=1)
 
+  @property
+  def latents(self) -> Float[Array, "B S d_c"]:
+    """Content latents; out of eight bits they have the dtype of `rope`."""
+    if not isinstance(self.content, quantise.Quantised):
+      return self.content
+    return quantise.dequantise(self.content, self.rope.dtype)
+
 
 def join(segments: Sequence[Keys]) -> Keys:
-  """Copies segments into one whose granules are single keys."""
+  """Copies segments into one whose granules are single keys, dequantised."""
   return Keys(
-    jnp.concatenate([s.content for s in segments], axis=1),
+    jnp.concatenate([s.latents for s in segments], axis=1),
     jnp.concatenate([s.rope for s in segments], axis=1),
     jnp.concatenate([s.valid_keys for s in segments], axis=1),
   )
@@ -81,6 +90,7 @@ class Spec:
     rope: d_r.
     content: d_n, content channels of a head.
     value: D, value channels of a head.
+    eight_bit_keys: Those of the keys whose content is stored in eight bits.
   """
 
   queries: int
@@ -90,6 +100,7 @@ class Spec:
   rope: int
   content: int
   value: int
+  eight_bit_keys: int = 0
 
   def multiply_adds(self, form: Form) -> int:
     """Multiply-adds of attention and up-projections for one example.
@@ -112,20 +123,22 @@ class Spec:
     """Bytes moved at least: by the up-projections, and by attention itself.
 
     Expanded writes keys and values of every head once and reads them again;
-    absorbed reads the latents, and its queries and outputs are d_c wide.
+    absorbed reads the latents, and its queries and outputs are d_c wide. A
+    latent in eight bits has a byte per channel and a scale.
     """
     heads, latent = self.heads, self.content_latent
     per_head = heads * (self.content + self.value)
     rows = self.queries * heads
+    saved = latent * (itemsize - 1) - quantise.SCALE_BYTES
+    latents = self.keys * latent * itemsize - self.eight_bit_keys * saved
     if form == "expanded":
-      project = self.keys * (latent + per_head)
+      project = self.keys * per_head
       attend = self.keys * (per_head + self.rope)
       attend += rows * (self.content + self.rope + self.value)
-    else:
-      project = rows * (2 * latent + self.content + self.value)
-      attend = self.keys * (latent + self.rope)
-      attend += rows * (2 * latent + self.rope)
-    return project * itemsize, attend * itemsize
+      return latents + project * itemsize, attend * itemsize
+    project = rows * (2 * latent + self.content + self.value)
+    attend = self.keys * self.rope + rows * (2 * latent + self.rope)
+    return project * itemsize, latents + attend * itemsize
 
   def cost(self, form: Form, intensity: float | int = math.inf) -> float | int:
     """Multiply-adds of a form, or what waiting for memory is worth.
@@ -162,6 +175,7 @@ class Shape:
     chunk_frames: Frames of the own chunk.
     frame_tokens: P.
     batch: Streams.
+    cache_dtype: Of the ring's latents, in eight bits; the call's if None.
   """
 
   spec: Spec
@@ -169,6 +183,7 @@ class Shape:
   chunk_frames: int
   frame_tokens: int
   batch: int = 1
+  cache_dtype: str | None = None
 
   def arguments(
     self, dtype: Any
@@ -179,15 +194,17 @@ class Shape:
     def array(*sizes):
       return jax.ShapeDtypeStruct(sizes, dtype)
 
-    def segment(frames):
+    def segment(frames, stored):
       keys = frames * self.frame_tokens
-      return jax.eval_shape(
-        lambda: Keys(
-          jnp.zeros((b, keys, s.content_latent), dtype),
-          jnp.zeros((b, keys, s.rope), dtype),
-          jnp.ones((b, frames), bool),
-        )
-      )
+
+      def make():
+        content = jnp.zeros((b, keys, s.content_latent), dtype)
+        if stored is not None:
+          content = quantise.quantise(content, dtype=stored)
+        rope = jnp.zeros((b, keys, s.rope), dtype)
+        return Keys(content, rope, jnp.ones((b, frames), bool))
+
+      return jax.eval_shape(make)
 
     queries = Queries(
       array(b, s.queries, s.heads, s.content),
@@ -197,8 +214,11 @@ class Shape:
       array(s.content_latent, s.heads, s.content),
       array(s.content_latent, s.heads, s.value),
     )
-    frames = (self.history_frames, self.chunk_frames)
-    return queries, tuple(segment(n) for n in frames if n), up
+    parts = (
+      (self.history_frames, self.cache_dtype),
+      (self.chunk_frames, None),
+    )
+    return queries, tuple(segment(*p) for p in parts if p[0]), up
 
 
 def _shape(
@@ -211,6 +231,7 @@ def _shape(
   d_c: int = 192,
   d_r: int = 32,
   tokens: int | None = None,
+  cache_dtype: str | None = None,
 ) -> Shape:
   """A shape of Wan: pixels / 8 / 2 tokens a side, head dim 128."""
   grid = shapes.token_grid(height // 8, width // 8, patch=2)
@@ -224,10 +245,12 @@ def _shape(
       rope=d_r,
       content=128 - d_r,
       value=128,
+      eight_bit_keys=history * frame if cache_dtype else 0,
     ),
     history_frames=history,
     chunk_frames=chunk,
     frame_tokens=frame,
+    cache_dtype=cache_dtype,
   )
 
 
@@ -240,6 +263,14 @@ SHAPES: dict[str, Shape] = {
   "480p_first_chunk": _shape(history=0),
   # Few queries, where absorbed is cheaper: a small picture, frame by frame.
   "few_queries": _shape(chunk=1, history=40, tokens=64),
+  "480p_int8": _shape(cache_dtype="int8"),
+  "480p_float8": _shape(cache_dtype="float8_e4m3fn"),
+  **{
+    f"few_queries_{name}": _shape(
+      chunk=1, history=40, tokens=64, cache_dtype=dtype
+    )
+    for name, dtype in (("int8", "int8"), ("float8", "float8_e4m3fn"))
+  },
   **{f"480p_dc{d_c}": _shape(d_c=d_c) for d_c in (64, 128, 256, 384, 512)},
   **{f"480p_split{128 - r}_{r}": _shape(d_r=r) for r in (16, 64, 96)},
 }
@@ -251,6 +282,11 @@ def spec_of(queries: Queries, keys: Sequence[Keys], up: UpProjections) -> Spec:
   return Spec(
     queries=length,
     keys=sum(k.content.shape[1] for k in keys),
+    eight_bit_keys=sum(
+      k.content.shape[1]
+      for k in keys
+      if isinstance(k.content, quantise.Quantised)
+    ),
     heads=heads,
     content_latent=keys[0].content.shape[2],
     rope=keys[0].rope.shape[2],

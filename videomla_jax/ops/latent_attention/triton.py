@@ -9,7 +9,8 @@ the largest of them, over all splits and segments,
   o = Σ_z 2^(L_z - M) o_z / Σ_z 2^(L_z - M)
 
 is the exact softmax. A share without keys says L_z = -∞ and weighs nothing.
-`pallas_triton_forward` has the recurrence, and why widths come in parts.
+`pallas_triton_forward` has the recurrence, why widths come in parts, and what
+happens to latents in eight bits.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from videomla_jax.ops import device
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import blocks
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_triton
@@ -77,6 +79,14 @@ def config_of(d_c: int, itemsize: int = 2, capability: float = 10) -> Config:
   return Config(rows=rows, keys=32)
 
 
+def eight_bit_width(capability: float) -> int:
+  """Largest d_c in eight bits that does not spill; converting takes registers.
+
+  Zero before Hopper, whose tensor cores read keys from shared memory.
+  """
+  return {10: 448, 9: 192}.get(int(capability), 0)
+
+
 # Triton reads the source of what follows; run-time type checks would hide it.
 @_jit
 @typing.no_type_check
@@ -100,6 +110,7 @@ def _kernel(
   start_ptr,  # [B, M]
   count_ptr,  # [B, M]
   num_blocks_ptr,  # [B]
+  key_scale_ptr,  # [B, S], None unless keys have eight bits
   out_ptr,  # [B, Z, R, d_c]
   log_sum_ptr,  # [B, Z, R]
   sizes: constexpr,  # R, S, M, Z, d_c, d_r
@@ -129,18 +140,27 @@ def _kernel(
     own = tl.arange(0, block) < tl.load(count_ptr + b * M + j)
     k = _load(key_ptr + b * S * d_c, keys, own, d_c, content_cut)
     k += _load(key_rope_ptr + b * S * d_r, keys, own, d_r, rope_cut)
+    if key_scale_ptr is not None:
+      key_scale = tl.load(key_scale_ptr + b * S + keys, mask=own, other=0.0)
+      key_scale = key_scale.to(tl.float32)[None, :]
     s = tl.zeros((tile, block), tl.float32)
     for i in tl.static_range(len(q)):
-      s = tl.dot(q[i], tl.trans(k[i]), s, input_precision=precision)
+      if key_scale_ptr is not None and i == len(content_cut):
+        s *= key_scale  # before the positional part
+      s = tl.dot(
+        q[i], tl.trans(k[i].to(q[i].dtype)), s, input_precision=precision
+      )
     s = tl.where(own[None, :], s * scale, -1e30)
     m_new = tl.maximum(m, tl.max(s, 1))
     p = tl.exp2(s - m_new[:, None])
     alpha = tl.exp2(m - m_new)
     l = alpha * l + tl.sum(p, 1)
     m = m_new
+    if key_scale_ptr is not None:
+      p *= key_scale
     new = ()
     for i in tl.static_range(len(content_cut)):
-      v, old = k[i], o[i] * alpha[:, None]
+      v, old = k[i].to(q[i].dtype), o[i] * alpha[:, None]
       new += (tl.dot(p.to(v.dtype), v, old, input_precision=precision),)
     o = new
   at = (b * Z + z) * R + rows
@@ -169,15 +189,19 @@ def _partial(queries, seg, *, scale, config):
   batch, rows, _, d_c = queries.content.shape
   keys, d_r = seg.rope.shape[1:]
   table = blocks.table_of(seg.valid, granule=seg.granule, block=config.keys)
+  content, key_scale = seg.content, None
+  if isinstance(content, quantise.Quantised):
+    content, key_scale = content
   length = table.start.shape[1]
   splits = config.splits(batch, rows, length)
   f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
   sizes = (rows, keys, length, splits, d_c, d_r)
   return jax_triton.triton_call(
     *queries,
-    seg.content,
+    content,
     seg.rope,
     *table,
+    key_scale,
     kernel=_kernel,
     name="latent_attention",
     out_type=(f32((batch, splits, rows, d_c)), f32((batch, splits, rows))),
@@ -212,7 +236,12 @@ def check(queries: specs.Queries, segments: Sequence[forms.KeyValue]) -> None:
   _, _, heads, d_c = queries.content.shape
   if heads != 1 or any(s.value is not None for s in segments):
     raise NotImplementedError("triton: has the absorbed form only")
-  forms.check("triton", queries, segments, dtypes=DTYPES)
+  forms.check("triton", queries, segments, dtypes=DTYPES, eight_bits=True)
+  widest = eight_bit_width(device.current().capability or 10.0)
+  if d_c > widest and any(s.is_eight_bit for s in segments):
+    raise NotImplementedError(
+      f"triton: width {d_c} spills registers in eight bits, {widest} would not"
+    )
   if not 64 <= d_c <= 512:
     raise NotImplementedError(f"triton: width {d_c} is not in 64..512")
   for x in queries:

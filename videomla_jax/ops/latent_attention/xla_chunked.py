@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from videomla_jax.ops import device
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import specs
@@ -205,15 +206,18 @@ def flash(
     Attention output per head.
   """
 
+  def plain(x, s: forms.KeyValue) -> Array:
+    return quantise.dequantise(x, s.rope.dtype)
+
   def with_rope(s: forms.KeyValue):
     shape = (*s.content.shape[:3], s.rope.shape[-1])
     rope = jnp.broadcast_to(s.rope[:, :, None], shape)
-    return jnp.concatenate([s.content, rope], axis=-1)
+    return jnp.concatenate([plain(s.content, s), rope], axis=-1)
 
   return attention(
     jnp.concatenate(queries, axis=-1),
     jnp.concatenate([with_rope(s) for s in segments], axis=1),
-    jnp.concatenate([s.values for s in segments], axis=1),
+    jnp.concatenate([plain(s.values, s) for s in segments], axis=1),
     jnp.concatenate([s.valid_keys for s in segments], axis=1),
     scale=scale,
     block=block,
