@@ -147,11 +147,15 @@ def attend(
 
 
 def _expanded(flash, queries, keys, up, scale):
+  def project(content, weight):
+    # Else XLA makes one product of several and copies the parts out of it.
+    return _project(*jax.lax.optimization_barrier((content, weight)))
+
   segments = tuple(
     KeyValue(
-      content=_project(k.content, up.key),
+      content=project(k.content, up.key),
       rope=k.rope,
-      value=_project(k.content, up.value),
+      value=project(k.content, up.value),
       valid=k.valid,
     )
     for k in keys
