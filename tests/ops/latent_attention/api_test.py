@@ -208,32 +208,6 @@ def test_dense_blocks_equal_plain_softmax(seed, validity, block):
   tolerances.assert_close(out, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])  # of L = 5 queries
-def test_one_head_after_the_other_changes_nothing(seed, rows, monkeypatch):
-  rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  args = draw(B, L, N, 6), draw(B, S, N, 6), draw(B, S, N, D)
-  valid = jnp.asarray(_validity("holes", rng))
-  pull = draw(B, L, N, D)
-
-  def run(*args):
-    attend = lambda *args: xla_chunked.attention(
-      *args, valid, scale=0.4, block=8
-    )
-    out, back = jax.vjp(attend, *args)
-    return out, back(pull)
-
-  expected = jax.jit(run)(*args)
-  monkeypatch.setattr(xla_chunked, "CPU_ROWS", rows)
-  monkeypatch.setattr(xla_chunked, "CPU_LEAST", 1)
-  program = jax.jit(lambda *args: run(*args))
-  assert xla_chunked._fills_cache(jnp.zeros((B, N, L, 6)))
-  for ours, theirs in zip(
-    jax.tree.leaves(program(*args)), jax.tree.leaves(expected), strict=True
-  ):
-    tolerances.assert_close(ours, theirs)
-
-
 @pytest.mark.parametrize("form", ["auto", "expanded", "absorbed"])
 @pytest.mark.parametrize("implementation", [None, *api.IMPLEMENTATIONS])
 def test_api_gives_one_answer_for_every_choice(seed, form, implementation):
