@@ -114,7 +114,7 @@ def test_chunk_step_compiles_with_our_kernel(count):
   # The cache is updated in place: 4 frames of 1,560 tokens, 224 scalars each.
   cache_bytes = 4 * 1560 * LAYERS * 224 * 2
   assert cache_bytes <= program.alias_bytes <= cache_bytes + 1024
-  assert program.temporary_bytes < 325e6
+  assert program.temporary_bytes < 225e6
 
 
 def test_no_kernel_of_the_step_spills():
@@ -141,7 +141,8 @@ def test_keys_and_values_exist_for_one_layer_at_a_time():
     tuple(int(n) for n in found.split(","))
     for found in re.findall(r"bf16\[([\d,]+)\]", program)
   }
-  keys = [s for s in sizes if s[-1] == width and np.prod(s) > 2e6]
+  stacked = {s for s in sizes if s[0] == LAYERS}  # weights
+  keys = [s for s in sizes - stacked if s[-1] == width and np.prod(s) > 2e6]
   assert keys  # the ring's and the own chunk's
   assert max(np.prod(s) for s in keys) == 6240 * width
   # Keys and values are not cut out of one product, which would be a copy.
