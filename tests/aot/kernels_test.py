@@ -144,12 +144,20 @@ def test_snappy_streams_are_read_back():
   assert machine_code.unsnap(b"??" + packed, 2) == (data, 2 + len(packed))
 
 
-def test_gradient_compiles_without_spills():
+@pytest.mark.parametrize(
+  ("name", "form", "kernels_of_ours"),
+  [
+    ("480p", "expanded", 4),  # forward, queries, keys of two segments
+    ("480p", "absorbed", 4),
+    ("480p_dc512", "absorbed", 0),  # they would spill, so XLA does it
+  ],
+)
+def test_gradient_compiles_without_spills(name, form, kernels_of_ours):
   devices = aot.mesh("b200")
-  shape = specs.SHAPES["480p"]
+  shape = specs.SHAPES[name]
   arguments = aot.place(shape.arguments(jnp.bfloat16), devices)
   run = functools.partial(
-    api.latent_attention, form="expanded", implementation="pallas_triton"
+    api.latent_attention, form=form, implementation="pallas_triton"
   )
 
   def gradient(queries, keys, up):
@@ -165,16 +173,14 @@ def test_gradient_compiles_without_spills():
     return pull(out)
 
   program = aot.compile_for(gradient, *arguments, devices=devices)
-  ours = [
-    k
-    for k in machine_code.kernels(program.serialized())
-    if k.name.startswith("latent_attention")
-  ]
-  assert len(ours) == 4  # forward, queries, keys of two segments
-  for kernel in ours:
+  found = machine_code.kernels(program.serialized())
+  ours = [k for k in found if k.name.startswith("latent_attention")]
+  assert len(ours) == kernels_of_ours
+  for kernel in found:
     assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0), kernel
-  # Linear memory: scores alone would be 4,680 x 10,920 x 12 x 2 = 1.2 GB.
-  assert program.temporary_bytes < 200e6
+  # Linear memory: all scores would be 4,680 x 10,920 x 12 x 2 = 1.2 GB.
+  print(f"{name} {form}: {program.temporary_bytes / 1e6:.0f} MB")
+  assert program.temporary_bytes < (200e6 if ours else 1e9)
 
 
 @pytest.mark.parametrize("target", ["b200", "h100"])

@@ -4,6 +4,7 @@ The portable implementation, and the only GPU one with a gradient of its own.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -14,9 +15,13 @@ from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_triton_forward as forward
 from videomla_jax.ops.latent_attention import pallas_triton_vjp as vjp
 from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import xla_chunked
 
 Config = forward.Config
 DTYPES = ("float32", "bfloat16", "float16")
+# Widest latents whose backward kernels have registers enough: at 256 they spill
+# 416 bytes a thread on a B200, at 512 up to 11,000.
+GRADIENT_WIDTH = 192
 
 
 def _stored(segments):
@@ -45,12 +50,18 @@ def _dequantised(segments, contents):
   return tuple(s.dequantised().content for s in segments)
 
 
+def _in_xla(segments) -> bool:
+  """Whether the backward kernels would spill: latents as values, and wide."""
+  first = segments[0]
+  return first.value is None and first.content.shape[-1] > GRADIENT_WIDTH
+
+
 def with_gradient(run: forms.Flash, *, scale: float, interpret: bool = False):
   """Gives a forward kernel the gradient of this module.
 
   Where a gradient is asked for, this module's forward kernel runs, too: its
   logarithm of the sum is what the backward pass needs. Keys in eight bits are
-  dequantised before it.
+  dequantised before it. Wide latents go through `xla_chunked` instead.
 
   Args:
     run: (queries, segments) -> per-head values; used without a gradient.
@@ -65,6 +76,10 @@ def with_gradient(run: forms.Flash, *, scale: float, interpret: bool = False):
     stored = tuple(s.content for s in segments)
     contents, to_stored = jax.vjp(lambda c: _dequantised(segments, c), stored)
     segments = _with_contents(segments, contents)
+    if _in_xla(segments):
+      attend = functools.partial(xla_chunked.flash, scale=scale)
+      out, pull = jax.vjp(attend, queries, segments)
+      return out, (pull, to_stored)
     out, log_sum = forward.forward(
       queries,
       segments,
@@ -75,10 +90,14 @@ def with_gradient(run: forms.Flash, *, scale: float, interpret: bool = False):
     return out, (queries, segments, out, log_sum, to_stored)
 
   def backward_pass(saved, d_out):
-    queries, segments, out, log_sum, to_stored = saved
-    d_queries, d_segments = vjp.gradients(
-      queries, segments, out, log_sum, d_out, scale=scale, interpret=interpret
-    )
+    if len(saved) == 2:  # of XLA
+      pull, to_stored = saved
+      d_queries, d_segments = pull(d_out)
+    else:
+      queries, segments, out, log_sum, to_stored = saved
+      d_queries, d_segments = vjp.gradients(
+        queries, segments, out, log_sum, d_out, scale=scale, interpret=interpret
+      )
     (d_stored,) = to_stored(tuple(s.content for s in d_segments))
     return d_queries, _with_contents(d_segments, d_stored)
 
