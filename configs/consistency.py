@@ -4,7 +4,7 @@
     --workdir=runs/consistency
 
 `small`: 0.19 s a step on two CPU cores. `wan_1p3b`: one clip of 81 frames at
-480 x 832 per GPU: 28 GB per device (compiled for 8 B200); 1.94 PFLOP a clip,
+480 x 832 per GPU: 25 GB per device (compiled for 8 B200); 1.94 PFLOP a clip,
 2.2 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
 computed, never run).
 

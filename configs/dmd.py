@@ -7,7 +7,7 @@ A step is one update of the student and five of the critic, each on a batch of
 prompts of its own.
 
 `wan_1p3b` is one clip of 81 frames at 480 x 832 per GPU, 64 GPUs in the paper.
-Compiled for 8 and 64 B200, never run: 30 GB per device, 33 GB with a 14B real
+Compiled for 8 and 64 B200, never run: 16 GB per device, 20 GB with a 14B real
 score (docs/training.md). 10.7 PFLOP a clip, 12 s a step at 40 % of a B200's
 peak (`benchmark.py:suite=training`; counted and computed). `small`: 0.9 s a
 step on two CPU cores.

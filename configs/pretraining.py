@@ -11,7 +11,7 @@ of the clips a noise level per frame: from random weights, with one level per
 clip, it learns digits but no motion (docs/training.md).
 
 `small`: 0.10 s a step on two free CPU cores. `wan_1p3b`: one clip of 81 frames
-at 480 x 832 per GPU: 28 GB per device (compiled for 8 B200); 1.23 PFLOP a clip,
+at 480 x 832 per GPU: 15 GB per device (compiled for 8 B200); 1.23 PFLOP a clip,
 1.4 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
 computed, never run).
 

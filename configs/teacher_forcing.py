@@ -4,7 +4,7 @@
     --workdir=runs/teacher_forcing
 
 `small`: 0.10 s a step on two free CPU cores. `wan_1p3b`: one clip of 81 frames
-at 480 x 832 per GPU: 28 GB per device (compiled for 8 B200); 1.14 PFLOP a clip,
+at 480 x 832 per GPU: 24 GB per device (compiled for 8 B200); 1.14 PFLOP a clip,
 1.3 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
 computed, never run).
 
