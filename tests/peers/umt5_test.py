@@ -32,6 +32,7 @@ def test_embeddings_equal_the_peers(size: str) -> None:
   path = pathlib.Path(_FOLDER) / f"umt5_{size}.safetensors"
   with safetensors.safe_open(path, framework="numpy") as file:
     sizes = json.loads(file.metadata()["config"])
+    print(f"weights of VIDEOMLA_SEED={file.metadata()['seed']}")
     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
   config = umt5.Umt5Config(
     vocabulary=sizes["vocab_size"],
