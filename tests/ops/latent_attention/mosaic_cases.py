@@ -97,7 +97,8 @@ def run_case(
     out = np.asarray(run(*args), np.float64)
     check_races(name)
     suite.tolerances.assert_close(out, suite.paper(*args), "bfloat16")
-  np.testing.assert_array_equal(np.asarray(run(*args), np.float64), out)
+    np.testing.assert_array_equal(np.asarray(run(*args), np.float64), out)
+    check_races(name)
   print(f"case {name} {form} {changes}: no race", flush=True)
 
 

@@ -156,6 +156,9 @@ def dense_attention(
     valid: False where a granule of S / G keys must not be seen; one valid
       granule per example.
     scale: Logit multiplier, positive.
+
+  Returns:
+    softmax(scale Q Kᵀ) V per head over the valid keys, spec/wan.md A3.
   """
   name = "pallas_triton"
   try:
