@@ -238,6 +238,38 @@ def test_signal_reaches_joined_processes(name, number, code) -> None:
   assert launcher.returncode == code, text
 
 
+# The main thread of this launcher takes no SIGTERM, another one gets it. What
+# it starts takes it again.
+_LISTEN_ELSEWHERE = """
+import signal, sys, threading
+from videomla_jax import launch_local
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+command = [sys.executable, "-uc", sys.argv[1]]
+sys.exit(launch_local.launch(command, processes=2, devices=1))
+"""
+_WAIT = """
+import signal
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+print("ready")
+signal.pause()
+"""
+
+
+def test_signal_that_does_not_wake_the_main_thread_is_passed_on() -> None:
+  launcher = subprocess.Popen(
+    [sys.executable, "-c", _LISTEN_ELSEWHERE, _WAIT],
+    cwd=_ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  _read_until_ready(launcher)
+  launcher.send_signal(signal.SIGTERM)
+  launcher.communicate(timeout=_SECONDS)
+  assert launcher.returncode == 128 + signal.SIGTERM
+
+
 def test_process_that_ignores_sigterm_is_killed_in_the_end() -> None:
   launcher = _start("listen", options=("--grace_seconds=0.5",))
   _read_until_ready(launcher)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -123,16 +124,18 @@ def listen() -> None:
   """Says which signal came; ends by it only if it is SIGINT."""
   distributed.initialize()
 
-  def say(number: int, _: object) -> None:
+  # A signal just before signal.pause() would be missed.
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+  signal.set_wakeup_fd(writer.fileno())
+  signal.signal(signal.SIGTERM, lambda *_: None)
+  signal.signal(signal.SIGINT, lambda *_: None)
+  print("ready")
+  while True:
+    number = reader.recv(1)[0]
     print(f"got {signal.Signals(number).name}")
     if number == signal.SIGINT:
       sys.exit(3)
-
-  signal.signal(signal.SIGTERM, say)
-  signal.signal(signal.SIGINT, say)
-  print("ready")
-  while True:
-    signal.pause()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ code is that of the launcher.
 
 import argparse
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import os
 import queue
 import signal
@@ -27,6 +29,7 @@ from typing import NamedTuple, NoReturn
 from videomla_jax import cli
 from videomla_jax import distributed
 
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 _DEVICES_FLAG = "--xla_force_host_platform_device_count="
 
 
@@ -105,20 +108,45 @@ def launch(
   """
   _check(command, processes, devices, grace_seconds)
   events: queue.SimpleQueue[_Ended | _Asked] = queue.SimpleQueue()
-  previous = {
-    number: signal.signal(number, lambda n, _: events.put(_Asked(n)))
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
-  try:
+  with _signals(events.put):
     group = _Group(
       command,
       _environments(processes, devices),
       events.put,
     )
     return _supervise(group, events, grace_seconds)
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals(tell: Callable[[_Asked], None]) -> Iterator[None]:
+  """Tells of signals, also of those that do not wake the main thread.
+
+  Handlers written in Python run between two steps of the main thread: one whose
+  signal comes just before that thread waits, or meets another thread, would
+  run when the wait is over. The number of the signal is written to the wakeup
+  file at once, whatever the main thread does.
+  """
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+
+  def read() -> None:
+    while number := reader.recv(1):
+      if number[0] in _PASSED_ON:
+        tell(_Asked(number[0]))
+
+  thread = threading.Thread(target=read, daemon=True)
+  with reader, writer:
+    wakeup = signal.set_wakeup_fd(writer.fileno())
+    previous = {n: signal.signal(n, lambda *_: None) for n in _PASSED_ON}
+    thread.start()
+    try:
+      yield
+    finally:
+      for number, handler in previous.items():
+        signal.signal(number, handler)
+      signal.set_wakeup_fd(wakeup)
+      writer.shutdown(socket.SHUT_WR)
+      thread.join()
 
 
 class _Group:
