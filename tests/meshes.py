@@ -1,9 +1,10 @@
-"""Losses and gradients of every stage on one mesh, as a program.
+"""Losses and gradients of every stage, and a video, on one mesh, as a program.
 
   python -m tests.meshes OUTPUT SEED data=8
 
 Run with eight (virtual) devices, in one process or in several. Writes an npz of
-losses, gradients and the collectives of the compiled step, as "kind elements".
+losses, gradients, latents of a rollout and the collectives of the step that
+computes the gradients, as "kind elements".
 """
 
 import pathlib
@@ -21,6 +22,8 @@ from videomla_jax import distributed
 from videomla_jax import sharding
 from videomla_jax import tree_names
 from videomla_jax.analysis import collectives
+from videomla_jax.diffusion import rollout
+from videomla_jax.models import cache as cache_lib
 from videomla_jax.training import consistency
 from videomla_jax.training import distribution_matching
 from videomla_jax.training import optim
@@ -66,7 +69,7 @@ def networks(seed: int) -> dict[str, Any]:
 
   def make(kind):
     return tiny_model.build(
-      kind, rng, num_layers=2, ffn_width=32, text_dim=8, sizes=_SIZES
+      kind, rng, num_layers=2, ffn_width=256, text_dim=8, sizes=_SIZES
     )
 
   roles = dict(model="latent", ema="latent", teacher="latent")
@@ -114,6 +117,26 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
   }
 
 
+def video(nets: Any, batch: Any) -> dict[str, Any]:
+  """Latents of two chunks, the second of which reads the first."""
+  window = cache_lib.Window(chunk_frames=2, sink_frames=1, local_frames=3)
+  cache = rollout.empty_cache(
+    nets["model"], batch=B, frame=FRAME, window=window, max_frames=FRAMES
+  )
+  chunks = []
+  for start in jnp.split(batch["latents"], 2, axis=1):
+    x0, cache = rollout.chunk_step(
+      nets["model"],
+      cache,
+      rollout.Noise(start, start[None, :, ::-1]),
+      batch["text"],
+      window=window,
+      sampler=rollout.few_step((1000, 500)),
+    )
+    chunks.append(x0)
+  return {"rollout": jnp.concatenate(chunks, axis=1)}
+
+
 def _local(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """This process's part of the batch."""
   share = B // jax.process_count()
@@ -145,6 +168,7 @@ def run(output: str, seed: int, sizes: dict[str, int]) -> None:
     jitted = jax.jit(losses, out_shardings=layout)
     program = jitted.lower(placed, given, jax.random.key(seed)).compile()
     result = program(placed, given, jax.random.key(seed))
+    result |= jax.jit(video)(placed, given)
   found = {
     f"{c.kind} {size}"
     for c in collectives.of(program.as_text())

@@ -31,7 +31,7 @@ def config(kind: str, **kwargs: Any) -> wan.WanConfig:
   sizes = attention.AttentionConfig(kind=kind, **given)
   values = dict(
     num_layers=2,
-    ffn_width=30,
+    ffn_width=150,  # in three parts
     channels=FRAME[2],
     freq_dim=8,
     text_dim=TEXT[1],

@@ -220,6 +220,12 @@ def _mesh_in_use() -> Any:
   return mesh if known and not mesh.manual_axes and mesh.size > 1 else None
 
 
+def devices_along(axis: str) -> int:
+  """Devices along an axis of the mesh that a program is traced for."""
+  mesh = _mesh_in_use()
+  return 1 if mesh is None else mesh.shape[axis]
+
+
 def _activation_spec(x: Any, name: str, mesh: Any) -> P:
   """A row of the table; a dimension that cannot be split stays whole."""
   spec = [

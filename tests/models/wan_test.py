@@ -11,6 +11,7 @@ import pytest
 
 from tests import tiny_model
 from tests import tolerances
+from videomla_jax.models import layers
 from videomla_jax.models import wan
 
 KINDS = pytest.mark.parametrize("kind", ["latent", "dense"])
@@ -153,9 +154,9 @@ def test_unpatchify_inverts_the_patches_of_patchify(seed):
 
 
 def test_time_embedding_is_cosines_then_sines():
-  at_1000 = np.asarray(wan.sinusoid(jnp.asarray(1000.0), dim=256))
+  at_1000 = np.asarray(layers.sinusoid(jnp.asarray(1000.0), dim=256))
   np.testing.assert_allclose(at_1000[[0, 128]], [0.562379, 0.826880], atol=1e-5)
-  at_0 = np.asarray(wan.sinusoid(jnp.asarray(0.0), dim=256))
+  at_0 = np.asarray(layers.sinusoid(jnp.asarray(0.0), dim=256))
   np.testing.assert_array_equal(at_0, [1.0] * 128 + [0.0] * 128)
 
 

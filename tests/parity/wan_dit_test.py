@@ -63,7 +63,7 @@ def test_patches_equal_the_original() -> None:
 
 def test_time_path_equals_the_original() -> None:
   golden, model = goldens.load(_NAME), goldens.model(_NAME)
-  sinusoid = wan.sinusoid(jnp.asarray(golden["in/t"]), dim=16)
+  sinusoid = layers.sinusoid(jnp.asarray(golden["in/t"]), dim=16)
   e = model.time_embed(sinusoid)
   _matches(sinusoid, "mid/sinusoid")
   _matches(e, "mid/e")

@@ -11,6 +11,7 @@ from videomla_jax import shapes
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache
 from videomla_jax.models import codecs
+from videomla_jax.models import feed_forward
 from videomla_jax.models import wan
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import xla_chunked
@@ -105,6 +106,7 @@ def needs(
   cache_dtype: str | None = None,
   codec: codecs.Codec | None = None,
   videos: int = 1,
+  platform: str | None = None,
 ) -> Needs:
   """Computes the sizes of a rollout.
 
@@ -118,15 +120,13 @@ def needs(
       is compared with has the model's own where the cache has eight bits.
     codec: What decodes the latents, if it runs beside the network.
     videos: Videos that are decoded side by side.
+    platform: "gpu", where kernels keep the scores to themselves, or "cpu";
+      that of this process by default.
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
   leaves = jax.tree.leaves(model)
   parameter_bytes = _bytes(model)
-  # Unrolled, every layer is sliced from the stack; scanned, one at a time.
-  copies = _bytes(model.blocks) // (
-    config.num_layers if config.scan_blocks else 1
-  )
   stored = jax.eval_shape(
     lambda m: rollout.empty_cache(
       m,
@@ -171,14 +171,14 @@ def needs(
     * dense_bytes,
     decoder_bytes=decoder_bytes,
     peak_bytes=parameter_bytes
-    + copies
     + cache_bytes
     + decoder_bytes
-    + _activation_bytes(
-      config,
-      queries=streams * window.chunk_frames * tokens,
-      keys=streams * visible * tokens,
-      keys_per_stream=visible * tokens,
+    + _block_bytes(
+      model,
+      streams=streams,
+      queries=window.chunk_frames * tokens,
+      keys=visible * tokens,
+      scores=(platform or jax.default_backend()) != "gpu",
     ),
   )
 
@@ -189,17 +189,36 @@ def _bytes(tree: PyTree) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
-def _activation_bytes(
-  config: wan.WanConfig, *, queries: int, keys: int, keys_per_stream: int
+def _block_bytes(
+  model: wan.WanDiT, *, streams: int, queries: int, keys: int, scores: bool
 ) -> int:
-  """Live arrays of one block at its widest points, and its new entries."""
+  """Live arrays of one block at its widest point, weights and entries too.
+
+  Args:
+    model: The network.
+    streams: Examples, twice with guidance.
+    queries: Tokens of a stream's chunk.
+    keys: Tokens that one of them sees.
+    scores: Whether scores and float32 copies are written, as XLA does.
+  """
+  config, blocks = model.config, model.blocks
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
-  residual = 2 * queries * width * _F32
-  block = min(keys_per_stream, xla_chunked.KEY_BLOCK)
-  scores = 2 * queries * heads * block * _F32
-  values = 2 * keys * width * item  # expanded keys and values
-  attention = scores + values + 2 * queries * width * _F32
-  ffn = queries * (config.ffn_width + width) * (item + _F32)
-  entries = queries * config.attention.cached_scalars * item
-  return residual + max(attention, ffn) + entries
+  tokens = streams * queries
+  parts = feed_forward.parts_of(width, config.ffn_width)
+  attention = tokens * 3 * width * item + 2 * streams * keys * width * item
+  ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
+  if scores:
+    block = min(keys, xla_chunked.KEY_BLOCK)
+    attention += 2 * tokens * (heads * block + width) * _F32
+    ffn += tokens * (config.ffn_width // parts + width) * _F32
+  # Weights leave their stack when they are used; unrolled, all of them do.
+  ffn_weights = _bytes(blocks.ffn) // config.num_layers
+  weights = _bytes(blocks) // config.num_layers
+  if config.scan_blocks:
+    attention += weights - ffn_weights
+    ffn += ffn_weights // parts
+  entries = tokens * config.attention.cached_scalars * item
+  residual = tokens * width * _F32 * (2 if scores else 1)
+  copies = 0 if config.scan_blocks else weights * config.num_layers
+  return copies + residual + max(attention, ffn) + entries

@@ -25,6 +25,8 @@ def velocity(
   latents: Float[Array, "B T H W C"],
   sigma: Float[Array, "*#B"] | Float[Array, "B T"],
   text: Float[Array, "B M E"],
+  *,
+  store: wan.Store | None = None,
 ) -> Float[Array, "B T H W C"]:
   """One pass in which all frames see each other.
 
@@ -33,6 +35,7 @@ def velocity(
     latents: Noisy latents.
     sigma: Noise level, one for all, one per example or one per frame.
     text: Text embeddings.
+    store: `wan.read_only` for a pass without gradients, which needs less.
   """
   batch, frames = latents.shape[:2]
   time = jnp.arange(frames)[None, None]
@@ -46,6 +49,7 @@ def velocity(
     text,
     place,
     context_of=lambda own, past: [own],
+    store=store,
   )
   return out[:, 0]
 
@@ -53,7 +57,8 @@ def velocity(
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
 def _step(model, state, text, call, *, sampler):
   network = sampling.guided(
-    lambda x, sigma: velocity(model, x, sigma, text), sampler
+    lambda x, sigma: velocity(model, x, sigma, text, store=wan.read_only),
+    sampler,
   )
   answer = network(state.x, call.sigma)
   return sampling.step(sampler, state, answer, call)

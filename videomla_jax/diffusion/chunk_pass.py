@@ -70,7 +70,8 @@ def forward(
     timestep: 0..1000, one for all or one per stream.
     text: Text embeddings.
     place: Coordinates, see `place_of`.
-    store: Given, the chunk's entries go into the cache's, layer by layer.
+    store: Given, the chunk's entries go into the cache's, layer by layer; see
+      `wan.WanDiT`.
 
   Returns:
     Velocity, and the chunk's entries for `cache.commit`; or, with `store`, the
@@ -144,7 +145,7 @@ def denoise(
 
   def velocity_of(x, sigma):
     level = sigma * flow.MAX_TIMESTEP
-    return forward(model, cache, x, level, text, place)[0]
+    return forward(model, cache, x, level, text, place, wan.read_only)[0]
 
   return sampling.solve(velocity_of, noise, sampler=sampler)
 

@@ -16,7 +16,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from videomla_jax import whole_file
-from videomla_jax.models import wan
+from videomla_jax.models import layers
 
 MAX_TIMESTEP = 1000.0
 
@@ -56,7 +56,7 @@ def time_table(
   """
   freq_dim = len(arrays["time_embed/into/kernel"])
   levels = np.float32(MAX_TIMESTEP * (np.arange(count) + 0.5) / count)
-  x = np.asarray(wan.sinusoid(jnp.asarray(levels), dim=freq_dim), np.float64)
+  x = np.asarray(layers.sinusoid(jnp.asarray(levels), dim=freq_dim), np.float64)
 
   def linear(name, x):
     return x @ arrays[f"{name}/kernel"] + arrays[f"{name}/bias"]

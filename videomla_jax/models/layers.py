@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from videomla_jax.ops import rope
+
 EPSILON = 1e-6  # every norm of Wan
 
 
@@ -54,3 +56,13 @@ class AffineLayerNorm(nnx.Module):
   def __call__(self, x: Float32[Array, "*B E"]) -> Float32[Array, "*B E"]:
     """Normalises the last axis."""
     return layer_norm(x) * self.gain[...] + self.bias[...]
+
+
+def sinusoid(
+  timestep: Float32[Array, "*B"], *, dim: int
+) -> Float32[Array, "*B {dim}"]:
+  """Wan's time embedding of timesteps in 0..1000: cosines, then sines."""
+  half = dim // 2
+  frequency = rope.THETA ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = timestep[..., None] * frequency
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
 from videomla_jax import shapes
 from videomla_jax import sharding
 from videomla_jax.models import attention
+from videomla_jax.models import feed_forward
 from videomla_jax.models import layers
 from videomla_jax.ops import rope
 
@@ -170,37 +171,26 @@ class Place(NamedTuple):
 ContextOf = Callable[[PyTree, PyTree], list[PyTree]]
 
 
-def sinusoid(
-  timestep: Float32[Array, "*B"], *, dim: int
-) -> Float32[Array, "*B {dim}"]:
-  """Wan's time embedding of timesteps in 0..1000: cosines, then sines."""
-  half = dim // 2
-  frequency = rope.THETA ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = timestep[..., None] * frequency
-  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
+# Modulated tokens -> what is added to them.
+FeedForward = Callable[[Array], Array]
 
 # (history of all layers, a layer's own entries, its number) -> the history.
 Store = Callable[[PyTree, PyTree, Array | int], PyTree]
 
 
-class MLP(nnx.Module):
-  """Two linear layers with an activation between, which lies as `hidden`."""
-
-  def __init__(self, sizes, activation, *, hidden, dtype, rngs):
-    self.activation, self.hidden = activation, hidden
-    self.into = layers.linear(sizes[0], sizes[1], dtype=dtype, rngs=rngs)
-    self.out = layers.linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """Applies both layers."""
-    between = sharding.constrain(self.activation(self.into(x)), self.hidden)
-    return self.out(between)
+def read_only(history: PyTree, own: PyTree, layer: Array | int) -> PyTree:
+  """The store of a pass without gradients that writes nothing."""
+  del own, layer
+  return history
 
 
-def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-  """GELU, tanh approximation, as everywhere in Wan."""
-  return jax.nn.gelu(x, approximate=True)
+def _settle(x: Array) -> Array:
+  """Has a sum written where its first term was.
+
+  Left alone, a compiler keeps the terms until the end of the block and adds
+  them again for each reader.
+  """
+  return jax.lax.optimization_barrier(x)
 
 
 def _merge(x: Array) -> Array:
@@ -221,7 +211,9 @@ class Block(nnx.Module):
       width, config.attention.num_heads, dtype=dtype, rngs=rngs
     )
     sizes = (width, config.ffn_width, width)
-    self.ffn = MLP(sizes, gelu, hidden="hidden", dtype=dtype, rngs=rngs)
+    self.ffn = feed_forward.MLP(
+      sizes, feed_forward.gelu, hidden="hidden", dtype=dtype, rngs=rngs
+    )
     noise = jax.random.normal(rngs.params(), (6, width), jnp.float32)
     self.modulation = nnx.Param(noise / width**0.5)
 
@@ -245,6 +237,7 @@ class Block(nnx.Module):
     context_of: ContextOf,
     history: PyTree = None,
     keep: slice = slice(None),
+    ffn: FeedForward | None = None,
   ) -> tuple[Float32[Array, "B g T P E"], PyTree]:
     """Applies the block.
 
@@ -256,6 +249,7 @@ class Block(nnx.Module):
       context_of: What attention sees, see the module's docstring.
       history: This layer's slice of the cache.
       keep: Chunks whose output is wanted; entries are made for all.
+      ffn: The feed-forward, applied in another way than `self.ffn` does.
 
     Returns:
       The residual stream of the kept chunks and the entries of all tokens,
@@ -269,13 +263,14 @@ class Block(nnx.Module):
     x, a, m, *seen = jax.tree.map(lambda y: y[:, keep], (x, a, m, *seen))
     with jax.named_scope("self_attention"):
       out = self.self_attention.attend(_merge(a), *jax.tree.map(_merge, seen))
-      x = x + out.reshape(x.shape).astype(jnp.float32) * m[..., 2, :]
+      x = _settle(x + out.reshape(x.shape).astype(jnp.float32) * m[..., 2, :])
     with jax.named_scope("cross_attention"):
       tokens = self.cross_norm(x).astype(self.dtype)
-      x = x + self.cross_attention(tokens, text).astype(jnp.float32)
+      out = self.cross_attention(tokens, text).astype(jnp.float32)
+      x = _settle(x + out)
     with jax.named_scope("ffn"):
       b = layers.layer_norm(x) * (1 + m[..., 4, :]) + m[..., 3, :]
-      out = self.ffn(b.astype(self.dtype)).astype(jnp.float32)
+      out = (ffn or self.ffn)(b.astype(self.dtype)).astype(jnp.float32)
       x = x + out * m[..., 5, :]
     return sharding.constrain(x, "residual"), own
 
@@ -290,12 +285,14 @@ class WanDiT(nnx.Module):
     self.patch_embed = layers.linear(inputs, width, dtype=dtype, rngs=rngs)
     # Split by example all the way, or the compiler splits it as the kernels.
     sizes = (config.freq_dim, width, width)
-    self.time_embed = MLP(
+    self.time_embed = feed_forward.MLP(
       sizes, jax.nn.silu, hidden="batch", dtype=f32, rngs=rngs
     )
     self.time_project = layers.linear(width, 6 * width, dtype=f32, rngs=rngs)
     sizes = (config.text_dim, width, width)
-    self.text_embed = MLP(sizes, gelu, hidden="batch", dtype=dtype, rngs=rngs)
+    self.text_embed = feed_forward.MLP(
+      sizes, feed_forward.gelu, hidden="batch", dtype=dtype, rngs=rngs
+    )
     if config.learned_grid is not None:
       rows, columns = config.learned_grid
       self.grid_embed = nnx.Param(jnp.zeros((rows * columns, width), f32))
@@ -344,7 +341,7 @@ class WanDiT(nnx.Module):
   ) -> tuple[Float32[Array, "B G T E"], Float32[Array, "B G T 6 E"]]:
     """Embedding of each frame's timestep, and its six projections."""
     split = lambda x: sharding.constrain(x, "batch")
-    waves = sinusoid(split(timestep), dim=self.config.freq_dim)
+    waves = layers.sinusoid(split(timestep), dim=self.config.freq_dim)
     e = split(self.time_embed(split(waves)))
     time = split(self.time_project(jax.nn.silu(e)))
     return e, rearrange(time, "B G T (six E) -> B G T six E", six=6)
@@ -385,7 +382,8 @@ class WanDiT(nnx.Module):
       history: Cached entries, leaves `[layers, B, slots, P, ...]`.
       keep: Chunks whose velocity is wanted.
       store: Puts a layer's entries into the history, which has been read; so
-        those of all layers never exist at once.
+        those of all layers never exist at once, nor all of a layer's weights.
+        For passes without gradients.
 
     Returns:
       Velocity of the kept chunks, float32, and the entries of every layer,
@@ -408,14 +406,14 @@ class WanDiT(nnx.Module):
   def _run_blocks(self, x, time, text, view, context_of, history, keep, store):
     """All blocks; returns the kept chunks and stacked entries or history."""
 
-    def body(x, layer, keep=slice(None)):
+    def body(x, layer, keep=slice(None), ffn=None):
       block, past = layer
-      return block(x, time, text, view, context_of, past, keep)
+      return block(x, time, text, view, context_of, past, keep, ffn)
 
+    if store is not None:  # A pass without gradients.
+      return self._run_and_store(body, x, history, keep, store)
     if self.config.remat:
       body = jax.checkpoint(body, static_argnums=(2,))
-    if store is not None:
-      return self._run_and_store(body, x, history, keep, store)
     xs = (self.blocks, history)
     if self.config.scan_blocks:
       x, entries = jax.lax.scan(lambda x, xs: body(x, xs, slice(None)), x, xs)
@@ -432,16 +430,18 @@ class WanDiT(nnx.Module):
   def _run_and_store(self, body, x, history, keep, store):
     """All blocks; each one's entries go into the history behind it."""
 
-    def layer(carry, index):
+    def layer(index, carry):
       x, history = carry
       at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, False)
-      x, own = body(x, jax.tree.map(at, (self.blocks, history)), slice(None))
-      return (x, store(history, own, index)), None
+      ffn = lambda x: feed_forward.by_parts(self.blocks.ffn, index, x)
+      block, past = jax.tree.map(at, (self.blocks, history))
+      x, own = body(x, (block, past), slice(None), ffn)
+      return x, store(history, own, index)
 
     carry = (x, history)
     if self.config.scan_blocks:
-      carry, _ = jax.lax.scan(layer, carry, jnp.arange(self.config.num_layers))
+      carry = jax.lax.fori_loop(0, self.config.num_layers, layer, carry)
     else:
       for i in range(self.config.num_layers):
-        carry, _ = layer(carry, i)
+        carry = layer(i, carry)
     return carry[0][:, keep], carry[1]

@@ -1,0 +1,45 @@
+"""The feed-forward by parts is the feed-forward."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny_model
+from tests import tolerances
+from videomla_jax.models import feed_forward
+
+LAYERS, WIDTH = 3, 8
+
+
+def _stack(rng, hidden):
+  sizes = (WIDTH, hidden, WIDTH)
+  stack = nnx.vmap(
+    lambda r: feed_forward.MLP(
+      sizes, feed_forward.gelu, hidden="hidden", dtype=jnp.float32, rngs=r
+    )
+  )
+  abstract = nnx.eval_shape(lambda: stack(nnx.Rngs(0).fork(split=LAYERS)))
+  return tiny_model.fill(abstract, rng)
+
+
+@pytest.mark.parametrize(("hidden", "parts"), [(24, 1), (25, 5), (48, 2)])
+def test_parts_add_up_to_the_layer(seed, hidden, parts):
+  assert feed_forward.parts_of(WIDTH, hidden) == parts
+  rng = np.random.default_rng(seed)
+  stack = _stack(rng, hidden)
+  x = tiny_model.normal(rng, 2, 1, 3, 5, WIDTH)
+  by_parts = jax.jit(feed_forward.by_parts)
+  for layer in range(LAYERS):
+    whole = jax.tree.map(lambda leaf, i=layer: leaf[i], stack)
+    tolerances.assert_close(by_parts(stack, layer, x), whole(x))
+
+
+@pytest.mark.parametrize(
+  ("width", "hidden", "parts"),
+  [(1536, 8960, 2), (1536, 8960 // 2, 1), (5120, 13824, 1), (128, 256, 1)],
+)
+def test_no_part_is_wider_than_queries_keys_and_values(width, hidden, parts):
+  assert feed_forward.parts_of(width, hidden) == parts
+  assert hidden // parts <= 3 * width

@@ -1,0 +1,95 @@
+"""The feed-forward of a block, whole or by parts of its hidden channels."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from videomla_jax import sharding
+from videomla_jax.models import layers
+
+
+def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+  """GELU, tanh approximation, as everywhere in Wan."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+class MLP(nnx.Module):
+  """Two linear layers with an activation between, which lies as `hidden`."""
+
+  def __init__(self, sizes, activation, *, hidden, dtype, rngs):
+    self.activation, self.hidden = activation, hidden
+    self.into = layers.linear(sizes[0], sizes[1], dtype=dtype, rngs=rngs)
+    self.out = layers.linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    """Applies both layers."""
+    between = sharding.constrain(self.activation(self.into(x)), self.hidden)
+    return self.out(between)
+
+
+def parts_of(width: int, hidden: int) -> int:
+  """Fewest equal parts of the hidden channels, each at most 3 widths.
+
+  So a part takes no more than queries, keys and values did, which are gone by
+  then.
+  """
+  least = -(-hidden // (3 * width))
+  return next(n for n in range(least, hidden + 1) if hidden % n == 0)
+
+
+def by_parts(
+  stack: MLP, layer: Array | int, x: Float[Array, "*B I"]
+) -> Float32[Array, "*B O"]:
+  """Applies one MLP of a stack, some hidden channels after the others.
+
+  W₂ a(W₁ x) is the sum over parts p of W₂ₚ a(W₁ₚ x). Nothing of a part, not
+  even its weights outside the stack, exists before the part in front of it has
+  ended; left alone, a compiler copies the weights of a whole layer ahead. Each
+  device takes parts of the channels that it has.
+
+  Args:
+    stack: MLPs of all layers, leaves `[layers, ...]`.
+    layer: Which one.
+    x: Input.
+  """
+  assert stack.into.bias is not None
+  assert stack.out.bias is not None
+  weights = stack.into.kernel[...], stack.into.bias[...], stack.out.kernel[...]
+  devices = sharding.devices_along("tensor")
+  _, width, hidden = weights[0].shape
+  parts = parts_of(width, hidden // devices)
+  done: list[Array] = []
+  for part in range(parts):
+    weights, x, done = jax.lax.optimization_barrier((weights, x, done))
+    into, bias, out = (
+      _cut(w, axis, layer, part, parts, devices).astype(x.dtype)
+      for w, axis in zip(weights, (2, 1, 1), strict=True)
+    )
+    between = stack.activation(x @ into + bias)
+    done.append(sharding.constrain(between, stack.hidden) @ out)
+  bias = jax.lax.dynamic_index_in_dim(stack.out.bias[...], layer, 0, False)
+  return sum((y.astype(jnp.float32) for y in done), start=bias)
+
+
+def _cut(
+  stack: Array,
+  axis: int,
+  layer: Array | int,
+  part: int,
+  parts: int,
+  devices: int,
+) -> Array:
+  """One layer's part of the hidden channels along `axis`.
+
+  A single slice, which XLA can copy while it computes.
+  """
+  before, after = stack.shape[1:axis], stack.shape[axis + 1 :]
+  own = stack.shape[axis] // devices
+  size = own // parts
+  cut = jax.lax.dynamic_slice(
+    stack.reshape(-1, *before, devices, own, *after),
+    (layer, *(0 for _ in before), 0, part * size, *(0 for _ in after)),
+    (1, *before, devices, size, *after),
+  )
+  return cut.reshape(*before, devices * size, *after)
