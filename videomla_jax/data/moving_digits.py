@@ -16,7 +16,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Float32, Int32, Int64, UInt8
 import numpy as np
-from sklearn import datasets
 import tensorflow_datasets as tfds
 import tqdm
 
@@ -115,6 +114,8 @@ def load_sprites(
     ValueError: If there is no such split.
   """
   _require_split(split)
+  from sklearn import datasets  # takes a second, which no other use needs
+
   digits = datasets.load_digits()
   images = (digits.images / 16.0).astype(np.float32)
   labels = digits.target.astype(np.int64)

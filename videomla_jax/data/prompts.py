@@ -9,6 +9,7 @@ meaning has exactly one encoding.
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import functools
 import re
 
 from jaxtyping import Int32
@@ -146,6 +147,7 @@ def vocabulary_size() -> int:
   return len(WORDS) + 1
 
 
+@functools.cache
 def all_prompts() -> tuple[Prompt, ...]:
   """Returns all 60 prompts: digit slowest, then direction, then speed."""
   return tuple(
@@ -156,6 +158,7 @@ def all_prompts() -> tuple[Prompt, ...]:
   )
 
 
+@functools.cache
 def held_out_prompts() -> tuple[Prompt, ...]:
   """Returns the 10 prompts that training never sees, one for each digit.
 
@@ -170,6 +173,7 @@ def held_out_prompts() -> tuple[Prompt, ...]:
   )
 
 
+@functools.cache
 def training_prompts() -> tuple[Prompt, ...]:
   """Returns the 50 prompts that training may use."""
   held_out = set(held_out_prompts())
