@@ -29,13 +29,12 @@ class MLP(nnx.Module):
 
 
 def parts_of(width: int, hidden: int) -> int:
-  """Fewest equal parts of the hidden channels, each at most 3 widths.
+  """Fewest parts of the hidden channels, each at most 3 widths.
 
   So a part takes no more than queries, keys and values did, which are gone by
   then.
   """
-  least = -(-hidden // (3 * width))
-  return next(n for n in range(least, hidden + 1) if hidden % n == 0)
+  return -(-hidden // (3 * width))
 
 
 def by_parts(
@@ -58,12 +57,14 @@ def by_parts(
   weights = stack.into.kernel[...], stack.into.bias[...], stack.out.kernel[...]
   devices = sharding.devices_along("tensor")
   _, width, hidden = weights[0].shape
-  parts = parts_of(width, hidden // devices)
+  own = hidden // devices
+  parts = parts_of(width, own)
   done: list[Array] = []
   for part in range(parts):
+    channels = range(part * own // parts, (part + 1) * own // parts)
     weights, x, done = jax.lax.optimization_barrier((weights, x, done))
     into, bias, out = (
-      _cut(w, axis, layer, part, parts, devices).astype(x.dtype)
+      _cut(w, layer, axis, channels, devices).astype(x.dtype)
       for w, axis in zip(weights, (2, 1, 1), strict=True)
     )
     between = stack.activation(x @ into + bias)
@@ -73,23 +74,16 @@ def by_parts(
 
 
 def _cut(
-  stack: Array,
-  axis: int,
-  layer: Array | int,
-  part: int,
-  parts: int,
-  devices: int,
+  stack: Array, layer: Array | int, axis: int, channels: range, devices: int
 ) -> Array:
-  """One layer's part of the hidden channels along `axis`.
+  """One layer's hidden channels, along `axis`, the same ones of each device.
 
   A single slice, which XLA can copy while it computes.
   """
   before, after = stack.shape[1:axis], stack.shape[axis + 1 :]
-  own = stack.shape[axis] // devices
-  size = own // parts
   cut = jax.lax.dynamic_slice(
-    stack.reshape(-1, *before, devices, own, *after),
-    (layer, *(0 for _ in before), 0, part * size, *(0 for _ in after)),
-    (1, *before, devices, size, *after),
+    stack.reshape(-1, *before, devices, stack.shape[axis] // devices, *after),
+    (layer, *(0 for _ in before), 0, channels.start, *(0 for _ in after)),
+    (1, *before, devices, len(channels), *after),
   )
-  return cut.reshape(*before, devices * size, *after)
+  return cut.reshape(*before, devices * len(channels), *after)
