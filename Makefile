@@ -38,11 +38,13 @@ PYTHON_PEERS ?= $(shell $(call find_python,python3.11 \
 demo: $(STAMP)
 	$(BIN)/python -m videomla_jax.sample --config=configs/sample.py:demo
 
-# A file's tests stay in one process, so that they share compiled programs. Most
-# of the time is spent on compiling, so LLVM is told to be quick about it.
+# A file's tests stay in one process, so that they share compiled programs; files
+# start in the order of tests/conftest.py. Most of the time is spent on compiling,
+# so LLVM is told to be quick about it.
 test: $(STAMP)
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0 \
-	  $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	  $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -55,6 +55,12 @@ def seed(request: pytest.FixtureRequest) -> int:
   return value
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Files with slow tests come first: none is left for the end, alone."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(
   item: pytest.Item,

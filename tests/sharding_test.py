@@ -77,6 +77,7 @@ def results(
   return lambda name: dict(np.load(folder / f"{name}.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in _MESHES if n != "one"])
 def test_losses_gradients_and_videos_are_those_of_one_device(
   results, name

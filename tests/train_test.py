@@ -83,6 +83,7 @@ def _interrupt_after(step: int) -> pytest.MonkeyPatch:
   return patch
 
 
+@pytest.mark.slow
 def test_interrupted_run_equals_an_uninterrupted_one(
   tmp_path: pathlib.Path, config: Any, compiled_once: None
 ) -> None:

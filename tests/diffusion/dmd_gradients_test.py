@@ -242,6 +242,7 @@ def _image_latent(prefix):
   return 0.5 * prefix[:, -1:] + 1.0
 
 
+@pytest.mark.slow
 def test_whole_step_equals_one_program_and_goes_on_from_a_stream(seed):
   chunks = 5  # two more than a clip, so the last-frames rule is at work
   student, _, roll, _ = _inputs(seed, "latent", 0, chunks)

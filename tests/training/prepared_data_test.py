@@ -66,6 +66,7 @@ def _lines(folder: pathlib.Path, name: str) -> list[dict[str, Any]]:
   return [x for x in metrics.read_jsonl(folder) if name in x]
 
 
+@pytest.mark.slow
 def test_pretraining_and_teacher_forcing_read_clips(root) -> None:
   for stage, start in (("pretraining", "dense"), ("teacher_forcing", "latent")):
     config = _config(root, stage, model=start)

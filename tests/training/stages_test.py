@@ -67,6 +67,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 _ALL = ["pretraining", "teacher_forcing", "consistency", "dmd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", _ALL)
 def test_every_stage_trains_and_hands_on_its_average(folders, stage) -> None:
   root = folders["root"] / stage

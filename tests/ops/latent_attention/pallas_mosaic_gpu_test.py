@@ -37,6 +37,7 @@ def _run(*args: str) -> str:
   return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["items", "widths"])
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_values_races_and_repetition(seed, form, part):
