@@ -90,6 +90,7 @@ def dequantised(args):
   return queries, tuple(k._replace(content=k.latents) for k in keys), up
 
 
+@functools.cache  # One function per kernel and form, so jit compiles once.
 def latent_attention(flash: Callable, form: str) -> Callable:
   """The whole operation around a kernel."""
   return functools.partial(forms.attend, flash, form=form)
@@ -116,6 +117,10 @@ def paper(queries, keys, up):
   )
 
 
+jitted = functools.cache(jax.jit)
+
+
+@functools.cache
 def with_gradient(function):
   """Value and gradients of everything that is differentiable."""
 
@@ -137,7 +142,7 @@ def with_gradient(function):
 
 def check_value(flash, form, args, kind):
   """Against the paper in float64."""
-  out = jax.jit(latent_attention(flash, form))(*args)
+  out = jitted(latent_attention(flash, form))(*args)
   tolerances.assert_close(np.asarray(out, np.float64), paper(*args), kind)
   return out
 
