@@ -126,8 +126,10 @@ def test_chunk_step_compiles_with_our_kernel(count):
     max_frames=81,
     platform="gpu",
   )
-  peak = program.argument_bytes + program.temporary_bytes
-  assert peak / 1.1 <= predicted.peak_bytes <= 1.1 * peak
+  # Without what is known exactly, and is most of it.
+  known = predicted.parameter_bytes + predicted.cache_bytes
+  ratio = (predicted.peak_bytes - known) / program.temporary_bytes
+  assert 1 / 1.2 <= ratio <= 1.2
 
 
 def test_no_kernel_of_the_step_spills():

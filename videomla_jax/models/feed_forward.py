@@ -33,6 +33,10 @@ def parts_of(width: int, hidden: int) -> int:
 
   So a part takes no more than queries, keys and values did, which are gone by
   then.
+
+  Args:
+    width: Channels of a token.
+    hidden: Hidden channels of one device.
   """
   return -(-hidden // (3 * width))
 
@@ -42,6 +46,7 @@ def by_parts(
 ) -> Float32[Array, "*B O"]:
   """Applies one MLP of a stack, some hidden channels after the others.
 
+  For passes without gradients. The same function as `MLP`, spec/wan.md A3:
   W₂ a(W₁ x) is the sum over parts p of W₂ₚ a(W₁ₚ x). Nothing of a part, not
   even its weights outside the stack, exists before the part in front of it has
   ended; left alone, a compiler copies the weights of a whole layer ahead. Each
@@ -50,7 +55,10 @@ def by_parts(
   Args:
     stack: MLPs of all layers, leaves `[layers, ...]`.
     layer: Which one.
-    x: Input.
+    x: Input; the products have its dtype.
+
+  Returns:
+    The sum of all parts and the last bias, in float32.
   """
   assert stack.into.bias is not None
   assert stack.out.bias is not None
