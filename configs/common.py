@@ -62,7 +62,7 @@ def training(
 
   Args:
     arg: The argument of the config file.
-    stage: Row of `videomla_jax.training.stages`.
+    stage: Row of `videomla_jax.training.stages.table`.
     steps: Of each size, unless the argument says otherwise.
     **own: Further arguments of the stage and their defaults.
 

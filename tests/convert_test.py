@@ -12,15 +12,15 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_release
-from videomla_jax import checkpoint
-from videomla_jax import checkpoint_writer
-from videomla_jax import conversion
 from videomla_jax import convert
-from videomla_jax import tree_names
-from videomla_jax.init import model as init_model
-from videomla_jax.models import components
-from videomla_jax.models.names import umt5 as umt5_names
-from videomla_jax.models.names import vae as vae_names
+from videomla_jax.conversion import release
+from videomla_jax.conversion import to_latent as init_model
+from videomla_jax.conversion.names import umt5 as umt5_names
+from videomla_jax.conversion.names import vae as vae_names
+from videomla_jax.models import released
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import model_writer
+from videomla_jax.storage import tree_names
 
 
 def _run(source: pathlib.Path, output: pathlib.Path, **changes: Any) -> None:
@@ -30,7 +30,7 @@ def _run(source: pathlib.Path, output: pathlib.Path, **changes: Any) -> None:
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  return tree_names.flat_dict(checkpoint.load_model_state(path)[0])
+  return tree_names.flat_dict(model_folder.load_model_state(path)[0])
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -49,15 +49,15 @@ def test_a_release_becomes_a_folder_of_parts(layout, tmp_path, seed) -> None:
   _run(tmp_path / "release", tmp_path / "model")
   parts = sorted(p.name for p in (tmp_path / "model").iterdir())
   assert parts == ["dit", "tokenizer", "umt5", "vae"]
-  dit = components.load(tmp_path / "model" / "dit", "wan_dit")
+  dit = released.load(tmp_path / "model" / "dit", "wan_dit")
   assert dit.config.num_layers == tiny_release.DIT.num_layers
   assert dit.config.attention.num_heads == tiny_release.HEADS
-  vae = components.load(tmp_path / "model" / "vae", "wan_vae")
+  vae = released.load(tmp_path / "model" / "vae", "wan_vae")
   assert vae.config == tiny_release.VAE
-  encoder = components.load(tmp_path / "model" / "umt5", "umt5")
+  encoder = released.load(tmp_path / "model" / "umt5", "umt5")
   assert encoder.tokens.dtype == ml_dtypes.bfloat16
   with pytest.raises(ValueError, match="holds a 'wan_vae' where a 'wan_dit'"):
-    components.load(tmp_path / "model" / "vae", "wan_dit")
+    released.load(tmp_path / "model" / "vae", "wan_dit")
 
 
 _NETWORKS = {
@@ -104,10 +104,10 @@ def test_large_exports_come_in_shards_with_an_index(tmp_path, seed) -> None:
   rng = np.random.default_rng(seed)
   given = tiny_release.draw(tiny_release.dit_table(), rng)
   safetensors_numpy.save_file(given, tmp_path / "given.safetensors")
-  with conversion.open_network(
+  with release.open_network(
     tmp_path / "given.safetensors", num_heads=tiny_release.HEADS
   ) as (_, tensors):
-    written = conversion.tensor_files.write_safetensors(
+    written = release.tensor_files.write_safetensors(
       tmp_path / "out", tensors, shard_bytes=200_000
     )
     assert [*written] == [*tensors]
@@ -130,7 +130,7 @@ def test_text_encoders_load_in_the_type_they_are_stored(
   )
   safetensors_numpy.save_file(given, tmp_path / "given.safetensors")
   _run(tmp_path / "given.safetensors", tmp_path / "model", dtype=dtype)
-  encoder = components.load(tmp_path / "model", "umt5")
+  encoder = released.load(tmp_path / "model", "umt5")
   leaves = jax.tree.leaves(encoder)
   assert {x.dtype.name for x in leaves} == {dtype}
 
@@ -183,8 +183,8 @@ def test_latent_attention_equals_the_conversion_in_memory(
   safetensors_numpy.save_file(given, tmp_path / "given.safetensors")
   _run(tmp_path / "given.safetensors", tmp_path / "dense")
   _run(tmp_path / "dense", tmp_path / "latent", to="latent", init=method)
-  dense = components.load(tmp_path / "dense", "wan_dit")
-  latent = components.load(tmp_path / "latent", "wan_dit")
+  dense = released.load(tmp_path / "dense", "wan_dit")
+  latent = released.load(tmp_path / "latent", "wan_dit")
   sizes = latent.config.attention
   assert (sizes.kind, sizes.d_c, sizes.d_rope, sizes.d_q) == (
     "latent",
@@ -194,12 +194,13 @@ def test_latent_attention_equals_the_conversion_in_memory(
   )
   expected, reports = init_model.to_latent(dense, latent.config, method=method)
   a, b = (
-    tree_names.flat_dict(checkpoint.model_arrays(m)) for m in (latent, expected)
+    tree_names.flat_dict(model_folder.model_arrays(m))
+    for m in (latent, expected)
   )
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name])
-  text = (tmp_path / "latent" / conversion.REPORT).read_text()
+  text = (tmp_path / "latent" / release.REPORT).read_text()
   assert json.loads(text) == [r.to_dict() for r in reports]
 
 
@@ -225,7 +226,7 @@ def test_an_interruption_leaves_nothing_that_loads(
   )
   source, output = tmp_path / "given.safetensors", tmp_path / "model"
   safetensors_numpy.save_file(given, source)
-  write, count = checkpoint_writer.ModelWriter.write, []
+  write, count = model_writer.ModelWriter.write, []
 
   def failing(self, *args, **kwargs):
     count.append(args)
@@ -234,7 +235,7 @@ def test_an_interruption_leaves_nothing_that_loads(
     write(self, *args, **kwargs)
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint_writer.ModelWriter, "write", failing)
+    patch.setattr(model_writer.ModelWriter, "write", failing)
     with pytest.raises(KeyboardInterrupt):
       _run(source, output)
   assert sorted(p.name for p in tmp_path.iterdir()) == [source.name]
@@ -257,7 +258,7 @@ def test_a_failed_conversion_keeps_the_model_that_was_there(
   def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(checkpoint_writer.ModelWriter, "_write", full)
+  monkeypatch.setattr(model_writer.ModelWriter, "_write", full)
   with pytest.raises(ValueError, match="No space left on device.*free space"):
     _run(source, output)
   after = _arrays(output)
@@ -273,8 +274,8 @@ def test_too_small_a_disk_is_refused_before_writing(
     tiny_release.dit_table(), np.random.default_rng(seed)
   )
   safetensors_numpy.save_file(given, tmp_path / "given.safetensors")
-  usage = conversion.shutil.disk_usage(tmp_path)._replace(free=1000)
-  monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage)
+  usage = release.shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(release.shutil, "disk_usage", lambda path: usage)
   with pytest.raises(ValueError, match=r"GB are free; choose another disk"):
     _run(tmp_path / "given.safetensors", tmp_path / "model")
   assert not (tmp_path / "model").exists()

@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny_project
 from videomla_jax import evaluate
-from videomla_jax.analysis import judge
+from videomla_jax.small_world import judge
 
 
 def _ignorant() -> tuple[judge.Judge, judge.JudgeReport]:

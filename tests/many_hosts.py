@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from videomla_jax import cli
-from videomla_jax import distributed
+from videomla_jax.runtime import cli
+from videomla_jax.runtime import distributed
 
 
 def _as_scheduler(name: str) -> None:
@@ -82,12 +82,12 @@ def save(folder: str) -> None:
   import jax
   from jax.experimental import multihost_utils
 
-  from videomla_jax import checkpoint
+  from videomla_jax.storage import model_folder
 
   if jax.process_index() == 0:
-    checkpoint.save_model(folder, {"x": np.arange(3.0)}, {"kind": "test"})
+    model_folder.save_model(folder, {"x": np.arange(3.0)}, {"kind": "test"})
   multihost_utils.sync_global_devices("saved")
-  arrays, _ = checkpoint.load_model_state(folder)
+  arrays, _ = model_folder.load_model_state(folder)
   print(f"loaded {arrays['x'].tolist()}")
 
 

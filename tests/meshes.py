@@ -18,17 +18,17 @@ import ml_collections
 import numpy as np
 
 from tests import tiny_model
-from videomla_jax import distributed
 from videomla_jax import sharding
-from videomla_jax import tree_names
-from videomla_jax.analysis import collectives
+from videomla_jax.costs import collectives
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
-from videomla_jax.training import consistency
-from videomla_jax.training import distribution_matching
+from videomla_jax.runtime import distributed
+from videomla_jax.storage import tree_names
 from videomla_jax.training import optim
-from videomla_jax.training import pretraining
-from videomla_jax.training import teacher_forcing
+from videomla_jax.training.stages import consistency
+from videomla_jax.training.stages import dmd
+from videomla_jax.training.stages import pretraining
+from videomla_jax.training.stages import teacher_forcing
 
 B, FRAMES, FRAME = 8, 4, (4, 4, 2)  # four tokens a frame
 _SIZES = dict(width=32, num_heads=2, d_c=8, d_rope=6, d_q=16)
@@ -99,11 +99,11 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
     )(model)
 
   zero = jnp.zeros((), jnp.int32)
-  state = distribution_matching.DmdState(
+  state = dmd.DmdState(
     *(optim.TrainState(nets[n], None, None, zero, zero)
       for n in ("model", "critic"))
   )  # fmt: skip
-  (value, _), gradient = distribution_matching.student_gradients(
+  (value, _), gradient = dmd.student_gradients(
     state, batch, key, frozen=dict(real=nets["real"]), config=settings
   )
   return {
@@ -111,9 +111,7 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
     "teacher_forcing": regress(teacher_forcing, nets["model"]),
     "consistency": regress(consistency, nets["model"]),
     "student": (value, gradient),
-    "critic": distribution_matching.critic_gradients(
-      state, batch, key, config=settings
-    ),
+    "critic": dmd.critic_gradients(state, batch, key, config=settings),
   }
 
 

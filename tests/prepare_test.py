@@ -14,11 +14,11 @@ import tensorflow_datasets as tfds
 from tests import tiny_project
 from tests import tiny_videos
 from videomla_jax import prepare
-from videomla_jax import video
-from videomla_jax.data import encoders
+from videomla_jax.data import dataset
+from videomla_jax.data import encode
 from videomla_jax.data import records
 from videomla_jax.data import shards
-from videomla_jax.data import video_latents
+from videomla_jax.generation import mp4
 
 SEED = 7
 
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
   videos = tiny_videos.write(root / "videos", SEED)
   config = tiny_videos.config(videos, root / "data")
   report = prepare.prepare(config)
-  return config, report, video_latents.locate(root / "data")
+  return config, report, dataset.locate(root / "data")
 
 
 def changed(made, tmp_path, **changes):
@@ -68,9 +68,9 @@ def test_every_input_is_used_or_counted(made):
 def test_latents_are_those_of_the_decoded_frames(made):
   config, _, folder = made
   record = next(r for r in read(folder) if r["video"] == b"deep/c.mp4")
-  frames, _ = video.read_mp4(f"{config.videos}/deep/c.mp4")
+  frames, _ = mp4.read_mp4(f"{config.videos}/deep/c.mp4")
   frames = frames[:9].reshape(9, 32, 2, 32, 2, 3).mean((2, 4))  # about Lanczos
-  encoder = encoders.load(encoders.Spec(checkpoint=encoders.RANDOM))
+  encoder = encode.load(encode.Spec(checkpoint=encode.RANDOM))
   expected = encoder.latents(frames.round().astype(np.uint8))
   found = record["latents"].astype(np.float32)
   assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
@@ -104,10 +104,10 @@ def test_going_on_after_an_interruption_equals_one_run(
   monkeypatch.setattr(shards, "run", run)
   written = [path.stat().st_mtime_ns for path in ended]
   plan = prepare.make_plan(config)
-  assert not video_latents.is_finished(plan)
-  video_latents.run(plan)
+  assert not dataset.is_finished(plan)
+  dataset.run(plan)
   assert [path.stat().st_mtime_ns for path in ended] == written
-  report = video_latents.finish(plan)
+  report = dataset.finish(plan)
   assert report["clips"] == made[1]["clips"]
   assert report["identity"] == made[1]["identity"]
   assert_same(read(plan.folder), read(made[2]))
@@ -151,11 +151,11 @@ def test_killed_at_any_moment_it_goes_on(made, tmp_path, seed):
     done = start(tmp_path, rng.integers(1, most + 1))
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     with pytest.raises(ValueError, match="cannot be read"):
-      video_latents.read_report(tmp_path)
+      dataset.read_report(tmp_path)
   report = prepare.prepare(changed(made, tmp_path))
   assert report["clips"] == made[1]["clips"]
-  folder = video_latents.locate(tmp_path)
-  video_latents.verify(folder, digests=True)
+  folder = dataset.locate(tmp_path)
+  dataset.verify(folder, digests=True)
   assert_same(read(folder), read(made[2]))
   names = lambda root: {path.name for path in root.iterdir()}
   assert names(folder) == names(made[2])
@@ -167,12 +167,12 @@ def test_beam_makes_the_same_data(made, tmp_path):
   config = changed(made, tmp_path, runner="beam")
   report = prepare.prepare(config)
   assert report["clips"] == made[1]["clips"]
-  assert_same(read(video_latents.locate(tmp_path)), read(made[2]))
+  assert_same(read(dataset.locate(tmp_path)), read(made[2]))
 
 
 def test_held_out_videos_share_no_clip_with_training(made, tmp_path):
   report = prepare.prepare(changed(made, tmp_path, test_fraction=0.7))
-  folder = video_latents.locate(tmp_path)
+  folder = dataset.locate(tmp_path)
   assert min(report["clips"].values()) > 0
   test, train = (
     {r["video"] for r in read(folder, split)} for split in ("test", "train")
@@ -201,7 +201,7 @@ def test_another_plan_does_not_touch_what_is_there(made, tmp_path):
     prepare.prepare(other)
   half = changed(made, tmp_path)
   plan = prepare.make_plan(half)
-  video_latents._begin(plan)
+  dataset._begin(plan)
   half.clip.num_frames = 5
   with pytest.raises(ValueError, match="another unfinished data set"):
     prepare.prepare(half)
@@ -284,6 +284,6 @@ def test_a_damaged_shard_is_found(made, tmp_path, damage, seed):
     place = int(np.random.default_rng(seed).integers(len(data)))
     data[place] ^= 1
     shard.write_bytes(data)
-    video_latents.verify(folder, digests=False)  # of the same size
+    dataset.verify(folder, digests=False)  # of the same size
   with pytest.raises(ValueError, match="shard .* copy it again"):
-    video_latents.verify(folder, digests=True)
+    dataset.verify(folder, digests=True)

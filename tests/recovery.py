@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 
 from tests import tiny_project
-from videomla_jax import metrics
 from videomla_jax import train
-from videomla_jax import train_checkpoints
+from videomla_jax.runtime import metrics
+from videomla_jax.storage import train_states
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -124,7 +124,7 @@ class Child:
     with pytest.MonkeyPatch.context() as patch:
       tiny_project.shrink(patch)
       like, _ = train.init_state(self.config())
-    with train_checkpoints.TrainCheckpoints(root / "checkpoints") as saved:
+    with train_states.TrainCheckpoints(root / "checkpoints") as saved:
       restored = saved.restore_latest(like)
     arrays = [np.asarray(x) for x in jax.tree.leaves(restored.state)]
     return Outcome(losses, arrays, restored.step, restored.iterator_state)

@@ -10,12 +10,12 @@ from PIL import Image
 import pytest
 
 from tests import tiny_project
-from videomla_jax import cli
-from videomla_jax import films
 from videomla_jax import sample
-from videomla_jax import video
 from videomla_jax.diffusion import stream
-from videomla_jax.models import video_model
+from videomla_jax.generation import given_frames
+from videomla_jax.generation import mp4
+from videomla_jax.runtime import cli
+from videomla_jax.small_world import model as model_lib
 
 _PROMPTS = "a slow three moving horizontally; fast 7 vertical"
 
@@ -23,7 +23,7 @@ _PROMPTS = "a slow three moving horizontally; fast 7 vertical"
 @pytest.fixture
 def model(
   tmp_path: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> video_model.VideoModel:
+) -> model_lib.VideoModel:
   tiny_project.shrink(monkeypatch)
   rng = np.random.default_rng(seed)
   return tiny_project.checkpoint(tmp_path / "model", rng)
@@ -43,7 +43,7 @@ def _names(tmp_path: pathlib.Path) -> list[str]:
 
 
 def test_two_prompts_become_two_videos_a_sheet_and_a_report(
-  tmp_path: pathlib.Path, model: video_model.VideoModel, capsys
+  tmp_path: pathlib.Path, model: model_lib.VideoModel, capsys
 ) -> None:
   # 11 frames: no multiple of the chunk.
   sample.sample(_config(tmp_path, seconds=2.75))
@@ -53,7 +53,7 @@ def test_two_prompts_become_two_videos_a_sheet_and_a_report(
   ]
   assert _names(tmp_path) == sorted([*names, "sample-sheet.png", "sample.json"])
   for name in names:
-    frames, fps = video.read_mp4(tmp_path / "out" / name)
+    frames, fps = mp4.read_mp4(tmp_path / "out" / name)
     assert (frames.shape, fps) == ((11, 48, 48, 3), 4.0)
   Image.open(tmp_path / "out" / "sample-sheet.png").verify()
   _check_report(json.loads((tmp_path / "out" / "sample.json").read_text()))
@@ -77,7 +77,7 @@ def _check_report(report: dict[str, Any]) -> None:
 
 
 def test_same_seed_gives_the_same_files(
-  tmp_path: pathlib.Path, model: video_model.VideoModel
+  tmp_path: pathlib.Path, model: model_lib.VideoModel
 ) -> None:
   config = _config(tmp_path, seconds=1.0, prompts="slow 1 vertical")
   sample.sample(config)
@@ -89,7 +89,7 @@ def test_same_seed_gives_the_same_files(
 
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_given_frames_come_first(
-  tmp_path: pathlib.Path, model: video_model.VideoModel, seed: int, count: int
+  tmp_path: pathlib.Path, model: model_lib.VideoModel, seed: int, count: int
 ) -> None:
   rng = np.random.default_rng(seed)
   given = rng.integers(0, 2, (count, 6, 6, 1), dtype=np.uint8) * 255
@@ -100,19 +100,19 @@ def test_given_frames_come_first(
     source = dict(image=str(path))
   else:
     path = tmp_path / "given.mp4"
-    video.write_mp4(path, given, fps=4, scale=2)
+    mp4.write_mp4(path, given, fps=4, scale=2)
     source = dict(clip=str(path))
   # Two seconds are 8 frames: the longest clip leaves nothing to generate.
   sample.sample(_config(tmp_path, prompts="slow 3 vertical", **source))
   (path,) = (tmp_path / "out").glob("*.mp4")
-  frames = video.read_mp4(path)[0]
+  frames = mp4.read_mp4(path)[0]
   assert len(frames) == 8
   error = frames[:count, ::2, ::2].astype(int) - given
   assert np.abs(error).mean() < 8
 
 
 def test_few_step_sampler_runs_without_guidance(
-  tmp_path: pathlib.Path, model: video_model.VideoModel
+  tmp_path: pathlib.Path, model: model_lib.VideoModel
 ) -> None:
   config = _config(tmp_path, seconds=0.5, prompts="slow 3 vertical")
   config.sampler.kind = "few_step"
@@ -123,9 +123,9 @@ def test_few_step_sampler_runs_without_guidance(
 
 @pytest.mark.parametrize("stage", ["teacher_forcing", "dmd"])
 def test_a_distilled_model_is_sampled_as_it_was_trained(
-  tmp_path: pathlib.Path, model: video_model.VideoModel, stage: str
+  tmp_path: pathlib.Path, model: model_lib.VideoModel, stage: str
 ) -> None:
-  video_model.save(tmp_path / "model", model, training=dict(stage=stage))
+  model_lib.save(tmp_path / "model", model, training=dict(stage=stage))
   config = _config(tmp_path, seconds=0.5, prompts="slow 3 vertical")
   streams = 1 if stage == "dmd" else 2  # guidance runs two
   report = sample.sample(config)
@@ -134,7 +134,7 @@ def test_a_distilled_model_is_sampled_as_it_was_trained(
 
 def test_cache_bytes_are_those_of_the_stream(
   tmp_path: pathlib.Path,
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
   held = []
@@ -179,7 +179,7 @@ _MISTAKES = {
 @pytest.mark.parametrize("mistake", _MISTAKES)
 def test_mistake_is_one_sentence_before_anything_is_written(
   tmp_path: pathlib.Path,
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
   capsys,
   mistake: str,
@@ -211,7 +211,7 @@ def _assert_refused(config: Any, words: str, monkeypatch, capsys) -> None:
 
 def test_corrupt_checkpoint_is_refused(
   tmp_path: pathlib.Path,
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
   capsys,
   seed: int,
@@ -231,7 +231,7 @@ def test_corrupt_checkpoint_is_refused(
 @pytest.mark.parametrize("content", ["text", "half a picture"])
 def test_broken_image_is_refused(
   tmp_path: pathlib.Path,
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
   capsys,
   content: str,
@@ -248,7 +248,7 @@ def test_broken_image_is_refused(
 
 def test_unwritable_folder_is_refused(
   tmp_path: pathlib.Path,
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
   capsys,
 ) -> None:
@@ -261,10 +261,10 @@ def test_unwritable_folder_is_refused(
 
 def test_failure_on_the_way_leaves_no_file(
   tmp_path: pathlib.Path,
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-  append, calls = films.Films.append, []
+  append, calls = given_frames.Films.append, []
 
   def failing(self, frames):
     calls.append(frames)
@@ -272,7 +272,7 @@ def test_failure_on_the_way_leaves_no_file(
       raise KeyboardInterrupt
     return append(self, frames)
 
-  monkeypatch.setattr(films.Films, "append", failing)
+  monkeypatch.setattr(given_frames.Films, "append", failing)
   with pytest.raises(KeyboardInterrupt):
     sample.sample(_config(tmp_path))
   assert _names(tmp_path) == []

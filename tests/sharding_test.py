@@ -15,8 +15,8 @@ from tests import meshes
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax import sharding
-from videomla_jax import tree_names
 from videomla_jax.models import wan
+from videomla_jax.storage import tree_names
 from videomla_jax.training import optim
 
 P = jax.sharding.PartitionSpec
@@ -39,7 +39,12 @@ def _command(name: str, output: pathlib.Path, seed: int) -> list[str]:
   program = ["-m", "tests.meshes", str(output), str(seed), *_MESHES[name]]
   if name != "processes":
     return [sys.executable, *program]
-  start = ["-m", "videomla_jax.launch_local", "--processes=2", "--devices=4"]
+  start = [
+    "-m",
+    "videomla_jax.runtime.launch_local",
+    "--processes=2",
+    "--devices=4",
+  ]
   return [sys.executable, *start, "--", *program]
 
 

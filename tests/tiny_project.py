@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests import tiny_model
-from videomla_jax.data import prompts
 from videomla_jax.models import cache
-from videomla_jax.models import video_model
 from videomla_jax.models import wan
+from videomla_jax.small_world import model as model_lib
+from videomla_jax.small_world import prompts
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
@@ -34,9 +34,9 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
   patch.setitem(wan.SIZES, "small", sizes)
 
 
-def video(kind: str, rng: np.random.Generator) -> video_model.VideoModel:
+def video(kind: str, rng: np.random.Generator) -> model_lib.VideoModel:
   """Returns a video model with random weights."""
-  config = video_model.VideoModelConfig(
+  config = model_lib.VideoModelConfig(
     size="small",
     kind=kind,
     vocabulary=prompts.vocabulary_size(),
@@ -46,16 +46,14 @@ def video(kind: str, rng: np.random.Generator) -> video_model.VideoModel:
     shift=2.0,
     window=WINDOW,
   )
-  model = nnx.eval_shape(
-    lambda: video_model.VideoModel(config, rngs=nnx.Rngs(0))
-  )
+  model = nnx.eval_shape(lambda: model_lib.VideoModel(config, rngs=nnx.Rngs(0)))
   return tiny_model.fill(model, rng)
 
 
 def checkpoint(
   path: pathlib.Path, rng: np.random.Generator, *, kind: str = "latent"
-) -> video_model.VideoModel:
+) -> model_lib.VideoModel:
   """Saves a video model with random weights, and returns it."""
   model = video(kind, rng)
-  video_model.save(path, model)
+  model_lib.save(path, model)
   return model

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from videomla_jax.conversion.names import dit as dit_names
+from videomla_jax.conversion.names import tensor_table
+from videomla_jax.conversion.names import umt5 as umt5_names
+from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
 from videomla_jax.models import wan
-from videomla_jax.models.names import dit as dit_names
-from videomla_jax.models.names import table
-from videomla_jax.models.names import umt5 as umt5_names
-from videomla_jax.models.names import vae as vae_names
 
 HEADS = 4
 PROMPTS = ["a red fox runs through deep snow", "a cat on a sofa"]
@@ -33,12 +33,12 @@ VAE = vae.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
 UMT5 = umt5.tiny_umt5(dtype="bfloat16", param_dtype="bfloat16")
 
 
-def dit_table(config: wan.WanConfig = DIT) -> table.Table:
+def dit_table(config: wan.WanConfig = DIT) -> tensor_table.Table:
   return dit_names.table_of(config)
 
 
 def draw(
-  tensors: table.Table,
+  tensors: tensor_table.Table,
   rng: np.random.Generator,
   *,
   format_name: str = "original",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tests import tiny_project
-from videomla_jax import video
+from videomla_jax.generation import mp4
 
 FPS = 8
 # Name -> frames, height, width. A clip of the config is 9 frames.
@@ -39,7 +39,7 @@ def write(folder: pathlib.Path, seed: int) -> pathlib.Path:
   """Writes five videos and one file that is none."""
   for name in SIZES:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    video.write_mp4(folder / f"{name}.mp4", frames_of(name, seed), fps=FPS)
+    mp4.write_mp4(folder / f"{name}.mp4", frames_of(name, seed), fps=FPS)
   (folder / "broken.mp4").write_bytes(b"this is no video")
   for name, caption in CAPTIONS.items():
     (folder / f"{name}.txt").write_text(caption + "\n")

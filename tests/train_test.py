@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests import tiny_project
-from videomla_jax import metrics
 from videomla_jax import train
-from videomla_jax import train_checkpoints
-from videomla_jax.models import video_model
-from videomla_jax.training import teacher_forcing
+from videomla_jax.runtime import metrics
+from videomla_jax.small_world import model as model_lib
+from videomla_jax.storage import train_states
+from videomla_jax.training.stages import teacher_forcing
 
 _EXACT = ("train/loss", "train/grad_norm", "eval/loss")
 
@@ -58,7 +58,7 @@ def config(
 
 def _final_state(config: Any, workdir: pathlib.Path) -> tuple[int, list, Any]:
   """Returns step, arrays and data position of the newest saved state."""
-  with train_checkpoints.TrainCheckpoints(workdir / "checkpoints") as saved:
+  with train_states.TrainCheckpoints(workdir / "checkpoints") as saved:
     restored = saved.restore_latest(train.init_state(config)[0])
   leaves = [np.asarray(x) for x in jax.tree.leaves(restored.state)]
   return restored.step, leaves, restored.iterator_state
@@ -112,9 +112,9 @@ def _check_model(config: Any, workdir: pathlib.Path) -> None:
   about = json.loads((workdir / "model" / "config.json").read_text())
   assert about["training"] == json.loads(config.to_json())
   assert about["steps"] == 6 and "videomla_jax.train" in about["command"]
-  model = video_model.load(workdir / "model")
+  model = model_lib.load(workdir / "model")
   assert model.config.window == tiny_project.WINDOW
-  with train_checkpoints.TrainCheckpoints(workdir / "checkpoints") as saved:
+  with train_states.TrainCheckpoints(workdir / "checkpoints") as saved:
     state = saved.restore_latest(train.init_state(config)[0]).state
   pairs = zip(jax.tree.leaves(model), jax.tree.leaves(state.ema), strict=True)
   for a, b in pairs:
@@ -138,7 +138,7 @@ def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
   dumped = sorted((tmp_path / "skipped").glob("*.npz"))
   assert len(dumped) >= 2
   assert set(np.load(dumped[0])) == {"video", "tokens"}
-  with train_checkpoints.TrainCheckpoints(tmp_path / "checkpoints") as saved:
+  with train_states.TrainCheckpoints(tmp_path / "checkpoints") as saved:
     restored = saved.restore_latest(train.init_state(config)[0])
   if restored is not None:  # whatever was saved is finite
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored.state))
@@ -197,7 +197,7 @@ def test_unwritable_workdir_is_refused(
 def test_run_of_another_model_is_not_continued(
   tmp_path: pathlib.Path, config: Any
 ) -> None:
-  with train_checkpoints.TrainCheckpoints(tmp_path / "checkpoints") as saved:
+  with train_states.TrainCheckpoints(tmp_path / "checkpoints") as saved:
     saved.save(2, train.init_state(config)[0], None, {})
   config.model.kind = "dense"
   with pytest.raises(ValueError, match="arrays of training state"):

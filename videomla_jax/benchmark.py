@@ -19,26 +19,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomla_jax import aot
-from videomla_jax import cli
-from videomla_jax import kernels
 from videomla_jax import shapes
 from videomla_jax import sharding
-from videomla_jax import video
-from videomla_jax import whole_file
-from videomla_jax.analysis import flops
-from videomla_jax.analysis import memory
+from videomla_jax.costs import aot
+from videomla_jax.costs import flops
+from videomla_jax.costs import kernel_table
+from videomla_jax.costs import memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
+from videomla_jax.generation import mp4
 from videomla_jax.models import cache
-from videomla_jax.models import video_model
 from videomla_jax.ops.latent_attention import specs
-from videomla_jax.training import programs
-from videomla_jax.training import stages
+from videomla_jax.runtime import cli
+from videomla_jax.small_world import model as model_lib
+from videomla_jax.storage import atomic
+from videomla_jax.training import abstract_step
+from videomla_jax.training.stages import table
 
 
 def compiled_bytes(
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   *,
   batch: int,
   sampler: rollout.Sampler,
@@ -91,7 +91,7 @@ def compiled_bytes(
 
 
 def chunk_seconds(
-  model: video_model.VideoModel,
+  model: model_lib.VideoModel,
   *,
   batch: int,
   sampler: rollout.Sampler,
@@ -137,7 +137,7 @@ def time_ratio(seconds: np.ndarray) -> dict[str, float]:
   )
 
 
-def kernel_suite(config: Any) -> list[kernels.Row]:
+def kernel_suite(config: Any) -> list[kernel_table.Row]:
   """Compiles the attention kernels, prints a table and writes JSON lines.
 
   Args:
@@ -158,13 +158,13 @@ def kernel_suite(config: Any) -> list[kernels.Row]:
       )
       raise ValueError(f"{what}; use some of {names}.")
   made, lines = [], []
-  found = kernels.rows(targets=config.targets, shapes=config.shapes)
+  found = kernel_table.rows(targets=config.targets, shapes=config.shapes)
   for row in found:
-    print(kernels.line(row), flush=True)
+    print(kernel_table.line(row), flush=True)
     made.append(row)
     lines.append(json.dumps(dataclasses.asdict(row)))
     if config.json:  # Row by row: what is stopped leaves what it has.
-      whole_file.write_text(config.json, "\n".join(lines) + "\n")
+      atomic.write_text(config.json, "\n".join(lines) + "\n")
   return made
 
 
@@ -188,8 +188,8 @@ def training_suite(config: Any) -> list[dict[str, Any]]:
   for name, stage in config.stages.items():
     one_clip = stage.copy_and_resolve_references()
     one_clip.data.batch_size = 1
-    step, arguments = programs.step_and_arguments(one_clip, mesh)
-    trips = stages.mean_trips(one_clip)
+    step, arguments = abstract_step.step_and_arguments(one_clip, mesh)
+    trips = table.mean_trips(one_clip)
     operations = flops.of(step, *arguments, trips=trips)
     seconds = {
       target: operations
@@ -203,7 +203,7 @@ def training_suite(config: Any) -> list[dict[str, Any]]:
       flush=True,
     )
   if config.json:
-    whole_file.write_text(config.json, json.dumps(rows, indent=1) + "\n")
+    atomic.write_text(config.json, json.dumps(rows, indent=1) + "\n")
   return rows
 
 
@@ -214,7 +214,7 @@ def benchmark(config: Any) -> Any:
     config: See configs/benchmark.py.
   """
   if config.json:
-    video.check_output_folder(pathlib.Path(config.json).parent)
+    mp4.check_output_folder(pathlib.Path(config.json).parent)
   suites = {
     "rollout": rollout_suite,
     "kernels": kernel_suite,
@@ -232,7 +232,7 @@ def rollout_suite(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: If the checkpoint or the length cannot work.
   """
-  model = video_model.load(config.checkpoint)
+  model = model_lib.load(config.checkpoint)
   fps = model.config.fps
   num_frames = round(config.seconds * fps)
   if num_frames < 12 * model.config.window.chunk_frames:
@@ -267,7 +267,7 @@ def rollout_suite(config: Any) -> dict[str, Any]:
   text = json.dumps(report, indent=2)
   print(text, flush=True)
   if config.json:
-    whole_file.write_text(config.json, text + "\n")
+    atomic.write_text(config.json, text + "\n")
   return report
 
 

@@ -23,14 +23,14 @@ from typing import Any
 from absl import flags
 from absl import logging
 
-from videomla_jax import checkpoint_writer
-from videomla_jax import cli
-from videomla_jax import conversion
-from videomla_jax import metrics
-from videomla_jax import small_models
+from videomla_jax.conversion import release
+from videomla_jax.conversion import small_models
 from videomla_jax.models import tokenizer as tokenizer_lib
-from videomla_jax.models import video_model
 from videomla_jax.models import wan
+from videomla_jax.runtime import cli
+from videomla_jax.runtime import metrics
+from videomla_jax.small_world import model as model_lib
+from videomla_jax.storage import model_writer
 
 # Where the parts of a release lie: by Wan, by diffusers, by us.
 PARTS = {
@@ -71,7 +71,7 @@ def define_flags() -> None:
 
 def find_parts(source: pathlib.Path) -> dict[str, pathlib.Path]:
   """Parts of a release by name; empty if the source is one checkpoint."""
-  if not source.is_dir() or checkpoint_writer.is_model_folder(source):
+  if not source.is_dir() or model_writer.is_model_folder(source):
     return {}
   found = {}
   for part, patterns in PARTS.items():
@@ -140,14 +140,14 @@ def _convert_one(options, path, output, *, part: str = "dit") -> None:
   """One network: read, perhaps change, write or export."""
   if small_models.is_small(path):
     return _convert_small(options, path, output)
-  with conversion.open_network(
+  with release.open_network(
     path, select=options.select, num_heads=options.num_heads
   ) as (network, tensors):
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
     with metrics.Progress(total, "convert", unit="tensor") as progress:
       if options.export:
-        conversion.export(
+        release.export(
           output,
           network,
           tensors,
@@ -155,7 +155,7 @@ def _convert_one(options, path, output, *, part: str = "dit") -> None:
           advance=lambda: progress.update(1),
         )
       else:
-        conversion.write_model(
+        release.write_model(
           output,
           network,
           tensors,
@@ -169,7 +169,7 @@ def _convert_one(options, path, output, *, part: str = "dit") -> None:
 
 def _convert_small(options, path, output) -> None:
   """A trained small model; all it can become is latent."""
-  model = video_model.load(path)
+  model = model_lib.load(path)
   latent = _latent(options, model.dit.config)
   if latent is None or options.export:
     raise ValueError(
@@ -180,13 +180,13 @@ def _convert_small(options, path, output) -> None:
   print(f"{path} -> {output}", flush=True)
 
 
-def _latent(options: Any, config: Any) -> conversion.Latent | None:
+def _latent(options: Any, config: Any) -> release.Latent | None:
   """Sizes of latent attention, in the paper's proportions by default."""
   if options.to != "latent":
     return None
   width = config.width if isinstance(config, wan.WanConfig) else 0
   head_dim = config.attention.head_dim if width else 0
-  return conversion.Latent(
+  return release.Latent(
     method=options.init,
     d_c=options.d_c or width // 8,
     d_rope=options.d_rope or head_dim // 4,

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from videomla_jax import cli
-from videomla_jax import metrics
 from videomla_jax import sample
-from videomla_jax.analysis import memory
-from videomla_jax.models import components
-from videomla_jax.models import prompt_file
+from videomla_jax.costs import memory
+from videomla_jax.data import embeddings
+from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
+from videomla_jax.runtime import cli
+from videomla_jax.runtime import metrics
 
 
 def read_prompts(config: Any) -> list[str]:
@@ -69,10 +69,10 @@ def embed(config: Any) -> int:
       f"checkpoint={str(folder)!r} has no folder umt5; give the folder that "
       "convert wrote."
     )
-  identity = prompt_file.encoder_identity(folder / "umt5")
-  known = prompt_file.known(config.output, encoder=identity)
+  identity = embeddings.encoder_identity(folder / "umt5")
+  known = embeddings.known(config.output, encoder=identity)
   new = [
-    p for p in prompts if prompt_file.key_of(p, encoder=identity) not in known
+    p for p in prompts if embeddings.key_of(p, encoder=identity) not in known
   ]
   print(f"prompts: {len(new)} new, {len(prompts) - len(new)} known", flush=True)
   if new:
@@ -82,7 +82,7 @@ def embed(config: Any) -> int:
 
 def _embed_all(config, folder, tokenizer, identity, prompts):
   """Loads the encoder and embeds in batches; every batch is kept at once."""
-  encoder = components.load(folder / "umt5", "umt5")
+  encoder = released.load(folder / "umt5", "umt5")
   print(memory.described("text encoder", encoder), flush=True)
   with metrics.Progress(len(prompts), "embed", unit="prompt") as progress:
     for i in range(0, len(prompts), config.save_every):
@@ -92,7 +92,7 @@ def _embed_all(config, folder, tokenizer, identity, prompts):
       made = {
         p: row[:n] for p, row, n in zip(batch, rows, lengths, strict=True)
       }
-      prompt_file.add(config.output, made, encoder=identity)
+      embeddings.add(config.output, made, encoder=identity)
       progress.update(len(batch))
 
 

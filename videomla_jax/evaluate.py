@@ -21,16 +21,16 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from videomla_jax import cli
-from videomla_jax import metrics
 from videomla_jax import sample
-from videomla_jax import sources
-from videomla_jax import text_to_video
-from videomla_jax import video
-from videomla_jax import whole_file
-from videomla_jax.analysis import judge as judge_lib
-from videomla_jax.analysis import long_rollout
-from videomla_jax.data import prompts as prompts_lib
+from videomla_jax.generation import mp4
+from videomla_jax.generation import pipeline
+from videomla_jax.generation import sources
+from videomla_jax.runtime import cli
+from videomla_jax.runtime import metrics
+from videomla_jax.small_world import judge as judge_lib
+from videomla_jax.small_world import measures as measures_lib
+from videomla_jax.small_world import prompts as prompts_lib
+from videomla_jax.storage import atomic
 
 
 def generate_videos(
@@ -46,7 +46,7 @@ def generate_videos(
   negative = None if sampler.guidance is None else ""
   pieces = []
   with metrics.Progress(num_frames, name, unit="frame") as progress:
-    for pixels in text_to_video.roll_out(
+    for pixels in pipeline.roll_out(
       source.load(),
       source.embed([p.text() for p in prompts], negative=negative),
       jax.random.key(config.seed),
@@ -73,11 +73,11 @@ def _load(config: Any) -> dict[str, list[sources.SmallSource]]:
 def _summary(seeds: list[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
   """Over the videos of one training seed, or over the means of several."""
   if len(seeds) == 1:
-    return long_rollout.summarise(seeds[0])
+    return measures_lib.summarise(seeds[0])
   means = {
     name: np.array([one[name].mean() for one in seeds]) for name in seeds[0]
   }
-  return long_rollout.summarise(means)
+  return measures_lib.summarise(means)
 
 
 def _write_sheet(
@@ -87,9 +87,9 @@ def _write_sheet(
   fps: float | int,
 ) -> None:
   """The first ten videos: each held-out prompt once."""
-  frames = video.to_uint8(videos[:10])
+  frames = mp4.to_uint8(videos[:10])
   words = [p.text() for p in prompts[:10]]
-  video.write_png(path, video.contact_sheet(frames, words, fps=fps))
+  mp4.write_png(path, mp4.contact_sheet(frames, words, fps=fps))
 
 
 def evaluate(config: Any) -> dict[str, Any]:
@@ -110,15 +110,15 @@ def evaluate(config: Any) -> dict[str, Any]:
       f"videos_per_prompt={config.videos_per_prompt} and "
       f"seconds={config.seconds} must be positive."
     )
-  folder = video.check_output_folder(config.output.folder)
+  folder = mp4.check_output_folder(config.output.folder)
   judge, judge_report = judge_lib.load_or_train_judge(config.judge)
   prompts = [*prompts_lib.held_out_prompts()] * config.videos_per_prompt
   fps = next(iter(models.values()))[0].fps
   num_frames = round(config.seconds * fps)
-  real = long_rollout.real_videos(
+  real = measures_lib.real_videos(
     prompts, num_frames=num_frames, seed=config.seed
   )
-  measures = {"real": [long_rollout.measure(real, prompts, judge, fps)]}
+  measures = {"real": [measures_lib.measure(real, prompts, judge, fps)]}
   seconds: dict[str, list[float]] = {}
   for name, seeds in models.items():
     measures[name], seconds[name] = [], []
@@ -126,13 +126,13 @@ def evaluate(config: Any) -> dict[str, Any]:
       started = time.monotonic()
       videos = generate_videos(source, prompts, config, name=name)
       seconds[name].append(round(time.monotonic() - started, 1))
-      measures[name].append(long_rollout.measure(videos, prompts, judge, fps))
+      measures[name].append(measures_lib.measure(videos, prompts, judge, fps))
       suffix = f"{name}-{i}" if len(seeds) > 1 else name
       _write_sheet(
         folder / f"{config.output.name}-{suffix}.png", videos, prompts, fps
       )
   rows = {n: _summary(m) for n, m in measures.items()}
-  table = long_rollout.table(rows)
+  table = measures_lib.table(rows)
   report = dict(
     videos=len(prompts),
     frames=num_frames,
@@ -148,9 +148,9 @@ def evaluate(config: Any) -> dict[str, Any]:
     },
   )
   name = config.output.name
-  whole_file.write_text(folder / f"{name}.md", table + "\n")
+  atomic.write_text(folder / f"{name}.md", table + "\n")
   text = json.dumps(report, indent=1, default=float) + "\n"
-  whole_file.write_text(folder / f"{name}.json", text)
+  atomic.write_text(folder / f"{name}.json", text)
   print(table, flush=True)
   print("seconds of generation:", seconds, flush=True)
   return report

@@ -13,20 +13,20 @@ makes data of prompts alone, which is all that stage 3 reads.
 
 from typing import Any
 
-from videomla_jax import cli
-from videomla_jax import metrics
-from videomla_jax.data import clip_filters
-from videomla_jax.data import clips
-from videomla_jax.data import encoders
+from videomla_jax.data import dataset
+from videomla_jax.data import decode
+from videomla_jax.data import encode
+from videomla_jax.data import filters
 from videomla_jax.data import records
 from videomla_jax.data import shards
-from videomla_jax.data import video_latents
-from videomla_jax.data import video_table
+from videomla_jax.data import table
+from videomla_jax.runtime import cli
+from videomla_jax.runtime import metrics
 
 RUNNERS = ("local", "beam")
 
 
-def read_inputs(config: Any) -> video_table.Table:
+def read_inputs(config: Any) -> table.Table:
   """The inputs of a config: a table, a folder or prompts.
 
   Raises:
@@ -38,10 +38,10 @@ def read_inputs(config: Any) -> video_table.Table:
       " prompts or a folder of videos, and not both."
     )
   if config.prompts:
-    return video_table.read_prompts(config.prompts)
+    return table.read_prompts(config.prompts)
   if config.table:
-    return video_table.read_table(config.table, videos=config.videos)
-  return video_table.read_folder(config.videos)
+    return table.read_table(config.table, videos=config.videos)
+  return table.read_folder(config.videos)
 
 
 def make_settings(config: Any) -> shards.Settings:
@@ -50,7 +50,7 @@ def make_settings(config: Any) -> shards.Settings:
   Raises:
     ValueError: If sizes do not fit the VAE, or encoders are missing.
   """
-  encoder = encoders.Spec(
+  encoder = encode.Spec(
     checkpoint=config.checkpoint,
     embeddings=config.embeddings,
     vae_dtype=config.vae_dtype,
@@ -59,7 +59,7 @@ def make_settings(config: Any) -> shards.Settings:
   if config.max_clips < 1:
     raise ValueError(f"max_clips={config.max_clips} must be positive; use 1.")
   if not config.prompts:
-    clip = clips.ClipShape(**config.clip)
+    clip = decode.ClipShape(**config.clip)
     latents = encoder.latent_shape(
       num_frames=clip.num_frames, height=clip.height, width=clip.width
     )
@@ -67,13 +67,13 @@ def make_settings(config: Any) -> shards.Settings:
     encoder=encoder,
     sizes=records.Sizes(latents=latents, text_width=encoder.text_width()),
     clip=clip,
-    filters=clip_filters.Filters(**config.filters),
+    filters=filters.Filters(**config.filters),
     max_clips=config.max_clips,
     negative_prompt=config.negative_prompt,
   )
 
 
-def make_plan(config: Any) -> video_latents.Plan:
+def make_plan(config: Any) -> dataset.Plan:
   """All shards of a config; nothing is decoded or loaded yet.
 
   Raises:
@@ -84,10 +84,10 @@ def make_plan(config: Any) -> video_latents.Plan:
       f"runner={config.runner!r} is unknown; use one of {RUNNERS}."
     )
   settings = make_settings(config)
-  items, excluded = clip_filters.select(read_inputs(config), settings.filters)
+  items, excluded = filters.select(read_inputs(config), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
   settings.encoder.require_texts([*captions, settings.negative_prompt])
-  return video_latents.plan(
+  return dataset.plan(
     items,
     excluded,
     videos=config.videos,
@@ -111,20 +111,20 @@ def prepare(config: Any) -> dict[str, Any]:
     ValueError: If the config cannot work, or no input is left.
   """
   plan = make_plan(config)
-  if video_latents.is_finished(plan):
-    report = video_latents.read_report(plan.folder)
+  if dataset.is_finished(plan):
+    report = dataset.read_report(plan.folder)
   else:
     if config.runner == "beam":
-      video_latents.run_beam(plan, config.beam_options)
+      dataset.run_beam(plan, config.beam_options)
     else:
       with metrics.Progress(plan.num_items, "prepare", unit="input") as bar:
-        video_latents.run(plan, bar.update)
-    report = video_latents.finish(plan)
+        dataset.run(plan, bar.update)
+    report = dataset.finish(plan)
   print(_summary(plan, report), flush=True)
   return report
 
 
-def _summary(plan: video_latents.Plan, report: dict[str, Any]) -> str:
+def _summary(plan: dataset.Plan, report: dict[str, Any]) -> str:
   clips_made = ", ".join(f"{n} {split}" for split, n in report["clips"].items())
   left_out = dict(report["excluded"])
   if report["quarantined"]:

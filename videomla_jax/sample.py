@@ -17,18 +17,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from videomla_jax import cli
-from videomla_jax import films
-from videomla_jax import metrics
 from videomla_jax import shapes
-from videomla_jax import sources
-from videomla_jax import text_to_video
-from videomla_jax import video
-from videomla_jax import whole_file
-from videomla_jax.analysis import memory
+from videomla_jax.costs import memory
 from videomla_jax.diffusion import sampling
+from videomla_jax.generation import given_frames
+from videomla_jax.generation import mp4
+from videomla_jax.generation import pipeline
+from videomla_jax.generation import sources
 from videomla_jax.models import cache
 from videomla_jax.ops import quantise
+from videomla_jax.runtime import cli
+from videomla_jax.runtime import metrics
+from videomla_jax.storage import atomic
 
 
 def make_sampler(config: Any, source: sources.Source) -> sampling.Sampler:
@@ -117,15 +117,15 @@ def sample(config: Any) -> dict[str, Any]:
   sampler = make_sampler(config.sampler, source)
   num_frames = count_frames(config.seconds, source.fps)
   height, width = source.pixels
-  given = films.read_given(
+  given = given_frames.read_given(
     config, height=height, width=width, channels=source.pixel_channels
   )
-  video.check_output_folder(config.output.folder)
+  mp4.check_output_folder(config.output.folder)
   negative = None if sampler.guidance is None else config.negative_prompt
   text = source.embed(prompts, negative=negative)
   parts = source.load()
   if given is not None:
-    given = text_to_video.usable_clip(given, parts, num_frames=num_frames)
+    given = pipeline.usable_clip(given, parts, num_frames=num_frames)
   if config.mode == "bidirectional":
     window = _whole(parts.latents_for(num_frames))
   sizes = _print_sizes(config, parts, text, prompts, window, num_frames, given)
@@ -149,7 +149,7 @@ def sample(config: Any) -> dict[str, Any]:
     sampler=config.sampler.to_dict(),
     window=config.window.to_dict(),
     seed=config.seed,
-    videos=[p.name for p in films.paths(config.output, prompts)],
+    videos=[p.name for p in given_frames.paths(config.output, prompts)],
   )
   _write_results(config.output, prompts, made, report)
   return report
@@ -195,8 +195,8 @@ def _size_report(sizes: memory.Needs) -> dict[str, int]:
 
 def _run(config, parts, prompts, text, window, sampler, num_frames, given):
   """Streams all videos to disk; returns the films and the first latency."""
-  made = films.Films(
-    films.paths(config.output, prompts),
+  made = given_frames.Films(
+    given_frames.paths(config.output, prompts),
     fps=parts.fps,
     scale=config.output.scale,
     num_frames=num_frames,
@@ -207,7 +207,7 @@ def _run(config, parts, prompts, text, window, sampler, num_frames, given):
   if config.mode == "bidirectional":
     pieces = _whole_clip(parts, text, key, **common)
   else:
-    pieces = text_to_video.roll_out(
+    pieces = pipeline.roll_out(
       parts,
       text,
       key,
@@ -221,7 +221,7 @@ def _run(config, parts, prompts, text, window, sampler, num_frames, given):
       copies = np.repeat(given[None], len(prompts), axis=0)
       progress.update(made.append(copies))
     for pixels in pieces:
-      frames = video.to_uint8(np.asarray(pixels))
+      frames = mp4.to_uint8(np.asarray(pixels))
       first = first or time.monotonic() - started
       progress.update(made.append(frames))
   return made, first
@@ -231,7 +231,7 @@ def _whole_clip(parts, text, key, *, sampler, num_frames) -> Iterator[Any]:
   """A bidirectional clip, with a progress bar of its own."""
   steps = len(sampler.sigmas)
   with metrics.Progress(steps, "denoise", unit="step") as progress:
-    yield from text_to_video.whole_clip(
+    yield from pipeline.whole_clip(
       parts,
       text,
       key,
@@ -244,9 +244,9 @@ def _whole_clip(parts, text, key, *, sampler, num_frames) -> Iterator[Any]:
 def _write_results(config, prompts, made, report):
   """The contact sheet and the report, each complete or not at all."""
   folder = pathlib.Path(config.folder)
-  video.write_png(folder / f"{config.name}-sheet.png", made.sheet(prompts))
+  mp4.write_png(folder / f"{config.name}-sheet.png", made.sheet(prompts))
   path = folder / f"{config.name}.json"
-  whole_file.write_text(path, json.dumps(report, indent=2) + "\n")
+  atomic.write_text(path, json.dumps(report, indent=2) + "\n")
   print(
     f"{len(prompts)} videos of {report['frames']} frames in "
     f"{report['seconds_wall']:.1f} s: {folder}/{config.name}-*",

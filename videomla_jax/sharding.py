@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 import numpy as np
 
-from videomla_jax import tree_names
+from videomla_jax.storage import tree_names
 
 # The devices, or only their number.
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh

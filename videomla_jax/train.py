@@ -21,19 +21,19 @@ from absl import flags
 from absl import logging
 import jax
 
-from videomla_jax import checkpoint
-from videomla_jax import cli
-from videomla_jax import distributed
 from videomla_jax import sharding
-from videomla_jax import video
+from videomla_jax.generation import mp4
+from videomla_jax.runtime import cli
+from videomla_jax.runtime import distributed
+from videomla_jax.storage import model_folder
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import loop
 from videomla_jax.training import networks
 from videomla_jax.training import optim
 from videomla_jax.training import samples
-from videomla_jax.training import stages
 from videomla_jax.training import workdir as workdir_lib
+from videomla_jax.training.stages import table
 
 _PROFILE = flags.DEFINE_string(
   "profile", "", "Steps FIRST:LAST to trace into WORKDIR/profile."
@@ -49,7 +49,7 @@ def check_config(config: Any) -> None:
   Raises:
     ValueError: With the field, the rule and the way out.
   """
-  stage = stages.get(config)
+  stage = table.get(config)
   stage.check(config)
   optim.check(config.optim)
   batches_lib.check(config)
@@ -76,8 +76,8 @@ def load_networks(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: If one is damaged or of another architecture.
   """
-  made, trained = {}, stages.trained(config)
-  for role in stages.get(config).STARTS_FROM:
+  made, trained = {}, table.trained(config)
+  for role in table.get(config).STARTS_FROM:
     path = config.networks[role]
     made[role] = (
       networks.load(path, config, frozen=role not in trained)
@@ -85,7 +85,7 @@ def load_networks(config: Any) -> dict[str, Any]:
       else networks.build(config)
     )
   made["model"] = networks.prepare(made["model"], config)
-  stages.check_networks(made, config)
+  table.check_networks(made, config)
   return made
 
 
@@ -106,10 +106,10 @@ def init_state(config: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
   _check_mesh(loaded, config, mesh)
   placed = jax.device_put(loaded, sharding.shardings(loaded, mesh))
   state = sharding.create(
-    lambda networks: stages.init(networks, config), placed, mesh=mesh
+    lambda networks: table.init(networks, config), placed, mesh=mesh
   )
   frozen = {
-    role: placed[role] for role in placed if role not in stages.trained(config)
+    role: placed[role] for role in placed if role not in table.trained(config)
   }
   return state, frozen
 
@@ -143,7 +143,7 @@ def train(config: Any, workdir: str, profile: str = "") -> None:
     config.data.batch_size, mesh, parts=config.optim.accumulate
   )
   root = pathlib.Path(workdir)
-  video.check_output_folder(root)
+  mp4.check_output_folder(root)
   trace = loop.Profile(root, profile)
   logging.info("config: %s", config.to_json())
   batches = iter(batches_lib.loader(config, "train"))
@@ -160,7 +160,7 @@ def _run(
 ) -> None:
   """Trains in a folder that is this run's alone, and hands the model on."""
   state, frozen = init_state(config, mesh)
-  with checkpoint.TrainCheckpoints(
+  with model_folder.TrainCheckpoints(
     root / "checkpoints",
     keep=config.checkpoint.keep,
     save_every=config.checkpoint.every,

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from videomla_jax import aot
-from videomla_jax import kernels
-from videomla_jax import machine_code
+from videomla_jax.costs import aot
+from videomla_jax.costs import kernel_table
+from videomla_jax.costs import machine_code
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
 
@@ -31,9 +31,9 @@ SHAPES = (
 
 @pytest.fixture(scope="module")
 def rows():
-  made = list(kernels.rows(targets=("b200",), shapes=SHAPES))
+  made = list(kernel_table.rows(targets=("b200",), shapes=SHAPES))
   for row in made:
-    print(kernels.line(row))
+    print(kernel_table.line(row))
   return made
 
 
@@ -43,7 +43,7 @@ def _ours(rows):
 
 def test_every_shape_has_a_kernel_of_ours(rows):
   compiled = {(r.shape, r.form) for r in _ours(rows) if r.compiled}
-  assert compiled == {(s, f) for s in SHAPES for f in kernels.FORMS}
+  assert compiled == {(s, f) for s in SHAPES for f in kernel_table.FORMS}
 
 
 def test_no_kernel_spills(rows):
@@ -111,12 +111,14 @@ def test_few_queries_have_the_kernel_that_splits_keys(rows):
 
 def test_rows_are_json(rows):
   for row in rows:
-    assert kernels.Row(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
+    assert (
+      kernel_table.Row(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
+    )
 
 
 def test_rooflines_have_units():
   spec = specs.SHAPES["480p"].spec
-  least = kernels.costs(spec, "expanded", aot.TARGETS["b200"])
+  least = kernel_table.costs(spec, "expanded", aot.TARGETS["b200"])
   # 2 x 163 G multiply-adds at 2.25 PFLOP/s.
   assert least["bound"] == "matmul"
   assert least["roofline_us"] == pytest.approx(144.6, rel=0.01)
@@ -124,7 +126,7 @@ def test_rooflines_have_units():
 
 def test_hopper_is_served_by_triton():
   made = list(
-    kernels.rows(
+    kernel_table.rows(
       targets=("h100",),
       shapes=("480p", "480p_float8", "few_queries_int8"),
       implementations=("pallas_mosaic_gpu", "pallas_triton"),

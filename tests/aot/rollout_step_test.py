@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomla_jax import aot
-from videomla_jax import machine_code
 from videomla_jax import sharding
-from videomla_jax.analysis import collectives
-from videomla_jax.analysis import memory
+from videomla_jax.costs import aot
+from videomla_jax.costs import collectives
+from videomla_jax.costs import machine_code
+from videomla_jax.costs import memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import attention
 from videomla_jax.models import cache

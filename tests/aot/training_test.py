@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests import tiny_project
-from videomla_jax import aot
 from videomla_jax import sharding
-from videomla_jax import tree_names
-from videomla_jax.analysis import collectives
-from videomla_jax.training import programs
+from videomla_jax.costs import aot
+from videomla_jax.costs import collectives
+from videomla_jax.storage import tree_names
+from videomla_jax.training import abstract_step
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
@@ -34,7 +34,7 @@ def _compile(stage, fsdp=8, sequence=1, tensor=1):
   config = tiny_project.config(stage, "wan_1p3b")
   config.data.batch_size = fsdp
   mesh = aot.mesh("b200", (1, fsdp, sequence, tensor), sharding.AXES)
-  step, arguments = programs.step_and_arguments(config, mesh)
+  step, arguments = abstract_step.step_and_arguments(config, mesh)
   compiled = aot.compile_for(step, *arguments, devices=mesh)
   return compiled, arguments, mesh
 
@@ -42,7 +42,7 @@ def _compile(stage, fsdp=8, sequence=1, tensor=1):
 @functools.cache
 def _program():
   compiled, arguments, mesh = _compile("dmd")
-  parts = programs.components(arguments, mesh)
+  parts = abstract_step.components(arguments, mesh)
   for name, size in parts.items():
     print(f"{name:32s}{size / 1e9:8.2f} GB per device")
   print(

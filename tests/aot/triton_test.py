@@ -21,8 +21,8 @@ triton = pytest.importorskip("triton", reason="needs the extra aot")
 jax_triton = pytest.importorskip("jax_triton", reason="needs jax-triton")
 
 from tests import tolerances  # noqa: E402
-from videomla_jax import aot  # noqa: E402
-from videomla_jax import machine_code  # noqa: E402
+from videomla_jax.costs import aot  # noqa: E402
+from videomla_jax.costs import machine_code  # noqa: E402
 from videomla_jax.ops import quantise  # noqa: E402
 from videomla_jax.ops.latent_attention import forms  # noqa: E402
 from videomla_jax.ops.latent_attention import specs  # noqa: E402

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomla_jax.conversion.names import dit as names
 from videomla_jax.models import attention
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
-from videomla_jax.models.names import dit as names
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "goldens"
 

@@ -12,12 +12,12 @@ import pytest
 
 from tests import tolerances
 from tests.parity import goldens
-from videomla_jax import checkpoint
-from videomla_jax import tree_names
+from videomla_jax.conversion.names import dit as names
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
 from videomla_jax.models import cache as cache_lib
-from videomla_jax.models.names import dit as names
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import tree_names
 
 _NAME = "teacher_forcing"
 _RUNS = {"tf_c1": 1, "tf_c3": 3}
@@ -90,7 +90,9 @@ def test_loss_and_gradients_equal_the_original(run: str) -> None:
 
 
 def _check_gradients(run: str, grads: nnx.State) -> None:
-  flat = tree_names.flat_dict(checkpoint.model_arrays(nnx.to_pure_dict(grads)))
+  flat = tree_names.flat_dict(
+    model_folder.model_arrays(nnx.to_pure_dict(grads))
+  )
   norm = np.sqrt(
     sum(np.square(g, dtype=np.float64).sum() for g in flat.values())
   )

@@ -8,10 +8,10 @@ import numpy as np
 
 from tests import tolerances
 from tests.parity import goldens
-from videomla_jax import checkpoint
-from videomla_jax import tree_names
+from videomla_jax.conversion.names import umt5 as names
 from videomla_jax.models import umt5
-from videomla_jax.models.names import umt5 as names
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import tree_names
 
 _NAME = "umt5"
 
@@ -33,7 +33,7 @@ def _model() -> umt5.Umt5Encoder:
   )
   arrays = names.table_of(config).read(goldens.parameters(_NAME))
   model = umt5.abstract(config)
-  checkpoint.update_model(model, tree_names.nested_dict(arrays))
+  model_folder.update_model(model, tree_names.nested_dict(arrays))
   return model
 
 

@@ -15,8 +15,8 @@ import safetensors
 
 from tests import tolerances
 from tests.parity import goldens
+from videomla_jax.conversion.names import dit as names
 from videomla_jax.models import wan
-from videomla_jax.models.names import dit as names
 
 _FOLDER = os.environ.get("VIDEOMLA_PEERS_DIR")
 

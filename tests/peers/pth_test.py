@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from videomla_jax import tensor_files
+from videomla_jax.storage import tensor_files
 
 _FOLDER = os.environ.get("VIDEOMLA_PEERS_DIR")
 

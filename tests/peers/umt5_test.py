@@ -14,11 +14,11 @@ import pytest
 import safetensors
 
 from tests import tolerances
-from videomla_jax import checkpoint
-from videomla_jax import tree_names
+from videomla_jax.conversion.names import umt5 as names
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
-from videomla_jax.models.names import umt5 as names
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import tree_names
 
 _FOLDER = os.environ.get("VIDEOMLA_PEERS_DIR")
 
@@ -49,7 +49,7 @@ def test_embeddings_equal_the_peers(size: str) -> None:
     {k.removeprefix(prefix): x for k, x in tensors.items() if prefix in k}
   )
   model = umt5.abstract(config)
-  checkpoint.update_model(model, tree_names.nested_dict(arrays))
+  model_folder.update_model(model, tree_names.nested_dict(arrays))
   lengths = tensors["in/lengths"]
   valid = jnp.arange(40) < jnp.asarray(lengths)[:, None]
   run = jax.jit(lambda m, *x: m(*x))

@@ -14,10 +14,10 @@ import pytest
 import safetensors
 
 from tests import tolerances
-from videomla_jax import checkpoint
-from videomla_jax import tree_names
+from videomla_jax.conversion.names import vae as names
 from videomla_jax.models import vae
-from videomla_jax.models.names import vae as names
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import tree_names
 
 _FOLDER = os.environ.get("VIDEOMLA_PEERS_DIR")
 
@@ -43,7 +43,7 @@ def _read(size: str) -> tuple[vae.WanVAE, dict[str, np.ndarray]]:
     {k.removeprefix(prefix): x for k, x in tensors.items() if prefix in k}
   )
   model = vae.abstract(config)
-  checkpoint.update_model(model, tree_names.nested_dict(arrays))
+  model_folder.update_model(model, tree_names.nested_dict(arrays))
   return model, {
     k: np.moveaxis(x, 1, -1) for k, x in tensors.items() if prefix not in k
   }

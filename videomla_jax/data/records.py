@@ -19,8 +19,8 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 
-from videomla_jax.data import clips
-from videomla_jax.data import video_table
+from videomla_jax.data import decode
+from videomla_jax.data import table
 
 _SCORES = ("aesthetic_score", "motion_score", "temporal_consistency_score")
 
@@ -66,7 +66,7 @@ def features(sizes: Sizes) -> tfds.features.FeaturesDict:
 
 
 def prompt_example(
-  item: video_table.Item, text: Float[np.ndarray, "m E"]
+  item: table.Item, text: Float[np.ndarray, "m E"]
 ) -> dict[str, Any]:
   """A record of a prompt alone."""
   return {
@@ -77,10 +77,10 @@ def prompt_example(
 
 
 def clip_example(
-  item: video_table.Item,
+  item: table.Item,
   text: Float[np.ndarray, "m E"],
   latents: Float[np.ndarray, "F H W C"],
-  facts: clips.Facts,
+  facts: decode.Facts,
   *,
   start: float | int,
 ) -> dict[str, Any]:

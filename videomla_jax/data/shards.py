@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videomla_jax import whole_file
-from videomla_jax.data import clip_filters
-from videomla_jax.data import clips
-from videomla_jax.data import encoders
+from videomla_jax.data import decode
+from videomla_jax.data import encode
+from videomla_jax.data import filters as filters_lib
 from videomla_jax.data import records
-from videomla_jax.data import video_table
+from videomla_jax.data import table
+from videomla_jax.storage import atomic
 
 TOO_SHORT = "too short"
 NULL_TEXT = "null_text"  # "split" of the job that embeds the negative prompt
@@ -43,10 +43,10 @@ class Settings:
     negative_prompt: Embedded once, for guidance and dropped prompts.
   """
 
-  encoder: encoders.Spec
+  encoder: encode.Spec
   sizes: records.Sizes
-  clip: clips.ClipShape | None
-  filters: clip_filters.Filters
+  clip: decode.ClipShape | None
+  filters: filters_lib.Filters
   max_clips: int = 1
   negative_prompt: str = ""
 
@@ -66,7 +66,7 @@ class Job:
 
   split: str
   index: int
-  items: tuple[video_table.Item, ...]
+  items: tuple[table.Item, ...]
   videos: str
   folder: str
   settings: Settings
@@ -103,12 +103,12 @@ def run(job: Job, on_item: Callable[[], Any] = lambda: None) -> None:
     return
   pathlib.Path(job.folder).mkdir(parents=True, exist_ok=True)
   make = _make_null_text if job.split == NULL_TEXT else _make_records
-  with whole_file.replacing(job.data) as temporary:
+  with atomic.replacing(job.data) as temporary:
     counts = make(job, temporary, on_item)
     with temporary.open("rb") as file:
       counts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     counts["bytes"] = temporary.stat().st_size
-  whole_file.write_text(job.counts, json.dumps(counts, sort_keys=True) + "\n")
+  atomic.write_text(job.counts, json.dumps(counts, sort_keys=True) + "\n")
 
 
 def read_counts(job: Job) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _make_null_text(
   job: Job, path: pathlib.Path, on_item: Callable[[], Any]
 ) -> dict[str, Any]:
   del on_item
-  encoder = encoders.load(job.settings.encoder)
+  encoder = encode.load(job.settings.encoder)
   (text,) = encoder.texts([job.settings.negative_prompt])
   with path.open("wb") as file:
     np.save(file, records.pack(text))
@@ -149,7 +149,7 @@ def _make_records(
   job: Job, path: pathlib.Path, on_item: Callable[[], Any]
 ) -> dict[str, Any]:
   """Writes the records of a job; returns its counts."""
-  encoder = encoders.load(job.settings.encoder)
+  encoder = encode.load(job.settings.encoder)
   texts = encoder.texts([item.caption for item in job.items])
   excluded = collections.Counter[str]()
   quarantined: list[dict[str, Any]] = []
@@ -202,7 +202,7 @@ class _Event(NamedTuple):
 
   place: int
   frames: np.ndarray | None = None
-  facts: clips.Facts | None = None
+  facts: decode.Facts | None = None
   start: float = 0.0
   excluded: str = ""
   unusable: str = ""
@@ -229,20 +229,20 @@ def _events(job: Job) -> Iterator[_Event]:
             end = event
           else:
             yield event
-      except clips.UnusableVideo as error:
+      except decode.UnusableVideo as error:
         # Clips before the damage are good.
         end = end if num_clips else _Event(place, unusable=str(error))
     yield end
 
 
-def _clips(job: Job, place: int, item: video_table.Item) -> Iterator[_Event]:
+def _clips(job: Job, place: int, item: table.Item) -> Iterator[_Event]:
   """Clips of one input, or one event that says which rule it fails."""
   shape = job.settings.clip
   assert shape is not None
   length = shape.num_frames / shape.fps
   start = item.start or 0.0
   seconds = None if item.start is None else item.seconds
-  with clips.open_video(pathlib.Path(job.videos) / item.video) as video:
+  with decode.open_video(pathlib.Path(job.videos) / item.video) as video:
     facts = video.facts()
     known = facts._asdict()
     if seconds is not None:

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from videomla_jax.data import latents
-from videomla_jax.data import moving_digits
-from videomla_jax.data import pipeline
-from videomla_jax.data import prompts
-from videomla_jax.data import video_latents
-from videomla_jax.training import streaming
+from videomla_jax.data import dataset
+from videomla_jax.data import reader
+from videomla_jax.small_world import loader as loader_lib
+from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import prompts
+from videomla_jax.training import long_tuning
 
 KINDS = ("moving_digits", "latents")
 
@@ -25,15 +25,15 @@ def check(config: Any) -> None:
   if data.kind not in KINDS:
     raise ValueError(f"data.kind={data.kind!r} is unknown; use one of {KINDS}.")
   if data.kind == "latents":
-    latents.check(data.root, _shapes(config))
+    reader.check(data.root, _shapes(config))
     if data.verify:
-      video_latents.verify(data.root, digests=True)
+      dataset.verify(data.root, digests=True)
 
 
 def examples_per_step(config: Any) -> int:
   """Examples that a step consumes: those of all its updates."""
   updates = 1
-  if config.stage == "dmd" and not streaming.is_on(config):
+  if config.stage == "dmd" and not long_tuning.is_on(config):
     updates += config.optim.critic_updates
   return config.data.batch_size * updates
 
@@ -56,7 +56,7 @@ def loader(config: Any, split: str) -> Any:
   if config.data.kind == "latents":
     return _prepared(config, split)
   data, training = config.data, split == "train"
-  made = pipeline.make_loader(
+  made = loader_lib.make_loader(
     data.root,
     batch_size=examples_per_step(config) if training else data.batch_size,
     num_frames=data.num_frames,
@@ -76,7 +76,7 @@ def loader(config: Any, split: str) -> Any:
 
 def _prepared(config: Any, split: str) -> Any:
   data, training = config.data, split == "train"
-  return latents.make_loader(
+  return reader.make_loader(
     data.root,
     batch_size=examples_per_step(config) if training else data.batch_size,
     shapes=_shapes(config),
@@ -88,10 +88,10 @@ def _prepared(config: Any, split: str) -> Any:
   )
 
 
-def _shapes(config: Any) -> latents.Shapes:
+def _shapes(config: Any) -> reader.Shapes:
   data = config.data
   clip = (data.num_frames, *data.latent_shape)
-  return latents.Shapes(
+  return reader.Shapes(
     latents=None if config.stage == "dmd" else clip, text=(*data.text_shape,)
   )
 

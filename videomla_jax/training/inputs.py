@@ -11,27 +11,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from videomla_jax.models import video_model
 from videomla_jax.models import wan
+from videomla_jax.small_world import model as model_lib
 
 Batch = dict[str, Any]
 
 
 def dit(model: Any) -> wan.WanDiT:
   """The network inside a model."""
-  return model.dit if isinstance(model, video_model.VideoModel) else model
+  return model.dit if isinstance(model, model_lib.VideoModel) else model
 
 
 def latents(model: Any, batch: Batch) -> Float[Array, "B T H W C"]:
   """Clean latents of a batch, float32."""
-  if isinstance(model, video_model.VideoModel):
+  if isinstance(model, model_lib.VideoModel):
     return model.codec.encode(batch["video"])
   return batch["latents"].astype(jnp.float32)
 
 
 def text(model: Any, batch: Batch) -> Float[Array, "B M E"]:
   """Embeddings of the prompts."""
-  if isinstance(model, video_model.VideoModel):
+  if isinstance(model, model_lib.VideoModel):
     return model.encode_text(batch["tokens"])
   return batch["text"]
 
@@ -42,7 +42,7 @@ def negative(model: Any, batch: Batch) -> Float[Array, "B M E"]:
   The small world's is all padding. Prepared data hand over `negative`,
   `[M, E]`; zeros stand for an empty prompt without encoder.
   """
-  if isinstance(model, video_model.VideoModel):
+  if isinstance(model, model_lib.VideoModel):
     return model.encode_text(jnp.zeros_like(batch["tokens"]))
   given = batch["text"]
   if "negative" not in batch:

@@ -11,15 +11,15 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 
-from videomla_jax import checkpoint
-from videomla_jax import metrics
 from videomla_jax import sharding
-from videomla_jax.analysis import flops
+from videomla_jax.costs import flops
 from videomla_jax.ops import device
+from videomla_jax.runtime import metrics
+from videomla_jax.storage import model_folder
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import interrupts
 from videomla_jax.training import samples
-from videomla_jax.training import stages
+from videomla_jax.training.stages import table
 
 
 def to_host(state: Any) -> Any:
@@ -99,7 +99,7 @@ class Evaluation:
     """Reads the batches; compiles at first use."""
     self._batches: list[Any] = []
     self._frozen, self._mesh = frozen, mesh
-    loss = stages.held_out_loss(config)
+    loss = table.held_out_loss(config)
     if loss is None or not config.eval.batches:
       return
     self._loss = jax.jit(loss)
@@ -156,13 +156,13 @@ class Run:
     root: pathlib.Path,
     frozen: Any,
     mesh: jax.sharding.Mesh,
-    checkpoints: checkpoint.TrainCheckpoints,
+    checkpoints: model_folder.TrainCheckpoints,
     profile: Profile,
   ) -> None:
     """Prepares what does not depend on the state."""
     self._config, self._root, self._frozen = config, root, frozen
     self._mesh, self._checkpoints, self._profile = mesh, checkpoints, profile
-    self._title = stages.get(config).TITLE
+    self._title = table.get(config).TITLE
     self._evaluate = Evaluation(config, frozen, mesh)
     self._key = jax.random.key(config.seed)
     self._programs: dict[Any, Any] = {}
@@ -171,7 +171,7 @@ class Run:
   def _program(self, variant: Any, *args: Any) -> Any:
     """The compiled step of one variant; compile time is not step time."""
     if variant not in self._programs:
-      step = functools.partial(stages.step(self._config), variant=variant)
+      step = functools.partial(table.step(self._config), variant=variant)
 
       def seeded(state, batch, key, frozen):
         key = jax.random.fold_in(key, state.step)
@@ -182,7 +182,7 @@ class Run:
       self._programs[variant] = jitted.lower(*args).compile()
       self._flops[variant] = 0.0
       if self._config.log.flops:
-        trips = stages.mean_trips(self._config)
+        trips = table.mean_trips(self._config)
         self._flops[variant] = flops.of(seeded, *args, trips=trips)
       logging.info(
         "compiled %s in %.1f s", self._title, time.monotonic() - start
@@ -198,7 +198,7 @@ class Run:
       self._key,
       self._frozen,
     )
-    variant = stages.variant(self._config, done)
+    variant = table.variant(self._config, done)
     self._profile.before(done)
     state, scalars = self._program(variant, *args)(*args)
     self._profile.after(done, scalars)
@@ -224,7 +224,7 @@ class Run:
     watch = interrupts.FiniteWatch(
       self._root / "skipped", limit=config.optim.max_skipped
     )
-    watch.start(stages.skipped(state))
+    watch.start(table.skipped(state))
     stop = interrupts.StopRequest()
     with (
       jax.set_mesh(self._mesh),

@@ -11,12 +11,12 @@ from typing import Any
 from flax import nnx
 import jax
 
-from videomla_jax import checkpoint
-from videomla_jax.data import moving_digits
-from videomla_jax.data import prompts
 from videomla_jax.models import cache
-from videomla_jax.models import components
-from videomla_jax.models import video_model
+from videomla_jax.models import released
+from videomla_jax.small_world import model as model_lib
+from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import prompts
+from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
 
 # What made a folder -> how to make one.
@@ -59,8 +59,8 @@ def check_origin(
       f"networks.{role}='' must name a model folder made by "
       f"{' or '.join(names)}; {ORIGINS[names[0]]}."
     )
-  folder = video_model.checkpoint_path(path)
-  found = origin(checkpoint.read_config(folder))
+  folder = model_lib.checkpoint_path(path)
+  found = origin(model_folder.read_config(folder))
   if found not in names:
     raise ValueError(
       f"networks.{role}={str(path)!r} was made by {found!r} but this stage "
@@ -81,10 +81,10 @@ def load(
   Raises:
     ValueError: If the folder is damaged or of another architecture.
   """
-  folder = video_model.checkpoint_path(path)
-  if "model" in checkpoint.read_config(folder):
-    return video_model.load(folder)
-  return components.load(
+  folder = model_lib.checkpoint_path(path)
+  if "model" in model_folder.read_config(folder):
+    return model_lib.load(folder)
+  return released.load(
     folder, "wan_dit", half_weights=frozen, **config.network.to_dict()
   )
 
@@ -104,19 +104,19 @@ def check_build(config: Any) -> None:
     )
 
 
-def build(config: Any) -> video_model.VideoModel:
+def build(config: Any) -> model_lib.VideoModel:
   """A small video model with random weights."""
   sizes = _small_config(config)
   # One program; a hundred small ones take twice as long to compile.
-  make = lambda: video_model.VideoModel(sizes, rngs=nnx.Rngs(config.seed))
+  make = lambda: model_lib.VideoModel(sizes, rngs=nnx.Rngs(config.seed))
   return jax.jit(make)()
 
 
-def _small_config(config: Any) -> video_model.VideoModelConfig:
+def _small_config(config: Any) -> model_lib.VideoModelConfig:
   """Of the small world's frames."""
   world = moving_digits.World()
   latent = world.frame_size // 4  # a codec block is 4 pixels
-  return video_model.VideoModelConfig(
+  return model_lib.VideoModelConfig(
     size=config.model.size,
     kind=config.model.kind,
     d_c=config.model.d_c or None,
@@ -150,7 +150,7 @@ def prepare(model: nnx.Module, config: Any) -> nnx.Module:
         f"networks.model has {name}={size} but model.{name}={wanted[name]}; "
         "convert again with that size, or leave it 0."
       )
-  if isinstance(model, video_model.VideoModel):
+  if isinstance(model, model_lib.VideoModel):
     changed = dataclasses.replace(
       model.config,
       shift=config.diffusion.shift,
@@ -164,7 +164,7 @@ def prepare(model: nnx.Module, config: Any) -> nnx.Module:
 
 def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
   """Writes what a stage hands on, with what made it."""
-  if isinstance(model, video_model.VideoModel):
-    video_model.save(path, model, **about)
+  if isinstance(model, model_lib.VideoModel):
+    model_lib.save(path, model, **about)
   else:
-    components.save(path, model, **about)
+    released.save(path, model, **about)

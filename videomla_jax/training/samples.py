@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 
-from videomla_jax import sources
-from videomla_jax import text_to_video
-from videomla_jax import video
-from videomla_jax.data import latents
-from videomla_jax.data import prompts as prompts_lib
+from videomla_jax.data import reader
 from videomla_jax.diffusion import sampling
+from videomla_jax.generation import mp4
+from videomla_jax.generation import pipeline
+from videomla_jax.generation import sources
 from videomla_jax.models import cache
-from videomla_jax.models import components
-from videomla_jax.models import video_model
+from videomla_jax.models import released
 from videomla_jax.models import wan
+from videomla_jax.small_world import model as model_lib
+from videomla_jax.small_world import prompts as prompts_lib
 
 
 def sampler_of(config: Any) -> sampling.Sampler:
@@ -34,12 +34,12 @@ def sampler_of(config: Any) -> sampling.Sampler:
 class _Given(NamedTuple):
   """What videos are made from: networks, captions and their embeddings."""
 
-  parts: text_to_video.Parts
+  parts: pipeline.Parts
   words: list[str]
   text: Array
 
 
-def _small(model: video_model.VideoModel, config: Any, guided: bool) -> _Given:
+def _small(model: model_lib.VideoModel, config: Any, guided: bool) -> _Given:
   """Prompts that the small world's training never shows."""
   words = [p.text() for p in prompts_lib.held_out_prompts()]
   words = words[: config.samples.videos]
@@ -50,15 +50,15 @@ def _small(model: video_model.VideoModel, config: Any, guided: bool) -> _Given:
 
 def _prepared(model: wan.WanDiT, config: Any, guided: bool) -> _Given:
   """The first held-out captions of prepared data; the VAE is loaded for it."""
-  wanted = latents.Shapes(latents=None, text=(*config.data.text_shape,))
-  words, text, negative = latents.read_captions(
+  wanted = reader.Shapes(latents=None, text=(*config.data.text_shape,))
+  words, text, negative = reader.read_captions(
     config.data.root, wanted, config.samples.videos
   )
   if guided:
     text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
-  parts = text_to_video.Parts(
+  parts = pipeline.Parts(
     dit=model,
-    codec=components.load(config.samples.codec, "wan_vae"),
+    codec=released.load(config.samples.codec, "wan_vae"),
     frame=tuple(config.data.latent_shape),
     fps=config.samples.fps,
   )
@@ -96,13 +96,13 @@ def write(
     The files.
   """
   sampler = sampler_of(config)
-  small = isinstance(model, video_model.VideoModel)
+  small = isinstance(model, model_lib.VideoModel)
   make = _small if small else _prepared
   parts, words, text = make(model, config, sampler.guidance is not None)
   key = jax.random.key(config.seed)
   stride = parts.codec.temporal_stride
   if config.stage == "pretraining":
-    pieces = text_to_video.whole_clip(
+    pieces = pipeline.whole_clip(
       parts,
       text,
       key,
@@ -110,7 +110,7 @@ def write(
       num_frames=(config.data.num_frames - 1) * stride + 1,
     )
   else:
-    pieces = text_to_video.roll_out(
+    pieces = pipeline.roll_out(
       parts,
       text,
       key,
@@ -119,13 +119,13 @@ def write(
       num_frames=round(config.samples.seconds * parts.fps),
     )
   pixels = np.concatenate([np.asarray(x) for x in pieces], axis=1)
-  frames = video.to_uint8(pixels)
+  frames = mp4.to_uint8(pixels)
   folder.mkdir(parents=True, exist_ok=True)
   sheet = folder / f"step-{step:07d}.png"
-  video.write_png(sheet, video.contact_sheet(frames, words, fps=parts.fps))
+  mp4.write_png(sheet, mp4.contact_sheet(frames, words, fps=parts.fps))
   film = folder / f"step-{step:07d}.mp4"
   scale = 8 if small else 1
-  video.write_mp4(film, _grid(frames), fps=parts.fps, scale=scale)
+  mp4.write_mp4(film, _grid(frames), fps=parts.fps, scale=scale)
   return [sheet, film]
 
 

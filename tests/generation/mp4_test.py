@@ -1,0 +1,211 @@
+"""Tests of video files and contact sheets, by decoding them again."""
+
+import pathlib
+
+import av
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+
+from videomla_jax.generation import mp4
+
+
+def _digits(rng: np.random.Generator, *shape: int) -> np.ndarray:
+  """Draws block pictures, which survive a lossy codec."""
+  *lead, height, width, channels = shape
+  small = (*lead, -(-height // 4), -(-width // 4), channels)
+  blocks = rng.integers(0, 2, small, dtype=np.uint8) * 255
+  large = blocks.repeat(4, axis=-3).repeat(4, axis=-2)
+  return large[..., :height, :width, :]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_browser_plays_what_was_written(
+  tmp_path: pathlib.Path, channels: int, seed: int
+) -> None:
+  frames = _digits(np.random.default_rng(seed), 30, 24, 24, channels)
+  path = tmp_path / "a.mp4"
+  assert mp4.write_mp4(path, frames, fps=4, scale=4) == 30
+  with av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    assert stream.codec_context.name == "h264"
+    assert stream.codec_context.pix_fmt == "yuv420p"
+    assert (stream.width, stream.height) == (96, 96)
+    assert float(stream.duration * stream.time_base) == pytest.approx(30 / 4)
+  data = path.read_bytes()
+  assert data.index(b"moov") < data.index(b"mdat")
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pixels_times_and_count_come_back(
+  tmp_path: pathlib.Path, seed: int
+) -> None:
+  frames = _digits(np.random.default_rng(seed), 23, 24, 16, 1)
+  mp4.write_mp4(tmp_path / "a.mp4", frames, fps=12.5, scale=4)
+  decoded, fps = mp4.read_mp4(tmp_path / "a.mp4")
+  assert fps == 12.5
+  assert decoded.shape == (23, 96, 64, 3)
+  # Centres of the enlarged pixels, away from ringing at the edges.
+  error = np.abs(decoded[:, 2::4, 2::4].astype(int) - frames)
+  assert error.mean() < 4
+
+
+def test_chunks_give_the_same_video_as_one_array(
+  tmp_path: pathlib.Path, seed: int
+) -> None:
+  frames = _digits(np.random.default_rng(seed), 12, 24, 24, 1)
+  chunks = (frames[i : i + 3] for i in range(0, 12, 3))
+  mp4.write_mp4(tmp_path / "a.mp4", frames, fps=4)
+  mp4.write_mp4(tmp_path / "b.mp4", chunks, fps=4)
+  whole, chunked = (mp4.read_mp4(tmp_path / x)[0] for x in ("a.mp4", "b.mp4"))
+  np.testing.assert_array_equal(whole, chunked)
+
+
+def test_colours_come_back(tmp_path: pathlib.Path, seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  colours = rng.integers(0, 256, (5, 1, 1, 3), dtype=np.uint8)
+  frames = np.broadcast_to(colours, (5, 32, 32, 3)).copy()
+  mp4.write_mp4(tmp_path / "a.mp4", frames, fps=4)
+  decoded, _ = mp4.read_mp4(tmp_path / "a.mp4")
+  # Limited range and rounding, no more.
+  assert np.abs(decoded.astype(int) - frames).max() <= 6
+
+
+def test_odd_sizes_are_padded(tmp_path: pathlib.Path, seed: int) -> None:
+  frames = _digits(np.random.default_rng(seed), 2, 17, 31, 3)
+  mp4.write_mp4(tmp_path / "a.mp4", frames, fps=4)
+  assert mp4.read_mp4(tmp_path / "a.mp4")[0].shape == (2, 18, 32, 3)
+
+
+def test_failure_while_frames_come_leaves_the_old_file_only(
+  tmp_path: pathlib.Path, seed: int
+) -> None:
+  frames = _digits(np.random.default_rng(seed), 4, 16, 16, 1)
+  path = tmp_path / "a.mp4"
+  mp4.write_mp4(path, frames, fps=4)
+  before = path.read_bytes()
+
+  def chunks():
+    yield frames
+    raise RuntimeError("out of memory")
+
+  with pytest.raises(RuntimeError):
+    mp4.write_mp4(path, chunks(), fps=4)
+  assert path.read_bytes() == before
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  ("shape", "message"),
+  [((2, 8, 8, 2), "move the channels"), ((0, 8, 8, 1), "no frames")],
+)
+def test_bad_frames_leave_nothing(
+  tmp_path: pathlib.Path, shape: tuple[int, ...], message: str
+) -> None:
+  with pytest.raises(ValueError, match=message):
+    mp4.write_mp4(tmp_path / "a.mp4", np.zeros(shape, np.uint8), fps=4)
+  assert not list(tmp_path.iterdir())
+
+
+def test_change_of_size_is_an_error(tmp_path: pathlib.Path) -> None:
+  chunks = [np.zeros((1, n, 8, 1), np.uint8) for n in (8, 10)]
+  with pytest.raises(ValueError, match="same size"):
+    mp4.write_mp4(tmp_path / "a.mp4", chunks, fps=4)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("fps", "scale"), [(0, 1), (-1.0, 1), (4, 0)])
+def test_bad_numbers_are_errors(
+  tmp_path: pathlib.Path, fps: float, scale: int
+) -> None:
+  with pytest.raises(ValueError, match="must be"):
+    mp4.Mp4Writer(tmp_path / "a.mp4", fps=fps, scale=scale)
+
+
+def test_unwritable_folder_is_one_sentence_with_the_path(
+  tmp_path: pathlib.Path,
+) -> None:
+  (tmp_path / "file").write_text("")
+  folder = tmp_path / "file" / "out"
+  with pytest.raises(ValueError, match="choose a folder") as error:
+    mp4.check_output_folder(folder)
+  assert str(folder) in str(error.value) and "\n" not in str(error.value)
+  with pytest.raises(ValueError, match="choose a folder"):
+    mp4.Mp4Writer(folder / "a.mp4", fps=4)
+  with pytest.raises(ValueError, match="choose a folder"):
+    mp4.write_png(folder / "a.png", Image.new("L", (1, 1)))
+
+
+def test_good_folder_is_created_and_stays_empty(tmp_path: pathlib.Path) -> None:
+  folder = mp4.check_output_folder(tmp_path / "a" / "b")
+  assert folder.is_dir() and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no video"])
+def test_unreadable_video_is_an_error(
+  tmp_path: pathlib.Path, content: bytes | None
+) -> None:
+  if content is not None:
+    (tmp_path / "a.mp4").write_bytes(content)
+  with pytest.raises(ValueError, match="cannot be read"):
+    mp4.read_mp4(tmp_path / "a.mp4")
+
+
+@given(st.integers(1, 400), st.integers(1, 40))
+def test_sheet_shows_the_first_frames_and_reaches_the_end(
+  num_frames: int, columns: int
+) -> None:
+  chosen = mp4.sheet_frames(num_frames, columns=columns)
+  assert len(chosen) == min(columns, num_frames)
+  assert chosen[:13] == list(range(min(13, len(chosen))))
+  assert chosen == sorted(set(chosen)) and chosen[-1] < num_frames
+  if columns > 13:
+    assert chosen[-1] == num_frames - 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sheet_holds_the_frames_themselves(channels: int, seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  videos = _digits(rng, 3, 20, 24, 24, channels)
+  labels = ["a slow three moving horizontally", "b" * 12, "many words " * 60]
+  sheet = mp4.contact_sheet(videos, labels, fps=4, columns=16, scale=2)
+  picture = np.asarray(sheet)
+  chosen = mp4.sheet_frames(20, columns=16)
+  first = np.broadcast_to(videos[0, chosen[-1]], (24, 24, 3))
+  large = first.repeat(2, axis=0).repeat(2, axis=1)
+  assert _contains(picture[:100], large)
+
+
+def _contains(picture: np.ndarray, part: np.ndarray) -> bool:
+  windows = np.lib.stride_tricks.sliding_window_view(picture, part.shape)
+  for row in windows[..., 0, :, :, :]:
+    if (row == part).all(axis=(1, 2, 3)).any():
+      return True
+  return False
+
+
+def test_sheet_needs_one_label_per_video() -> None:
+  with pytest.raises(ValueError, match="one for each of the 2 videos"):
+    mp4.contact_sheet(np.zeros((2, 3, 8, 8, 1), np.uint8), ["a"], fps=4)
+
+
+def test_png_is_complete_or_absent(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "a.png"
+  mp4.write_png(path, Image.new("RGB", (3, 2), "red"))
+  assert Image.open(path).getpixel((2, 1)) == (255, 0, 0)
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  ("seconds", "text"),
+  [(0, "0:00.0"), (12.5, "0:12.5"), (59.96, "1:00.0"), (600, "10:00.0")],
+)
+def test_time_stamps(seconds: float, text: str) -> None:
+  assert mp4.time_stamp(seconds) == text
+
+
+def test_to_uint8_rounds_and_clips() -> None:
+  values = np.array([-1.0, 0.0, 0.5, 1.0, 2.0], np.float32)
+  assert mp4.to_uint8(values).tolist() == [0, 0, 128, 255, 255]

@@ -1,0 +1,132 @@
+"""Tests of configs: every variant builds, and arguments are typed."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+import ml_collections
+import pytest
+
+from tests import tiny_project
+from videomla_jax.training import optim
+from videomla_jax.training.stages import table
+
+tiny_project.config("sample")  # puts the folder of configs on the path
+import common  # noqa: E402
+
+_VARIANTS = {
+  "sample": [
+    "",
+    "latent",
+    "dense",
+    "demo",
+    "demo,steps=4",
+    *(f"wan_1p3b{mode}" for mode in ("", "_dense", "_bidirectional")),
+    *(f"wan_tiny{mode}" for mode in ("", "_dense", "_bidirectional")),
+  ],
+  "pretraining": ["", "small", "wan_1p3b", "seed=3"],
+  "teacher_forcing": [
+    "",
+    "small",
+    "wan_1p3b",
+    "small,kind=dense,init=",
+    "small,seed=3,local=9",
+    "wan_1p3b,data=8",
+  ],
+  "consistency": ["", "small", "wan_1p3b", "small,init=somewhere"],
+  "dmd": ["", "small", "wan_1p3b", "wan_1p3b,frames=63", "small,steps=60"],
+  "evaluate": ["", "models=latent", "latent+dense", "steps=20"],
+  "benchmark": ["", "rollout", "minutes=1"],
+}
+_ALL = [(n, v) for n, variants in _VARIANTS.items() for v in variants]
+
+
+def test_every_config_file_is_listed() -> None:
+  files = {p.stem for p in tiny_project.CONFIGS.glob("*.py")}
+  assert set(_VARIANTS) <= files
+  for name in files - set(_VARIANTS) - {"common"}:
+    assert tiny_project.config(name).is_locked
+
+
+@pytest.mark.parametrize("runlocal", [False, True])
+@pytest.mark.parametrize(("name", "variant"), _ALL)
+def test_every_variant_builds_and_is_plain(
+  name: str, variant: str, runlocal: bool
+) -> None:
+  parts = [variant] * bool(variant) + ["runlocal"] * runlocal
+  config = tiny_project.config(name, ",".join(parts) or None)
+  assert isinstance(config, ml_collections.ConfigDict)
+  assert config.to_json()
+  with pytest.raises(AttributeError):
+    config.no_such_field = 1
+  if "stage" in config:
+    table.get(config).check(config)
+    optim.check(config.optim)
+    assert set(config.networks) == set(table.get(config).STARTS_FROM)
+
+
+def test_arguments_reach_the_fields() -> None:
+  config = tiny_project.config(
+    "teacher_forcing", "small,kind=dense,seed=3,steps=60"
+  )
+  assert (config.model.kind, config.seed, config.optim.steps) == (
+    "dense",
+    3,
+    60,
+  )
+  config = tiny_project.config("sample", "demo,steps=4")
+  assert (config.output.name, config.sampler.num_steps) == ("demo", 4)
+  assert len(config.prompts.split(";")) >= 3 and config.seconds == 60
+
+
+@pytest.mark.parametrize(
+  ("name", "arg", "words"),
+  [
+    ("sample", "sparse", "use one of .*latent"),
+    ("sample", "steps=few", "of type int"),
+    ("sample", "size=3", "use one of variant=latent"),
+    ("sample", "runlocal=maybe", "true or false"),
+    ("sample", "=3", "use one of"),
+    ("dmd", "medium", "size='medium' is unknown"),
+    ("benchmark", "suite=gpu", "use one of"),
+  ],
+)
+def test_bad_arguments_are_errors_with_the_way_out(
+  name: str, arg: str, words: str
+) -> None:
+  with pytest.raises(ValueError, match=words):
+    tiny_project.config(name, arg)
+
+
+_WORD = st.text("abcxyz_", min_size=1, max_size=6)
+_VALUE = st.one_of(st.booleans(), st.integers(-99, 99), st.floats(-9, 9), _WORD)
+
+
+@given(
+  st.dictionaries(_WORD, st.tuples(_VALUE, st.booleans()), max_size=5),
+  st.randoms(use_true_random=False),
+)
+def test_values_come_back_typed_in_any_order(fields, random) -> None:
+  defaults = {name: value for name, (value, _) in fields.items()}
+  other = {bool: True, int: 7, float: 0.5, str: "given"}
+  wanted = {
+    name: other[type(value)] if changed else value
+    for name, (value, changed) in fields.items()
+  }
+  parts = [f"{n}={wanted[n]}" for n, (_, changed) in fields.items() if changed]
+  random.shuffle(parts)
+  values = common.parse_arg(",".join(parts), **defaults)
+  assert values == wanted and [*values] == [*defaults]
+  assert [type(v) for v in values.values()] == [
+    type(v) for v in defaults.values()
+  ]
+
+
+def test_bare_names_are_switches_or_the_variant() -> None:
+  defaults = dict(kind="latent", fast=False)
+  for parts in itertools.permutations(["dense", "fast"]):
+    values = common.parse_arg(",".join(parts), **defaults)
+    assert values == dict(kind="dense", fast=True)
+  assert common.parse_arg(None, **defaults) == defaults
+  with pytest.raises(ValueError, match="is unknown"):
+    common.parse_arg("dense", steps=3)

@@ -1,0 +1,128 @@
+"""Inputs of every attention layer of a dense network, on real latents."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from videomla_jax.conversion import moments
+from videomla_jax.models import attention
+from videomla_jax.models import wan
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import tree_names
+
+MAX_TIMESTEP = 1000.0
+
+
+@jax.jit
+def _embed(model, latents, sigma, text):
+  timestep = jnp.full(latents.shape[:3], 1, jnp.float32)
+  timestep = timestep * sigma.reshape(-1, 1, 1) * MAX_TIMESTEP
+  frames = jnp.arange(latents.shape[2])[None, None]
+  place = wan.Place(frames, frames, jnp.ones_like(frames, bool))
+  view = model.view(place, model.grid(latents), latents.shape[0])
+  _, time = model.embed_time(timestep)
+  return model.patchify(latents), time, model.text_embed(text), view
+
+
+@jax.jit
+def _block(blocks, n, x, time, text, view):
+  block = jax.tree.map(lambda leaf: leaf[n], blocks)
+  seen = block.attention_input(x, time)
+  x, _ = block(x, time, text, view, lambda own, past: [own])
+  return x, seen
+
+
+def inputs(
+  model: wan.WanDiT,
+  latents: Float[Array, "B T H W C"],
+  sigma: Float[Array, "B"],
+  text: Float[Array, "B M Et"],
+) -> Iterator[Float[Array, "B T P E"]]:
+  """Yields what each layer's self-attention sees, all frames together.
+
+  Args:
+    model: A dense network.
+    latents: Noisy latents.
+    sigma: Noise level of each example, 0..1.
+    text: Text embeddings.
+  """
+  x, time, tokens, view = _embed(model, latents[:, None], sigma, text)
+  for n in range(model.config.num_layers):
+    x, seen = _block(model.blocks, jnp.int32(n), x, time, tokens, view)
+    yield seen[:, 0]
+
+
+def collect(
+  model: wan.WanDiT,
+  latents: Float[Array, "B T H W C"],
+  sigma: Float[Array, "B"],
+  text: Float[Array, "B M Et"],
+  *,
+  max_tokens: int = 8192,
+  seed: int = 0,
+) -> list[moments.Tokens]:
+  """Tokens that every layer's self-attention sees, a random sample of them.
+
+  Args:
+    model: A dense network.
+    latents: Noisy latents of a few clips, at levels that the model meets.
+    sigma: Noise level of each example.
+    text: Text embeddings.
+    max_tokens: Tokens to keep; several times the width E is enough.
+    seed: Of the sample.
+  """
+  rng, sample, kept = np.random.default_rng(seed), None, []
+  for x in inputs(model, latents, sigma, text):
+    tokens = np.asarray(x, np.float32).reshape(-1, x.shape[-1])
+    if sample is None:
+      count = min(max_tokens, len(tokens))
+      sample = rng.choice(len(tokens), count, replace=False)
+    kept.append(tokens[sample])
+  return kept
+
+
+def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
+  """Parameters of one layer's self-attention, as `latent_layer` takes them."""
+  own = model_folder.model_arrays(model.blocks.self_attention)
+  return {k: np.asarray(x[n]) for k, x in tree_names.flat_dict(own).items()}
+
+
+@jax.jit
+def _attend(layer, x, view):
+  return layer.attend(x, [layer.project(x)], view)
+
+
+def output_errors(
+  dense: wan.WanDiT,
+  latent: wan.WanDiT,
+  latents: Float[Array, "B T H W C"],
+  sigma: Float[Array, "B"],
+  text: Float[Array, "B M Et"],
+) -> list[float]:
+  """Relative error of each layer's attention output, on the dense inputs.
+
+  Returns:
+    |latent - dense| / |dense|, norms over all tokens; the constant that all
+    tokens share is part of both.
+  """
+  errors = []
+  frames = jnp.arange(latents.shape[1])[None, None]
+  place = wan.Place(frames, frames, jnp.ones_like(frames, bool))
+  grid = dense.grid(latents)
+  for n, x in enumerate(inputs(dense, latents, sigma, text)):
+    outs = []
+    for model in (dense, latent):
+      layer = jax.tree.map(
+        lambda leaf, n=n: leaf[n], model.blocks.self_attention
+      )
+      view = model.view(place, grid, latents.shape[0])
+      view = jax.tree.map(lambda y: y[:, 0], view)
+      outs.append(_attend(layer, x, attention.View(*view)))
+    outs = [np.asarray(y, np.float64) for y in outs]
+    errors.append(
+      float(np.linalg.norm(outs[1] - outs[0]) / np.linalg.norm(outs[0]))
+    )
+  return errors

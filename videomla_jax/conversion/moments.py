@@ -1,0 +1,142 @@
+"""What a conversion knows about the inputs x of an attention layer.
+
+Without data: x is a LayerNorm's output under the block's modulation, so its
+moments follow from the weights alone. With data: tokens of real latents.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import os
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from videomla_jax.models import layers
+from videomla_jax.storage import atomic
+
+MAX_TIMESTEP = 1000.0
+
+Dense = Mapping[str, np.ndarray]
+Tokens = Float[np.ndarray, "n E"]
+
+
+class Moments(NamedTuple):
+  """Moments of a layer's inputs and of its norms.
+
+  Attributes:
+    mean: E[x].
+    moment: E[x x^T].
+    query_scale: E[1 / rms(W_q x + b_q)], or its estimate.
+    key_scale: E[1 / rms(W_k x + b_k)], or its estimate.
+  """
+
+  mean: Float[np.ndarray, "E"]
+  moment: Float[np.ndarray, "E E"]
+  query_scale: float
+  key_scale: float
+
+  @property
+  def covariance(self) -> Float[np.ndarray, "E E"]:
+    """Cov[x]."""
+    return self.moment - np.outer(self.mean, self.mean)
+
+
+def time_table(
+  arrays: Mapping[str, np.ndarray], *, count: int = 16
+) -> Float[np.ndarray, "t six E"]:
+  """Time projections of a DiT at levels over the whole range.
+
+  Args:
+    arrays: "time_embed/into/kernel" and so on, `[in, out]`.
+    count: Levels t.
+  """
+  freq_dim = len(arrays["time_embed/into/kernel"])
+  levels = np.float32(MAX_TIMESTEP * (np.arange(count) + 0.5) / count)
+  x = np.asarray(layers.sinusoid(jnp.asarray(levels), dim=freq_dim), np.float64)
+
+  def linear(name, x):
+    return x @ arrays[f"{name}/kernel"] + arrays[f"{name}/bias"]
+
+  def silu(x):
+    return x / (1 + np.exp(-x))
+
+  e = linear("time_embed/out", silu(linear("time_embed/into", x)))
+  return linear("time_project", silu(e)).reshape(count, 6, -1)
+
+
+def predicted(
+  dense: Dense,
+  shift: Float[np.ndarray, "t E"] | None = None,
+  scale: Float[np.ndarray, "t E"] | None = None,
+) -> Moments:
+  """Moments of x = LN (1 + scale) + shift, with LN of covariance I.
+
+  Args:
+    dense: The layer's parameters, see `layer.latent_layer`.
+    shift: Modulation of the layer at some timesteps; zeros by default.
+    scale: Likewise.
+  """
+  width = len(dense["query/kernel"])
+  none = np.zeros((1, width))
+  shift = none if shift is None else np.asarray(shift, np.float64)
+  scale = none if scale is None else np.asarray(scale, np.float64)
+  moment = shift.T @ shift / len(shift)
+  moment += np.diag(np.mean(np.square(1 + scale), axis=0))
+  mean = shift.mean(0)
+
+  def inverse_rms(name: str) -> float:
+    kernel = np.asarray(dense[f"{name}/kernel"], np.float64)
+    bias = np.asarray(dense[f"{name}/bias"], np.float64)
+    square = np.einsum("ij,ik,jk->", moment, kernel, kernel, optimize=True)
+    square += 2 * bias @ (mean @ kernel) + bias @ bias
+    return float(np.sqrt(width / square))
+
+  return Moments(mean, moment, inverse_rms("query"), inverse_rms("key"))
+
+
+def measured(dense: Dense, tokens: Tokens) -> Moments:
+  """Moments of given inputs."""
+  x = np.asarray(tokens, np.float64)
+
+  def inverse_rms(name: str) -> float:
+    return float(np.mean(1 / rms(project(dense, name, x))))
+
+  moment = x.T @ x / len(x)
+  return Moments(x.mean(0), moment, inverse_rms("query"), inverse_rms("key"))
+
+
+def project(dense: Dense, name: str, x: Tokens) -> Tokens:
+  """W x + b of "query", "key" or "value"."""
+  return x @ dense[f"{name}/kernel"] + dense[f"{name}/bias"]
+
+
+def rms(x: Tokens) -> Float[np.ndarray, "n 1"]:
+  """Root mean square over channels."""
+  return np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True))
+
+
+def save(path: str | os.PathLike[str], layers: Sequence[Tokens]) -> None:
+  """Writes tokens of every layer in half precision, complete or not at all."""
+  tensors = {str(i): x.astype(np.float16) for i, x in enumerate(layers)}
+  with atomic.replacing(path) as temporary:
+    safetensors_numpy.save_file(tensors, temporary)
+
+
+def load(path: str | os.PathLike[str], layer: int) -> Tokens:
+  """Reads the tokens of one layer.
+
+  Raises:
+    ValueError: If the file is missing, damaged or lacks the layer.
+  """
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return np.asarray(file.get_tensor(str(layer)), np.float64)
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ValueError(
+      f"activations={str(path)!r} has no tokens of layer {layer} ({error}); "
+      "write them with python -m videomla_jax.calibrate."
+    ) from error

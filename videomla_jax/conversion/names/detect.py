@@ -1,0 +1,187 @@
+"""What network a checkpoint holds, told from names and shapes."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+from videomla_jax.conversion.names import dit as dit_names
+from videomla_jax.conversion.names import tensor_table
+from videomla_jax.conversion.names import umt5 as umt5_names
+from videomla_jax.conversion.names import vae as vae_names
+from videomla_jax.models import attention
+from videomla_jax.models import umt5
+from videomla_jax.models import vae
+from videomla_jax.models import wan
+
+Shapes = Mapping[str, tensor_table.Shape]
+
+
+class Network(NamedTuple):
+  """A network and its tensors.
+
+  Attributes:
+    architecture: Name in `components.ARCHITECTURES`.
+    config: Its sizes.
+    table: All tensors.
+  """
+
+  architecture: str
+  config: Any
+  table: tensor_table.Table
+
+
+def network_of(architecture: str, config: Any) -> Network:
+  """The network of a config."""
+  tables: dict[str, Callable[[Any], tensor_table.Table]] = {
+    "wan_dit": dit_names.table_of,
+    "wan_vae": vae_names.table_of,
+    "umt5": umt5_names.table_of,
+  }
+  return Network(architecture, config, tables[architecture](config))
+
+
+def detect(shapes: Shapes, *, num_heads: int | None = None) -> Network:
+  """Finds architecture and sizes.
+
+  Args:
+    shapes: PyTorch shapes under the names of any format.
+    num_heads: Heads of a DiT that is not 128 channels a head, which no shape
+      tells.
+
+  Returns:
+    The network whose tensors these are, if they are complete.
+
+  Raises:
+    ValueError: If no known network has such names.
+  """
+  bare = {tensor_table.unwrapped(name): tuple(s) for name, s in shapes.items()}
+  if "patch_embedding.weight" in bare:
+    return network_of("wan_dit", _dit(bare, num_heads))
+  for name in ("token_embedding.weight", "shared.weight"):
+    if name in bare:
+      return network_of("umt5", _umt5(bare, bare[name]))
+  for name in ("encoder.conv1.weight", "encoder.conv_in.weight"):
+    if name in bare and len(bare[name]) == 5:
+      return network_of("wan_vae", _vae(bare, bare[name]))
+  raise ValueError(
+    f"source holds no network known here (it begins with {sorted(bare)[:4]}); "
+    "give Wan's DiT, VAE or UMT5 encoder."
+  )
+
+
+def _first(
+  bare: Shapes, *patterns: str, default: tensor_table.Shape
+) -> tensor_table.Shape:
+  """Shape of the first name that matches; a wrong size is reported later."""
+  for name, shape in bare.items():
+    if any(re.fullmatch(p, name) for p in patterns):
+      return shape
+  return default
+
+
+def _count(bare: Shapes, pattern: str) -> int:
+  """One more than the largest number in matching names."""
+  found = (re.match(pattern, name) for name in bare)
+  return max((int(m[1]) for m in found if m), default=0) + 1
+
+
+def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
+  patch = bare["patch_embedding.weight"]
+  width, layers = patch[0], _count(bare, r"blocks\.(\d+)\.")
+  for make in (wan.wan_1p3b, wan.wan_14b):
+    config = make(kind="dense")
+    if (config.width, config.num_layers) == (width, layers):
+      sizes = _attention(bare, width, config.attention.num_heads)
+      return dataclasses.replace(config, attention=sizes)
+  if num_heads is None and width % 128:
+    raise ValueError(
+      f"source is a DiT of width {width}, whose number of heads no shape tells;"
+      " give --num_heads."
+    )
+  ffn = _first(
+    bare, r"blocks\.0\.ffn\.(0|net\.0\.proj)\.weight", default=(4 * width,)
+  )
+  time = _first(
+    bare,
+    r"time_embedding\.0\.weight",
+    r"condition_embedder\.time_embedder\.linear_1\.weight",
+    default=(width, 256),
+  )
+  text = _first(
+    bare,
+    r"text_embedding\.0\.weight",
+    r"condition_embedder\.text_embedder\.linear_1\.weight",
+    default=(width, 4096),
+  )
+  return wan.WanConfig(
+    attention=_attention(bare, width, num_heads or width // 128),
+    num_layers=layers,
+    ffn_width=ffn[0],
+    channels=patch[1],
+    patch=patch[-1],
+    freq_dim=time[1],
+    text_dim=text[1],
+  )
+
+
+def _attention(
+  bare: Shapes, width: int, num_heads: int
+) -> attention.AttentionConfig:
+  """Dense, or latent if there are its tensors."""
+  name = "blocks.0.self_attn."
+  if f"{name}w_dkv.weight" not in bare:
+    return attention.AttentionConfig(
+      kind="dense", width=width, num_heads=num_heads
+    )
+  return attention.AttentionConfig(
+    kind="latent",
+    width=width,
+    num_heads=num_heads,
+    d_c=bare[f"{name}w_dkv.weight"][0],
+    d_rope=_first(bare, rf"{name}w_kr\.weight", default=(32,))[0],
+    d_q=_first(bare, rf"{name}w_dq\.weight", default=(768,))[0],
+  )
+
+
+def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae.VaeConfig:
+  channels = _first(
+    bare, r"conv2\.weight", r"post_quant_conv\.weight", default=(16,)
+  )[0]
+  # Four resolutions and three halvings lie flat in one list.
+  layers = _count(bare, r"encoder\.(?:downsamples|down_blocks)\.(\d+)\.")
+  blocks = max(1, (layers - 3) // 4)
+  published = vae.wan_vae()
+  if channels == published.channels:
+    return vae.wan_vae(width=stem[0], num_blocks=blocks)
+  return vae.wan_vae(
+    width=stem[0],
+    channels=channels,
+    num_blocks=blocks,
+    mean=(0.0,) * channels,
+    std=(1.0,) * channels,
+  )
+
+
+def _umt5(bare: Shapes, embedding: tensor_table.Shape) -> umt5.Umt5Config:
+  buckets, heads = _first(
+    bare,
+    r".*(pos_embedding\.embedding|attention_bias)\.weight",
+    default=(32, 64),
+  )
+  inner = _first(
+    bare, r".*(attn|SelfAttention)\.q\.weight", default=(4096, 4096)
+  )[0]
+  ffn = _first(bare, r".*(ffn\.fc1|wi_1)\.weight", default=(10240, 4096))[0]
+  layers = _count(bare, r"(?:blocks|encoder\.block)\.(\d+)\.")
+  return dataclasses.replace(
+    umt5.umt5_xxl(),
+    vocabulary=embedding[0],
+    width=embedding[1],
+    num_heads=heads,
+    head_dim=inner // heads,
+    ffn_width=ffn,
+    num_layers=layers,
+    num_buckets=buckets,
+  )

@@ -1,0 +1,237 @@
+"""From the tensors of PyTorch checkpoints to our parameters and back.
+
+An architecture lists its tensors once, under the names of the original code,
+with PyTorch's shape, the place in our tree and the change of layout. Other sets
+of names (diffusers, transformers) are functions of the original ones. All
+reading and writing of checkpoints follows from these tables. Plain numpy: no
+tensor touches a device before all names and shapes are known to be right.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from videomla_jax.storage import tree_names
+
+Shape = tuple[int, ...]
+Arrays = dict[str, np.ndarray]
+
+ORIGINAL = "original"
+
+# Prefixes that training code around a network leaves in its checkpoints.
+_WRAPPERS = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
+
+
+class Layout(NamedTuple):
+  """A change of layout; both ways only move or reshape axes.
+
+  Attributes:
+    to_ours: From PyTorch's layout.
+    to_torch: Inverse, given PyTorch's shape.
+  """
+
+  to_ours: Callable[[np.ndarray], np.ndarray]
+  to_torch: Callable[[np.ndarray, Shape], np.ndarray]
+
+
+def _kernel(x: np.ndarray) -> np.ndarray:
+  """[out, in, *window] to [*window, in, out]."""
+  return np.moveaxis(x, (0, 1), (-1, -2))
+
+
+SAME = Layout(lambda x: x, lambda x, shape: x.reshape(shape))
+# Linear [out, in] to [in, out]; convolutions to [*window, in, out].
+KERNEL = Layout(_kernel, lambda x, _: np.moveaxis(x, (-1, -2), (0, 1)))
+# Convolution with stride = window, as a product: [out, in, *window] to
+# [in * window, out], input channels slowest.
+PATCHES = Layout(
+  lambda x: x.reshape(x.shape[0], -1).T, lambda x, shape: x.T.reshape(shape)
+)
+# Axes of one, which broadcasting in PyTorch needs.
+SQUEEZED = Layout(np.squeeze, lambda x, shape: x.reshape(shape))
+
+
+class Tensor(NamedTuple):
+  """One tensor of a checkpoint.
+
+  Attributes:
+    shape: PyTorch's.
+    path: Name of our parameter, with slashes.
+    layout: Change of layout.
+    block: Index into the leading axis of a stacked parameter, else None.
+  """
+
+  shape: Shape
+  path: str
+  layout: Layout = SAME
+  block: int | None = None
+
+  @property
+  def our_shape(self) -> Shape:
+    """Shape in our layout, without the axis of blocks."""
+    # A broadcast scalar has a shape and no memory.
+    return self.layout.to_ours(np.broadcast_to(np.int8(0), self.shape)).shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """All tensors of one network.
+
+  Attributes:
+    tensors: By original name.
+    formats: Other sets of names, each a function of the original name.
+    copies: Names that repeat another tensor and may be left out.
+  """
+
+  tensors: Mapping[str, Tensor]
+  formats: Mapping[str, Callable[[str], str]] = dataclasses.field(
+    default_factory=dict
+  )
+  copies: frozenset[str] = frozenset()
+
+  def names(self, format_name: str) -> dict[str, str]:
+    """Maps the names of one format to original ones.
+
+    Raises:
+      ValueError: If this network has no such format.
+    """
+    if format_name == ORIGINAL:
+      return {name: name for name in self.tensors}
+    if format_name not in self.formats:
+      raise ValueError(
+        f"format={format_name!r} is unknown here; use one of "
+        f"{[ORIGINAL, *self.formats]}."
+      )
+    rename = self.formats[format_name]
+    return {rename(name): name for name in self.tensors}
+
+  def originals(self, given: Mapping[str, Shape]) -> dict[str, str]:
+    """Finds which original tensor each given one is.
+
+    Args:
+      given: Names, of any format and with or without wrappers' prefixes, and
+        PyTorch shapes.
+
+    Returns:
+      Given name to original name, one to one and complete.
+
+    Raises:
+      ValueError: If names are unmatched, missing, given twice or mis-shaped;
+        the message lists all of them.
+    """
+    bare = {name: unwrapped(name) for name in given}
+    bare = {name: b for name, b in bare.items() if b not in self.copies}
+    known = max(
+      map(self.names, (ORIGINAL, *self.formats)),
+      key=lambda names: len(names.keys() & set(bare.values())),
+    )
+    found = {n: known[b] for n, b in bare.items() if b in known}
+    self._check({name: given[name] for name in bare}, found)
+    return found
+
+  def _check(
+    self, given: Mapping[str, Shape], found: Mapping[str, str]
+  ) -> None:
+    """Raises one error that lists every difference."""
+    taken: dict[str, list[str]] = {}
+    for name, original in found.items():
+      taken.setdefault(original, []).append(name)
+    parts = {
+      "unmatched": sorted(given.keys() - found.keys()),
+      "missing": sorted(self.tensors.keys() - taken.keys()),
+      "given twice": [" = ".join(t) for t in taken.values() if len(t) > 1],
+      "mis-shaped": [
+        f"{name} {tuple(given[name])} instead of {self.tensors[original].shape}"
+        for name, original in sorted(found.items())
+        if tuple(given[name]) != self.tensors[original].shape
+      ],
+    }
+    listed = [f"{k}: {', '.join(v)}" for k, v in parts.items() if v]
+    if listed:
+      raise ValueError(
+        f"tensors do not fit the network ({'; '.join(listed)}); give one "
+        "complete network and the size it has."
+      )
+
+  def our_shapes(self) -> dict[str, Shape]:
+    """Shapes of our parameters by path, blocks stacked."""
+    blocks: dict[str, int] = {}
+    shapes: dict[str, Shape] = {}
+    for tensor in self.tensors.values():
+      shapes[tensor.path] = tensor.our_shape
+      if tensor.block is not None:
+        blocks[tensor.path] = max(blocks.get(tensor.path, 0), tensor.block + 1)
+    return {
+      path: (blocks[path], *shape) if path in blocks else shape
+      for path, shape in shapes.items()
+    }
+
+  def read(self, tensors: Mapping[str, np.ndarray]) -> Arrays:
+    """Brings a whole checkpoint into our layout.
+
+    Args:
+      tensors: Under the names of any format.
+
+    Returns:
+      Float32 arrays by path with slashes, blocks stacked.
+
+    Raises:
+      ValueError: As `originals`.
+    """
+    names = self.originals({n: np.shape(x) for n, x in tensors.items()})
+    arrays = {p: np.empty(s, np.float32) for p, s in self.our_shapes().items()}
+    for name, original in names.items():
+      tensor = self.tensors[original]
+      value = tensor.layout.to_ours(np.asarray(tensors[name]))
+      where = ... if tensor.block is None else tensor.block
+      arrays[tensor.path][where] = value
+    return arrays
+
+  def write(self, arrays: Arrays, *, format_name: str = ORIGINAL) -> Arrays:
+    """Inverse of `read`: PyTorch tensors under the names of one format.
+
+    Raises:
+      ValueError: If parameters do not fit, or the format is unknown.
+    """
+    tree_names.check_same(
+      self.our_shapes(),
+      {path: np.shape(x) for path, x in arrays.items()},
+      what="parameters to export",
+    )
+    result = {}
+    for name, original in self.names(format_name).items():
+      tensor = self.tensors[original]
+      where = ... if tensor.block is None else tensor.block
+      value = np.asarray(arrays[tensor.path])[where]
+      result[name] = tensor.layout.to_torch(value, tensor.shape)
+    return result
+
+
+def unwrapped(name: str) -> str:
+  """Removes the prefixes of training code."""
+  while (bare := _WRAPPERS.sub("", name)) != name:
+    name = bare
+  return name
+
+
+def linear(
+  name: str, path: str, inputs: int, outputs: int, *, block: int | None = None
+) -> dict[str, Tensor]:
+  """Weight and bias of a linear layer."""
+  return {
+    f"{name}.weight": Tensor(
+      (outputs, inputs), f"{path}/kernel", KERNEL, block
+    ),
+    f"{name}.bias": Tensor((outputs,), f"{path}/bias", SAME, block),
+  }
+
+
+def gain(
+  name: str, path: str, features: int, *, block: int | None = None
+) -> dict[str, Tensor]:
+  """Weight of a norm."""
+  return {f"{name}.weight": Tensor((features,), f"{path}/gain", SAME, block)}

@@ -1,0 +1,285 @@
+"""What every attention kernel costs on GPUs that need not be there.
+
+  python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=kernels
+
+For every implementation, form and real shape: does it compile for a target,
+with how many registers, spills and tensor-core instructions, and what is the
+least time that the target's data sheet allows. On a GPU the call is timed, too.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomla_jax.costs import aot
+from videomla_jax.costs import machine_code
+from videomla_jax.ops import device
+from videomla_jax.ops.latent_attention import api
+from videomla_jax.ops.latent_attention import specs
+
+FORMS: tuple[specs.Form, ...] = ("expanded", "absorbed")
+IMPLEMENTATIONS = (
+  "triton",
+  "pallas_mosaic_gpu",
+  "pallas_triton",
+  "xla_chunked",
+)
+
+
+_OURS = "latent_attention"  # start of our kernels' names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """One line of the table; the fields are the JSON keys.
+
+  Attributes:
+    implementation: Name in the table of `api`.
+    form: Arrangement.
+    shape: Name in `specs.SHAPES`.
+    dtype: Of inputs and outputs.
+    target: Key of `aot.TARGETS`.
+    compiled: False with the reason in `error`.
+    error: Why it did not compile, or empty.
+    registers: Per thread, like the following of the attention kernel.
+    spill_bytes: Stack and spill bytes per thread.
+    local_memory_ops: Loads and stores of local memory in the machine code.
+    smem_bytes: Shared memory of a block.
+    tmem_columns: Columns of tensor memory, None where there is none.
+    tensor_core_ops: Matrix instructions in the machine code.
+    temporary_bytes: Of the whole call, expanded keys and values included.
+    compile_seconds: Wall time.
+    flops: Of up-projections and attention.
+    bytes: Moved at least.
+    roofline_us: Least time by the data sheet.
+    bound: "matmul", "exp" or "memory".
+    device_us: Median measured time on a real device, or None.
+  """
+
+  implementation: str
+  form: specs.Form
+  shape: str
+  dtype: str
+  target: str
+  compiled: bool
+  error: str = ""
+  registers: int | None = None
+  spill_bytes: int | None = None
+  local_memory_ops: int | None = None
+  smem_bytes: int | None = None
+  tmem_columns: int | None = None
+  tensor_core_ops: int | None = None
+  temporary_bytes: int | None = None
+  compile_seconds: float | None = None
+  flops: float = 0.0
+  bytes: float = 0.0
+  roofline_us: float = 0.0
+  bound: str = ""
+  device_us: float | None = None
+
+
+def costs(
+  spec: specs.Spec, form: specs.Form, target: aot.Target
+) -> dict[str, Any]:
+  """Work of a call and its roofline on a target."""
+  flops = 2.0 * spec.multiply_adds(form)
+  project, attend = spec.num_bytes(form)
+  moved = float(project + attend)
+  exps = float(spec.queries * spec.keys * spec.heads)
+  least, bound = aot.roofline(
+    flops=flops, bytes_moved=moved, exps=exps, target=target
+  )
+  return dict(
+    flops=flops, bytes=moved, roofline_us=round(least, 3), bound=bound
+  )
+
+
+def compiled_row(
+  implementation: str,
+  form: specs.Form,
+  shape: str,
+  target: str,
+  dumps: pathlib.Path,
+) -> Row:
+  """Compiles one call for a target.
+
+  Args:
+    implementation: Name in the table of `api`.
+    form: Arrangement.
+    shape: Key of `specs.SHAPES`.
+    target: Key of `aot.TARGETS`.
+    dumps: Where Mosaic and XLA write, emptied before.
+  """
+  for old in [*dumps.glob("*"), *dumps.glob(f"{aot.XLA_DUMPS}/*")]:
+    if old.is_file():
+      old.unlink()
+  call = specs.SHAPES[shape]
+  row = Row(
+    implementation=implementation,
+    form=form,
+    shape=shape,
+    dtype="bfloat16",
+    target=target,
+    compiled=False,
+    **costs(call.spec, form, aot.TARGETS[target]),
+  )
+  devices = aot.mesh(target)
+  args = aot.place(call.arguments(jnp.bfloat16), devices)
+  function = functools.partial(
+    api.latent_attention, form=form, implementation=implementation
+  )
+  try:
+    program = aot.compile_for(function, *args, devices=devices)
+  except Exception as error:  # whatever the compiler raises is the result
+    first = (str(error) or repr(error)).splitlines()[0]
+    return dataclasses.replace(row, error=first[:300])
+  found = machine_code.mosaic_kernels(dumps) or _triton_kernels(program, dumps)
+  row = dataclasses.replace(
+    row,
+    compiled=True,
+    temporary_bytes=program.temporary_bytes,
+    compile_seconds=round(program.seconds, 2),
+  )
+  if not found:
+    return row  # plain XLA: many kernels, none of them ours
+  kernel = found[0]
+  return dataclasses.replace(
+    row,
+    registers=kernel.registers,
+    spill_bytes=kernel.stack_bytes,
+    local_memory_ops=kernel.local_memory_ops,
+    smem_bytes=kernel.smem_bytes,
+    tmem_columns=kernel.tmem_columns,
+    tensor_core_ops=kernel.tensor_core_ops,
+  )
+
+
+def _triton_kernels(
+  program: aot.Compiled, dumps: pathlib.Path
+) -> list[machine_code.Kernel]:
+  """Kernels of ours in a program, which ask for shared memory at launch."""
+  every = machine_code.kernels(program.serialized())
+  found = [k for k in every if k.name.startswith(_OURS)]
+  if not found:
+    return []
+  smem = machine_code.launched_smem_bytes(dumps / aot.XLA_DUMPS, _OURS)
+  return [dataclasses.replace(k, smem_bytes=smem) for k in found]
+
+
+def measured_us(implementation: str, form: specs.Form, shape: str) -> float:
+  """Median time of ten calls on the device that is here, after two."""
+  rng = np.random.default_rng(0)
+
+  def draw(x):
+    if x.dtype == bool:
+      return jnp.ones(x.shape, bool)
+    return jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
+
+  args = jax.tree.map(draw, specs.SHAPES[shape].arguments(jnp.bfloat16))
+  run = jax.jit(
+    functools.partial(
+      api.latent_attention, form=form, implementation=implementation
+    )
+  )
+  times = []
+  for _ in range(12):
+    started = time.perf_counter()
+    run(*args).block_until_ready()
+    times.append(time.perf_counter() - started)
+  return float(np.median(times[2:]) * 1e6)
+
+
+def rows(
+  *,
+  targets: Sequence[str],
+  shapes: Sequence[str],
+  implementations: Sequence[str] = IMPLEMENTATIONS,
+) -> Iterator[Row]:
+  """Compiles everything in one process per target, row by row.
+
+  Raises:
+    RuntimeError: If the toolchain is not installed or a process fails.
+  """
+  aot.check_toolchain()
+  for target in targets:
+    with tempfile.TemporaryDirectory() as folder:
+      environment = aot.dump_environment(pathlib.Path(folder))
+      command = [
+        sys.executable,
+        "-m",
+        "videomla_jax.costs.kernel_table",
+        target,
+      ]
+      command += [",".join(shapes), ",".join(implementations)]
+      with subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+      ) as process:
+        try:
+          for line in process.stdout or ():
+            if line.startswith("{") and line.endswith("\n"):
+              yield _with_time(Row(**json.loads(line)))
+        except BaseException:  # nobody reads on: a full disk, Ctrl-C
+          process.terminate()
+          raise
+      if process.returncode:
+        raise RuntimeError(
+          f"compiling for {target} failed with code {process.returncode}; the "
+          "reason is above."
+        )
+
+
+def _with_time(row: Row) -> Row:
+  here = device.current()
+  target = aot.TARGETS[row.target].capability[0]
+  if not row.compiled or int(here.capability) != target:
+    return row
+  took = measured_us(row.implementation, row.form, row.shape)
+  return dataclasses.replace(row, device_us=round(took, 1))
+
+
+def line(row: Row) -> str:
+  """A row of the printed table."""
+  if not row.compiled:
+    return (
+      f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
+      f"not compiled: {row.error}"
+    )
+  show = lambda x: "-" if x is None else f"{x}"
+  return (
+    f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
+    f"registers {show(row.registers):>3}  spills {show(row.spill_bytes):>5} B "
+    f"smem {show(row.smem_bytes):>6}  tmem {show(row.tmem_columns):>4}  "
+    f"tensor-core ops {show(row.tensor_core_ops):>4}  "
+    f"{row.flops / 1e9:8.1f} GFLOP  roofline {row.roofline_us:8.1f} us "
+    f"({row.bound})"
+    + (f"  measured {row.device_us} us" if row.device_us else "")
+  )
+
+
+def _worker(target: str, shapes: str, implementations: str) -> None:
+  dumps = pathlib.Path(os.environ["MOSAIC_GPU_DUMP_TO"])
+  for shape in shapes.split(","):
+    for form in FORMS:
+      for name in implementations.split(","):
+        row = compiled_row(name, form, shape, target, dumps)
+        print(json.dumps(dataclasses.asdict(row)), flush=True)
+
+
+if __name__ == "__main__":
+  _worker(*sys.argv[1:])

@@ -1,0 +1,224 @@
+"""What a rollout needs, from shapes alone: known before anything compiles."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from videomla_jax import shapes
+from videomla_jax.diffusion import rollout
+from videomla_jax.models import cache
+from videomla_jax.models import codec as codec_lib
+from videomla_jax.models import feed_forward
+from videomla_jax.models import wan
+from videomla_jax.ops import quantise
+from videomla_jax.ops.latent_attention import xla_chunked
+
+_F32 = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+  """Sizes of one rollout.
+
+  Attributes:
+    parameters: Number of parameters.
+    parameter_bytes: Bytes of the parameters as held in memory.
+    tokens_per_frame: P.
+    visible_frames: Latent frames that a chunk sees, itself included.
+    scalars_per_token_layer: Cached scalars per token and layer.
+    dense_scalars_per_token_layer: The same with dense attention.
+    token_layer_bytes: Cached bytes per token and layer, scales included.
+    dense_token_layer_bytes: The same with dense attention.
+    cache_bytes: Bytes of the cache, all streams.
+    dense_cache_bytes: Bytes of a dense cache of the same frames.
+    decoder_bytes: Bytes of the codec: parameters and what decoding remembers.
+    peak_bytes: Predicted peak of one chunk: parameters (and the copies that
+      taking layers out of their stack makes), cache, activations, codec
+      without its own activations.
+  """
+
+  parameters: int
+  parameter_bytes: int
+  tokens_per_frame: int
+  visible_frames: int
+  scalars_per_token_layer: int
+  dense_scalars_per_token_layer: int
+  token_layer_bytes: int
+  dense_token_layer_bytes: int
+  cache_bytes: int
+  dense_cache_bytes: int
+  decoder_bytes: int
+  peak_bytes: int
+
+  def lines(self) -> list[str]:
+    """The sizes as sentences for a log."""
+    saved = (
+      1 - self.scalars_per_token_layer / self.dense_scalars_per_token_layer
+    )
+    cached = "cache: none, every frame sees every frame"
+    if self.cache_bytes:
+      ratio = self.dense_cache_bytes / self.cache_bytes
+      cached = (
+        f"cache: {human(self.cache_bytes)}, dense "
+        f"{human(self.dense_cache_bytes)} ({ratio:.1f}x)"
+      )
+    decoder = [f"decoder: {human(self.decoder_bytes)}"]
+    return [
+      f"parameters: {self.parameters:,} ({human(self.parameter_bytes)})",
+      f"tokens per latent frame: {self.tokens_per_frame}",
+      f"window: {self.visible_frames} latent frames, this chunk included",
+      f"cached per token and layer: {self.scalars_per_token_layer} scalars = "
+      f"{self.token_layer_bytes} B, dense "
+      f"{self.dense_scalars_per_token_layer} scalars = "
+      f"{self.dense_token_layer_bytes} B"
+      + (f" (-{saved:.1%})" if saved else ""),
+      cached,
+      *(decoder if self.decoder_bytes else []),
+      f"predicted peak memory: {human(self.peak_bytes)}",
+    ]
+
+
+def described(name: str, model: PyTree) -> str:
+  """Parameters and bytes of a network in one line."""
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(model))
+  return f"{name}: {count:,} parameters ({human(_bytes(model))})"
+
+
+def human(count: float | int) -> str:
+  """Bytes with a binary unit."""
+  for unit in ("B", "KiB", "MiB"):
+    if count < 1024:
+      return f"{count:.4g} {unit}"
+    count /= 1024
+  return f"{count:.4g} GiB"
+
+
+def needs(
+  model: wan.WanDiT,
+  *,
+  streams: int,
+  frame: tuple[int, int, int],
+  window: cache.Window,
+  max_frames: int,
+  cache_dtype: str | None = None,
+  codec: codec_lib.Codec | None = None,
+  videos: int = 1,
+  platform: str | None = None,
+) -> Needs:
+  """Computes the sizes of a rollout.
+
+  Args:
+    model: The network, real or from `nnx.eval_shape`.
+    streams: Network inputs side by side: examples, twice with guidance.
+    frame: H, W, C of a latent frame.
+    window: Which frames are seen.
+    max_frames: Latent frames of the video.
+    cache_dtype: Of the cache; the model's own by default. The dense cache it
+      is compared with has the model's own where the cache has eight bits.
+    codec: What decodes the latents, if it runs beside the network.
+    videos: Videos that are decoded side by side.
+    platform: "gpu", where kernels keep the scores to themselves, or "cpu";
+      that of this process by default.
+  """
+  config = model.config
+  tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
+  leaves = jax.tree.leaves(model)
+  parameter_bytes = _bytes(model)
+  stored = jax.eval_shape(
+    lambda m: rollout.empty_cache(
+      m,
+      batch=streams,
+      frame=frame,
+      window=window,
+      max_frames=max_frames,
+      dtype=cache_dtype,
+    ),
+    model,
+  )
+  cache_bytes = cache.num_bytes(stored)
+  scalars = config.attention.cached_scalars
+  dense = 2 * config.width
+  token_bytes = sum(
+    x.shape[-1] * x.dtype.itemsize for x in jax.tree.leaves(stored.entries)
+  )
+  whole = cache_dtype and not quantise.is_eight_bit(cache_dtype)
+  dense_bytes = (
+    dense * jnp.dtype(cache_dtype if whole else config.dtype).itemsize
+  )
+  slots = window.slots(max_frames)
+  visible = slots + window.chunk_frames
+  decoder_bytes = 0
+  if codec is not None:
+    state = jax.eval_shape(lambda c: c.start(videos, *frame[:2]), codec)
+    decoder_bytes = _bytes(codec) + _bytes(state)
+  return Needs(
+    parameters=sum(math.prod(x.shape) for x in leaves),
+    parameter_bytes=parameter_bytes,
+    tokens_per_frame=tokens,
+    visible_frames=visible,
+    scalars_per_token_layer=scalars,
+    dense_scalars_per_token_layer=dense,
+    token_layer_bytes=token_bytes,
+    dense_token_layer_bytes=dense_bytes,
+    cache_bytes=cache_bytes,
+    dense_cache_bytes=config.num_layers
+    * streams
+    * slots
+    * tokens
+    * dense_bytes,
+    decoder_bytes=decoder_bytes,
+    peak_bytes=parameter_bytes
+    + cache_bytes
+    + decoder_bytes
+    + _block_bytes(
+      model,
+      streams=streams,
+      queries=window.chunk_frames * tokens,
+      keys=visible * tokens,
+      scores=(platform or jax.default_backend()) != "gpu",
+    ),
+  )
+
+
+def _bytes(tree: PyTree) -> int:
+  """Bytes of all arrays, real or abstract."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+
+def _block_bytes(
+  model: wan.WanDiT, *, streams: int, queries: int, keys: int, scores: bool
+) -> int:
+  """Live arrays of one block at its widest point, weights and entries too.
+
+  Args:
+    model: The network.
+    streams: Examples, twice with guidance.
+    queries: Tokens of a stream's chunk.
+    keys: Tokens that one of them sees.
+    scores: Whether scores and float32 copies are written, as XLA does.
+  """
+  config, blocks = model.config, model.blocks
+  item = jnp.dtype(config.dtype).itemsize
+  width, heads = config.width, config.attention.num_heads
+  tokens = streams * queries
+  parts = feed_forward.parts_of(width, config.ffn_width)
+  attention = tokens * 3 * width * item + 2 * streams * keys * width * item
+  ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
+  if scores:
+    block = min(keys, xla_chunked.KEY_BLOCK)
+    attention += 2 * tokens * (heads * block + width) * _F32
+    ffn += tokens * (config.ffn_width // parts + width) * _F32
+  # Weights leave their stack when they are used; unrolled, all of them do.
+  ffn_weights = _bytes(blocks.ffn) // config.num_layers
+  weights = _bytes(blocks) // config.num_layers
+  if config.scan_blocks:
+    attention += weights - ffn_weights
+    ffn += ffn_weights // parts
+  entries = tokens * config.attention.cached_scalars * item
+  residual = tokens * width * _F32 * (2 if scores else 1)
+  copies = 0 if config.scan_blocks else weights * config.num_layers
+  return copies + residual + max(attention, ffn) + entries

@@ -1,0 +1,150 @@
+"""Which videos a data set takes, and the count of those that it does not.
+
+Every rule has a name, the field of `Filters`, and every video that is left out
+is counted under the first rule that it fails. What a table knows is asked
+before any file is opened, the rest of the file itself.
+"""
+
+import collections
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from videomla_jax.data import table as table_lib
+
+Facts = Mapping[str, float | int | str | None]
+
+_LISTED = (
+  "aesthetic_score",
+  "motion_score",
+  "temporal_consistency_score",
+  "camera_motion",
+)
+"""What only a table can know."""
+
+NO_CAPTION = "no caption"
+DUPLICATE = "duplicate"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filters:
+  """Bounds, inclusive; 0 or empty is no bound.
+
+  Attributes:
+    min_height: Pixels, as displayed.
+    min_width: Pixels, as displayed.
+    min_fps: Frames per second of the file.
+    max_fps: The same.
+    min_seconds: Length of the video, or of the segment.
+    max_seconds: The same.
+    min_aesthetic_score: Of the table.
+    min_motion_score: Of the table.
+    max_motion_score: Of the table.
+    min_temporal_consistency_score: Of the table.
+    camera_motion: Kinds that are taken; empty takes all.
+  """
+
+  min_height: int = 0
+  min_width: int = 0
+  min_fps: float | int = 0
+  max_fps: float | int = 0
+  min_seconds: float | int = 0
+  max_seconds: float | int = 0
+  min_aesthetic_score: float | int = 0
+  min_motion_score: float | int = 0
+  max_motion_score: float | int = 0
+  min_temporal_consistency_score: float | int = 0
+  camera_motion: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for name, bound in self._bounds().items():
+      if bound < 0:
+        raise ValueError(f"filters.{name}={bound} must not be negative; use 0.")
+      upper = getattr(self, name.replace("min_", "max_"), 0)
+      if name.startswith("min_") and 0 < upper < bound:
+        raise ValueError(
+          f"filters.{name}={bound} exceeds its upper bound {upper}, which"
+          " leaves nothing; lower it."
+        )
+
+  def _bounds(self) -> dict[str, float | int]:
+    values = dataclasses.asdict(self)
+    del values["camera_motion"]
+    return values
+
+  def asked(self) -> set[str]:
+    """The facts that some rule asks for."""
+    asked = {name[4:] for name, bound in self._bounds().items() if bound}
+    return asked | ({"camera_motion"} if self.camera_motion else set())
+
+  def failure(self, facts: Facts) -> str | None:
+    """The first rule that a video fails, None if it fails none.
+
+    Args:
+      facts: What is known; a fact of None that a rule asks for is a failure,
+        one that is absent is not asked for.
+    """
+    for name, bound in self._bounds().items():
+      fact = name[4:]
+      if not bound or fact not in facts:
+        continue
+      value: Any = facts[fact]
+      if value is None:
+        return f"no {fact}"
+      if value < bound if name.startswith("min_") else value > bound:
+        return name
+    motion = facts.get("camera_motion")
+    if self.camera_motion and motion is not None:
+      return None if motion in self.camera_motion else "camera_motion"
+    return None
+
+
+def select(
+  table: table_lib.Table, filters: Filters
+) -> tuple[list[table_lib.Item], dict[str, int]]:
+  """Applies what can be known without opening a file.
+
+  Args:
+    table: All videos.
+    filters: Rules.
+
+  Returns:
+    The videos that are left, and how many each rule took out.
+
+  Raises:
+    ValueError: If a rule asks for a column that the table lacks, or nothing is
+      left.
+  """
+  absent = sorted(filters.asked() & set(_LISTED) - table.columns)
+  if absent:
+    raise ValueError(
+      f"{table.source!r} lacks the columns {absent} that config.filters asks"
+      " for; add them to the table or set these filters to 0."
+    )
+  kept, excluded = [], collections.Counter[str]()
+  seen = set()
+  for item in table.items:
+    place = (item.video, item.start) if item.video else item.caption
+    reason = DUPLICATE if place in seen else _listed_failure(item, filters)
+    seen.add(place)
+    if reason is None:
+      kept.append(item)
+    else:
+      excluded[reason] += 1
+  if not kept:
+    raise ValueError(
+      f"{table.source!r} has {len(table.items)} rows and none is left:"
+      f" {dict(excluded)}; relax config.filters or complete the table."
+    )
+  return kept, dict(excluded)
+
+
+def _listed_failure(item: table_lib.Item, filters: Filters) -> str | None:
+  if not item.caption:
+    return NO_CAPTION
+  facts = {name: getattr(item, name) for name in _LISTED}
+  # The file itself is asked for what the table does not say.
+  for name in ("fps", "seconds"):
+    if getattr(item, name) is not None:
+      facts[name] = getattr(item, name)
+  return filters.failure(facts)

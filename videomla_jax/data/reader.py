@@ -1,0 +1,222 @@
+"""Reading prepared clips: what `prepare` wrote, as batches for training.
+
+A batch has "latents" `[b, T, H, W, C]` float16, "text" `[b, M, E]` bfloat16,
+padded with zeros as Wan pads, and "negative" `[M, E]`, the same for all. Order
+and dropout are functions of seed and position, see `batching`.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from videomla_jax.data import batching
+from videomla_jax.data import dataset
+from videomla_jax.data import records
+
+# Clips are megabytes: reading has threads of its own.
+_READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+  """What training wants.
+
+  Attributes:
+    latents: Frames, rows, columns and channels; None reads prompts alone.
+    text: Tokens, to which embeddings are padded, and channels.
+  """
+
+  latents: tuple[int, int, int, int] | None
+  text: tuple[int, int]
+
+
+def check(folder: str | os.PathLike[str], shapes: Shapes) -> dict[str, Any]:
+  """Compares a data set with what training wants, by its report alone.
+
+  Args:
+    folder: Of `prepare`.
+    shapes: What is wanted.
+
+  Returns:
+    The report.
+
+  Raises:
+    ValueError: If there is no data set, a shard is cut off, or sizes differ.
+  """
+  if not str(folder):
+    raise ValueError(
+      "data.root='' must name a folder of prepared clips; make one with python"
+      " -m videomla_jax.prepare --config=configs/prepare.py."
+    )
+  report = dataset.read_report(folder)
+  dataset.verify(folder, digests=False)
+  tokens, width = shapes.text
+  if report["text_width"] != width or report["max_tokens"] > tokens:
+    raise ValueError(
+      f"data.root={str(folder)!r} has embeddings of up to"
+      f" {report['max_tokens']} tokens of {report['text_width']} channels, but"
+      f" data.text_shape={shapes.text}; use the text encoder of the network."
+    )
+  if shapes.latents is not None:
+    _check_latents(folder, report["latent_shape"], shapes.latents)
+  return report
+
+
+def _check_latents(
+  folder: str | os.PathLike[str],
+  stored: Sequence[int] | None,
+  wanted: tuple[int, ...],
+) -> None:
+  if stored is None:
+    raise ValueError(
+      f"data.root={str(folder)!r} has prompts and no clips, which is enough for"
+      " stage 3 alone; prepare videos for this stage."
+    )
+  if tuple(stored[1:]) != wanted[1:]:
+    raise ValueError(
+      f"data.root={str(folder)!r} has latents of {tuple(stored[1:])} but"
+      f" data.latent_shape={wanted[1:]}; prepare clips of that size, or change"
+      " the config."
+    )
+  if stored[0] < wanted[0]:
+    raise ValueError(
+      f"data.root={str(folder)!r} has clips of {stored[0]} latent frames but"
+      f" data.num_frames={wanted[0]}; use fewer, or prepare longer clips."
+    )
+
+
+def make_loader(
+  folder: str | os.PathLike[str],
+  *,
+  batch_size: int,
+  shapes: Shapes,
+  seed: int,
+  prompt_dropout: float | int = 0.0,
+  num_epochs: int | None = None,
+  split: str = "train",
+  process_index: int = 0,
+  process_count: int = 1,
+) -> grain.IterDataset:
+  """Returns shuffled batches of this process.
+
+  `iter(loader)` gives an iterator whose `get_state()` and `set_state(state)`
+  resume exactly, on any number of processes.
+
+  Args:
+    folder: Of `prepare`.
+    batch_size: Examples per step over all processes.
+    shapes: Of latents and embeddings. The first frames of a clip are taken,
+      since a video VAE encodes the first frame like no other.
+    seed: Of order and dropout.
+    prompt_dropout: Chance that a prompt becomes the negative prompt, 0..1.
+    num_epochs: Passes over the data, each in a new order; None never ends.
+    split: "train" or "test".
+    process_index: This process.
+    process_count: Processes that share the data.
+
+  Raises:
+    ValueError: If an argument is out of range, or the data do not fit.
+  """
+  batching.check_counts(batch_size, num_epochs)
+  batching.check_seed(seed)
+  batching.check_chance("prompt_dropout", prompt_dropout)
+  batching.check_processes(batch_size, process_index, process_count)
+  check(folder, shapes)
+  negative = records.unpack(
+    dataset.read_null_text(folder), num_tokens=shapes.text[0]
+  )
+  clips = grain.MapDataset.source(open_source(folder, split, shapes)).seed(seed)
+  clips = clips.shuffle().repeat(num_epochs)
+  clips = clips.random_map(_Example(shapes, negative, float(prompt_dropout)))
+  made = batching.batches(
+    clips,
+    batch_size=batch_size,
+    process_index=process_index,
+    process_count=process_count,
+    read_options=_READ_OPTIONS,
+  )
+  return made.map(lambda batch: batch | {"negative": negative})
+
+
+def read_captions(
+  folder: str | os.PathLike[str], shapes: Shapes, count: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """Captions to try a model on: held-out ones, or else those of training.
+
+  Args:
+    folder: Of `prepare`.
+    shapes: Of the embeddings.
+    count: How many, each caption once.
+
+  Returns:
+    Captions, their embeddings `[V, M, E]` and the negative one `[M, E]`.
+  """
+  root = dataset.locate(folder)
+  splits = tfds.builder_from_directory(root).info.splits
+  source = _open(root, "test" if "test" in splits else "train", {"latents"})
+  found: dict[str, np.ndarray] = {}
+  for i in range(len(source)):
+    if len(found) == count:
+      break
+    record, tokens = source[i], shapes.text[0]
+    text = records.unpack(record["text"], num_tokens=tokens)
+    found.setdefault(record["caption"].decode(), text)
+  negative = records.unpack(
+    dataset.read_null_text(root), num_tokens=shapes.text[0]
+  )
+  return [*found], np.stack([*found.values()]), negative
+
+
+def open_source(
+  folder: str | os.PathLike[str], split: str, shapes: Shapes
+) -> Sequence[dict[str, Any]]:
+  """Opens a split for random access; what is not wanted is not decoded.
+
+  Raises:
+    ValueError: If there is no such split.
+  """
+  root = dataset.locate(folder)
+  builder = tfds.builder_from_directory(root)
+  if split not in builder.info.splits:
+    raise ValueError(
+      f"data.root={str(folder)!r} has no clips in split {split!r}; prepare more"
+      " videos, with a test_fraction above 0 for held-out ones, or set"
+      " eval.batches=0."
+    )
+  wanted = {"text"} | ({"latents"} if shapes.latents is not None else set())
+  return _open(root, split, set(builder.info.features) - wanted)
+
+
+def _open(root: pathlib.Path, split: str, skipped: set[str]) -> Any:
+  builder = tfds.builder_from_directory(root)
+  decoders = {
+    name: tfds.decode.SkipDecoding()
+    for name in skipped & set(builder.info.features)
+  }
+  return builder.as_data_source(split, decoders=decoders)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example(grain.transforms.RandomMap):
+  """Stored record to training example: first frames, padding, dropout."""
+
+  shapes: Shapes
+  negative: np.ndarray
+  prompt_dropout: float
+
+  def random_map(
+    self, element: dict[str, Any], rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    text = records.unpack(element["text"], num_tokens=self.shapes.text[0])
+    if rng.random() < self.prompt_dropout:
+      text = self.negative
+    example = {"text": text}
+    if self.shapes.latents is not None:
+      example["latents"] = element["latents"][: self.shapes.latents[0]]
+    return example

@@ -1,0 +1,120 @@
+"""How every entry point starts, and how it says that the user erred."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from videomla_jax.runtime import distributed
+
+# Mistakes of the user; anything else is ours and keeps its traceback.
+USER_ERRORS = (ValueError, NotImplementedError)
+
+# A config file is Python and may raise anything; flags raise many kinds.
+_FLAG_ERRORS = (
+  flags.Error,
+  AttributeError,
+  KeyError,
+  OSError,
+  SyntaxError,
+  TypeError,
+  *USER_ERRORS,
+)
+
+
+def fail(error: BaseException) -> None:
+  """Prints one line and ends the process with code 2."""
+  message = " ".join(str(error).split())
+  # In one piece, since other threads and processes write there, too.
+  sys.stderr.write(f"error: {message}\n")
+  distributed.leave(2)
+
+
+def explain(error: BaseException) -> BaseException:
+  """Turns what flags and config files raise into a sentence with a way out."""
+  # Errors of a config file come with its traceback as their text; the error
+  # itself is further down.
+  while "Traceback" in str(error) and error.__context__ is not None:
+    error = error.__context__
+  if isinstance(error, OSError):
+    return ValueError(
+      "the file of --config cannot be read; give its path from the current "
+      "folder, such as --config=configs/NAME.py."
+    )
+  if isinstance(error, (AttributeError, KeyError)):
+    name = str(error).strip("'\"")
+    return ValueError(
+      f"config field {name!r} is unknown; use a field that the config file "
+      "sets."
+    )
+  return error
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+    _check_config()
+    return rest
+  except _FLAG_ERRORS as error:
+    fail(explain(error))
+  return []
+
+
+def _check_config() -> None:
+  """Refuses a missing config; a lost file would show at first use only."""
+  if "config" not in flags.FLAGS:
+    return
+  config = flags.FLAGS["config"].value
+  if config is None:
+    raise ValueError("--config is missing; use --config=configs/NAME.py.")
+  config.items  # noqa: B018  What stands for a lost file raises OSError here.
+
+
+def run(main: Callable[..., object], *, workdir: bool = False) -> None:
+  """Parses flags and calls `main(config)`, or `main(config, workdir)`.
+
+  Bad flags, bad config fields and `ValueError`s give one sentence on standard
+  error and exit code 2; there is no traceback to read.
+
+  Args:
+    main: What the entry point does.
+    workdir: Whether it needs the flag --workdir.
+  """
+  config_flags.DEFINE_config_file("config", lock_config=True)
+  if workdir:
+    flags.DEFINE_string("workdir", None, "Folder of this run.")
+
+  def call() -> None:
+    values = [flags.FLAGS.config]
+    if workdir:
+      values.append(flags.FLAGS.workdir)
+    if None in values[1:]:
+      raise ValueError("--workdir is missing; name a folder for this run.")
+    main(*values)
+
+  run_flags(call)
+
+
+def run_flags(main: Callable[[], object]) -> None:
+  """Parses flags that are already defined and calls `main()`.
+
+  Args:
+    main: What the entry point does; its errors are shown as by `run`.
+  """
+
+  def guarded(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      fail(ValueError(f"unexpected argument {argv[1]!r}; use --name=value."))
+    if not flags.FLAGS["verbosity"].present:
+      # Libraries report every step of a checkpoint; --verbosity=0 shows it.
+      logging.set_verbosity(logging.WARNING)
+    try:
+      main()
+    except USER_ERRORS as error:
+      fail(error)
+
+  app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,400 @@
+"""A judge of generated frames: which digit, and is it one whole digit.
+
+Top-1 of ten digits forgives broken and doubled digits, so the judge has a
+second head for the content of the frame. It is trained on the training
+sprites, drawn in the world and damaged as a generative model would damage
+them, and it is tested on the held-out sprites; its report belongs beside every
+number that it helps to measure.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+import numpy as np
+import optax
+
+from videomla_jax.small_world import judge_frames as judge_frames_lib
+from videomla_jax.small_world import moving_digits
+
+WHOLE = judge_frames_lib.WHOLE
+_VERSION = 1  # raise when the code below changes what a recipe trains
+_BATCH = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeRecipe:
+  """How a judge is trained.
+
+  Attributes:
+    num_frames: Synthetic training frames, all kept in memory.
+    num_epochs: Passes over them.
+    batch_size: Frames of a step.
+    learning_rate: Peak rate of AdamW, decayed along a cosine.
+    num_warps: Slightly rotated, sheared and moved copies of each sprite.
+    dropout: Rate inside the identity head.
+  """
+
+  num_frames: int = 40_000
+  num_epochs: int = 5
+  batch_size: int = 128
+  learning_rate: float = 2e-3
+  num_warps: int = 12
+  dropout: float = 0.4
+
+  def __post_init__(self) -> None:
+    if not 1 <= self.batch_size <= self.num_frames:
+      raise ValueError(
+        f"batch_size={self.batch_size} must be from 1 to"
+        f" num_frames={self.num_frames}; use a smaller batch."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeReport:
+  """Accuracies on held-out sprites; damaged means as in training.
+
+  Attributes:
+    identity: Top-1 of damaged whole digits.
+    identity_clean: Top-1 of undamaged digits at all lattice positions.
+    content: Accuracy of the content class over all kinds of frames.
+    whole_clean: Share of undamaged digits that are called whole.
+    confusion: Rows are true, columns are judged content; rows sum to 1.
+    kinds: Content accuracy by kind of synthetic frame.
+    train_seconds: Wall time of the training.
+  """
+
+  identity: float
+  identity_clean: float
+  content: float
+  whole_clean: float
+  confusion: list[list[float]]
+  kinds: dict[str, float]
+  train_seconds: float
+
+  def text(self) -> str:
+    """Returns the report as a few lines for people."""
+    kinds = ", ".join(f"{k} {v:.3f}" for k, v in self.kinds.items())
+    rows = "; ".join(
+      f"{name}: " + " ".join(f"{share:.3f}" for share in row)
+      for name, row in zip(judge_frames_lib.CONTENTS, self.confusion)
+    )
+    return (
+      f"judge on held-out sprites: identity {self.identity:.3f} damaged,"
+      f" {self.identity_clean:.3f} clean; content {self.content:.3f}, clean"
+      f" digits called whole {self.whole_clean:.3f}\n"
+      f"  content by kind: {kinds}\n"
+      f"  confusion (judged fragment, whole, doubled): {rows}"
+    )
+
+
+class Judgement(NamedTuple):
+  """What the judge says about every frame of every video."""
+
+  identity: Int[np.ndarray, "V T"]
+  identity_probability: Float[np.ndarray, "V T"]
+  content: Int[np.ndarray, "V T"]
+
+
+class Judge(nnx.Module):
+  """Identity from the best 8x8 crop, content from the frame and the crop."""
+
+  def __init__(self, *, dropout: float, rngs: nnx.Rngs) -> None:
+    self.crop1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
+    self.crop2 = nnx.Conv(32, 64, (3, 3), strides=2, rngs=rngs)
+    self.crop3 = nnx.Conv(64, 64, (3, 3), rngs=rngs)
+    self.crop_hidden = nnx.Linear(4 * 4 * 64, 128, rngs=rngs)
+    self.identity = nnx.Linear(128, 10, rngs=rngs)
+    self.frame1 = nnx.Conv(1, 16, (5, 5), strides=2, rngs=rngs)
+    self.frame2 = nnx.Conv(16, 48, (3, 3), strides=2, rngs=rngs)
+    # 2x2 cells of 4 px: one output for each lattice position.
+    self.frame3 = nnx.Conv(48, 64, (2, 2), padding="VALID", rngs=rngs)
+    self.content_hidden = nnx.Linear(2 * 64 + 128, 64, rngs=rngs)
+    self.content = nnx.Linear(64, 3, rngs=rngs)
+    self.drop = nnx.Dropout(dropout)
+
+  def __call__(
+    self,
+    frames: Float[Array, "n 24 24 1"],
+    *,
+    rngs: nnx.Rngs | None = None,
+  ) -> tuple[Float[Array, "n 10"], Float[Array, "n 3"]]:
+    """Returns identity and content logits of frames in [0, 1].
+
+    Args:
+      frames: Grey frames.
+      rngs: Source of dropout in training; None switches dropout off.
+    """
+
+    def drop(x: Array) -> Array:
+      return self.drop(x, deterministic=rngs is None, rngs=rngs)
+
+    x = jax.nn.gelu(self.crop1(_best_crop(frames)))
+    x = jax.nn.gelu(self.crop3(jax.nn.gelu(self.crop2(x))))
+    shape = jax.nn.gelu(self.crop_hidden(drop(x.reshape(len(x), -1))))
+    y = jax.nn.gelu(self.frame2(jax.nn.gelu(self.frame1(frames))))
+    y = jax.nn.gelu(self.frame3(y)).reshape(len(y), -1, 64)
+    features = jnp.concatenate([y.max(1), y.sum(1) / 5, shape], axis=-1)
+    hidden = jax.nn.gelu(self.content_hidden(features))
+    return self.identity(drop(shape)), self.content(hidden)
+
+
+def train_judge(
+  seed: int, *, recipe: JudgeRecipe = JudgeRecipe()
+) -> tuple[Judge, JudgeReport]:
+  """Trains a judge on the training sprites and tests it on the others.
+
+  Args:
+    seed: Seed of data, weights and order; equal seeds give equal judges.
+    recipe: Sizes and rates.
+
+  Returns:
+    The judge and its accuracies on held-out sprites.
+  """
+  start = time.monotonic()
+  rng = np.random.default_rng((seed, 0))
+  sprites, labels = moving_digits.load_sprites("train")
+  copies = [sprites] + [
+    judge_frames_lib.warp(rng, sprites) for _ in range(recipe.num_warps)
+  ]
+  data = judge_frames_lib.synthesise(
+    rng,
+    np.concatenate(copies),
+    np.tile(labels, len(copies)),
+    num_frames=recipe.num_frames,
+  )
+  judge = Judge(dropout=recipe.dropout, rngs=nnx.Rngs(seed))
+  judge = _fit(judge, data, rng=rng, key=jax.random.key(seed), recipe=recipe)
+  seconds = time.monotonic() - start
+  report = examine_judge(judge, seed=seed, train_seconds=seconds)
+  logging.info("judge: trained in %.1f s\n%s", seconds, report.text())
+  return judge, report
+
+
+def load_or_train_judge(
+  path: str | os.PathLike[str],
+  *,
+  seed: int = 0,
+  recipe: JudgeRecipe = JudgeRecipe(),
+) -> tuple[Judge, JudgeReport]:
+  """Loads a cached judge, or trains one and caches it.
+
+  Args:
+    path: The `.npz` cache; it is written whole or not at all. A file of
+      another recipe, seed or version, or one that is damaged, is replaced.
+    seed: See `train_judge`.
+    recipe: See `train_judge`.
+
+  Returns:
+    The judge and the report of its training.
+  """
+  path, fingerprint = os.fspath(path), _fingerprint(seed, recipe)
+  empty = Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0))
+  if (cached := _read(path, empty, fingerprint)) is not None:
+    return cached
+  judge, report = train_judge(seed, recipe=recipe)
+  _write(path, judge, report, fingerprint)
+  return judge, report
+
+
+def judge_frames(
+  judge: Judge, videos: Float[np.ndarray, "V T 24 24 1"]
+) -> Judgement:
+  """Judges every frame of every video on its own.
+
+  Args:
+    judge: A trained judge.
+    videos: Grey videos in [0, 1].
+
+  Returns:
+    Digit 0..9, its probability, and content class 0..2.
+  """
+  frames = np.asarray(videos, np.float32).reshape(-1, *videos.shape[2:])
+  parts = [
+    _judge_batch(judge, frames[i : i + _BATCH], size=min(len(frames), _BATCH))
+    for i in range(0, len(frames), _BATCH)
+  ]
+  shape = videos.shape[:2]
+  return Judgement(*(np.concatenate(p).reshape(shape) for p in zip(*parts)))
+
+
+def examine_judge(
+  judge: Judge, *, seed: int, train_seconds: float = 0.0
+) -> JudgeReport:
+  """Measures a judge on held-out sprites, see `JudgeReport`."""
+  sprites, labels = moving_digits.load_sprites("test")
+  rng = np.random.default_rng((seed, 1))
+  data = judge_frames_lib.synthesise(rng, sprites, labels, num_frames=8000)
+  damaged = judge_frames(judge, data.images[None] / np.float32(255))
+  correct = damaged.content[0] == data.content
+  clean_frames, places = judge_frames_lib.clean_frames(sprites)
+  clean = judge_frames(judge, clean_frames[None])
+  whole = data.content == WHOLE
+  confusion = np.zeros((3, 3))
+  np.add.at(confusion, (data.content, damaged.content[0]), 1)
+  return JudgeReport(
+    identity=float((damaged.identity[0] == data.identity)[whole].mean()),
+    identity_clean=float((clean.identity[0] == labels.repeat(places)).mean()),
+    content=float(correct.mean()),
+    whole_clean=float((clean.content == WHOLE).mean()),
+    confusion=(confusion / confusion.sum(1, keepdims=True)).tolist(),
+    kinds={
+      name: float(correct[data.kind == index].mean())
+      for index, name in enumerate(judge_frames_lib.KIND_NAMES)
+    },
+    train_seconds=train_seconds,
+  )
+
+
+def _fit(
+  judge: Judge,
+  data: judge_frames_lib.SyntheticFrames,
+  *,
+  rng: np.random.Generator,
+  key: PRNGKeyArray,
+  recipe: JudgeRecipe,
+) -> Judge:
+  """Runs AdamW over shuffled epochs, batches dispatched ahead."""
+  steps_per_epoch = len(data.images) // recipe.batch_size
+  num_steps = steps_per_epoch * recipe.num_epochs
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, recipe.learning_rate, min(50, num_steps // 5), num_steps
+  )
+  optimizer = optax.adamw(rate, weight_decay=0.05)
+  state = optimizer.init(judge)
+
+  @jax.jit
+  def step(judge, state, batch, key):
+    def loss(judge):
+      frames = batch.images.astype(jnp.float32) / 255
+      return _loss(*judge(frames, rngs=nnx.Rngs(dropout=key)), batch=batch)
+
+    updates, state = optimizer.update(jax.grad(loss)(judge), state, judge)
+    return optax.apply_updates(judge, updates), state
+
+  for _ in range(recipe.num_epochs):
+    order = rng.permutation(len(data.images))
+    for i in range(steps_per_epoch):
+      rows = order[i * recipe.batch_size :][: recipe.batch_size]
+      batch = jax.device_put(type(data)(*(array[rows] for array in data)))
+      key, step_key = jax.random.split(key)
+      judge, state = step(judge, state, batch, step_key)
+  return judge
+
+
+def _loss(
+  identity_logits: Float[Array, "n 10"],
+  content_logits: Float[Array, "n 3"],
+  *,
+  batch: judge_frames_lib.SyntheticFrames,
+) -> Float[Array, ""]:
+  """Cross-entropies; identity counts only where one whole digit is shown."""
+  targets = optax.smooth_labels(jax.nn.one_hot(batch.identity, 10), 0.1)
+  identity = optax.softmax_cross_entropy(identity_logits, targets)
+  whole = batch.content == WHOLE
+  content = optax.softmax_cross_entropy_with_integer_labels(
+    content_logits, batch.content
+  )
+  return (identity * whole).sum() / (whole.sum() + 1) + content.mean()
+
+
+def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
+  """Cuts out the box of the sprite's size with the most ink.
+
+  Boxes with almost the same ink, as a thin digit has, are averaged; they may
+  stand out of the frame, so that a digit looks the same at a wall.
+  """
+  size = moving_digits.World().sprite_size
+  margin = size // 2
+  frames = jnp.pad(frames, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)))
+  ink = jnp.where(frames > 0.2, frames, 0.0)[..., 0]
+  sums = jax.lax.reduce_window(
+    ink, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
+  )
+  best = sums >= 0.97 * sums.max((1, 2), keepdims=True)
+  place = jnp.arange(sums.shape[-1])
+  count = best.sum((1, 2))
+  row = jnp.rint((best.sum(2) @ place) / count).astype(jnp.int32)
+  column = jnp.rint((best.sum(1) @ place) / count).astype(jnp.int32)
+
+  def crop(frame: Array, row: Array, column: Array) -> Array:
+    return jax.lax.dynamic_slice(frame, (row, column, 0), (size, size, 1))
+
+  return jax.vmap(crop)(frames, row, column)
+
+
+@jax.jit
+def _apply(
+  judge: Judge, frames: Float[Array, "n 24 24 1"]
+) -> tuple[Int[Array, "n"], Float[Array, "n"], Int[Array, "n"]]:
+  """Returns identity, its probability and content."""
+  identity, content = judge(frames)
+  probability = jax.nn.softmax(identity).max(-1)
+  return identity.argmax(-1), probability, content.argmax(-1)
+
+
+def _judge_batch(
+  judge: Judge, frames: Float[np.ndarray, "n 24 24 1"], *, size: int
+) -> tuple[np.ndarray, ...]:
+  """Judges at most `size` frames, padded so that one program serves all."""
+  padding = [(0, size - len(frames))] + [(0, 0)] * 3
+  outputs = _apply(judge, jax.device_put(np.pad(frames, padding)))
+  return tuple(out[: len(frames)] for out in jax.device_get(outputs))
+
+
+def _fingerprint(seed: int, recipe: JudgeRecipe) -> str:
+  """Returns a hash of everything that decides what a judge becomes."""
+  fields = [_VERSION, seed, dataclasses.asdict(recipe)]
+  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+  digest.update(moving_digits.load_sprites("train")[0].tobytes())
+  return digest.hexdigest()
+
+
+def _read(
+  path: str, judge: Judge, fingerprint: str
+) -> tuple[Judge, JudgeReport] | None:
+  """Loads a cache file into `judge`, or returns None if it does not fit."""
+  leaves, tree = jax.tree.flatten(judge)
+  try:
+    with np.load(path) as file:
+      if str(file["fingerprint"]) != fingerprint:
+        logging.info("judge: %s is of another recipe; training anew.", path)
+        return None
+      report = JudgeReport(**json.loads(str(file["report"])))
+      stored = [jax.device_put(file[f"w{i}"]) for i in range(len(leaves))]
+  except FileNotFoundError:
+    return None
+  except Exception as error:  # whatever is wrong with it, a new one helps
+    logging.warning("judge: %s is damaged (%s); training anew.", path, error)
+    return None
+  return jax.tree.unflatten(tree, stored), report
+
+
+def _write(
+  path: str, judge: Judge, report: JudgeReport, fingerprint: str
+) -> None:
+  """Writes the cache under a temporary name and renames it when complete."""
+  leaves = enumerate(jax.tree.leaves(judge))
+  arrays: dict[str, Any] = {f"w{i}": np.asarray(leaf) for i, leaf in leaves}
+  arrays["fingerprint"] = np.array(fingerprint)
+  arrays["report"] = np.array(json.dumps(dataclasses.asdict(report)))
+  temporary = f"{path}.{os.getpid()}.tmp"
+  try:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(temporary, "wb") as file:
+      np.savez(file, **arrays)
+    os.replace(temporary, path)
+  except OSError as error:  # the judge is as good without its cache
+    logging.warning("judge: cannot write %s (%s).", path, error)
+  finally:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)

@@ -1,0 +1,210 @@
+"""Input pipeline of the small world: clips on disk to training batches.
+
+Everything random (order, crop, dropout) depends on seed and position alone; see
+`batching`.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import time
+
+from absl import logging
+import grain
+from jaxtyping import Int32, UInt8
+import numpy as np
+import tensorflow_datasets as tfds
+
+from videomla_jax.data import batching
+from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import prompts
+
+Record = dict[str, UInt8[np.ndarray, "T H W 1"] | Int32[np.ndarray, "4"]]
+
+# One batch costs well under a millisecond, so a single thread that runs a few
+# batches ahead hides it; more threads would only compete with the model.
+_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+
+def make_loader(
+  data_dir: str | os.PathLike[str],
+  *,
+  batch_size: int,
+  num_frames: int,
+  seed: int,
+  prompt_dropout: float = 0.1,
+  word_dropout: float = 0.05,
+  num_epochs: int | None = None,
+  split: str = "train",
+  config: moving_digits.MovingDigitsConfig | None = None,
+  build: bool = True,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> grain.IterDataset:
+  """Returns shuffled batches of cropped clips with tokenised prompts.
+
+  `iter(loader)` gives an iterator whose `get_state()` and `set_state(state)`
+  resume exactly. Each element is a dict of "video", uint8 [b, T, 24, 24, 1]
+  in 0..255, and "tokens", int32 [b, 4], with b = batch_size / process_count.
+
+  Args:
+    data_dir: Root folder of TFDS data sets.
+    batch_size: Clips per step over all processes.
+    num_frames: Frames per clip, a random window of the stored clip.
+    seed: Seed of order, crops and dropout; not of the stored clips.
+    prompt_dropout: Chance that the whole prompt becomes `NULL_TOKENS`, 0..1.
+    word_dropout: Chance that a single word becomes padding, 0..1.
+    num_epochs: Passes over the data, each in a new order; None never ends.
+    split: "train" or "test".
+    config: Which data set; None is the default one of 20,000 clips.
+    build: Whether a missing data set is built; otherwise it is an error.
+    process_index: This process, usually `jax.process_index()`.
+    process_count: Processes that share the data.
+
+  Returns:
+    The data set of this process's part of every batch.
+
+  Raises:
+    ValueError: If an argument is out of range, or the data set is missing and
+      cannot or may not be built.
+  """
+  config = config or moving_digits.DEFAULT_CONFIG
+  batching.check_counts(batch_size, num_epochs)
+  _check_frames(num_frames, config)
+  batching.check_seed(seed)
+  batching.check_chance("prompt_dropout", prompt_dropout)
+  batching.check_chance("word_dropout", word_dropout)
+  batching.check_processes(batch_size, process_index, process_count)
+  source = open_source(data_dir, split=split, config=config, build=build)
+  augment = _Augment(
+    num_frames=num_frames,
+    prompt_dropout=prompt_dropout,
+    word_dropout=word_dropout,
+  )
+  clips = grain.MapDataset.source(source).seed(seed).shuffle()
+  return batching.batches(
+    clips.repeat(num_epochs).random_map(augment),
+    batch_size=batch_size,
+    process_index=process_index,
+    process_count=process_count,
+    read_options=_READ_OPTIONS,
+  )
+
+
+def open_source(
+  data_dir: str | os.PathLike[str],
+  *,
+  split: str,
+  config: moving_digits.MovingDigitsConfig,
+  build: bool = True,
+) -> Sequence[dict[str, np.ndarray | bytes | int]]:
+  """Opens a split for random access, building the data set if it is missing.
+
+  Args:
+    data_dir: Root folder of TFDS data sets.
+    split: "train" or "test".
+    config: Which data set.
+    build: Whether to build a missing data set.
+
+  Returns:
+    Records of "video", "prompt" (UTF-8 bytes), "label" and "positions".
+
+  Raises:
+    ValueError: If the split is unknown, or the data set is missing and cannot
+      or may not be built, or its files are damaged.
+  """
+  if split not in moving_digits.SPLITS:
+    raise ValueError(
+      f"split={split!r} must be one of {', '.join(moving_digits.SPLITS)}."
+    )
+  builder = _make_builder(data_dir, config)
+  if not _is_built(builder):
+    if not build:
+      raise ValueError(
+        f"data_dir={str(data_dir)!r} has no data set"
+        f" moving_digits/{config.name}; pass build=True to make it."
+      )
+    _build(builder)
+  try:
+    source = builder.as_data_source(split)
+    source[0]  # opens the files, which otherwise happens in the first step
+  except (RuntimeError, LookupError, OSError, ValueError) as error:
+    raise ValueError(
+      f"data_dir={builder.data_dir!r} is damaged ({error}); delete that folder"
+      " and it will be built again."
+    ) from error
+  return source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Augment(grain.transforms.RandomMap):
+  """Record on disk to training example: crop, tokenise, drop words."""
+
+  num_frames: int
+  prompt_dropout: float
+  word_dropout: float
+
+  def random_map(
+    self, element: dict[str, np.ndarray | bytes | int], rng: np.random.Generator
+  ) -> Record:
+    video = element["video"]
+    first = int(rng.integers(len(video) - self.num_frames + 1))
+    dropped = rng.random(prompts.NUM_TOKENS) < self.word_dropout
+    dropped |= rng.random() < self.prompt_dropout
+    tokens = _tokens(element["prompt"])
+    return {
+      "video": video[first : first + self.num_frames],
+      "tokens": np.where(dropped, np.int32(prompts.PADDING), tokens),
+    }
+
+
+@functools.cache  # 60 distinct prompts
+def _tokens(prompt: bytes) -> Int32[np.ndarray, "4"]:
+  return prompts.tokenize(prompt.decode())
+
+
+def _make_builder(
+  data_dir: str | os.PathLike[str], config: moving_digits.MovingDigitsConfig
+) -> moving_digits.MovingDigits:
+  return moving_digits.MovingDigits(
+    data_dir=os.path.expanduser(data_dir), config=config
+  )
+
+
+def _is_built(builder: moving_digits.MovingDigits) -> bool:
+  """Says whether the complete folder exists: it is renamed when complete."""
+  return os.path.isdir(builder.data_dir)
+
+
+def _build(builder: moving_digits.MovingDigits) -> None:
+  """Builds the data set; a half-built one is never seen by anybody."""
+  start = time.monotonic()
+  tfds.disable_progress_bar()  # the builder shows its own, shorter one
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):  # talks of downloads
+      builder.download_and_prepare()
+  except OSError as error:
+    # Another process may have renamed its finished folder first.
+    if not _is_built(builder):
+      raise ValueError(
+        f"data_dir={builder.data_dir!r} cannot be written ({error}); choose a"
+        " writable folder with enough space."
+      ) from error
+  finally:
+    tfds.enable_progress_bar()
+  logging.info(
+    "Built %s in %.1f s.", builder.data_dir, time.monotonic() - start
+  )
+
+
+def _check_frames(
+  num_frames: int, config: moving_digits.MovingDigitsConfig
+) -> None:
+  if not 1 <= num_frames <= config.num_frames:
+    raise ValueError(
+      f"num_frames={num_frames} must be from 1 to the {config.num_frames}"
+      " frames of a stored clip; use fewer, or a data set of longer clips."
+    )

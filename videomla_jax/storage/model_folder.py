@@ -1,0 +1,262 @@
+"""Checkpoints: a model one can ship, and training states one can resume.
+
+A shipped model is a directory: Orbax parameters in float32, `config.json`, and
+`sha256.json` with the digest of every other file, so that damage is reported
+before anything is computed from it. `TrainCheckpoints` saves training states.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import typing
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from videomla_jax.storage import train_states
+from videomla_jax.storage import tree_names
+
+PyTree = typing.Any
+TrainCheckpoints = train_states.TrainCheckpoints
+
+CONFIG = "config.json"
+DIGESTS = "sha256.json"
+PARAMS = "params"
+_MAKE_AGAIN = "restore it from git, or train and save the model again"
+
+
+def save_model(
+  path: str | os.PathLike[str],
+  model: nnx.Module | dict[str, typing.Any],
+  config: dict[str, typing.Any],
+  *,
+  keep_dtypes: bool = False,
+) -> None:
+  """Writes a model as a directory that can be loaded without its code's config.
+
+  Everything goes to a temporary name first and is renamed when complete, so a
+  reader never sees half a model. An older model at `path` is replaced.
+
+  Args:
+    path: Directory to create.
+    model: A module, or its nested dictionary of arrays. Floating-point values
+      are stored as float32; random-number state is left out.
+    config: What is needed to build the module again; plain JSON values.
+    keep_dtypes: Store floating-point values as they are.
+
+  Raises:
+    ValueError: If `config` holds something that JSON cannot.
+  """
+  path = pathlib.Path(path).absolute()
+  config_text(config)
+  arrays = model_arrays(model)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir()
+    with local_checkpointer(use_ocdbt=True) as checkpointer:
+      portable = _portable(arrays, keep_dtypes=keep_dtypes)
+      checkpointer.save(temporary / PARAMS, portable)
+    finish_folder(temporary, config)
+    replace_directory(temporary, path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
+  """Reads and writes arrays of this process, without waiting for the others.
+
+  One of several processes may save a model and each may load one; Orbax would
+  wait for all of them, for ever.
+  """
+  options = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+      primary_host=index,
+      active_processes={index},
+      barrier_sync_key_prefix=f"process_{index}",
+    )
+  handler = ocp.PyTreeCheckpointHandler(
+    use_ocdbt=use_ocdbt, multiprocessing_options=options
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def config_text(config: dict[str, typing.Any]) -> str:
+  """Text of `config.json`; raises `ValueError` for what JSON cannot hold."""
+  try:
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+  except TypeError as error:
+    raise ValueError(
+      f"config={type(config).__name__} must hold plain JSON values ({error});"
+      " pass ConfigDict.to_dict() or dataclasses.asdict()"
+    ) from error
+
+
+def finish_folder(folder: pathlib.Path, config: dict[str, typing.Any]) -> None:
+  """Adds config and digests to a folder that holds all parameters."""
+  (folder / CONFIG).write_text(config_text(config))
+  # No newline at the end, so that a lost last byte is noticed here as well.
+  digests = json.dumps(_digests(folder), indent=2)
+  (folder / DIGESTS).write_text(digests)
+
+
+def load_model_state(
+  path: str | os.PathLike[str],
+) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+  """Reads what `save_model` wrote, after checking every byte of it.
+
+  Args:
+    path: Directory of one model.
+
+  Returns:
+    Nested dictionary of arrays with string keys, in the types they are stored
+    in (`update_model` puts them into a module), and the config.
+
+  Raises:
+    ValueError: If the directory is missing, incomplete or damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  config = check_folder(path)
+  try:
+    return _restore_arrays(path / PARAMS), config
+  except Exception as error:  # Orbax raises many kinds; all mean the same here.
+    raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
+  """Reads the config of a model directory, without checking its arrays.
+
+  Raises:
+    ValueError: If the directory or its config is missing or damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.is_dir():
+    raise _missing(path)
+  return _read_json(path, CONFIG)
+
+
+def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
+  """Checks every byte of a model directory; returns the config.
+
+  Raises:
+    ValueError: If the directory is missing, incomplete or damaged.
+  """
+  config = read_config(path)
+  digests = _read_json(path, DIGESTS)
+  if CONFIG not in digests:
+    raise _damaged(path, f"has an incomplete file {DIGESTS!r}")
+  for name, digest in digests.items():
+    if not (path / name).is_file():
+      raise _damaged(path, f"lacks the file {name!r}")
+    if _sha256(path / name) != digest:
+      raise _damaged(path, f"has a file {name!r} with the wrong checksum")
+  return config
+
+
+def update_model(model: nnx.Module, params: dict[str, typing.Any]) -> None:
+  """Puts loaded arrays into a module, in the module's own types.
+
+  Args:
+    model: Module to fill, of the architecture that was saved.
+    params: Nested dictionary from `load_model_state`.
+
+  Raises:
+    ValueError: If names or shapes differ; all differences are listed.
+  """
+  state = nnx.state(model, nnx.Not(nnx.RngState))
+  own = tree_names.flat_dict(nnx.to_pure_dict(state))
+  given = tree_names.flat_dict(params)
+  tree_names.check_same(
+    {name: value.shape for name, value in own.items()},
+    {name: np.shape(value) for name, value in given.items()},
+    what="parameters of the checkpoint",
+  )
+  cast = {name: jnp.asarray(given[name], own[name].dtype) for name in own}
+  nnx.replace_by_pure_dict(state, tree_names.nested_dict(cast))
+  nnx.update(model, state)
+
+
+def model_arrays(
+  model: nnx.Module | dict[str, typing.Any],
+) -> dict[str, typing.Any]:
+  """Returns a module's arrays, without random state, as a nested dictionary."""
+  if isinstance(model, dict):
+    return model
+  return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+
+
+def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
+  """Copies to NumPy with string keys; floats as float32 unless kept."""
+  flat = {name: np.asarray(x) for name, x in tree_names.flat_dict(tree).items()}
+  if keep_dtypes:
+    return tree_names.nested_dict(flat)
+  floats = {n for n, x in flat.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+  return tree_names.nested_dict(
+    {n: x.astype(np.float32) if n in floats else x for n, x in flat.items()}
+  )
+
+
+def _restore_arrays(path: pathlib.Path) -> dict[str, typing.Any]:
+  """Reads an Orbax tree as NumPy arrays, whatever devices wrote it."""
+  with local_checkpointer(use_ocdbt=True) as checkpointer:
+    tree = checkpointer.metadata(path).item_metadata.tree
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    restore_args = jax.tree.map(lambda _: as_numpy, tree)
+    return checkpointer.restore(path, restore_args=restore_args)
+
+
+def replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Renames `source` to `target`, replacing what is there."""
+  if not target.exists():
+    source.rename(target)
+    return
+  old = target.with_name(f".{target.name}.{os.getpid()}.old")
+  target.rename(old)
+  source.rename(target)
+  shutil.rmtree(old)
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """Maps each file's relative name to its SHA-256."""
+  files = sorted(x for x in folder.rglob("*") if x.is_file())
+  return {str(x.relative_to(folder).as_posix()): _sha256(x) for x in files}
+
+
+def _sha256(path: pathlib.Path) -> str:
+  """Returns the hexadecimal SHA-256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: pathlib.Path, name: str) -> dict[str, typing.Any]:
+  """Reads one of the two JSON files of a model directory."""
+  try:
+    value = json.loads((path / name).read_bytes())
+  except FileNotFoundError as error:
+    raise _damaged(path, f"lacks the file {name!r}") from error
+  except (OSError, ValueError) as error:
+    raise _damaged(path, f"has an unreadable file {name!r}") from error
+  if not isinstance(value, dict):
+    raise _damaged(path, f"has no JSON object in {name!r}")
+  return value
+
+
+def _missing(path: pathlib.Path) -> ValueError:
+  """Builds the error for a model directory that is not there."""
+  return ValueError(
+    f"checkpoint={str(path)!r} is not a directory; give the folder that"
+    f" holds {CONFIG}, or train or convert a model first"
+  )
+
+
+def _damaged(path: pathlib.Path, reason: str) -> ValueError:
+  """Builds the one-sentence error for a bad model directory."""
+  return ValueError(f"checkpoint={str(path)!r} {reason}; {_MAKE_AGAIN}")

@@ -1,0 +1,249 @@
+"""Model folders written and read parameter by parameter.
+
+The same folders as `checkpoint.save_model` writes, for models that are larger
+than memory should hold at once. A parameter is an array on disk of its own,
+stacked ones in a piece per block, so that a network passes through memory
+tensor by tensor.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore
+
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import tree_names
+
+# Bytes of a piece on disk and of a copy in memory.
+_PIECE_BYTES = 32 * 2**20
+
+
+class Spec(NamedTuple):
+  """A parameter to be written.
+
+  Attributes:
+    shape: In our layout, blocks stacked.
+    dtype: As stored.
+    blocks: Whether the leading axis counts blocks.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  blocks: bool
+
+
+class ModelWriter:
+  """Writes a model folder; what is not finished is never seen.
+
+  `with ModelWriter(path, specs, config) as writer: writer.write(name, x)`. The
+  folder appears under its name when all parameters were written and the block
+  ends without an error; otherwise nothing is left.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    specs: Mapping[str, Spec],
+    config: dict[str, Any],
+  ):
+    """Prepares the folder.
+
+    Args:
+      path: Folder to create or replace.
+      specs: Every parameter by name with slashes.
+      config: What is needed to build the module again; plain JSON values.
+    """
+    self._path = pathlib.Path(path).absolute()
+    self._config, self._specs = config, dict(specs)
+    self._left: dict[str, set[int | None]] = {
+      name: set(range(spec.shape[0])) if spec.blocks else {None}
+      for name, spec in specs.items()
+    }
+
+  def __enter__(self) -> "ModelWriter":
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(self._path)
+    self._temporary = self._path.with_name(
+      f".{self._path.name}.{os.getpid()}.tmp"
+    )
+    try:
+      params = self._temporary / model_folder.PARAMS
+      _write_skeleton(params, self._specs)
+      for name, spec in self._specs.items():
+        _describe(params / _file_name(name), spec)
+    except BaseException:
+      shutil.rmtree(self._temporary, ignore_errors=True)
+      raise
+    return self
+
+  def write(
+    self, name: str, value: np.ndarray, *, block: int | None = None
+  ) -> None:
+    """Writes a parameter, or one block of it, in pieces.
+
+    Args:
+      name: As in `specs`.
+      value: In our layout; cast to the dtype of the spec.
+      block: Index on the leading axis of a stacked parameter.
+    """
+    spec = self._specs[name]
+    expected = spec.shape[1:] if spec.blocks else spec.shape
+    assert value.shape == expected, (name, value.shape, expected)
+    self._left[name].remove(block)
+    self._write(name, value, block)
+
+  def add_file(self, name: str, text: str) -> None:
+    """Adds a text file to the folder."""
+    (self._temporary / name).write_text(text)
+
+  def _write(self, name: str, value: np.ndarray, block: int | None) -> None:
+    """Writes the pieces of one tensor as files: raw values, row by row."""
+    spec = self._specs[name]
+    folder = self._temporary / model_folder.PARAMS / _file_name(name)
+    rows = _rows(value.shape, spec.dtype) if value.ndim else 1
+    value = value if value.ndim else value[None]
+    for i in range(0, len(value), rows):
+      piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
+      index = [] if block is None else [block]
+      index += [i // rows, *(0,) * (len(spec.shape) - len(index) - 1)]
+      with (folder / _piece_name(index[: len(spec.shape)])).open("wb") as file:
+        piece.tofile(file)
+        # Every piece has its full size, with nothing in the rows beyond.
+        missing = (rows - len(piece)) * piece[0].nbytes
+        file.write(bytes(missing))
+
+  def __exit__(self, kind, error, trace) -> None:
+    try:
+      if error is None:
+        self._finish()
+    finally:
+      shutil.rmtree(self._temporary, ignore_errors=True)
+
+  def _finish(self) -> None:
+    missing = sorted(name for name, left in self._left.items() if left)
+    assert not missing, f"not written: {missing[:6]}"
+    model_folder.finish_folder(self._temporary, self._config)
+    model_folder.replace_directory(self._temporary, self._path)
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+  """Removes what writers of this folder left that were killed."""
+  for folder in path.parent.glob(f".{path.name}.*.tmp"):
+    process = folder.name.split(".")[-2]
+    if process.isdigit() and not pathlib.Path("/proc", process).exists():
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _file_name(name: str) -> str:
+  return name.replace("/", ".")
+
+
+def _write_skeleton(path: pathlib.Path, specs: Mapping[str, Spec]) -> None:
+  """Lets Orbax describe the tree, with a number in place of every array."""
+  tree = tree_names.nested_dict(dict.fromkeys(specs, np.zeros((), np.float32)))
+  with model_folder.local_checkpointer(use_ocdbt=False) as checkpointer:
+    checkpointer.save(path, tree)
+
+
+def _rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
+  """Rows of the leading axis that make up one piece."""
+  row = int(np.prod(shape[1:])) * dtype.itemsize
+  return max(1, min(shape[0], _PIECE_BYTES // max(row, 1)))
+
+
+def _piece_name(index: list[int]) -> str:
+  return ".".join(map(str, index)) or "0"
+
+
+def _describe(folder: pathlib.Path, spec: Spec) -> None:
+  """Says how an array lies on disk: the Zarr 2 format, without compression.
+
+  Weights do not compress, and raw pieces need no second copy in memory.
+  """
+  chunks = list(spec.shape)
+  inner = spec.shape[1:] if spec.blocks else spec.shape
+  if inner:
+    chunks[-len(inner)] = _rows(inner, spec.dtype)
+  if spec.blocks:
+    chunks[0] = 1
+  dtype = "bfloat16" if spec.dtype.name == "bfloat16" else spec.dtype.str
+  about = dict(
+    zarr_format=2,
+    shape=list(spec.shape),
+    chunks=chunks,
+    dtype=dtype,
+    compressor=None,
+    fill_value=None,
+    filters=None,
+    order="C",
+    dimension_separator=".",
+  )
+  shutil.rmtree(folder)
+  folder.mkdir()
+  (folder / ".zarray").write_text(json.dumps(about))
+
+
+class ModelReader:
+  """Reads a model folder parameter by parameter.
+
+  Folders that were not written in pieces are read as a whole.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Opens the folder and checks that its files are there.
+
+    Raises:
+      ValueError: If the folder is missing, incomplete or damaged.
+    """
+    self._path = pathlib.Path(path).absolute()
+    self.config = model_folder.check_folder(self._path)
+    params = self._path / model_folder.PARAMS
+    self._arrays: dict[str, Any] = {}
+    for folder in sorted(params.glob("*/.zarray")):
+      name = folder.parent.name.replace(".", "/")
+      self._arrays[name] = tensorstore.open(
+        {
+          "driver": "zarr",
+          "kvstore": {"driver": "file", "path": f"{folder.parent}/"},
+        },
+        read=True,
+      ).result()
+    if not self._arrays:
+      arrays, _ = model_folder.load_model_state(self._path)
+      self._arrays = tree_names.flat_dict(arrays)
+
+  def names(self) -> list[str]:
+    """All parameters, with slashes."""
+    return list(self._arrays)
+
+  def dtype(self, name: str) -> np.dtype:
+    """As stored."""
+    dtype = self._arrays[name].dtype
+    return getattr(dtype, "numpy_dtype", dtype)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Blocks stacked."""
+    return tuple(self._arrays[name].shape)
+
+  def read(self, name: str, *, block: int | None = None) -> np.ndarray:
+    """A parameter, or one block of it."""
+    array = self._arrays[name]
+    array = array if block is None else array[block]
+    return array if isinstance(array, np.ndarray) else array.read().result()
+
+
+def is_model_folder(path: str | os.PathLike[str]) -> bool:
+  """Whether a path looks like a folder of ours."""
+  try:
+    text = (pathlib.Path(path) / model_folder.CONFIG).read_text()
+    return (
+      isinstance(json.loads(text), dict)
+      and (pathlib.Path(path) / model_folder.DIGESTS).exists()
+    )
+  except (OSError, ValueError):
+    return False
