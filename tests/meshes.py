@@ -21,7 +21,7 @@ from tests import tiny_model
 from videomla_jax import sharding
 from videomla_jax.costs import collectives
 from videomla_jax.diffusion import rollout
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import distributed
 from videomla_jax.storage import tree_names
 from videomla_jax.training import optim
@@ -117,7 +117,7 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
 
 def video(nets: Any, batch: Any) -> dict[str, Any]:
   """Latents of two chunks, the second of which reads the first."""
-  window = cache_lib.Window(chunk_frames=2, sink_frames=1, local_frames=3)
+  window = window_lib.Window(chunk_frames=2, sink_frames=1, local_frames=3)
   cache = rollout.empty_cache(
     nets["model"], batch=B, frame=FRAME, window=window, max_frames=FRAMES
   )

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests import tiny_model
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
 
 def config(name: str, arg: str | None = None) -> Any:

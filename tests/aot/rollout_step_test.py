@@ -22,6 +22,7 @@ from videomla_jax.models import attention
 from videomla_jax.models import cache
 from videomla_jax.models import feed_forward
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import specs
 
@@ -54,7 +55,7 @@ def _step(count, cache_dtype=None):
   devices = aot.mesh("b200", (count,), ("data",))
   model = _model()
   sampler = rollout.few_step((1000, 750, 500, 250))
-  window = cache.Window()
+  window = window_lib.Window()
   state = jax.eval_shape(
     lambda m: rollout.empty_cache(
       m,
@@ -122,7 +123,7 @@ def test_chunk_step_compiles_with_our_kernel(count):
     _model(),
     streams=1,
     frame=FRAME,
-    window=cache.Window(),
+    window=window_lib.Window(),
     max_frames=81,
     platform="gpu",
   )

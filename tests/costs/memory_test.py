@@ -10,10 +10,10 @@ from tests import tiny_model
 from videomla_jax.costs import memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
 
 @pytest.mark.parametrize("kind", ["latent", "dense"])
@@ -23,7 +23,7 @@ def test_cache_bytes_are_those_of_real_arrays(
   kind: str, local: int | None, frames: int, seed: int
 ) -> None:
   model = tiny_model.build(kind, np.random.default_rng(seed))
-  window = cache.Window(chunk_frames=3, sink_frames=1, local_frames=local)
+  window = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=local)
   call = dict(frame=tiny_model.FRAME, window=window, max_frames=frames)
   sizes = memory.needs(model, streams=2, **call)
   held = rollout.empty_cache(model, batch=2, **call)

@@ -13,11 +13,11 @@ from tests.parity import goldens
 from videomla_jax.diffusion import consistency
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 
 _CASES = ["n00", "n12", "n24", "n46"]
 B, FRAMES = 2, 9
-_WINDOW = cache_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
 _gradients = jax.jit(
   consistency.gradients, static_argnames=("window", "first_chunk")

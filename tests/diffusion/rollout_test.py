@@ -11,11 +11,13 @@ import pytest
 
 from tests import tiny_model
 from tests import tolerances
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 
 B, FRAME = 2, tiny_model.FRAME
-WINDOW = cache_lib.Window(chunk_frames=3, sink_frames=1, local_frames=5)
+WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=5)
 SAMPLERS = {
   "few_step": rollout.few_step((1000, 500)),
   "euler": rollout.euler(2, shift=3.0, guidance=None),
@@ -207,9 +209,11 @@ def test_a_commit_stores_the_entries_of_its_pass(seed, kind, scan_blocks):
   )
   for _ in range(2):  # the second one reads the first and wraps the ring
     x0 = tiny_model.normal(rng, B, 3, *FRAME)
-    zero, place = jnp.zeros(()), rollout.place_of(cache, 3)
-    _, entries = jax.jit(rollout.forward)(model, cache, x0, zero, text, place)
-    expected = cache_lib.commit(cache, entries, window=WINDOW)
+    positions = chunk_pass.positions_of(cache, 3, window=WINDOW)
+    _, entries = jax.jit(chunk_pass.forward)(
+      model, cache, x0, jnp.zeros(()), text, positions
+    )
+    expected = cache_lib.append(cache, entries, window=WINDOW)
     cache = _commit(model, cache, x0, text, window=WINDOW)
     np.testing.assert_array_equal(cache.frame, expected.frame)
     jax.tree.map(tolerances.assert_close, cache.entries, expected.entries)
@@ -228,9 +232,9 @@ def _after_commits(model, past, chunk, text, cotangent, *, window):
     )
     chunks = jnp.moveaxis(past.reshape(B, -1, 3, *FRAME), 1, 0)
     cache, _ = jax.lax.scan(step, cache, chunks)
-    place = rollout.place_of(cache, 3)
+    positions = chunk_pass.positions_of(cache, 3, window=window)
     timestep = jnp.asarray(500.0)
-    return rollout.forward(model, cache, chunk, timestep, text, place)[0]
+    return rollout.forward(model, cache, chunk, timestep, text, positions)[0]
 
   out, pull = jax.vjp(run, past)
   return out, *pull(cotangent)
@@ -249,7 +253,7 @@ def test_evicted_frames_have_exactly_zero_influence(
   rng = np.random.default_rng(seed)
   past = tiny_model.normal(rng, B, 9, *FRAME)
   chunk = tiny_model.normal(rng, B, 3, *FRAME)
-  window = cache_lib.Window(
+  window = window_lib.Window(
     chunk_frames=3, sink_frames=sink, local_frames=local
   )
   cotangent = tiny_model.normal(rng, *chunk.shape)
@@ -320,7 +324,7 @@ def test_minute_ten_takes_the_memory_of_second_ten(kind, scan_blocks):
 
 
 def test_no_buffer_is_larger_than_the_accounted_ones():
-  window = cache_lib.Window(chunk_frames=3, sink_frames=1, local_frames=60)
+  window = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=60)
   model, text, _, sampler = _setup(0, num_layers=3)
   compiled, cache = _compiled(model, text, sampler, 2, window)
   config = model.config
@@ -346,7 +350,7 @@ def test_temporaries_do_not_hold_a_second_cache():
     model, text, _, sampler = _setup(0, num_layers=num_layers)
     temporaries = []
     for local in (103, 203):
-      window = cache_lib.Window(
+      window = window_lib.Window(
         chunk_frames=3, sink_frames=1, local_frames=local
       )
       compiled, _ = _compiled(model, text, sampler, 2, window)

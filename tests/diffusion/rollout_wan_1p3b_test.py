@@ -8,10 +8,11 @@ import pytest
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 _FRAME = (60, 104, 16)
 _MINUTE = 240  # latent frames
-_WINDOW = cache.Window()
+_WINDOW = window_lib.Window()
 
 
 @pytest.mark.parametrize(

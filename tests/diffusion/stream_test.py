@@ -9,11 +9,11 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import stream
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
-_ALL = cache.Window(chunk_frames=3, sink_frames=1, local_frames=None)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_ALL = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=None)
 _PLAIN = rollout.euler(2, shift=2.0, guidance=None)
 
 

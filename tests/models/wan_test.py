@@ -13,14 +13,15 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax.models import layers
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 KINDS = pytest.mark.parametrize("kind", ["latent", "dense"])
 B, G, T = 2, 3, 2
 
 
-def _place():
+def _positions():
   frame = jnp.tile(jnp.arange(T, dtype=jnp.int32), (1, G, 1))
-  return wan.Place(frame, frame, jnp.ones((1, G, T), bool))
+  return window_lib.Positions(frame, frame, jnp.ones((1, G, T), bool))
 
 
 def _own(own, _):
@@ -33,7 +34,7 @@ def _run(model, latents, timestep, text, *, first=0):
     latents,
     timestep,
     text,
-    _place(),
+    _positions(),
     context_of=_own,
     keep=slice(first, None),
   )

@@ -10,6 +10,7 @@ from tests.parity import goldens
 from videomla_jax import shapes
 from videomla_jax.models import layers
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
 
 _NAME = "wan_dit"
@@ -17,9 +18,9 @@ _FRAMES = 6
 _GRID = shapes.Grid(rows=2, columns=3)
 
 
-def _place() -> wan.Place:
+def _positions() -> window_lib.Positions:
   frame = np.arange(_FRAMES, dtype=np.int32)[None, None]
-  return wan.Place(frame, frame, np.ones_like(frame, bool))
+  return window_lib.Positions(frame, frame, np.ones_like(frame, bool))
 
 
 def _latents() -> jnp.ndarray:
@@ -51,7 +52,7 @@ def test_velocity_equals_the_original() -> None:
   golden, model = goldens.load(_NAME), goldens.model(_NAME)
   time = jnp.broadcast_to(golden["in/t"][:, None, None], (2, 1, _FRAMES))
   run = jax.jit(lambda m, *x: m(*x, context_of=_own)[0])
-  out = run(model, _latents(), time, golden["in/text"], _place())
+  out = run(model, _latents(), time, golden["in/text"], _positions())
   tolerances.assert_close(
     np.moveaxis(out[:, 0], -1, 1), golden["out/v"], "golden"
   )
@@ -82,7 +83,7 @@ def test_block_equals_the_original(i: int) -> None:
   e0 = jnp.asarray(golden["mid/e0"])[:, None, None]
   time = jnp.broadcast_to(e0, (2, 1, _FRAMES, *e0.shape[3:]))
   text = jnp.asarray(golden["mid/text_tokens"])
-  view = model.view(_place(), _GRID, 2)
+  view = model.view(_positions(), _GRID, 2)
   run = jax.jit(lambda block, *args: block(*args, _own))
   out, entry = run(_block(i), x, time, text, view)
   _matches(out, f"mid/block{i}_out")
@@ -95,7 +96,7 @@ def test_sublayers_equal_the_original() -> None:
   golden, block = goldens.load(_NAME), _block()
   x = _tokens("mid/block0_sa_in")[:, 0]
   layer = block.self_attention
-  view = goldens.model(_NAME).view(_place(), _GRID, 2)
+  view = goldens.model(_NAME).view(_positions(), _GRID, 2)
   view = jax.tree.map(lambda leaf: leaf[:, 0], view)
   _matches(layer.query_norm(layer.query(x)), "mid/block0_sa_q_normed")
   _matches(layer.attend(x, [layer.project(x)], view), "mid/block0_sa_out")

@@ -17,6 +17,7 @@ from tests import tolerances
 from tests.parity import goldens
 from videomla_jax.conversion.names import dit as names
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 _FOLDER = os.environ.get("VIDEOMLA_PEERS_DIR")
 
@@ -51,7 +52,7 @@ def test_velocity_equals_the_peers(peer: str, size: str) -> None:
     jnp.asarray(np.moveaxis(tensors["in/x"], 1, -1)[:, None]),
     jnp.asarray(tensors["in/t"][:, None]),
     jnp.asarray(tensors["in/text"]),
-    wan.Place(frame, frame, jnp.ones_like(frame, bool)),
+    window_lib.Positions(frame, frame, jnp.ones_like(frame, bool)),
   )
   theirs = np.moveaxis(tensors["out/v"], 1, -1)
   tolerances.assert_close(velocity[:, 0], theirs, "golden")

@@ -10,6 +10,7 @@ import numpy as np
 from videomla_jax.conversion import moments
 from videomla_jax.models import attention
 from videomla_jax.models import wan
+from videomla_jax.models import window
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
@@ -20,9 +21,8 @@ MAX_TIMESTEP = 1000.0
 def _embed(model, latents, sigma, text):
   timestep = jnp.full(latents.shape[:3], 1, jnp.float32)
   timestep = timestep * sigma.reshape(-1, 1, 1) * MAX_TIMESTEP
-  frames = jnp.arange(latents.shape[2])[None, None]
-  place = wan.Place(frames, frames, jnp.ones_like(frames, bool))
-  view = model.view(place, model.grid(latents), latents.shape[0])
+  positions = window.all_together(latents.shape[2])
+  view = model.view(positions, model.grid(latents), latents.shape[0])
   _, time = model.embed_time(timestep)
   return model.patchify(latents), time, model.text_embed(text), view
 
@@ -109,8 +109,7 @@ def output_errors(
     tokens share is part of both.
   """
   errors = []
-  frames = jnp.arange(latents.shape[1])[None, None]
-  place = wan.Place(frames, frames, jnp.ones_like(frames, bool))
+  positions = window.all_together(latents.shape[1])
   grid = dense.grid(latents)
   for n, x in enumerate(inputs(dense, latents, sigma, text)):
     outs = []
@@ -118,7 +117,7 @@ def output_errors(
       layer = jax.tree.map(
         lambda leaf, n=n: leaf[n], model.blocks.self_attention
       )
-      view = model.view(place, grid, latents.shape[0])
+      view = model.view(positions, grid, latents.shape[0])
       view = jax.tree.map(lambda y: y[:, 0], view)
       outs.append(_attend(layer, x, attention.View(*view)))
     outs = [np.asarray(y, np.float64) for y in outs]

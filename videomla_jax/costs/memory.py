@@ -13,6 +13,7 @@ from videomla_jax.models import cache
 from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import feed_forward
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import xla_chunked
 
@@ -101,7 +102,7 @@ def needs(
   *,
   streams: int,
   frame: tuple[int, int, int],
-  window: cache.Window,
+  window: window_lib.Window,
   max_frames: int,
   cache_dtype: str | None = None,
   codec: codec_lib.Codec | None = None,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Latents = sampling.Latents
 
@@ -38,8 +39,6 @@ def velocity(
     store: `wan.read_only` for a pass without gradients, which needs less.
   """
   batch, frames = latents.shape[:2]
-  time = jnp.arange(frames)[None, None]
-  place = wan.Place(time, time, jnp.ones_like(time, bool))
   timestep = sigma * flow.MAX_TIMESTEP
   if sigma.ndim < 2:
     timestep = jnp.reshape(timestep, (-1, 1))
@@ -47,7 +46,7 @@ def velocity(
     latents[:, None],
     jnp.broadcast_to(timestep[:, None], (batch, 1, frames)),
     text,
-    place,
+    window_lib.all_together(frames),
     context_of=lambda own, past: [own],
     store=store,
   )

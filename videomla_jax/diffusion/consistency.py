@@ -24,8 +24,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
 
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Latents = Float[Array, "B T H W C"]
 # (noisy latents, σ of each frame) -> velocity.
@@ -169,7 +169,7 @@ def causal(
   clean: Latents,
   text: Float[Array, "B M E"],
   *,
-  window: cache.Window,
+  window: window_lib.Window,
   first_chunk: int | None = None,
 ) -> VelocityOf:
   """A network that sees clean history, see `teacher_forcing.velocity`."""
@@ -195,7 +195,7 @@ def causal_guided(
   negative: Float[Array, "B M E"],
   *,
   weight: float,
-  window: cache.Window,
+  window: window_lib.Window,
   first_chunk: int | None = None,
 ) -> VelocityOf:
   """`causal` with guidance; both prompts run as one batch.
@@ -228,7 +228,7 @@ def gradients(
   text: Float[Array, "B M E"],
   negative: Float[Array, "B M E"],
   *,
-  window: cache.Window,
+  window: window_lib.Window,
   first_chunk: int | None = None,
   guidance: float = GUIDANCE,
   num_levels: int = NUM_LEVELS,

@@ -34,6 +34,7 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Latents = Float[Array, "B T H W C"]
 Text = Float[Array, "B M E"]
@@ -53,7 +54,7 @@ class Setup:
   the real score; the reference's 3.0 is added to the conditional, hence 4.0.
   """
 
-  window: cache_lib.Window
+  window: window_lib.Window
   sampler: sampling.Sampler
   clip_frames: int = 21
   guidance: float = 4.0
@@ -134,32 +135,38 @@ def predict(
   x: Latents,
   sigma: Scalar,
   text: Text,
+  *,
+  window: window_lib.Window,
 ) -> Latents:
   """x0 of a chunk, the one pass that has a gradient; the cache has none."""
   cache = jax.lax.stop_gradient(cache)
-  place = chunk_pass.place_of(cache, x.shape[1])
+  positions = chunk_pass.positions_of(cache, x.shape[1], window=window)
   t = sigma * flow.MAX_TIMESTEP
-  velocity, _ = chunk_pass.forward(model, cache, x, t, text, place)
+  velocity, _ = chunk_pass.forward(model, cache, x, t, text, positions)
   return flow.x0_from_velocity(x, velocity, sigma[None])
 
 
 def _roll_chunk(model, cache, noise, exit_call, text, setup):
   """One chunk: the next cache, the exit prediction and its record."""
   calls = sampling.calls(setup.sampler, noise)
-  place = chunk_pass.place_of(cache, noise.start.shape[1])
+  positions = chunk_pass.positions_of(
+    cache, noise.start.shape[1], window=setup.window
+  )
 
   def one_call(k, state):
     call = jax.tree.map(lambda leaf: leaf[k], calls)
     t = call.sigma * flow.MAX_TIMESTEP
-    answer, _ = chunk_pass.forward(model, cache, state.x, t, text, place)
+    answer, _ = chunk_pass.forward(model, cache, state.x, t, text, positions)
     return sampling.step(setup.sampler, state, answer, call)
 
   state = sampling.start(setup.sampler, noise)
   x = jax.lax.fori_loop(0, exit_call, one_call, state).x
-  x0 = predict(model, cache, x, calls.sigma[exit_call, 0], text)
+  x0 = predict(
+    model, cache, x, calls.sigma[exit_call, 0], text, window=setup.window
+  )
   t = jnp.zeros((), jnp.float32)
-  _, entries = chunk_pass.forward(model, cache, x0, t, text, place)
-  cache = cache_lib.commit(cache, entries, window=setup.window)
+  _, entries = chunk_pass.forward(model, cache, x0, t, text, positions)
+  cache = cache_lib.append(cache, entries, window=setup.window)
   return cache, x0, (x, entries)
 
 
@@ -219,9 +226,11 @@ def chunk_gradients(
   def step(carry, chunk):
     cache, total = carry
     (x, entries), pull = chunk
-    _, back = jax.vjp(lambda m: predict(m, cache, x, sigma, text), model)
+    _, back = jax.vjp(
+      lambda m: predict(m, cache, x, sigma, text, window=setup.window), model
+    )
     total = jax.tree.map(jnp.add, total, back(pull)[0])
-    cache = cache_lib.commit(cache, entries, window=setup.window)
+    cache = cache_lib.append(cache, entries, window=setup.window)
     return (cache, total), None
 
   start = rolled.before, jax.tree.map(jnp.zeros_like, model)

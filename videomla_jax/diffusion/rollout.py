@@ -22,10 +22,10 @@ from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 
 Latents = sampling.Latents
-Positions = chunk_pass.Positions
 
 
 # One chunk, its sampler and its noise are part of this module's surface.
@@ -35,8 +35,6 @@ few_step = sampling.few_step
 euler = sampling.euler
 unipc = sampling.unipc
 chunk_noise = sampling.chunk_noise
-place_of = chunk_pass.place_of
-jump = chunk_pass.jump
 forward = chunk_pass.forward
 commit = chunk_pass.commit
 denoise = chunk_pass.denoise
@@ -96,7 +94,7 @@ def empty_cache(
   *,
   batch: int,
   frame: tuple[int, int, int],
-  window: cache_lib.Window,
+  window: window_lib.Window,
   max_frames: int,
   dtype: Any = None,
 ) -> cache_lib.Cache:
@@ -137,7 +135,7 @@ def empty_cache(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("window", "sampler", "chunks", "frame", "positions"),
+  static_argnames=("window", "sampler", "chunks", "frame", "scheme"),
   donate_argnames="state",
 )
 def scan_chunks(
@@ -146,11 +144,11 @@ def scan_chunks(
   text: Float[Array, "R M E"],
   noise: Noise | None = None,
   *,
-  window: cache_lib.Window,
+  window: window_lib.Window,
   sampler: Sampler,
   chunks: int,
   frame: tuple[int, int, int],
-  positions: Positions = "window",
+  scheme: window_lib.Scheme = "window",
 ) -> tuple[Float[Array, "G b T H W C"], Rollout]:
   """Generates `chunks` chunks in one program; the cache is updated in place.
 
@@ -164,7 +162,7 @@ def scan_chunks(
     sampler: How to denoise.
     chunks: Number of chunks.
     frame: H, W, C of a latent frame.
-    positions: See `place_of`.
+    scheme: How frames are counted, see `Window.positions`.
 
   Returns:
     Clean latents chunk by chunk, and the state after them.
@@ -181,7 +179,7 @@ def scan_chunks(
       text,
       window=window,
       sampler=sampler,
-      positions=positions,
+      scheme=scheme,
     )
     return Rollout(cache, state.keys, state.chunk + 1), x0
 
@@ -191,11 +189,11 @@ def scan_chunks(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("window", "positions"),
+  static_argnames=("window", "scheme"),
   donate_argnames="cache",
 )
-def _commit_jit(model, cache, latents, text, *, window, positions):
-  return commit(model, cache, latents, text, window=window, positions=positions)
+def _commit_jit(model, cache, latents, text, *, window, scheme):
+  return commit(model, cache, latents, text, window=window, scheme=scheme)
 
 
 def prefill(
@@ -204,8 +202,8 @@ def prefill(
   latents: Latents,
   text: Float[Array, "B M E"],
   *,
-  window: cache_lib.Window,
-  positions: Positions = "window",
+  window: window_lib.Window,
+  scheme: window_lib.Scheme = "window",
 ) -> cache_lib.Cache:
   """Commits given frames: an image (one frame) or a clip to continue.
 
@@ -222,7 +220,7 @@ def prefill(
       latents[:, start:end],
       text,
       window=window,
-      positions=positions,
+      scheme=scheme,
     )
     start = end
   return cache
@@ -234,11 +232,11 @@ def start(
   keys: Array,
   *,
   frame: tuple[int, int, int],
-  window: cache_lib.Window,
+  window: window_lib.Window,
   sampler: Sampler,
   max_frames: int,
   context: Float[Array, "b K H W C"] | None = None,
-  positions: Positions = "window",
+  scheme: window_lib.Scheme = "window",
   cache_dtype: Any = None,
 ) -> Rollout:
   """Checks the inputs, allocates the cache and commits given frames.
@@ -253,7 +251,7 @@ def start(
     sampler: How chunks will be denoised.
     max_frames: Latent frames of the whole video.
     context: Given first frames.
-    positions: See `place_of`.
+    scheme: How frames are counted, see `Window.positions`.
     cache_dtype: Of the stored entries; the model's own by default.
 
   Raises:
@@ -290,7 +288,7 @@ def start(
       chunk_pass.repeat(context, sampler),
       text,
       window=window,
-      positions=positions,
+      scheme=scheme,
     )
   # The state is donated; the keys stay the caller's.
   return Rollout(cache, jnp.copy(keys), jnp.zeros((), jnp.int32))
@@ -303,7 +301,7 @@ def generate(
   *,
   frame: tuple[int, int, int],
   num_frames: int,
-  window: cache_lib.Window,
+  window: window_lib.Window,
   sampler: Sampler,
   context: Float[Array, "b K H W C"] | None = None,
   cache_dtype: Any = None,

@@ -20,6 +20,7 @@ from videomla_jax import shapes
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Switch = Literal["keep", "flush", "recache"]
 
@@ -58,7 +59,7 @@ class Stream(Iterator[Any]):
     key: Array,
     *,
     frame: tuple[int, int, int],
-    window: cache_lib.Window,
+    window: window_lib.Window,
     sampler: rollout.Sampler,
     max_frames: int | None = None,
     context: Float[Array, "b T H W C"] | None = None,
@@ -194,12 +195,11 @@ class Stream(Iterator[Any]):
   def _trim(self):
     """Forgets frames that left the window."""
     window = self._call["window"]
-    if window.local_frames is None:
-      return
-    last = self._recent[-1][0] if self._recent else -1
-    oldest = last + 1 - (window.local_frames - window.chunk_frames)
+    end = self._recent[-1][0] + 1 if self._recent else 0
     self._recent = [
-      (f, x) for f, x in self._recent if f < window.sink_frames or f >= oldest
+      (frame, x)
+      for frame, x in self._recent
+      if window.visible(frame, next_frame=end)
     ]
 
   def _recached(self, text) -> cache_lib.Cache:
@@ -207,7 +207,7 @@ class Stream(Iterator[Any]):
     window, sampler = self._call["window"], self._call["sampler"]
     cache = self._state.cache
     end = cache.next_frame
-    cache = cache._replace(frame=jnp.full_like(cache.frame, cache_lib.EMPTY))
+    cache = cache._replace(frame=jnp.full_like(cache.frame, window_lib.EMPTY))
     for run in _runs(self._recent, window.chunk_frames, first=self._first):
       first = jnp.full_like(end, run[0][0])
       latents = jnp.stack([x for _, x in run], axis=1)

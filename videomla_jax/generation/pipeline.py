@@ -25,9 +25,9 @@ from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
-from videomla_jax.models import cache
 from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Pixels = Float[Array, "B t h w c"]
 
@@ -101,7 +101,7 @@ def roll_out(
   text: Float[Array, "R M E"],
   key: Array,
   *,
-  window: cache.Window,
+  window: window_lib.Window,
   sampler: sampling.Sampler,
   num_frames: int,
   given: UInt8[np.ndarray, "T h w c"] | None = None,

@@ -19,6 +19,7 @@ from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
 from videomla_jax import sharding
@@ -242,7 +243,7 @@ class LatentSelfAttention(nnx.Module):
         ("queries", (content, q_rope)),
         ("angles", _by_frame(view.query, x.shape[2])),
         ("batch", (context, view.key, view.key_valid)),
-        ("heads", self._up_projections(x.dtype)),
+        ("heads", self.up_projections(x.dtype)),
       )
     return self.w_o(out.reshape(x.shape))
 
@@ -282,7 +283,8 @@ class LatentSelfAttention(nnx.Module):
       frame += frames
     return segments
 
-  def _up_projections(self, dtype) -> api.UpProjections:
+  def up_projections(self, dtype: DTypeLike) -> api.UpProjections:
+    """Returns W_uk and W_uv by head, in the dtype of a product."""
     heads = self.config.num_heads
     key, value = (
       rearrange(w.kernel[...].astype(dtype), "c (N d) -> c N d", N=heads)

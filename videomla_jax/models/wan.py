@@ -12,19 +12,20 @@ chunk sees:
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
+from jaxtyping import Array, Float, Float32, PyTree
 
 from videomla_jax import shapes
 from videomla_jax import sharding
 from videomla_jax.models import attention
 from videomla_jax.models import feed_forward
 from videomla_jax.models import layers
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
 
 
@@ -151,23 +152,9 @@ def tiny(*, kind="latent", **kwargs) -> WanConfig:
 SIZES = {"wan_1p3b": wan_1p3b, "wan_14b": wan_14b, "small": small}
 
 
-class Place(NamedTuple):
-  """Temporal coordinates of one pass, in latent frames.
-
-  Attributes:
-    query_frame: Of the frames that are computed.
-    key_frame: Of the frames that are seen, in the order of the context.
-    key_valid: False for frames that must not be seen.
-  """
-
-  query_frame: Int[Array, "#B G T"]
-  key_frame: Int[Array, "#B G K"]
-  key_valid: Bool[Array, "#B G K"]
-
-
 # (own entries [B G T P ...], the layer's history [B slots P ...]) -> the
 # entries that each chunk attends to, a list whose frames [B G . P ...] add up
-# to the K of `Place`.
+# to the K of `Positions`.
 ContextOf = Callable[[PyTree, PyTree], list[PyTree]]
 
 
@@ -346,14 +333,16 @@ class WanDiT(nnx.Module):
     time = split(self.time_project(jax.nn.silu(e)))
     return e, rearrange(time, "B G T (six E) -> B G T six E", six=6)
 
-  def view(self, place: Place, grid: shapes.Grid, batch: int) -> attention.View:
+  def view(
+    self, positions: window_lib.Positions, grid: shapes.Grid, batch: int
+  ) -> attention.View:
     """Turns temporal coordinates into rotations of every token."""
     bands = self.config.attention.bands
-    place = jax.tree.map(jnp.asarray, place)  # Plans are plain numpy.
+    positions = jax.tree.map(jnp.asarray, positions)  # Plans are NumPy.
     view = attention.View(
-      rope.rotation(place.query_frame, grid=grid, bands=bands),
-      rope.rotation(place.key_frame, grid=grid, bands=bands),
-      place.key_valid,
+      rope.rotation(positions.query, grid=grid, bands=bands),
+      rope.rotation(positions.key, grid=grid, bands=bands),
+      positions.visible,
     )
     return jax.tree.map(
       lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), view
@@ -364,7 +353,7 @@ class WanDiT(nnx.Module):
     latents: Float[Array, "B G T H W C"],
     timestep: Float32[Array, "B G T"],
     text: Float[Array, "B M Et"],
-    place: Place,
+    positions: window_lib.Positions,
     *,
     context_of: ContextOf,
     history: PyTree = None,
@@ -377,7 +366,7 @@ class WanDiT(nnx.Module):
       latents: Noisy or clean latents.
       timestep: Of each frame, 0 (clean) to 1000 (noise).
       text: Output of the text encoder, zero-padded to M tokens.
-      place: Temporal coordinates of each chunk and what it sees.
+      positions: Temporal coordinates of each chunk and what it sees.
       context_of: What each chunk's attention sees.
       history: Cached entries, leaves `[layers, B, slots, P, ...]`.
       keep: Chunks whose velocity is wanted.
@@ -394,7 +383,7 @@ class WanDiT(nnx.Module):
     e, time = self.embed_time(timestep)
     text = sharding.constrain(text, "batch")
     tokens = sharding.constrain(self.text_embed(text), "batch")
-    view = self.view(place, grid, latents.shape[0])
+    view = self.view(positions, grid, latents.shape[0])
     x, entries = self._run_blocks(
       x, time, tokens, view, context_of, history, keep, store
     )

@@ -12,9 +12,9 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videomla_jax.models import cache
 from videomla_jax.models import codec
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import text
 from videomla_jax.storage import model_folder
 
@@ -43,7 +43,7 @@ class VideoModelConfig:
   latent_width: int
   fps: float
   shift: float
-  window: cache.Window
+  window: window_lib.Window
   d_c: int | None = None
   d_rope: int | None = None
 
@@ -62,7 +62,7 @@ class VideoModelConfig:
     """
     values = dict(config)
     try:
-      values["window"] = cache.Window(**values["window"])
+      values["window"] = window_lib.Window(**values["window"])
       return cls(**values)
     except (KeyError, TypeError) as error:
       raise ValueError(
