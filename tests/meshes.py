@@ -20,7 +20,9 @@ import numpy as np
 from tests import tiny_model
 from videomla_jax import sharding
 from videomla_jax.costs import collectives
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import distributed
 from videomla_jax.storage import tree_names
@@ -123,13 +125,13 @@ def video(nets: Any, batch: Any) -> dict[str, Any]:
   )
   chunks = []
   for start in jnp.split(batch["latents"], 2, axis=1):
-    x0, cache = rollout.chunk_step(
+    x0, cache = chunk_pass.chunk_step(
       nets["model"],
       cache,
-      rollout.Noise(start, start[None, :, ::-1]),
+      sampling.Noise(start, start[None, :, ::-1]),
       batch["text"],
       window=window,
-      sampler=rollout.few_step((1000, 500)),
+      sampler=sampling.few_step((1000, 500)),
     )
     chunks.append(x0)
   return {"rollout": jnp.concatenate(chunks, axis=1)}

@@ -73,7 +73,7 @@ def test_leaving_at_the_last_call_is_the_inference_rollout(seed):
     tolerances.assert_close(a, b, "float32_deep")
 
 
-_forward = jax.jit(chunk_pass.forward)
+_forward = jax.jit(chunk_pass.velocity_and_entries)
 _commit = jax.jit(chunk_pass.commit, static_argnames="window")
 
 
@@ -172,7 +172,9 @@ def test_nothing_flows_through_the_cache(seed):
     def leaking(filled, start):
       positions = chunk_pass.positions_of(filled, CHUNK, window=_WINDOW)
       level = 1000 * sigma
-      v, _ = chunk_pass.forward(model, filled, start, level, text, positions)
+      v, _ = chunk_pass.velocity_and_entries(
+        model, filled, start, level, text, positions
+      )
       return (v * cotangent[:, :CHUNK]).sum()
 
     argnums = dict(argnums=(0, 1), allow_int=True)

@@ -13,21 +13,24 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import window as window_lib
 
 B, FRAME = 2, tiny_model.FRAME
 WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=5)
 SAMPLERS = {
-  "few_step": rollout.few_step((1000, 500)),
-  "euler": rollout.euler(2, shift=3.0, guidance=None),
-  "guided": rollout.euler(2, shift=3.0, guidance=2.5),
+  "few_step": sampling.few_step((1000, 500)),
+  "euler": sampling.euler(2, shift=3.0, guidance=None),
+  "guided": sampling.euler(2, shift=3.0, guidance=2.5),
 }
 samplers = pytest.mark.parametrize("name", SAMPLERS)
 
-_chunk_step = jax.jit(rollout.chunk_step, static_argnames=("window", "sampler"))
+_chunk_step = jax.jit(
+  chunk_pass.chunk_step, static_argnames=("window", "sampler")
+)
 
-_commit = jax.jit(rollout.commit, static_argnames="window")
+_commit = jax.jit(chunk_pass.commit, static_argnames="window")
 
 
 def _setup(seed, name="few_step", kind="latent", **kwargs):
@@ -35,7 +38,7 @@ def _setup(seed, name="few_step", kind="latent", **kwargs):
   rng = np.random.default_rng(seed)
   model = tiny_model.build(kind, rng, **kwargs)
   sampler = SAMPLERS[name]
-  text = tiny_model.normal(rng, B * sampler.streams, *tiny_model.TEXT)
+  text = tiny_model.normal(rng, B * sampler.rows_per_video, *tiny_model.TEXT)
   return model, text, jax.random.split(jax.random.key(seed), B), sampler
 
 
@@ -54,7 +57,7 @@ def test_video_equals_chunk_steps_by_hand(seed, name):
     model, batch=text.shape[0], frame=FRAME, window=WINDOW, max_frames=12
   )
   for chunk in range(4):
-    noise = rollout.chunk_noise(
+    noise = sampling.chunk_noise(
       keys, jnp.asarray(chunk), shape=(3, *FRAME), sampler=sampler
     )
     latents, cache = _chunk_step(
@@ -105,7 +108,7 @@ def test_callers_keys_survive_the_donation_of_the_state(seed):
 
 def test_guidance_of_one_equals_no_guidance(seed):
   model, text, keys, _ = _setup(seed, "guided")
-  one = rollout.euler(2, shift=3.0, guidance=1.0)
+  one = sampling.euler(2, shift=3.0, guidance=1.0)
   guided = _generate(model, text, keys, one, 6)
   plain = _generate(model, text[:B], keys, SAMPLERS["euler"], 6)
   tolerances.assert_close(guided, plain, "float32_deep")
@@ -210,7 +213,7 @@ def test_a_commit_stores_the_entries_of_its_pass(seed, kind, scan_blocks):
   for _ in range(2):  # the second one reads the first and wraps the ring
     x0 = tiny_model.normal(rng, B, 3, *FRAME)
     positions = chunk_pass.positions_of(cache, 3, window=WINDOW)
-    _, entries = jax.jit(chunk_pass.forward)(
+    _, entries = jax.jit(chunk_pass.velocity_and_entries)(
       model, cache, x0, jnp.zeros(()), text, positions
     )
     expected = cache_lib.append(cache, entries, window=WINDOW)
@@ -225,7 +228,7 @@ def _after_commits(model, past, chunk, text, cotangent, *, window):
 
   def run(past):
     def step(cache, latents):
-      return rollout.commit(model, cache, latents, text, window=window), None
+      return chunk_pass.commit(model, cache, latents, text, window=window), None
 
     cache = rollout.empty_cache(
       model, batch=B, frame=FRAME, window=window, max_frames=99
@@ -411,12 +414,12 @@ def test_guided_sampler_wants_two_rows_of_text_per_video(seed):
 )
 def test_sampler_refuses_levels_that_do_not_descend(sigmas):
   with pytest.raises(ValueError, match="must descend from at most 1"):
-    rollout.Sampler(sigmas=sigmas, rule="renoise")
+    sampling.Sampler(sigmas=sigmas, rule="renoise")
 
 
 def test_sampler_refuses_no_step():
   with pytest.raises(ValueError, match="num_steps=0 must be at least 1"):
-    rollout.euler(0, shift=5.0, guidance=None)
+    sampling.euler(0, shift=5.0, guidance=None)
 
 
 def test_raw_keys_are_keys_too(seed: int) -> None:

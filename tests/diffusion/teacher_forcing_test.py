@@ -31,7 +31,7 @@ _loss = jax.jit(teacher_forcing.loss, static_argnames=("window", "first_chunk"))
 def _rollout_chunk(model, cache, clean, noisy, timestep, text, *, window):
   """Velocity of a chunk against the cache, which then takes the chunk."""
   positions = chunk_pass.positions_of(cache, clean.shape[1], window=window)
-  velocity, _ = chunk_pass.forward(
+  velocity, _ = chunk_pass.velocity_and_entries(
     model, cache, noisy, timestep, text, positions
   )
   return velocity, chunk_pass.commit(model, cache, clean, text, window=window)

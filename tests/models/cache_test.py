@@ -12,7 +12,7 @@ import pytest
 from tests import tiny_model
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 
 LAYERS = 2
@@ -182,7 +182,7 @@ def test_measured_bytes_equal_the_formula(kind, dtype, local):
 )
 def test_bytes_of_the_1p3b_cache_at_480p(kind, expected):
   # 4 frames x 1560 tokens x 30 layers x 224 (dense 3072) x 2 bytes.
-  model = tiny_model.abstract(wan.wan_1p3b(kind=kind))
+  model = tiny_model.abstract(wan_config.wan_1p3b(kind=kind))
   make = functools.partial(
     rollout.empty_cache,
     batch=1,

@@ -20,6 +20,7 @@ from tests import tolerances
 from tests.parity import goldens
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
 from videomla_jax.models import window as window_lib
@@ -68,12 +69,12 @@ class Run(typing.NamedTuple):
   def jump_to(self, chunk: int) -> int | None:
     return _CUT if self.name.endswith("cut") and chunk == _SWITCH else None
 
-  def noise(self) -> rollout.Noise:
+  def noise(self) -> sampling.Noise:
     """Recorded noise with a leading chunk axis."""
     start = self.latents("noise")
     chunk = self.window.chunk_frames
     start = start.reshape(len(start), -1, chunk, *start.shape[2:])
-    return rollout.Noise(start.swapaxes(0, 1), self.latents("eps"))
+    return sampling.Noise(start.swapaxes(0, 1), self.latents("eps"))
 
   def empty_cache(self) -> cache_lib.Cache:
     latents = self.latents("latents")
@@ -91,9 +92,9 @@ class Run(typing.NamedTuple):
       return cache_lib.flush(cache, window=self.window)
     return cache
 
-  def sampler(self) -> rollout.Sampler:
+  def sampler(self) -> sampling.Sampler:
     config = goldens.config(self.file)
-    return rollout.few_step(tuple(config["raw_steps"]), shift=config["shift"])
+    return sampling.few_step(tuple(config["raw_steps"]), shift=config["shift"])
 
 
 @functools.partial(jax.jit, static_argnames=("window", "scheme", "jump_to"))
@@ -103,7 +104,9 @@ def _call(
   positions = chunk_pass.positions_of(
     cache, x.shape[1], window=window, scheme=scheme, jump_to=jump_to
   )
-  out = chunk_pass.forward(model, cache, x, timestep, text, positions)
+  out = chunk_pass.velocity_and_entries(
+    model, cache, x, timestep, text, positions
+  )
   return (*out, positions)
 
 

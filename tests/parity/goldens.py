@@ -15,6 +15,7 @@ import numpy as np
 from videomla_jax.conversion.names import dit as names
 from videomla_jax.models import attention
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "goldens"
@@ -46,8 +47,8 @@ def parameters(name: str) -> dict[str, np.ndarray]:
 
 def wan_config(
   sizes: dict[str, typing.Any], *, scan_blocks: bool = True
-) -> wan.WanConfig:
-  return wan.WanConfig(
+) -> wan_config.WanConfig:
+  return wan_config.WanConfig(
     attention=attention.AttentionConfig(
       kind="dense", width=sizes["dim"], num_heads=sizes["num_heads"]
     ),

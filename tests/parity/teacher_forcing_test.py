@@ -15,6 +15,7 @@ from tests.parity import goldens
 from videomla_jax.conversion.names import dit as names
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
+from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
@@ -39,7 +40,7 @@ def _window(run: str) -> window_lib.Window:
 
 
 def _sigma(run: str) -> np.ndarray:
-  return _golden(f"{run}/t") / np.float32(flow.MAX_TIMESTEP)
+  return _golden(f"{run}/t") / np.float32(wan_config.MAX_TIMESTEP)
 
 
 @pytest.mark.parametrize("run", _RUNS)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 
 Latents = Float[Array, "B T H W C"]
@@ -179,7 +180,7 @@ def causal(
       model,
       clean,
       x,
-      sigma * flow.MAX_TIMESTEP,
+      sigma * wan_config.MAX_TIMESTEP,
       text,
       window=window,
       first_chunk=first_chunk,

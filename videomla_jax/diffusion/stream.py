@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from videomla_jax import shapes
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
 from videomla_jax.models import window as window_lib
@@ -31,13 +33,13 @@ Switch = Literal["keep", "flush", "recache"]
   donate_argnames="state",
 )
 def _next_chunk(model, state, text, *, window, sampler, frame, jump_to):
-  noise = rollout.chunk_noise(
+  noise = sampling.chunk_noise(
     state.keys,
     state.chunk,
     shape=(window.chunk_frames, *frame),
     sampler=sampler,
   )
-  latents, cache = rollout.chunk_step(
+  latents, cache = chunk_pass.chunk_step(
     model,
     state.cache,
     noise,
@@ -60,11 +62,11 @@ class Stream(Iterator[Any]):
     *,
     frame: tuple[int, int, int],
     window: window_lib.Window,
-    sampler: rollout.Sampler,
+    sampler: sampling.Sampler,
     max_frames: int | None = None,
     context: Float[Array, "b T H W C"] | None = None,
     cache_dtype: Any = None,
-    then: Callable[[rollout.Latents], Any] | None = None,
+    then: Callable[[sampling.Latents], Any] | None = None,
   ):
     """Allocates the cache and commits given frames; compiles nothing big.
 
@@ -100,7 +102,7 @@ class Stream(Iterator[Any]):
       bound = window.sink_frames + (window.local_frames or 0)
     else:
       bound = shapes.round_up(max_frames, window.chunk_frames)
-    keys = rollout.split_keys(key, text.shape[0] // sampler.streams)
+    keys = rollout.split_keys(key, text.shape[0] // sampler.rows_per_video)
     self._state = rollout.start(
       model,
       text,
@@ -214,7 +216,7 @@ class Stream(Iterator[Any]):
       cache = rollout.prefill(
         self._model,
         cache._replace(next_frame=first),
-        jnp.concatenate([latents] * sampler.streams),
+        chunk_pass.repeat(latents, sampler),
         text,
         window=window,
       )

@@ -16,6 +16,7 @@ import numpy as np
 
 from videomla_jax.diffusion import flow
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 
 
@@ -210,7 +211,7 @@ def velocity(
   positions = jax.tree.map(
     lambda x: np.concatenate([x[:, :-1], x], axis=1), steps.positions
   )
-  out, _ = model(
+  out, _ = model.velocity_and_entries(
     latents,
     times,
     text,
@@ -252,7 +253,7 @@ def loss(
     model,
     clean,
     noisy,
-    sigma * flow.MAX_TIMESTEP,
+    sigma * wan_config.MAX_TIMESTEP,
     text,
     window=window,
     first_chunk=first_chunk,

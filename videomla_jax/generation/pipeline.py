@@ -123,7 +123,7 @@ def roll_out(
   Yields:
     New frames in [0, 1]; given frames are not handed out again.
   """
-  batch = text.shape[0] // sampler.streams
+  batch = text.shape[0] // sampler.rows_per_video
   decoder = Decoder(parts, batch=batch)
   context, left = None, num_frames
   if given is not None:
@@ -172,7 +172,7 @@ def whole_clip(
   Yields:
     Frames in [0, 1].
   """
-  batch = text.shape[0] // sampler.streams
+  batch = text.shape[0] // sampler.rows_per_video
   shape = (parts.latents_for(num_frames), *parts.frame)
   keys = rollout.split_keys(key, batch)
   noise = sampling.chunk_noise(keys, jnp.int32(0), shape=shape, sampler=sampler)

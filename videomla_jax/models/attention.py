@@ -3,9 +3,9 @@
 A self-attention layer works in two steps, so that training, rollout and
 prefill share one path:
 
-  project(x)               -> Entry, what the cache stores of these tokens
-  attend(x, context, view) -> output, `context` being a list of entries of any
-                              frames: the ring and the own chunk, say
+  project(x)                    -> Entry, what the cache stores of these tokens
+  attend(x, context, rotations) -> output, `context` being a list of entries of
+                                   any frames: the ring and the own chunk, say
 
 Keys are stored without rotation; `attend` rotates them with the temporal
 coordinates of the current window.
@@ -95,18 +95,18 @@ class AttentionConfig:
     return self.d_c + self.d_rope
 
 
-class View(NamedTuple):
-  """Where queries and keys stand, shared by all layers of one pass.
+class Rotations(NamedTuple):
+  """Rotations of queries and keys, shared by all layers of one pass.
 
   Attributes:
     query: Rotation of the query tokens.
     key: Rotation of the key tokens.
-    key_valid: False for frames that must not be seen.
+    visible: False for key frames that must not be seen.
   """
 
   query: rope.Rotation
   key: rope.Rotation
-  key_valid: Bool[Array, "*B K"]
+  visible: Bool[Array, "*B K"]
 
 
 class DenseEntry(NamedTuple):
@@ -157,7 +157,10 @@ class DenseSelfAttention(nnx.Module):
     return DenseEntry(self.key_norm(self.key(x)), self.value(x))
 
   def attend(
-    self, x: Float[Array, "B T P E"], context: list[DenseEntry], view: View
+    self,
+    x: Float[Array, "B T P E"],
+    context: list[DenseEntry],
+    rotations: Rotations,
   ) -> Float[Array, "B T P E"]:
     """Attends from the tokens of `x` to the frames of `context`."""
     heads = self.config.num_heads
@@ -185,11 +188,11 @@ class DenseSelfAttention(nnx.Module):
     out = sharding.per_device(
       run,
       ("queries", query),
-      ("angles", _by_frame(view.query, tokens)),
+      ("angles", _by_frame(rotations.query, tokens)),
       ("keys", key),
-      ("batch", _by_frame(view.key, tokens)),
+      ("batch", _by_frame(rotations.key, tokens)),
       ("keys", value),
-      ("batch", view.key_valid),
+      ("batch", rotations.visible),
     )
     return self.out(out.reshape(x.shape))
 
@@ -226,7 +229,10 @@ class LatentSelfAttention(nnx.Module):
     return LatentEntry(self.content_norm(self.w_dkv(x)), self.w_kr(x))
 
   def attend(
-    self, x: Float[Array, "B T P E"], context: list[LatentEntry], view: View
+    self,
+    x: Float[Array, "B T P E"],
+    context: list[LatentEntry],
+    rotations: Rotations,
   ) -> Float[Array, "B T P E"]:
     """Attends from the tokens of `x` to the frames of `context`."""
     heads = self.config.num_heads
@@ -241,8 +247,8 @@ class LatentSelfAttention(nnx.Module):
       out = sharding.per_device(
         self._attend,
         ("queries", (content, q_rope)),
-        ("angles", _by_frame(view.query, x.shape[2])),
-        ("batch", (context, view.key, view.key_valid)),
+        ("angles", _by_frame(rotations.query, x.shape[2])),
+        ("batch", (context, rotations.key, rotations.visible)),
         ("heads", self.up_projections(x.dtype)),
       )
     return self.w_o(out.reshape(x.shape))
