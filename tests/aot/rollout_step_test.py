@@ -169,14 +169,14 @@ def test_parts_of_the_feed_forward_stay_on_their_devices():
   )
   x = jax.ShapeDtypeStruct((1, 1, 3, 1560, 512), jnp.bfloat16)
   program = aot.compile_for(
-    feed_forward.by_parts,
+    feed_forward.by_slices,
     stack,
     jax.ShapeDtypeStruct((), jnp.int32),
     aot.place(x, devices),
     devices=devices,
   )
   # Products of the own channels, which are added up; no weight travels.
-  assert feed_forward.parts_of(512, 4096) == 3
+  assert feed_forward.num_slices(512, 4096) == 3
   found = collectives.of(program.text)
   assert {c.kind for c in found} == {"all-reduce"}
   assert {n for c in found for n in c.sizes} == {4680 * 512}

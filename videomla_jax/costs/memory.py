@@ -206,7 +206,7 @@ def _block_bytes(
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
   tokens = streams * queries
-  parts = feed_forward.parts_of(width, config.ffn_width)
+  parts = feed_forward.num_slices(width, config.ffn_width)
   attention = tokens * 3 * width * item + 2 * streams * keys * width * item
   ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
   if scores:

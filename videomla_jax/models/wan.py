@@ -1,9 +1,9 @@
 """The Wan DiT: one network for bidirectional, teacher-forced and cached use.
 
-spec/wan.md part A; Wan2.1 (arXiv:2503.20314). Video tokens are `[B, G, T, P,
-E]`: G chunks of T frames side by side. Everything but self-attention works on
-tokens one by one or against the text, so only `context_of` decides what a
-chunk sees:
+docs/method.md, section 2; Wan2.1 (arXiv:2503.20314). Video tokens are
+`[B, G, T, P, E]`: G chunks of T frames side by side. Everything but
+self-attention works on tokens one by one or against the text, so only
+`context_of` decides what a chunk sees:
 
   bidirectional    G = 1, T = all frames, context = own entries
   cached rollout   G = 1, T = chunk,      context = cache ++ own entries
@@ -43,12 +43,13 @@ def read_only(history: PyTree, own: PyTree, layer: Layer) -> PyTree:
 class WanDiT(nnx.Module):
   """Predicts the velocity of noisy latents, v = noise - x0."""
 
-  def __init__(self, config: wan_config.WanConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: wan_config.WanConfig, *, rngs: nnx.Rngs) -> None:
     self.config = config
     dtype, width, f32 = jnp.dtype(config.dtype), config.width, jnp.float32
     inputs = config.channels * config.patch**2
     self.patch_embed = layers.linear(inputs, width, dtype=dtype, rngs=rngs)
-    # Split by example all the way, or the compiler splits it as the kernels.
+    # Time and text are split by row all the way; left alone, XLA splits them as
+    # their kernels are and pays for it with communication.
     sizes = (config.freq_dim, width, width)
     self.time_embed = feed_forward.MLP(
       sizes, jax.nn.silu, hidden="batch", dtype=f32, rngs=rngs
@@ -68,16 +69,17 @@ class WanDiT(nnx.Module):
     noise = jax.random.normal(rngs.params(), (2, width), f32)
     self.head_modulation = nnx.Param(noise / width**0.5)
     self.head = layers.linear(width, inputs, dtype=f32, rngs=rngs)
+    # The first prediction is a zero velocity, as Wan's is.
     self.head.kernel[...] = jnp.zeros_like(self.head.kernel[...])
 
   def grid(self, latents: Float[Array, "... H W C"]) -> shapes.Grid:
-    """Token rows and columns of these latents."""
+    """Returns the token rows and columns of these latents."""
     return shapes.token_grid(*latents.shape[-3:-1], patch=self.config.patch)
 
   def patchify(
     self, latents: Float[Array, "B G T H W C"]
   ) -> Float32[Array, "B G T P E"]:
-    """Embeds square patches; a patch is ordered (channel, row, column)."""
+    """Embeds square patches, with values in order (channel, row, column)."""
     p = self.config.patch
     tokens = rearrange(
       latents, "B G T (h p) (w q) C -> B G T (h w) (C p q)", p=p, q=p
@@ -90,7 +92,7 @@ class WanDiT(nnx.Module):
   def unpatchify(
     self, tokens: Float32[Array, "B G T P O"], grid: shapes.Grid
   ) -> Float32[Array, "B G T H W C"]:
-    """Inverse of the patches, ordered (row, column, channel)."""
+    """Puts patches back, with values in order (row, column, channel)."""
     p = self.config.patch
     return rearrange(
       tokens,
@@ -104,7 +106,7 @@ class WanDiT(nnx.Module):
   def embed_time(
     self, timestep: Float32[Array, "B G T"]
   ) -> tuple[Float32[Array, "B G T E"], Float32[Array, "B G T 6 E"]]:
-    """Embedding of each frame's timestep, and its six projections."""
+    """Returns the embedding of each timestep, and its six projections."""
 
     def split(x: Array) -> Array:
       return sharding.constrain(x, "batch")
@@ -270,8 +272,13 @@ class WanDiT(nnx.Module):
 
     def layer(index: Layer, carry: PyTree) -> PyTree:
       x, history = carry
-      at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, False)
-      ffn = lambda x: feed_forward.by_parts(self.blocks.ffn, index, x)
+
+      def at(leaf: Array) -> Array:
+        return jax.lax.dynamic_index_in_dim(leaf, index, 0, False)
+
+      def ffn(x: Array) -> Array:
+        return feed_forward.by_slices(self.blocks.ffn, index, x)
+
       block, past = jax.tree.map(at, (self.blocks, history))
       x, own = block(x, seen, past, ffn=ffn)
       return x, store(history, own, index)

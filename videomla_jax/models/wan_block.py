@@ -19,7 +19,7 @@ from videomla_jax.models import wan_config
 # to the K of `Positions`.
 ContextOf = Callable[[PyTree, PyTree], list[PyTree]]
 
-# Modulated tokens -> what is added to them.
+# Modulated tokens -> what the block adds to the residual tokens.
 FeedForward = Callable[[Array], Array]
 
 
@@ -55,9 +55,9 @@ def _merge(x: Array) -> Array:
 
 
 class Block(nnx.Module):
-  """Self-attention, cross-attention and feed-forward, spec/wan.md A3."""
+  """One block of the network, docs/method.md, section 2.5."""
 
-  def __init__(self, config: wan_config.WanConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: wan_config.WanConfig, *, rngs: nnx.Rngs) -> None:
     dtype, width = jnp.dtype(config.dtype), config.width
     self.dtype = dtype
     kind = attention.SELF_ATTENTION[config.attention.kind]
@@ -115,6 +115,7 @@ class Block(nnx.Module):
     own = jax.tree.map(lambda y: y.reshape(*a.shape[:2], *y.shape[1:]), own)
     context = (seen.context_of(own, history), seen.rotations)
     x, a, m, context = jax.tree.map(lambda y: y[:, keep], (x, a, m, context))
+    # Residual sums are float32; products have the dtype of the config.
     with jax.named_scope("self_attention"):
       out = self.self_attention.attend(
         _merge(a), *jax.tree.map(_merge, context)

@@ -10,23 +10,23 @@ MAX_TIMESTEP = 1000.0  # what the network is told at pure noise; 0 is clean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanConfig:
-  """Sizes of the network; published ones come from the constructors.
+  """Sizes of the network; functions below return the published ones.
 
   Attributes:
-    attention: Self-attention; holds the width E and the heads N.
-    num_layers: Blocks.
-    ffn_width: F.
+    attention: Sizes of self-attention, among them the width E and the heads N.
+    num_layers: Number of blocks.
+    ffn_width: Hidden channels F of the feed-forward.
     channels: Latent channels C, in and out.
     patch: Side of a square spatial patch in latent pixels.
     freq_dim: Channels of the sinusoidal time embedding.
     text_dim: Channels of the text encoder's output.
-    text_tokens: M, text tokens, padding included.
+    text_tokens: Text tokens M, padding included.
     learned_grid: Token rows and columns of a learned position embedding; None
       (Wan) leaves position to RoPE and fits every frame size.
-    dtype: Of the matrix products; master weights are float32.
-    remat: Recompute each block in the backward pass.
-    scan_blocks: One compiled block for all layers; False unrolls them, which
-      compiles longer and runs faster on a CPU.
+    dtype: Dtype of the matrix products; master weights are float32.
+    remat: Whether each block is computed again in the backward pass.
+    scan_blocks: Whether one compiled block serves all layers; False unrolls
+      them, which compiles longer and runs faster on a CPU.
   """
 
   attention: attention.AttentionConfig
@@ -44,12 +44,12 @@ class WanConfig:
 
   @property
   def width(self) -> int:
-    """E, the model width."""
+    """The model width E."""
     return self.attention.width
 
   @classmethod
   def from_dict(cls, config: dict[str, Any]) -> "WanConfig":
-    """Reads the dict that `to_dict` made.
+    """Returns the config whose `to_dict` made this dict.
 
     Raises:
       ValueError: If a field is missing or unknown.
@@ -66,12 +66,12 @@ class WanConfig:
       ) from error
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain JSON values."""
+    """Returns plain JSON values."""
     return dataclasses.asdict(self)
 
 
-def wan_1p3b(*, kind="latent", **kwargs) -> WanConfig:
-  """Wan2.1-T2V-1.3B; with dense attention 1,418,996,800 parameters."""
+def wan_1p3b(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
+  """Returns Wan2.1-T2V-1.3B; with dense attention 1,418,996,800 parameters."""
   sizes = attention.AttentionConfig(
     kind=kind,
     width=1536,
@@ -81,8 +81,8 @@ def wan_1p3b(*, kind="latent", **kwargs) -> WanConfig:
   return WanConfig(attention=sizes, num_layers=30, ffn_width=8960, **kwargs)
 
 
-def wan_14b(*, kind="dense", **kwargs) -> WanConfig:
-  """Wan2.1-T2V-14B, the teacher."""
+def wan_14b(*, kind: str = "dense", **kwargs: Any) -> WanConfig:
+  """Returns Wan2.1-T2V-14B, the teacher of released students."""
   sizes = attention.AttentionConfig(
     kind=kind, width=5120, num_heads=40, d_c=640, d_q=2560
   )
@@ -90,9 +90,9 @@ def wan_14b(*, kind="dense", **kwargs) -> WanConfig:
 
 
 def small(
-  *, kind="latent", d_c: int = 16, d_rope: int = 8, **kwargs
+  *, kind: str = "latent", d_c: int = 16, d_rope: int = 8, **kwargs: Any
 ) -> WanConfig:
-  """The small world's network; d_c, d_q, d_r in the paper's proportions."""
+  """Returns the small world's network, latents in the paper's proportions."""
   sizes = attention.AttentionConfig(
     kind=kind, width=128, num_heads=4, d_c=d_c, d_rope=d_rope, d_q=64
   )
@@ -109,8 +109,8 @@ def small(
   return WanConfig(attention=sizes, **(values | kwargs))
 
 
-def tiny(*, kind="latent", **kwargs) -> WanConfig:
-  """Wan with every dimension small, to try the machinery in seconds.
+def tiny(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
+  """Returns Wan with every dimension small, to try everything in seconds.
 
   Latents and text have the sizes of `vae.tiny_vae` and `umt5.tiny_umt5`.
   """
@@ -128,4 +128,5 @@ def tiny(*, kind="latent", **kwargs) -> WanConfig:
   return WanConfig(attention=sizes, **(values | kwargs))
 
 
+# Sizes that configs name.
 SIZES = {"wan_1p3b": wan_1p3b, "wan_14b": wan_14b, "small": small}
