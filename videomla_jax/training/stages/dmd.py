@@ -14,6 +14,7 @@ from jaxtyping import Array, Int32, PyTree
 
 from videomla_jax.diffusion import dmd
 from videomla_jax.diffusion import sampling
+from videomla_jax.diffusion import self_rollout
 from videomla_jax.training import inputs
 from videomla_jax.training import long_tuning
 from videomla_jax.training import optim
@@ -103,7 +104,7 @@ def student_gradients(
   frozen: dict[str, Any],
   config: Any,
   variant: int | None = None,
-) -> tuple[tuple[Array, dmd.SelfRollout], PyTree]:
+) -> tuple[tuple[Array, self_rollout.SelfRollout], PyTree]:
   """Loss and rollout, and the gradient to the parameters of the student."""
   student, critic = state.student.model, state.critic.model
   real = frozen["real"]
@@ -125,7 +126,9 @@ def student_gradients(
     inputs.dit(critic),
     part.cache,
     (
-      dmd.draw_rollout(key_rollout, rolled, setup=fixed),
+      self_rollout.draw(
+        key_rollout, rolled, window=fixed.window, sampler=fixed.sampler
+      ),
       dmd.draw_score(key_score, judged, s=fixed.shift),
     ),
     texts,
@@ -159,12 +162,15 @@ def critic_gradients(
   part = long_tuning.segment(state.stream, student, size, config, variant)
   key_rollout, key_score = jax.random.split(key)
   shape = (size, part.frames, *config.data.latent_shape)
-  rolled = dmd.self_rollout(
+  rolled = self_rollout.generate(
     inputs.dit(student),
     part.cache,
-    dmd.draw_rollout(key_rollout, shape, setup=fixed),
+    self_rollout.draw(
+      key_rollout, shape, window=fixed.window, sampler=fixed.sampler
+    ),
     inputs.text(student, batch),
-    setup=fixed,
+    window=fixed.window,
+    sampler=fixed.sampler,
   )
   clip = dmd.clip_of(long_tuning.video(part, rolled.latents), setup=fixed)
   known = 0 if part.previous is None else fixed.clip_frames - part.frames
