@@ -26,7 +26,7 @@ from absl import logging
 from videomla_jax.conversion import release
 from videomla_jax.conversion import small_models
 from videomla_jax.models import tokenizer as tokenizer_lib
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
@@ -184,7 +184,7 @@ def _latent(options: Any, config: Any) -> release.Latent | None:
   """Sizes of latent attention, in the paper's proportions by default."""
   if options.to != "latent":
     return None
-  width = config.width if isinstance(config, wan.WanConfig) else 0
+  width = config.width if isinstance(config, wan_config.WanConfig) else 0
   head_dim = config.attention.head_dim if width else 0
   return release.Latent(
     method=options.init,

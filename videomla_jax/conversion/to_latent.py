@@ -10,6 +10,7 @@ from videomla_jax.conversion import latent_layer as layer_lib
 from videomla_jax.conversion import moments
 from videomla_jax.models import attention
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
@@ -17,8 +18,8 @@ SELF_ATTENTION = "blocks/self_attention/"
 
 
 def latent_config(
-  dense: wan.WanConfig, *, d_c: int, d_rope: int, d_q: int
-) -> wan.WanConfig:
+  dense: wan_config.WanConfig, *, d_c: int, d_rope: int, d_q: int
+) -> wan_config.WanConfig:
   """The config of a converted network.
 
   Raises:
@@ -42,7 +43,7 @@ def latent_config(
 
 def to_latent(
   dense: wan.WanDiT,
-  config: wan.WanConfig,
+  config: wan_config.WanConfig,
   *,
   method: layer_lib.Method,
   seed: int = 0,

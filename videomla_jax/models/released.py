@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {
-  "wan_dit": (wan.WanConfig, wan.WanDiT),
+  "wan_dit": (wan_config.WanConfig, wan.WanDiT),
   "wan_vae": (vae.VaeConfig, vae.WanVAE),
   "umt5": (umt5.Umt5Config, umt5.Umt5Encoder),
 }

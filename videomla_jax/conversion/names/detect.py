@@ -13,7 +13,7 @@ from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import attention
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 
 Shapes = Mapping[str, tensor_table.Shape]
 
@@ -87,10 +87,10 @@ def _count(bare: Shapes, pattern: str) -> int:
   return max((int(m[1]) for m in found if m), default=0) + 1
 
 
-def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
+def _dit(bare: Shapes, num_heads: int | None) -> wan_config.WanConfig:
   patch = bare["patch_embedding.weight"]
   width, layers = patch[0], _count(bare, r"blocks\.(\d+)\.")
-  for make in (wan.wan_1p3b, wan.wan_14b):
+  for make in (wan_config.wan_1p3b, wan_config.wan_14b):
     config = make(kind="dense")
     if (config.width, config.num_layers) == (width, layers):
       sizes = _attention(bare, width, config.attention.num_heads)
@@ -115,7 +115,7 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
     r"condition_embedder\.text_embedder\.linear_1\.weight",
     default=(width, 4096),
   )
-  return wan.WanConfig(
+  return wan_config.WanConfig(
     attention=_attention(bare, width, num_heads or width // 128),
     num_layers=layers,
     ffn_width=ffn[0],
