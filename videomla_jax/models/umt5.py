@@ -7,7 +7,6 @@ the last layer.
 """
 
 import dataclasses
-from typing import Any
 
 from einops import rearrange
 from flax import nnx
@@ -17,12 +16,13 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 import numpy as np
 
 from videomla_jax.models import tokenizer as tokenizer_lib
+from videomla_jax.storage import plain_config
 
 _EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Umt5Config:
+class Umt5Config(plain_config.PlainConfig):
   """Sizes of the encoder.
 
   Attributes:
@@ -38,6 +38,8 @@ class Umt5Config:
     param_dtype: Of the weights; the released ones are bfloat16.
   """
 
+  title = "UMT5 config"
+
   vocabulary: int
   width: int
   num_heads: int
@@ -48,24 +50,6 @@ class Umt5Config:
   max_distance: int = 128
   dtype: str = "bfloat16"
   param_dtype: str = "bfloat16"
-
-  @classmethod
-  def from_dict(cls, config: dict[str, Any]) -> "Umt5Config":
-    """Reads the dict that `to_dict` made.
-
-    Raises:
-      ValueError: If a field is missing or unknown.
-    """
-    try:
-      return cls(**config)
-    except TypeError as error:
-      raise ValueError(
-        f"UMT5 config does not fit this version ({error}); convert it again."
-      ) from error
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain JSON values."""
-    return dataclasses.asdict(self)
 
 
 def umt5_xxl(**kwargs) -> Umt5Config:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from videomla_jax.models import vae_layers as layers
+from videomla_jax.storage import plain_config
 
 # Of the released VAE, per latent channel (spec/wan.md B4).
 _WAN_MEAN = (
@@ -32,7 +33,7 @@ Video = Float[Array, "B T H W C"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VaeConfig:
+class VaeConfig(plain_config.PlainConfig):
   """Sizes of a VAE.
 
   Attributes:
@@ -45,6 +46,8 @@ class VaeConfig:
     std: Of the latents, per channel.
     dtype: Of the convolutions; norms and attention scores are float32.
   """
+
+  title = "VAE config"
 
   width: int
   channels: int
@@ -67,30 +70,6 @@ class VaeConfig:
           f"vae.{name} has {len(getattr(self, name))} entries but "
           f"vae.channels={self.channels}; give one per channel."
         )
-
-  @classmethod
-  def from_dict(cls, config: dict[str, Any]) -> "VaeConfig":
-    """Reads the dict that `to_dict` made.
-
-    Raises:
-      ValueError: If a field is missing or unknown.
-    """
-    values = {
-      k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
-    }
-    try:
-      return cls(**values)
-    except TypeError as error:
-      raise ValueError(
-        f"VAE config does not fit this version ({error}); convert it again."
-      ) from error
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain JSON values."""
-    values = dataclasses.asdict(self)
-    return {
-      k: list(v) if isinstance(v, tuple) else v for k, v in values.items()
-    }
 
 
 def wan_vae(**kwargs) -> VaeConfig:

@@ -17,10 +17,11 @@ from videomla_jax.models import codec
 from videomla_jax.models import wan
 from videomla_jax.small_world import text
 from videomla_jax.storage import model_folder
+from videomla_jax.storage import plain_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoModelConfig:
+class VideoModelConfig(plain_config.PlainConfig):
   """What a checkpoint says about its model.
 
   Attributes:
@@ -35,6 +36,8 @@ class VideoModelConfig:
     d_c: Content latent; None is the size's own.
     d_rope: Positional key; None is the size's own.
   """
+
+  remedy = "retrain or use the version that wrote the checkpoint"
 
   size: str
   kind: str
@@ -52,27 +55,6 @@ class VideoModelConfig:
       raise ValueError(
         f"model.size={self.size!r} is unknown; use one of {sorted(wan.SIZES)}."
       )
-
-  @classmethod
-  def from_dict(cls, config: dict[str, Any]) -> "VideoModelConfig":
-    """Reads the dict that `to_dict` made.
-
-    Raises:
-      ValueError: If a field is missing or unknown.
-    """
-    values = dict(config)
-    try:
-      values["window"] = cache.Window(**values["window"])
-      return cls(**values)
-    except (KeyError, TypeError) as error:
-      raise ValueError(
-        f"model config does not fit this version ({error}); retrain or use "
-        "the version that wrote the checkpoint."
-      ) from error
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain JSON values."""
-    return dataclasses.asdict(self)
 
   @property
   def network(self) -> wan.WanConfig:
