@@ -35,7 +35,7 @@ def get_config(arg=None):
   config.vae_dtype = "float32"
   config.clip = dict(height=480, width=832, num_frames=81, fps=16.0)
   config.max_clips = 1  # of a video, one after the other
-  # Inclusive; 0 or empty is no bound. See data/clip_filters.py.
+  # Inclusive; 0 or empty is no bound. See videomla_jax/data/filters.py.
   config.filters = dict(
     min_height=0,
     min_width=0,

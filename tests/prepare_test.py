@@ -244,12 +244,12 @@ def test_what_cannot_be_read_is_told_even_if_nothing_is_left(made, tmp_path):
 
 _FULL_DISK = """
 import os, resource, signal, sys
-from videomla_jax import whole_file
 from videomla_jax.data import records
+from videomla_jax.storage import atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-  with whole_file.replacing(sys.argv[1]) as temporary:
+  with atomic.replacing(sys.argv[1]) as temporary:
     records.write(temporary, [os.urandom(50_000)] * 3)
 except Exception as error:
   print("refused:", type(error).__name__)

@@ -25,6 +25,7 @@ from absl import logging
 
 from videomla_jax.conversion import release
 from videomla_jax.conversion import small_models
+from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import wan
 from videomla_jax.runtime import cli
@@ -32,15 +33,13 @@ from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_writer
 
-# Where the parts of a release lie: by Wan, by diffusers, by us.
+# Folders of a release's parts: in diffusers' layout and in ours. The layouts of
+# the releases themselves stand in `released.FAMILIES`.
 PARTS = {
-  "dit": ("diffusion_pytorch_model*.safetensors*", "transformer", "dit"),
-  "vae": ("Wan2.1_VAE.pth", "vae"),
-  "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5"),
-  "tokenizer": (
-    f"google/umt5-xxl/{tokenizer_lib.FILE}",
-    f"tokenizer/{tokenizer_lib.FILE}",
-  ),
+  "dit": ("transformer", "dit"),
+  "vae": ("vae",),
+  "umt5": ("text_encoder", "umt5"),
+  "tokenizer": (f"tokenizer/{tokenizer_lib.FILE}",),
 }
 
 
@@ -74,8 +73,9 @@ def find_parts(source: pathlib.Path) -> dict[str, pathlib.Path]:
   if not source.is_dir() or model_writer.is_model_folder(source):
     return {}
   found = {}
-  for part, patterns in PARTS.items():
-    for pattern in patterns:
+  for part, folders in PARTS.items():
+    files = [family.files.get(part) for family in released.FAMILIES.values()]
+    for pattern in (*filter(None, files), *folders):
       paths = sorted(source.glob(pattern))
       if paths:
         # Several files of one network: its folder has the index.

@@ -92,15 +92,7 @@ def open_network(
 def _open_folder(path) -> tuple[detect.Network, Tensors]:
   """Our own folder, seen as tensors of PyTorch."""
   reader = model_writer.ModelReader(path)
-  architecture = reader.config.get("architecture")
-  if architecture not in released.ARCHITECTURES:
-    raise ValueError(
-      f"source={str(path)!r} is a model folder of another kind; give one that "
-      "convert wrote."
-    )
-  config_type, _ = released.ARCHITECTURES[architecture]
-  config = config_type.from_dict(reader.config["config"])
-  network = detect.network_of(architecture, config)
+  network = detect.network_of(released.config_at(path))
 
   def lazy(tensor: tensor_table_lib.Tensor) -> tensor_files.LazyTensor:
     def read() -> np.ndarray:

@@ -71,6 +71,16 @@ class VaeConfig(plain_config.PlainConfig):
           f"vae.channels={self.channels}; give one per channel."
         )
 
+  @property
+  def temporal_stride(self) -> int:
+    """Pixel frames per latent frame after the first."""
+    return 2 ** sum(self.temporal)
+
+  @property
+  def spatial_stride(self) -> int:
+    """Pixels per latent pixel, along one side."""
+    return 2 ** len(self.temporal)
+
 
 def wan_vae(**kwargs) -> VaeConfig:
   """The released VAE of Wan2.1: 126,892,531 parameters."""
@@ -273,12 +283,12 @@ class WanVAE(nnx.Module):
   @property
   def temporal_stride(self) -> int:
     """Pixel frames per latent frame after the first."""
-    return 2 ** sum(self.config.temporal)
+    return self.config.temporal_stride
 
   @property
   def spatial_stride(self) -> int:
     """Pixels per latent pixel, along one side."""
-    return 2 ** len(self.config.temporal)
+    return self.config.spatial_stride
 
   def start_encode(self, batch: int, height: int, width: int) -> State:
     """State before the first pixel frame.
