@@ -116,9 +116,9 @@ def open_source(
     ValueError: If the split is unknown, or the data set is missing and cannot
       or may not be built, or its files are damaged.
   """
-  if split not in moving_digits.SPLITS:
+  if split not in world.SPLITS:
     raise ValueError(
-      f"split={split!r} must be one of {', '.join(moving_digits.SPLITS)}."
+      f"split={split!r} must be one of {', '.join(world.SPLITS)}."
     )
   builder = _make_builder(data_dir, config)
   if not _is_built(builder):
