@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from videomla_jax.data import batching
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import world
 
 Record = dict[str, UInt8[np.ndarray, "T H W 1"] | Int32[np.ndarray, "4"]]
 
