@@ -31,9 +31,8 @@ class Architecture(NamedTuple):
   """A kind of network that a release may hold.
 
   Attributes:
-    part: Its role in a release and the name of its folder: "dit", "vae" or
-      "umt5".
-    config: Class of its sizes.
+    part: Role in a release and name of the folder: "dit", "vae" or "umt5".
+    config: Class that holds the sizes.
     module: Class of the network, made from a config and `rngs`.
   """
 
@@ -226,7 +225,7 @@ def load(
   """Loads one network of a release.
 
   Args:
-    path: Its model folder.
+    path: Model folder of the network.
     needed: What it must be: a part such as "vae", or an architecture such as
       "wan_vae".
     half_weights: Keep kernels that are used in bfloat16 in bfloat16 only,

@@ -1,10 +1,10 @@
 """The Wan VAE: pixels to latents and back, streaming in both directions.
 
-spec/wan.md part B. Strides are 4 x 8 x 8 after a first frame that stands alone:
-4 (T - 1) + 1 pixel frames are T latent frames. Both directions work on one
-group of frames at a time (one latent frame, one or four pixel frames) and carry
-an explicit memory, so video of any length needs the memory of one group, and
-cutting it into chunks changes nothing, not even a bit.
+docs/method.md, section 4. The released VAE has strides 4 x 8 x 8 after a first
+frame that stands alone: 4 (T - 1) + 1 pixel frames are T latent frames. Both
+directions work on one group of frames at a time (one latent frame, one or four
+pixel frames) and carry an explicit state, so video of any length needs the
+memory of one group, and cutting it into chunks does not change a bit of it.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ class State:
   """What a coder remembers between chunks.
 
   Attributes:
-    memory: Of every layer; zeros before the first frame.
+    memory: Memory of every layer; zeros before the first frame.
     first: Whether the first frame is still to come. It is part of the tree's
-      structure, so a program is compiled for the first chunk and one for the
-      others.
+      structure, so one program is compiled for the first chunk and another for
+      all others.
   """
 
   memory: PyTree
@@ -39,8 +39,24 @@ class State:
 jax.tree_util.register_dataclass(State, ["memory"], ["first"])
 
 
-def _in_groups(coder, x: Video, state: State, *, group: int):
-  """Runs a coder over a chunk group by group; memory is that of one group."""
+def _in_groups(
+  coder: vae_coders.Encoder | vae_coders.Decoder,
+  x: Video,
+  state: State,
+  *,
+  group: int,
+) -> tuple[layers.Out, State]:
+  """Runs a coder over a chunk, group by group.
+
+  Args:
+    coder: Encoder or decoder.
+    x: Frames of the chunk, pixels or latents.
+    state: State before the chunk.
+    group: Frames of a group after the first.
+
+  Returns:
+    All outputs, and the state after them.
+  """
   pieces, memory = [], state.memory
   if state.first:
     head, memory = coder(x[:, :1], memory, first=True)
@@ -49,7 +65,8 @@ def _in_groups(coder, x: Video, state: State, *, group: int):
     count = x.shape[1] // group
     groups = x.reshape(x.shape[0], count, group, *x.shape[2:])
 
-    def step(memory, frames):
+    # A scan keeps the activations of one group alive, whatever the length.
+    def step(memory: PyTree, frames: Video) -> tuple[PyTree, layers.Out]:
       out, memory = coder(frames, memory, first=False)
       return memory, out
 
@@ -60,7 +77,7 @@ def _in_groups(coder, x: Video, state: State, *, group: int):
 
 
 class WanVAE(nnx.Module):
-  """Encoder and decoder with the statistics of their latents."""
+  """Turns pixels into normalised latents and latents into pixels."""
 
   def __init__(self, config: vae_config.VaeConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -76,26 +93,26 @@ class WanVAE(nnx.Module):
 
   @property
   def channels(self) -> int:
-    """Latent channels C."""
+    """Number of latent channels C."""
     return self.config.channels
 
   @property
   def pixel_channels(self) -> int:
-    """RGB."""
+    """Number of colours: red, green and blue."""
     return 3
 
   @property
   def temporal_stride(self) -> int:
-    """Pixel frames per latent frame after the first."""
+    """Number of pixel frames per latent frame after the first."""
     return self.config.temporal_stride
 
   @property
   def spatial_stride(self) -> int:
-    """Pixels per latent pixel, along one side."""
+    """Number of pixels per latent pixel, along one side."""
     return self.config.spatial_stride
 
   def start_encode(self, batch: int, height: int, width: int) -> State:
-    """State before the first pixel frame.
+    """Returns the state before the first pixel frame.
 
     Args:
       batch: Videos.
@@ -116,7 +133,7 @@ class WanVAE(nnx.Module):
   def moments(
     self, video: Float[Array, "B t h w 3"], state: State
   ) -> tuple[Video, Video, State]:
-    """Means and log variances of the next latents, not normalised.
+    """Returns means and log variances of the next latents, not normalised.
 
     Args:
       video: Pixels in [-1, 1]; the first chunk has 4 k + 1 frames, others 4 k.
@@ -147,13 +164,23 @@ class WanVAE(nnx.Module):
   def encode_chunk(
     self, video: UInt8[Array, "B t h w 3"], state: State
   ) -> tuple[Video, State]:
-    """The next latents, normalised: the posterior mean, nothing is drawn."""
+    """Returns the next latents, normalised, and the state after them.
+
+    They are the posterior's mean: nothing is drawn.
+
+    Args:
+      video: Pixels 0..255; the first chunk has 4 k + 1 frames, others 4 k.
+      state: From `start_encode` or the chunk before.
+
+    Raises:
+      ValueError: If the number of frames does not fit.
+    """
     pixels = video.astype(jnp.float32) / 127.5 - 1
     mean, _, state = self.moments(pixels, state)
     return (mean - self._mean) / self._std, state
 
   def encode(self, video: UInt8[Array, "B t h w 3"]) -> Video:
-    """Latents of a whole clip of 4 k + 1 frames.
+    """Returns the latents of a whole clip of 4 k + 1 frames.
 
     Raises:
       ValueError: If frames or sizes do not fit.
@@ -162,7 +189,7 @@ class WanVAE(nnx.Module):
     return self.encode_chunk(video, state)[0]
 
   def start(self, batch: int, height: int, width: int) -> State:
-    """State of the decoder before the first latent frame.
+    """Returns the decoder's state before the first latent frame.
 
     Args:
       batch: Videos.
@@ -174,7 +201,7 @@ class WanVAE(nnx.Module):
   def decode_unclipped(
     self, latents: Video, state: State
   ) -> tuple[layers.Out, State]:
-    """Pixels in about [-1, 1], float32, and the state after them."""
+    """Returns pixels in about [-1, 1], float32, and the state after them."""
     raw = latents.astype(jnp.float32) * self._std + self._mean
     x = self.post_quant(raw)
     out, state = _in_groups(self.decoder, x, state, group=1)
@@ -183,12 +210,15 @@ class WanVAE(nnx.Module):
   def decode_chunk(
     self, latents: Video, state: State
   ) -> tuple[Float[Array, "B t h w 3"], State]:
-    """The next frames in [0, 1]: the first latent gives one, others four."""
+    """Returns the next frames in [0, 1], and the state after them.
+
+    The first latent frame of a video gives one pixel frame, all others four.
+    """
     pixels, state = self.decode_unclipped(latents, state)
     return jnp.clip(0.5 * pixels + 0.5, 0, 1), state
 
   def decode(self, latents: Video) -> Float[Array, "B t h w 3"]:
-    """Pixels of a whole clip."""
+    """Returns the pixels of a whole clip in [0, 1]."""
     state = self.start(latents.shape[0], *latents.shape[2:4])
     return self.decode_chunk(latents, state)[0]
 
@@ -202,5 +232,5 @@ class WanVAE(nnx.Module):
 
 
 def abstract(config: vae_config.VaeConfig) -> WanVAE:
-  """The network with shapes in place of arrays."""
+  """Returns the network with shapes in place of arrays."""
   return nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0)))

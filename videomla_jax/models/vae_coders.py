@@ -1,16 +1,17 @@
 """The two halves of the Wan VAE: each takes one group of frames at a time.
 
-spec/wan.md part B. A group is one latent frame, and one pixel frame for the
-first and `temporal_stride` for the others. What a coder must remember of the
-groups before is its memory, which it gets and returns.
+docs/method.md, sections 4.2 and 4.3. A group is one latent frame; in pixels it
+is one frame for the first and `temporal_stride` frames for the others. What a
+coder must remember of the groups before is its memory, which it gets and
+returns.
 """
 
 import itertools
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from videomla_jax.models import vae_config
@@ -20,29 +21,39 @@ Video = Float[Array, "B T H W C"]
 
 
 class Encoder(nnx.Module):
-  """Pixels to moments of the latents, one group of frames at a time."""
+  """Turns a group of pixel frames into the moments of one latent frame."""
 
   def __init__(self, config: vae_config.VaeConfig, *, rngs: nnx.Rngs):
-    kwargs = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
+    dtype = jnp.dtype(config.dtype)
     widths = [config.width * m for m in (1, *config.multipliers)]
-    self.conv_in = layers.CausalConv(3, widths[0], **kwargs)
-    down: list[Any] = []
+    self.conv_in = layers.CausalConv(3, widths[0], dtype=dtype, rngs=rngs)
+    down: list[layers.Layer] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
       for j in range(config.num_blocks):
         block_in = outputs if j else inputs
-        down.append(layers.Residual(block_in, outputs, **kwargs))
+        down.append(layers.Residual(block_in, outputs, dtype=dtype, rngs=rngs))
       if i < len(config.temporal):
         down.append(
-          layers.Downsample(outputs, temporal=config.temporal[i], **kwargs)
+          layers.Downsample(
+            outputs, temporal=config.temporal[i], dtype=dtype, rngs=rngs
+          )
         )
     self.down = layers.Chain(down)
-    self.middle = _middle(widths[-1], kwargs)
+    self.middle = _middle(widths[-1], dtype=dtype, rngs=rngs)
     self.norm_out = layers.Norm(widths[-1])
-    self.conv_out = layers.CausalConv(widths[-1], 2 * config.channels, **kwargs)
+    self.conv_out = layers.CausalConv(
+      widths[-1], 2 * config.channels, dtype=dtype, rngs=rngs
+    )
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """Memory before the first frame, from pixel sizes."""
-    halvings = len([x for x in self.down.layers if _halves(x)])
+    """Returns the memory before the first frame.
+
+    Args:
+      batch: Videos B.
+      height: Pixel rows.
+      width: Pixel columns.
+    """
+    halvings = _count(self.down, layers.Downsample)
     small = (batch, height >> halvings, width >> halvings)
     return dict(
       conv_in=self.conv_in.start(batch, height, width),
@@ -54,7 +65,17 @@ class Encoder(nnx.Module):
   def __call__(
     self, x: Video, memory: PyTree, *, first: bool
   ) -> tuple[layers.Out, PyTree]:
-    """Moments, mean channels first, of the next latent frame."""
+    """Returns the moments of the next latent frame, and the memory after it.
+
+    Args:
+      x: Pixels of one group in [-1, 1].
+      memory: From `start` or from the call before.
+      first: Whether this is the group of the first frame.
+
+    Returns:
+      Means in the first C channels and log variances in the others, both
+      before the last projection; and the memory.
+    """
     after = {}
     x, after["conv_in"] = self.conv_in(x, memory["conv_in"])
     x, after["down"] = self.down(x, memory["down"], first=first)
@@ -65,30 +86,40 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Latents to pixels, one latent frame at a time."""
+  """Turns one latent frame into a group of pixel frames."""
 
   def __init__(self, config: vae_config.VaeConfig, *, rngs: nnx.Rngs):
-    kwargs = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
+    dtype = jnp.dtype(config.dtype)
     multipliers = (config.multipliers[-1], *config.multipliers[::-1])
     widths = [config.width * m for m in multipliers]
-    self.conv_in = layers.CausalConv(config.channels, widths[0], **kwargs)
-    self.middle = _middle(widths[0], kwargs)
-    up: list[Any] = []
+    self.conv_in = layers.CausalConv(
+      config.channels, widths[0], dtype=dtype, rngs=rngs
+    )
+    self.middle = _middle(widths[0], dtype=dtype, rngs=rngs)
+    up: list[layers.Layer] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
       inputs = inputs // 2 if i else inputs  # an upsampler halves channels
       for j in range(config.num_blocks + 1):
         block_in = outputs if j else inputs
-        up.append(layers.Residual(block_in, outputs, **kwargs))
+        up.append(layers.Residual(block_in, outputs, dtype=dtype, rngs=rngs))
       if i < len(config.temporal):
         temporal = config.temporal[::-1][i]
-        up.append(layers.Upsample(outputs, temporal=temporal, **kwargs))
+        up.append(
+          layers.Upsample(outputs, temporal=temporal, dtype=dtype, rngs=rngs)
+        )
     self.up = layers.Chain(up)
     self.norm_out = layers.Norm(widths[-1])
-    self.conv_out = layers.CausalConv(widths[-1], 3, **kwargs)
+    self.conv_out = layers.CausalConv(widths[-1], 3, dtype=dtype, rngs=rngs)
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """Memory before the first frame, from latent sizes."""
-    doublings = len([x for x in self.up.layers if _doubles(x)])
+    """Returns the memory before the first frame.
+
+    Args:
+      batch: Videos B.
+      height: Latent rows.
+      width: Latent columns.
+    """
+    doublings = _count(self.up, layers.Upsample)
     large = (batch, height << doublings, width << doublings)
     return dict(
       conv_in=self.conv_in.start(batch, height, width),
@@ -100,7 +131,16 @@ class Decoder(nnx.Module):
   def __call__(
     self, x: Video, memory: PyTree, *, first: bool
   ) -> tuple[layers.Out, PyTree]:
-    """Pixels in about [-1, 1] of the next latent frame, not clipped."""
+    """Returns the pixels of the next group, and the memory after it.
+
+    Args:
+      x: One latent frame, projected.
+      memory: From `start` or from the call before.
+      first: Whether this is the first latent frame.
+
+    Returns:
+      Pixels in about [-1, 1], not clipped; and the memory.
+    """
     after = {}
     x, after["conv_in"] = self.conv_in(x, memory["conv_in"])
     x, after["middle"] = self.middle(x, memory["middle"], first=first)
@@ -110,19 +150,17 @@ class Decoder(nnx.Module):
     return x, after
 
 
-def _middle(width: int, kwargs: dict[str, Any]) -> layers.Chain:
+def _middle(width: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> layers.Chain:
+  """Returns the layers at the lowest resolution, attention among them."""
   return layers.Chain(
     [
-      layers.Residual(width, width, **kwargs),
-      layers.FrameAttention(width, **kwargs),
-      layers.Residual(width, width, **kwargs),
+      layers.Residual(width, width, dtype=dtype, rngs=rngs),
+      layers.FrameAttention(width, dtype=dtype, rngs=rngs),
+      layers.Residual(width, width, dtype=dtype, rngs=rngs),
     ]
   )
 
 
-def _halves(layer: Any) -> bool:
-  return isinstance(layer, layers.Downsample)
-
-
-def _doubles(layer: Any) -> bool:
-  return isinstance(layer, layers.Upsample)
+def _count(chain: layers.Chain, kind: type[nnx.Module]) -> int:
+  """Returns how many layers of a chain are of a kind."""
+  return sum(isinstance(layer, kind) for layer in chain.layers)

@@ -5,7 +5,8 @@ from typing import Any
 
 from videomla_jax.storage import plain_config
 
-# Of the released VAE, per latent channel (spec/wan.md B4).
+# Statistics of the released VAE's latents, one value per channel
+# (docs/method.md, section 4.5).
 _WAN_MEAN = (
   *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
   *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -18,7 +19,7 @@ _WAN_STD = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeConfig(plain_config.PlainConfig):
-  """Sizes of a VAE.
+  """Describes a VAE: its layers, and what its latents are.
 
   Attributes:
     width: Channels at full resolution.
@@ -26,9 +27,9 @@ class VaeConfig(plain_config.PlainConfig):
     multipliers: Channels of each resolution, in units of `width`.
     num_blocks: Residual blocks per resolution; the decoder has one more.
     temporal: Whether each halving of the encoder also halves time.
-    mean: Of the latents, per channel.
-    std: Of the latents, per channel.
-    dtype: Of the convolutions; norms and attention scores are float32.
+    mean: Mean of the latents before they are normalised, per channel.
+    std: Their standard deviation, per channel.
+    dtype: Type of the convolutions; norms and attention scores are float32.
   """
 
   title = "VAE config"
@@ -42,7 +43,7 @@ class VaeConfig(plain_config.PlainConfig):
   std: tuple[float, ...]
   dtype: str = "float32"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if len(self.temporal) != len(self.multipliers) - 1:
       raise ValueError(
         f"vae.temporal={self.temporal} must have one entry per halving, "
@@ -57,17 +58,21 @@ class VaeConfig(plain_config.PlainConfig):
 
   @property
   def temporal_stride(self) -> int:
-    """Pixel frames per latent frame after the first."""
+    """Number of pixel frames per latent frame after the first."""
     return 2 ** sum(self.temporal)
 
   @property
   def spatial_stride(self) -> int:
-    """Pixels per latent pixel, along one side."""
+    """Number of pixels per latent pixel, along one side."""
     return 2 ** len(self.temporal)
 
 
 def wan_vae(**changes: Any) -> VaeConfig:
-  """The released VAE of Wan2.1: 126,892,531 parameters."""
+  """Returns the released VAE of Wan2.1, which has 126,892,531 parameters.
+
+  Args:
+    **changes: Fields to replace.
+  """
   values = dict(
     width=96,
     channels=16,
@@ -81,7 +86,11 @@ def wan_vae(**changes: Any) -> VaeConfig:
 
 
 def tiny_vae(**changes: Any) -> VaeConfig:
-  """The same layers with few channels, to try the machinery."""
+  """Returns the same layers with few channels, to try the machinery.
+
+  Args:
+    **changes: Fields to replace.
+  """
   values = dict(
     width=8,
     channels=4,

@@ -79,6 +79,7 @@ def _chain(name: str, path: str, chain: layers.Chain) -> Tensors:
     if isinstance(layer, layers.Residual):
       tensors |= _residual(*names, *layer.conv_in.kernel.shape[-2:])
       continue
+    assert not isinstance(layer, layers.FrameAttention)  # in the middle only
     sizes = layer.frame_conv.kernel.shape[-2:]
     pair = (f"{names[0]}.resample.1", f"{names[1]}/frame_conv")
     tensors |= _conv(*pair, *sizes, (3, 3))
