@@ -80,7 +80,13 @@ def get_config(arg=None):
     shift=0.0,  # warp of the noise schedule; 0 is the model's own
   )
   # The window of training by default; any may be changed at rollout.
-  config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
+  config.window = dict(
+    chunk_frames=3,
+    sink_frames=1,
+    local_frames=6,
+    sink="first",  # "average": frames that leave flow into the sink
+    sink_decay=0.999,  # weight that an averaging sink keeps per chunk
+  )
   config.cache_dtype = ""  # "int8", "float8_e4m3fn": half of bfloat16
   config.output = dict(
     folder="out",

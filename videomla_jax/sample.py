@@ -24,7 +24,7 @@ from videomla_jax.generation import given_frames
 from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import sources
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import metrics
@@ -113,7 +113,7 @@ def sample(config: Any) -> dict[str, Any]:
   prompts = split_prompts(config.prompts)
   source = sources.open_source(config)
   source.check(prompts)
-  window = cache.Window(**config.window)
+  window = window_lib.Window(**config.window)
   sampler = make_sampler(config.sampler, source)
   num_frames = count_frames(config.seconds, source.fps)
   height, width = source.pixels
@@ -155,9 +155,11 @@ def sample(config: Any) -> dict[str, Any]:
   return report
 
 
-def _whole(frames: int) -> cache.Window:
+def _whole(frames: int) -> window_lib.Window:
   """The window of a clip made at once: every frame sees every frame."""
-  return cache.Window(chunk_frames=frames, sink_frames=0, local_frames=frames)
+  return window_lib.Window(
+    chunk_frames=frames, sink_frames=0, local_frames=frames
+  )
 
 
 def _print_sizes(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-MAX_TIMESTEP = 1000.0
+from videomla_jax.models import wan_config
 
 Frames = Float[Array, "*B T H W C"]
 Level = Float32[Array, "*#B #T"]
@@ -90,7 +90,7 @@ def few_step_sigmas(
   steps: tuple[int, ...], *, s: float
 ) -> Float[np.ndarray, "n"]:
   """Warps a list such as (1000, 750, 500, 250), Eq. (15)."""
-  return shift(np.asarray(steps, np.float64) / MAX_TIMESTEP, s)
+  return shift(np.asarray(steps, np.float64) / wan_config.MAX_TIMESTEP, s)
 
 
 def training_weight(sigma: Array, *, s: float = 5.0) -> Array:

@@ -22,25 +22,10 @@ from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 
 Latents = sampling.Latents
-Positions = chunk_pass.Positions
-
-
-# One chunk, its sampler and its noise are part of this module's surface.
-Sampler = sampling.Sampler
-Noise = sampling.Noise
-few_step = sampling.few_step
-euler = sampling.euler
-unipc = sampling.unipc
-chunk_noise = sampling.chunk_noise
-place_of = chunk_pass.place_of
-jump = chunk_pass.jump
-forward = chunk_pass.forward
-commit = chunk_pass.commit
-denoise = chunk_pass.denoise
-chunk_step = chunk_pass.chunk_step
 
 
 class Rollout(NamedTuple):
@@ -67,10 +52,10 @@ def check_latents(
   """Refuses latents or text that the network cannot take, before compiling."""
   config = model.config
   grid = shapes.token_grid(*latents.shape[-3:-1], patch=config.patch)
-  given = latents.shape[-1]
-  if given != config.channels:
+  channels = latents.shape[-1]
+  if channels != config.channels:
     raise ValueError(
-      f"latents have {given} channels but the model takes "
+      f"latents have {channels} channels but the model takes "
       f"{config.channels}; use the codec the model was trained with."
     )
   expected = config.learned_grid
@@ -96,7 +81,7 @@ def empty_cache(
   *,
   batch: int,
   frame: tuple[int, int, int],
-  window: cache_lib.Window,
+  window: window_lib.Window,
   max_frames: int,
   dtype: Any = None,
 ) -> cache_lib.Cache:
@@ -137,20 +122,20 @@ def empty_cache(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("window", "sampler", "chunks", "frame", "positions"),
+  static_argnames=("window", "sampler", "chunks", "frame", "scheme"),
   donate_argnames="state",
 )
 def scan_chunks(
   model: wan.WanDiT,
   state: Rollout,
   text: Float[Array, "R M E"],
-  noise: Noise | None = None,
+  noise: sampling.Noise | None = None,
   *,
-  window: cache_lib.Window,
-  sampler: Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   chunks: int,
   frame: tuple[int, int, int],
-  positions: Positions = "window",
+  scheme: window_lib.Scheme = "window",
 ) -> tuple[Float[Array, "G b T H W C"], Rollout]:
   """Generates `chunks` chunks in one program; the cache is updated in place.
 
@@ -164,24 +149,28 @@ def scan_chunks(
     sampler: How to denoise.
     chunks: Number of chunks.
     frame: H, W, C of a latent frame.
-    positions: See `place_of`.
+    scheme: How frames are counted, see `Window.positions`.
 
   Returns:
     Clean latents chunk by chunk, and the state after them.
   """
   shape = (window.chunk_frames, *frame)
 
-  def step(state, given):
-    if given is None:
-      given = chunk_noise(state.keys, state.chunk, shape=shape, sampler=sampler)
-    x0, cache = chunk_step(
+  def step(
+    state: Rollout, noise: sampling.Noise | None
+  ) -> tuple[Rollout, Latents]:
+    if noise is None:
+      noise = sampling.chunk_noise(
+        state.keys, state.chunk, shape=shape, sampler=sampler
+      )
+    x0, cache = chunk_pass.chunk_step(
       model,
       state.cache,
-      given,
+      noise,
       text,
       window=window,
       sampler=sampler,
-      positions=positions,
+      scheme=scheme,
     )
     return Rollout(cache, state.keys, state.chunk + 1), x0
 
@@ -191,11 +180,22 @@ def scan_chunks(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("window", "positions"),
+  static_argnames=("window", "scheme"),
   donate_argnames="cache",
 )
-def _commit_jit(model, cache, latents, text, *, window, positions):
-  return commit(model, cache, latents, text, window=window, positions=positions)
+def _commit(
+  model: wan.WanDiT,
+  cache: cache_lib.Cache,
+  latents: Latents,
+  text: Float[Array, "B M E"],
+  *,
+  window: window_lib.Window,
+  scheme: window_lib.Scheme,
+) -> cache_lib.Cache:
+  """Compiles `chunk_pass.commit` and updates the cache in place."""
+  return chunk_pass.commit(
+    model, cache, latents, text, window=window, scheme=scheme
+  )
 
 
 def prefill(
@@ -204,25 +204,25 @@ def prefill(
   latents: Latents,
   text: Float[Array, "B M E"],
   *,
-  window: cache_lib.Window,
-  positions: Positions = "window",
+  window: window_lib.Window,
+  scheme: window_lib.Scheme = "window",
 ) -> cache_lib.Cache:
   """Commits given frames: an image (one frame) or a clip to continue.
 
   The first piece takes what does not fill a chunk, so one frame is a piece of
   its own, as when the model was trained with a given first frame.
   """
-  given, chunk = latents.shape[1], window.chunk_frames
-  ends = [*range(given % chunk or chunk, given + 1, chunk)] if given else []
+  frames, chunk = latents.shape[1], window.chunk_frames
+  ends = [*range(frames % chunk or chunk, frames + 1, chunk)] if frames else []
   start = 0
   for end in ends:
-    cache = _commit_jit(
+    cache = _commit(
       model,
       cache,
       latents[:, start:end],
       text,
       window=window,
-      positions=positions,
+      scheme=scheme,
     )
     start = end
   return cache
@@ -234,11 +234,11 @@ def start(
   keys: Array,
   *,
   frame: tuple[int, int, int],
-  window: cache_lib.Window,
-  sampler: Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   max_frames: int,
   context: Float[Array, "b K H W C"] | None = None,
-  positions: Positions = "window",
+  scheme: window_lib.Scheme = "window",
   cache_dtype: Any = None,
 ) -> Rollout:
   """Checks the inputs, allocates the cache and commits given frames.
@@ -253,18 +253,19 @@ def start(
     sampler: How chunks will be denoised.
     max_frames: Latent frames of the whole video.
     context: Given first frames.
-    positions: See `place_of`.
+    scheme: How frames are counted, see `Window.positions`.
     cache_dtype: Of the stored entries; the model's own by default.
 
   Raises:
     ValueError: If shapes do not fit each other or the model.
   """
   batch = keys.shape[0]
-  if text.shape[0] != batch * sampler.streams:
+  rows = batch * sampler.rows_per_video
+  if text.shape[0] != rows:
     raise ValueError(
-      f"text has {text.shape[0]} rows for {batch} examples; give "
-      f"{batch * sampler.streams}: conditional rows, and with guidance as "
-      "many unconditional ones after them."
+      f"text has {text.shape[0]} rows for {batch} examples; give {rows}: "
+      "conditional rows, and with guidance as many unconditional ones after "
+      "them."
     )
   if max_frames < 1:
     raise ValueError(f"num_frames={max_frames} must be at least 1.")
@@ -277,7 +278,7 @@ def start(
     )
   cache = empty_cache(
     model,
-    batch=batch * sampler.streams,
+    batch=rows,
     frame=frame,
     window=window,
     max_frames=max_frames,
@@ -290,7 +291,7 @@ def start(
       chunk_pass.repeat(context, sampler),
       text,
       window=window,
-      positions=positions,
+      scheme=scheme,
     )
   # The state is donated; the keys stay the caller's.
   return Rollout(cache, jnp.copy(keys), jnp.zeros((), jnp.int32))
@@ -303,8 +304,8 @@ def generate(
   *,
   frame: tuple[int, int, int],
   num_frames: int,
-  window: cache_lib.Window,
-  sampler: Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   context: Float[Array, "b K H W C"] | None = None,
   cache_dtype: Any = None,
 ) -> Latents:
@@ -330,10 +331,10 @@ def generate(
   """
   if num_frames < 1:
     raise ValueError(f"num_frames={num_frames} must be at least 1.")
-  keys = split_keys(key, text.shape[0] // sampler.streams)
-  given = 0 if context is None else context.shape[1]
+  keys = split_keys(key, text.shape[0] // sampler.rows_per_video)
+  known = 0 if context is None else context.shape[1]
   chunk = window.chunk_frames
-  total = given + shapes.round_up(max(num_frames - given, 0), chunk)
+  total = known + shapes.round_up(max(num_frames - known, 0), chunk)
   state = start(
     model,
     text,
@@ -346,14 +347,14 @@ def generate(
     cache_dtype=cache_dtype,
   )
   pieces = [] if context is None else [context]
-  if total > given:
+  if total > known:
     latents, _ = scan_chunks(
       model,
       state,
       text,
       window=window,
       sampler=sampler,
-      chunks=(total - given) // chunk,
+      chunks=(total - known) // chunk,
       frame=frame,
     )
     moved = jnp.moveaxis(latents, 0, 1)

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from videomla_jax import shapes
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Switch = Literal["keep", "flush", "recache"]
 
@@ -30,13 +33,13 @@ Switch = Literal["keep", "flush", "recache"]
   donate_argnames="state",
 )
 def _next_chunk(model, state, text, *, window, sampler, frame, jump_to):
-  noise = rollout.chunk_noise(
+  noise = sampling.chunk_noise(
     state.keys,
     state.chunk,
     shape=(window.chunk_frames, *frame),
     sampler=sampler,
   )
-  latents, cache = rollout.chunk_step(
+  latents, cache = chunk_pass.chunk_step(
     model,
     state.cache,
     noise,
@@ -58,12 +61,12 @@ class Stream(Iterator[Any]):
     key: Array,
     *,
     frame: tuple[int, int, int],
-    window: cache_lib.Window,
-    sampler: rollout.Sampler,
+    window: window_lib.Window,
+    sampler: sampling.Sampler,
     max_frames: int | None = None,
     context: Float[Array, "b T H W C"] | None = None,
     cache_dtype: Any = None,
-    then: Callable[[rollout.Latents], Any] | None = None,
+    then: Callable[[sampling.Latents], Any] | None = None,
   ):
     """Allocates the cache and commits given frames; compiles nothing big.
 
@@ -99,7 +102,7 @@ class Stream(Iterator[Any]):
       bound = window.sink_frames + (window.local_frames or 0)
     else:
       bound = shapes.round_up(max_frames, window.chunk_frames)
-    keys = rollout.split_keys(key, text.shape[0] // sampler.streams)
+    keys = rollout.split_keys(key, text.shape[0] // sampler.rows_per_video)
     self._state = rollout.start(
       model,
       text,
@@ -194,12 +197,11 @@ class Stream(Iterator[Any]):
   def _trim(self):
     """Forgets frames that left the window."""
     window = self._call["window"]
-    if window.local_frames is None:
-      return
-    last = self._recent[-1][0] if self._recent else -1
-    oldest = last + 1 - (window.local_frames - window.chunk_frames)
+    end = self._recent[-1][0] + 1 if self._recent else 0
     self._recent = [
-      (f, x) for f, x in self._recent if f < window.sink_frames or f >= oldest
+      (frame, x)
+      for frame, x in self._recent
+      if window.visible(frame, next_frame=end)
     ]
 
   def _recached(self, text) -> cache_lib.Cache:
@@ -207,14 +209,14 @@ class Stream(Iterator[Any]):
     window, sampler = self._call["window"], self._call["sampler"]
     cache = self._state.cache
     end = cache.next_frame
-    cache = cache._replace(frame=jnp.full_like(cache.frame, cache_lib.EMPTY))
+    cache = cache._replace(frame=jnp.full_like(cache.frame, window_lib.EMPTY))
     for run in _runs(self._recent, window.chunk_frames, first=self._first):
       first = jnp.full_like(end, run[0][0])
       latents = jnp.stack([x for _, x in run], axis=1)
       cache = rollout.prefill(
         self._model,
         cache._replace(next_frame=first),
-        jnp.concatenate([latents] * sampler.streams),
+        chunk_pass.repeat(latents, sampler),
         text,
         window=window,
       )

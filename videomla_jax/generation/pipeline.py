@@ -25,9 +25,9 @@ from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
-from videomla_jax.models import cache
 from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Pixels = Float[Array, "B t h w c"]
 
@@ -101,7 +101,7 @@ def roll_out(
   text: Float[Array, "R M E"],
   key: Array,
   *,
-  window: cache.Window,
+  window: window_lib.Window,
   sampler: sampling.Sampler,
   num_frames: int,
   given: UInt8[np.ndarray, "T h w c"] | None = None,
@@ -123,7 +123,7 @@ def roll_out(
   Yields:
     New frames in [0, 1]; given frames are not handed out again.
   """
-  batch = text.shape[0] // sampler.streams
+  batch = text.shape[0] // sampler.rows_per_video
   decoder = Decoder(parts, batch=batch)
   context, left = None, num_frames
   if given is not None:
@@ -172,7 +172,7 @@ def whole_clip(
   Yields:
     Frames in [0, 1].
   """
-  batch = text.shape[0] // sampler.streams
+  batch = text.shape[0] // sampler.rows_per_video
   shape = (parts.latents_for(num_frames), *parts.frame)
   keys = rollout.split_keys(key, batch)
   noise = sampling.chunk_noise(keys, jnp.int32(0), shape=shape, sampler=sampler)

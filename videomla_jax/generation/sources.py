@@ -32,6 +32,7 @@ from videomla_jax.models import vae
 from videomla_jax.models import vae_config
 from videomla_jax.models import vae_tiling
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.storage import model_folder
@@ -275,8 +276,8 @@ def _embeddings(folders, config, prompts: list[str]) -> Embeddings:
 def _random_source(name: str, config: Any) -> WanSource:
   """A whole Wan of tiny sizes, with random weights."""
   networks = {
-    "wan_tiny": wan.tiny(kind="latent"),
-    "wan_tiny_dense": wan.tiny(kind="dense"),
+    "wan_tiny": wan_config.tiny(kind="latent"),
+    "wan_tiny_dense": wan_config.tiny(kind="dense"),
   }
   if name not in networks:
     raise ValueError(
