@@ -24,6 +24,7 @@ from videomla_jax.generation import given_frames
 from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import sources
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import metrics

@@ -29,6 +29,7 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import vae_tiling
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
@@ -301,6 +302,6 @@ def _random_source(name: str, config: Any) -> WanSource:
   return WanSource(
     text_encoder=encode,
     dit=network,
-    codec=lambda: vae.WanVAE(vae.tiny_vae(), rngs=rngs),
+    codec=lambda: vae.WanVAE(vae_config.tiny_vae(), rngs=rngs),
     pixels=(config.height, config.width),
   )
