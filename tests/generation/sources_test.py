@@ -9,6 +9,7 @@ import weakref
 import jax
 import ml_dtypes
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests import tiny_project
@@ -19,7 +20,9 @@ from videomla_jax import embed
 from videomla_jax import sample
 from videomla_jax.conversion import release as release_lib
 from videomla_jax.data import embeddings
+from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
+from videomla_jax.generation import request
 from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.models import umt5
@@ -58,7 +61,7 @@ def _config(
   return config
 
 
-def _films(folder: pathlib.Path) -> list[np.ndarray]:
+def _videos(folder: pathlib.Path) -> list[np.ndarray]:
   files = sorted((folder / "out").glob("*.mp4"))
   return [mp4.read_mp4(path)[0] for path in files]
 
@@ -66,10 +69,12 @@ def _films(folder: pathlib.Path) -> list[np.ndarray]:
 @pytest.mark.parametrize(
   "variant", ["wan_1p3b", "wan_1p3b_dense", "wan_1p3b_bidirectional"]
 )
-def test_a_release_goes_from_files_to_films(release, tmp_path, variant) -> None:
+def test_a_release_goes_from_files_to_videos(
+  release, tmp_path, variant
+) -> None:
   report = sample.sample(_config(release, tmp_path, variant))
-  films = _films(tmp_path)
-  assert [f.shape for f in films] == [(9, 32, 48, 3)] * 2
+  videos = _videos(tmp_path)
+  assert [f.shape for f in videos] == [(9, 32, 48, 3)] * 2
   assert (report["frames"], report["fps"]) == (9, 16)
   scalars = {"wan_1p3b": 8 + 4}.get(variant, 2 * 64)
   assert report["cache_scalars_per_token_layer"] == scalars
@@ -83,31 +88,36 @@ def test_a_picture_becomes_the_first_frame(release, tmp_path, seed) -> None:
   blocks = rng.integers(0, 2, (4, 6, 3), dtype=np.uint8) * 255
   given = blocks.repeat(8, axis=0).repeat(8, axis=1)
   path = tmp_path / "given.png"
-  mp4.write_png(path, mp4.Image.fromarray(given))
+  contact_sheet.write_png(path, Image.fromarray(given))
   config = _config(release, tmp_path, image=str(path))
   sample.sample(config)
-  for film in _films(tmp_path):
-    assert len(film) == 9
-    assert np.abs(film[0].astype(int) - given).mean() < 16
+  for video in _videos(tmp_path):
+    assert len(video) == 9
+    assert np.abs(video[0].astype(int) - given).mean() < 16
 
 
-def test_the_encoder_is_gone_before_the_dit_comes(
-  release, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+  """Networks in the order of loading, with the encoders alive just before."""
   load, encoders, alive = released.load, [], []
 
-  def spy(path, architecture, **kwargs):
+  def spy(path, needed, **kwargs):
     gc.collect()
-    alive.append((architecture, sum(ref() is not None for ref in encoders)))
-    model = load(path, architecture, **kwargs)
-    if architecture == "umt5":
+    alive.append((needed, sum(ref() is not None for ref in encoders)))
+    model = load(path, needed, **kwargs)
+    if needed == "umt5":
       encoders.append(weakref.ref(model))
     return model
 
   monkeypatch.setattr(released, "load", spy)
+  return alive
+
+
+def test_the_encoder_is_gone_before_the_dit_comes(
+  release, tmp_path, loaded
+) -> None:
   sample.sample(_config(release, tmp_path))
-  assert alive == [("umt5", 0), ("wan_vae", 0), ("wan_dit", 0)]
-  assert len(encoders) == 1
+  assert loaded == [("umt5", 0), ("vae", 0), ("dit", 0)]
 
 
 def test_embeddings_from_a_file_give_the_same_video(
@@ -120,7 +130,8 @@ def test_embeddings_from_a_file_give_the_same_video(
   assert embed.embed(config) == 0
   config.prompts = "a dog"
   assert embed.embed(config) == 1
-  source = sources.open_source(_config(release, tmp_path))
+  asked = request.Request.from_config(_config(release, tmp_path))
+  source = sources.open_source(asked.networks)
   direct = source.embed(tiny_release.PROMPTS, negative="")
   stored = embeddings.read(config.output, [*tiny_release.PROMPTS, "", ""])
   assert direct.shape == stored.shape == (4, 512, 32)
@@ -140,7 +151,7 @@ def test_embeddings_from_a_file_give_the_same_video(
       parts=dict(umt5="nowhere", tokenizer="nowhere"),
     )
   )
-  assert len(_films(tmp_path)) == 2
+  assert len(_videos(tmp_path)) == 2
 
 
 def test_parts_may_lie_elsewhere(release, tmp_path) -> None:
@@ -172,7 +183,7 @@ def test_mistakes_are_found_before_anything_compiles(
   def too_late(*args, **kwargs):
     raise AssertionError("the rollout was reached")
 
-  monkeypatch.setattr(sample, "_run", too_late)
+  monkeypatch.setattr(sample, "_write_videos", too_late)
   with pytest.raises(ValueError, match=words):
     sample.sample(_config(release, tmp_path, **changes))
 
@@ -199,9 +210,9 @@ def test_random_networks_run_the_whole_pipeline(tmp_path, variant) -> None:
   config.seconds = 9 / 16
   config.output.folder = str(tmp_path / "out")
   sample.sample(config)
-  (film,) = _films(tmp_path)
-  assert film.shape == (9, 32, 48, 3)
-  assert film.std() > 0
+  (video,) = _videos(tmp_path)
+  assert video.shape == (9, 32, 48, 3)
+  assert video.std() > 0
 
 
 def test_activations_of_real_clips_improve_a_conversion(
@@ -214,14 +225,14 @@ def test_activations_of_real_clips_improve_a_conversion(
     frames = frames.repeat(8, axis=1).repeat(8, axis=2)
     clips.append(str(tmp_path / f"{i}.mp4"))
     mp4.write_mp4(clips[-1], frames, fps=16, scale=1)
-  config = tiny_project.config("activations")
+  config = tiny_project.config("calibrate")
   config.checkpoint = str(release / "wan")
   config.clips, config.prompts = "; ".join(clips), _PROMPTS
   config.height, config.width, config.num_frames = 32, 48, 5
   config.max_tokens = 80
   config.output = str(tmp_path / "tokens.safetensors")
   # Two clips of two latent frames of 6 tokens, at four levels.
-  assert calibrate.activations(config) == 80
+  assert calibrate.calibrate(config) == dict(tokens=80)
   convert.convert(
     tiny_release.options(
       source=str(release / "wan" / "dit"),
@@ -234,16 +245,16 @@ def test_activations_of_real_clips_improve_a_conversion(
   assert text.count("activation-aware") == tiny_release.DIT.num_layers
   config.compare = str(tmp_path / "latent")
   config.output = str(tmp_path / "errors.json")
-  fitted = calibrate.activations(config)
+  fitted = calibrate.calibrate(config)["output_error"]
   config.compare = str(release / "videomla" / "dit")
-  plain = calibrate.activations(config)
+  plain = calibrate.calibrate(config)["output_error"]
   stored = json.loads((tmp_path / "errors.json").read_text())
   assert stored["output_error"] == plain
   assert len(plain) == tiny_release.DIT.num_layers
   assert np.mean(fitted) < np.mean(plain)
   config.prompts = "one"
   with pytest.raises(ValueError, match="clips are 2 and prompts 1"):
-    calibrate.activations(config)
+    calibrate.calibrate(config)
   config.prompts, config.checkpoint = _PROMPTS, str(release / "videomla")
   with pytest.raises(ValueError, match="has latent attention"):
-    calibrate.activations(config)
+    calibrate.calibrate(config)
