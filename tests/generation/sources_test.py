@@ -14,6 +14,7 @@ import pytest
 
 from tests import tiny_project
 from tests import tiny_release
+import videomla_jax
 from videomla_jax import calibrate
 from videomla_jax import convert
 from videomla_jax import embed
@@ -118,6 +119,20 @@ def test_the_encoder_is_gone_before_the_dit_comes(
 ) -> None:
   sample.sample(_config(release, tmp_path))
   assert loaded == [("umt5", 0), ("vae", 0), ("dit", 0)]
+
+
+def test_the_encoder_comes_and_goes_for_every_call_from_python(
+  release, loaded
+) -> None:
+  model = videomla_jax.load(release / "videomla", height=32, width=48)
+  assert loaded == []
+  call = dict(seconds=5 / 16, sampler=dict(kind="few_step"))
+  for prompt in tiny_release.PROMPTS:
+    video = videomla_jax.generate(model, prompt, **call)
+    assert video.pixels.shape == (1, 5, 32, 48, 3)
+  # The networks stay; of the encoder nothing does.
+  order = ["umt5", "vae", "dit", "umt5"]
+  assert loaded == [(name, 0) for name in order]
 
 
 def test_embeddings_from_a_file_give_the_same_video(
