@@ -75,6 +75,9 @@ class Calibration:
         f"clips are {len(self.clips)} and prompts {len(self.prompts)}; give "
         "one prompt per clip, separated by semicolons."
       )
+    for name in ("num_frames", "levels", "max_tokens"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
 
 class NoisyClip(NamedTuple):
@@ -92,7 +95,7 @@ class NoisyClip(NamedTuple):
 
 
 def calibrate(config: config_reader.Values) -> dict[str, object]:
-  """Runs one config.
+  """Collects activations, or measures the errors of a converted network.
 
   Args:
     config: Values of the keys in `configs/calibrate.py`.

@@ -43,6 +43,12 @@ class Embedding:
   output: str
   save_every: int
 
+  def __post_init__(self) -> None:
+    if self.save_every < 1:
+      raise ValueError(
+        f"save_every={self.save_every} must be at least 1; use 16."
+      )
+
   def all_prompts(self) -> list[str]:
     """Lists the prompts of the config and of the file, without repeats.
 
@@ -72,13 +78,13 @@ class Embedding:
 
 
 def embed(config: config_reader.Values) -> int:
-  """Runs one config.
+  """Embeds the prompts of one config that are not known yet.
 
   Args:
     config: Values of the keys in `configs/embed.py`.
 
   Returns:
-    Number of prompts that were embedded and not known before.
+    The number of prompts that were embedded.
 
   Raises:
     ValueError: If prompts, checkpoint or output cannot work.

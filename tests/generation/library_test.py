@@ -221,7 +221,7 @@ assert videomla_jax.__version__
 assert seconds < 1, seconds
 assert callable(videomla_jax.load) and "jax" in sys.modules
 try:
-  videomla_jax.nothing
+  getattr(videomla_jax, "nothing")
 except AttributeError as error:
   print(error)
 """
