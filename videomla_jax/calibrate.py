@@ -110,6 +110,7 @@ def calibrate(config: config_reader.Values) -> dict[str, object]:
   source = sources.open_source(request.networks)
   source.check(request.prompts)
   clips = _read_clips(request, source)
+  # As in `sample`, the text encoder is gone before the network is loaded.
   text = source.embed(request.prompts, negative=None)
   pipeline = source.load()
   if pipeline.dit.config.attention.kind != "dense":
@@ -171,6 +172,7 @@ def _collect(
   Returns:
     Tokens per layer.
   """
+  # Every clip and level gives as many tokens, so that none dominates.
   each = -(-request.max_tokens // (len(request.clips) * request.levels))
   kept = [
     calibration.collect(pipeline.dit, *clip, max_tokens=each, seed=i)

@@ -98,6 +98,7 @@ def embed(config: config_reader.Values) -> int:
       f"checkpoint={str(folder)!r} has no folder umt5; give the folder that "
       "convert wrote."
     )
+  # Embeddings of another encoder must not be taken for those of this one.
   identity = embeddings.encoder_identity(folder / "umt5")
   known = embeddings.known(request.output, encoder=identity)
   new = [
@@ -122,6 +123,7 @@ def _embed_all(
     for i in range(0, len(prompts), request.save_every):
       batch = prompts[i : i + request.save_every]
       rows = np.asarray(umt5.embed_texts(encoder, tokenizer, batch))
+      # Padding is not stored: most of a prompt's 512 tokens are nothing else.
       _, lengths = tokenizer(batch)
       made = {
         p: row[:n] for p, row, n in zip(batch, rows, lengths, strict=True)

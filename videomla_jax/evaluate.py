@@ -123,6 +123,7 @@ def _open(request: Evaluation) -> dict[str, list[sources.SmallSource]]:
 
 def _summary(seeds: Sequence[Measures]) -> dict[str, dict[str, float]]:
   """Summarises the videos of one training seed, or the means of several."""
+  # Videos of one seed are not independent of each other; seeds are.
   if len(seeds) == 1:
     return measures_lib.summarise(seeds[0])
   means = {
@@ -157,8 +158,10 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   """
   request = config_reader.read(Evaluation, config)
   models = _open(request)
+  # Training a judge takes minutes, so mistakes are looked for before it.
   folder = output_folder.check(request.output.folder)
   judge, judge_report = judge_lib.load_or_train_judge(request.judge)
+  # Prompts that training never showed: what is measured is not memory.
   prompts = [*prompts_lib.held_out_prompts()] * request.videos_per_prompt
   fps = next(iter(models.values()))[0].fps
   num_frames = request_lib.count_frames(request.seconds, fps)

@@ -62,9 +62,11 @@ def sample(config: config_reader.Values) -> Report:
   request = request_lib.Request.from_config(config)
   source = sources.open_source(request.networks)
   job = job_lib.prepare(request, source)
+  # A folder that cannot be written to would cost the whole generation.
   folder = output_folder.check(request.output.folder)
   text = job.embed(request.prompts)
   pipeline = source.load()
+  # Printed before anything compiles: a size that does not fit is seen at once.
   sizes = job.needs(pipeline)
   print(*sizes.lines(), sep="\n", flush=True)
   files = _open_files(folder, job)
@@ -102,6 +104,7 @@ def _write_videos(
   text: Float[Array, "R M E"],
 ) -> Timing:
   """Writes all frames as they come, under a progress bar."""
+  # Compilation counts: it is what a person waits for.
   started, first = time.monotonic(), 0.0
   with contextlib.ExitStack() as stack:
     stack.enter_context(files)

@@ -73,6 +73,7 @@ def draw(
     frame_indices = chosen
   else:
     chosen = range(videos.shape[1])
+  # Times tell how far into a long video a frame lies.
   stamps = [time_stamp(index / fps) for index in frame_indices]
   rows = [
     _sheet_row([pixels.enlarge(video[i], scale) for i in chosen], stamps, label)

@@ -52,6 +52,7 @@ def read_clip(
   Raises:
     ValueError: If the file cannot be read.
   """
+  # Frames keep their number: a clip of another rate plays at the model's.
   frames = [Image.fromarray(f) for f in mp4.read_mp4(path)[0]]
   return _resize(frames, height=height, width=width, channels=channels)
 

@@ -73,6 +73,7 @@ class Job:
       window = cache.Window(
         chunk_frames=frames, sink_frames=0, local_frames=frames
       )
+    # Given frames are cached, too, but they need not fill a chunk.
     known = 0 if usable is None else pipeline.latents_for(len(usable))
     return memory.needs(
       pipeline.dit,
@@ -89,7 +90,7 @@ class Job:
     """Gives the pixels with which every video starts.
 
     Args:
-      pipeline: Its codec says how much of a clip can be encoded.
+      pipeline: Gives the codec, which can encode some lengths only.
 
     Returns:
       The given frames once per video; no frames if none are given.
@@ -158,6 +159,7 @@ class Job:
         on_step=on_step,
       )
     for piece in pieces:
+      # Fetching a piece is what waits for the device.
       yield pixels_lib.to_uint8(np.asarray(piece))
 
   def _usable(
@@ -178,9 +180,13 @@ def prepare(request: request_lib.Request, source: sources.Source) -> Job:
     request: What is asked for.
     source: The model that `request.networks` names.
 
+  Returns:
+    The generation, ready to run.
+
   Raises:
     ValueError: If prompts, sampler, length or given frames cannot work.
   """
+  # The cheapest checks come first: a wrong word is told at once.
   source.check(request.prompts)
   sampler = request.sampler.resolve(
     shift=source.shift, distilled=source.distilled

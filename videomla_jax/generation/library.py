@@ -108,6 +108,7 @@ class Video:
 
   def _repr_html_(self) -> str:
     """Shows the videos in a notebook."""
+    # A notebook keeps its outputs, so the files go into the page itself.
     with tempfile.TemporaryDirectory() as folder:
       files = [pathlib.Path(path).read_bytes() for path in save(self, folder)]
     return "".join(
@@ -140,6 +141,7 @@ class VideoStream(Iterator[Videos]):
     self.fps = job.source.fps
     self._job = job
     text = job.embed(job.request.prompts)
+    # Given frames come out once, so that the chunks are the whole video.
     self._first: Videos | None = job.first_frames(pipeline)
     self._chunks = job.stream(pipeline, text, endless=endless)
 
@@ -159,7 +161,7 @@ class VideoStream(Iterator[Videos]):
     """Changes the prompts from the first chunk that is not under way yet.
 
     Args:
-      prompts: As many as the stream was opened with.
+      prompts: New texts, in the number that the stream was opened with.
       how: "keep" leaves the cache (smooth, slow to follow), "flush" keeps the
         sink and the newest frames, "recache" runs the frames of the window
         again under the new prompts.
@@ -285,6 +287,7 @@ def stream(
     ValueError: If a name is unknown, or the model cannot take a value.
   """
   endless = seconds is None
+  # Any length will do for an endless video: nothing is cut to it.
   length = 1.0 if seconds is None else seconds
   job = _job(model, prompts, seconds=length, mode="causal", options=options)
   if endless and job.given is not None:
@@ -325,6 +328,7 @@ def save(
 
 
 def _as_tuple(prompts: str | Sequence[str]) -> tuple[str, ...]:
+  """Makes one prompt a list of one; semicolons stay part of a prompt."""
   return (prompts,) if isinstance(prompts, str) else tuple(prompts)
 
 
@@ -337,6 +341,7 @@ def _job(
   options: Options,
 ) -> job_lib.Job:
   """Reads arguments as a config is read, and checks them against the model."""
+  # Names of `load` are known to a request, too, but come too late here.
   unknown = sorted(options.keys() - Options.__annotations__.keys())
   if unknown:
     raise ValueError(
@@ -353,5 +358,6 @@ def _job(
     ),
   )
   request = config_reader.read(request_lib.Request, values)
+  # Only the name went through the reader; the model was opened with more.
   request = dataclasses.replace(request, networks=model.networks)
   return job_lib.prepare(request, model.source)

@@ -10,6 +10,8 @@ def to_uint8(
   frames: Float[np.ndarray, "*dims"],
 ) -> UInt8[np.ndarray, "*dims"]:
   """Rounds values in [0, 1] to 0..255 and clips what lies outside."""
+  # In float32: products in bfloat16, of 8 significant bits, would be rounded to
+  # its own grid first.
   clipped = np.clip(np.asarray(frames, np.float32), 0, 1)
   return np.rint(clipped * 255).astype(np.uint8)
 
@@ -29,6 +31,7 @@ def enlarge(
   check_frames(frame[None])
   large = frame.repeat(scale, axis=0).repeat(scale, axis=1)
   height, width, channels = large.shape
+  # 4:2:0 video stores colour for 2x2 blocks, so both sides must be even.
   pad = ((0, even(height) - height), (0, even(width) - width), (0, 0))
   large = np.pad(large, pad, mode="edge")
   return np.repeat(large, 3 // channels, axis=-1)

@@ -1,4 +1,4 @@
-"""A request: everything a generation is asked to be, as frozen values.
+"""A request: everything that is asked of a generation, as frozen values.
 
 `Request.from_config` is the door of `sample`: what lies below it reads these
 fields and no config. The fields have the names of the keys in
@@ -91,6 +91,7 @@ class SamplerChoice:
     Raises:
       ValueError: If the kind is unknown or there is no step.
     """
+    # Zero and "auto" stand for the model's own in every config.
     shift = self.shift or shift
     kind = self.kind
     if kind == "auto":
@@ -103,13 +104,14 @@ class SamplerChoice:
         f"sampler.kind={self.kind!r} is unknown; use one of "
         f"{['auto', *sorted(solvers), 'few_step']}."
       )
+    # Without guidance the unconditional half of the batch is not run at all.
     guidance = float(self.guidance) or None
     return solvers[kind](self.num_steps, shift=shift, guidance=guidance)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-  """Where results go.
+  """The folder and the name under which results are written.
 
   Attributes:
     folder: The folder, created if it is missing.
@@ -122,7 +124,7 @@ class Output:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoOutput(Output):
-  """Where videos go, and how large they are shown.
+  """The folder and the name of videos, and how large they are shown.
 
   Attributes:
     scale: Screen pixels per pixel of the video, along one side.
@@ -137,10 +139,10 @@ class VideoOutput(Output):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """One generation.
+  """Everything that is asked of one generation.
 
   Attributes:
-    networks: The model.
+    networks: The model, and the size of its videos.
     prompts: What to show, one text per video.
     negative_prompt: What guidance steers away from.
     seconds: Length of every video.
@@ -169,6 +171,7 @@ class Request:
   output: VideoOutput = VideoOutput()
 
   def __post_init__(self) -> None:
+    # What no model could do is refused before any model is opened.
     dtypes = ("", "float32", "bfloat16", *quantise.LARGEST)
     if self.cache_dtype not in dtypes:
       raise ValueError(

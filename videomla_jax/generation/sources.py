@@ -23,39 +23,37 @@ from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.storage import model_folder
 
-_DISTILLED = ("consistency", "dmd")  # stages of training
+# Stages of training after which a few steps are enough.
+_DISTILLED = ("consistency", "dmd")
 
 
 @runtime_checkable
 class Source(Protocol):
-  """A model before it is loaded.
-
-  Attributes:
-    pixels: Height and width of the video.
-    pixel_channels: 1 (grey) or 3 (RGB).
-    fps: Pixel frames per second.
-    shift: Warp of the noise schedule that the model was trained with.
-    window: Window that the model was trained with, as far as it is known.
-    distilled: Whether it was trained to need a few steps and no guidance.
-  """
+  """A model before it is loaded: what it makes, and how it is sampled."""
 
   @property
-  def pixels(self) -> tuple[int, int]: ...  # noqa: D102
+  def pixels(self) -> tuple[int, int]:
+    """Height and width of the video."""
 
   @property
-  def pixel_channels(self) -> int: ...  # noqa: D102
+  def pixel_channels(self) -> int:
+    """Channels of a pixel, 1 (grey) or 3 (RGB)."""
 
   @property
-  def fps(self) -> float | int: ...  # noqa: D102
+  def fps(self) -> float | int:
+    """Pixel frames per second."""
 
   @property
-  def shift(self) -> float | int: ...  # noqa: D102
+  def shift(self) -> float | int:
+    """Warp of the noise schedule that the model was trained with."""
 
   @property
-  def window(self) -> cache.Window: ...  # noqa: D102
+  def window(self) -> cache.Window:
+    """Window that the model was trained with, as far as it is known."""
 
   @property
-  def distilled(self) -> bool: ...  # noqa: D102
+  def distilled(self) -> bool:
+    """Whether it was trained to need a few steps and no guidance."""
 
   def check(self, prompts: Sequence[str]) -> None:
     """Raises `ValueError` for prompts that the model cannot take."""
@@ -66,7 +64,7 @@ class Source(Protocol):
     """Embeds prompts, then once per prompt the negative one, if any."""
 
   def load(self) -> pipeline.Pipeline:
-    """Loads network and codec."""
+    """Loads the network and the codec, and keeps neither."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,7 @@ class SmallSource:
     return self.model.encode_text(tokens)
 
   def load(self) -> pipeline.Pipeline:
-    """Gives network and codec of the model."""
+    """Gives the network and the codec, which are in memory already."""
     return pipeline.Pipeline(
       dit=self.model.dit,
       codec=self.model.codec,
@@ -143,6 +141,7 @@ def open_source(networks: request.Networks) -> Source:
   name = networks.checkpoint
   if name.startswith(wan_source.RANDOM):
     return wan_source.random_source(networks)
+  # A converted release is told by its folders, a small model by its config.
   path = model_lib.checkpoint_path(name)
   found = {p.name for p in path.glob("*")}
   if found & {"dit", "vae"} or any(dataclasses.astuple(networks.parts)):

@@ -27,6 +27,7 @@ def paths(
     prompts: One per video; their words become part of the names.
     name: First word of every file name.
   """
+  # Prompts may hold anything, such as slashes; 60 letters stay readable.
   slugs = [re.sub(r"[\W_]+", "-", p.lower()).strip("-") for p in prompts]
   return [
     folder / f"{name}-{i}-{slug[:60]}.mp4" for i, slug in enumerate(slugs)

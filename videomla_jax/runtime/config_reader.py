@@ -33,7 +33,7 @@ def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
   Raises:
     ValueError: If a key is unknown or missing, or a value has another type.
   """
-  values = dict(config.items())
+  values = dict(config.items())  # A `ConfigDict` is no `Mapping`.
   known = [*dict.fromkeys(_keys(kind))]
   unknown = sorted(values.keys() - set(known))
   if unknown:
@@ -58,7 +58,7 @@ def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def _keys(kind: object) -> list[str]:
-  """All keys of a group, those of inline fields included."""
+  """Lists the keys of a group, those of inline fields included."""
   keys: list[str] = []
   for field in _fields(kind):
     inline = field.metadata.get("inline")
