@@ -16,6 +16,7 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.generation import pipeline
 from videomla_jax.models import cache
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import wan
 
 _WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
@@ -26,7 +27,7 @@ _SAMPLER = sampling.few_step((1000, 500))
 @functools.cache  # One tree structure, so jit compiles once.
 def _abstract(kind: str):
   dit = tiny_model.abstract(wan.tiny(kind=kind, text_tokens=6))
-  return dit, vae.abstract(vae.tiny_vae())
+  return dit, vae.abstract(vae_config.tiny_vae())
 
 
 def _pipeline(rng: np.random.Generator, kind="latent") -> pipeline.Pipeline:

@@ -16,7 +16,7 @@ from videomla_jax.models import attention
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
-from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import wan
 
 # Sizes, strides, statistics, files and speed that no release has.
@@ -36,7 +36,7 @@ MADE_UP = released.Family(
     text_dim=32,
     dtype="float32",
   ),
-  vae=vae.VaeConfig(
+  vae=vae_config.VaeConfig(
     width=8,
     channels=6,
     multipliers=(1, 2, 2),

@@ -23,7 +23,7 @@ _BELOW: dict[str, set[str]] = {
   "models": {"shapes", "sharding", "storage", "ops"},
   "diffusion": {"shapes", "sharding", "ops", "models"},
   "data": {"storage", "models"},
-  "small_world": {"storage", "models", "diffusion", "data"},
+  "small_world": {"storage", "models", "data"},
   "costs": {"shapes", "sharding", "ops", "models", "diffusion"},
   "conversion": {"storage", "ops", "models", "small_world"},
   "generation": {

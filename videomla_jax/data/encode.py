@@ -22,6 +22,7 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.storage import model_folder
 
 RANDOM = "random:wan_tiny"
@@ -62,11 +63,11 @@ class Spec:
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
-  def vae_config(self) -> vae.VaeConfig:
+  def vae_config(self) -> vae_config.VaeConfig:
     """Sizes of the VAE, read without its weights."""
     if self.checkpoint == RANDOM:
       return dataclasses.replace(_TINY.vae, dtype=self.vae_dtype)
-    sizes: vae.VaeConfig = self._config("vae")
+    sizes: vae_config.VaeConfig = self._config("vae")
     return dataclasses.replace(sizes, dtype=self.vae_dtype)
 
   def text_width(self) -> int:

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import wan
 from videomla_jax.storage import model_folder
 
 type PathLike = str | os.PathLike[str]
-type Config = wan.WanConfig | vae.VaeConfig | umt5.Umt5Config
+type Config = wan.WanConfig | vae_config.VaeConfig | umt5.Umt5Config
 type Network = wan.WanDiT | vae.WanVAE | umt5.Umt5Encoder
 
 
@@ -30,9 +31,8 @@ class Architecture(NamedTuple):
   """A kind of network that a release may hold.
 
   Attributes:
-    part: Its role in a release and the name of its folder: "dit", "vae" or
-      "umt5".
-    config: Class of its sizes.
+    part: Role in a release and name of the folder: "dit", "vae" or "umt5".
+    config: Class that holds the sizes.
     module: Class of the network, made from a config and `rngs`.
   """
 
@@ -43,7 +43,7 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES: dict[str, Architecture] = {
   "wan_dit": Architecture("dit", wan.WanConfig, wan.WanDiT),
-  "wan_vae": Architecture("vae", vae.VaeConfig, vae.WanVAE),
+  "wan_vae": Architecture("vae", vae_config.VaeConfig, vae.WanVAE),
   "umt5": Architecture("umt5", umt5.Umt5Config, umt5.Umt5Encoder),
 }
 
@@ -68,7 +68,7 @@ class Family:
 
   files: Mapping[str, str]
   dit: wan.WanConfig
-  vae: vae.VaeConfig
+  vae: vae_config.VaeConfig
   text_encoder: umt5.Umt5Config
   fps: int
   shift: float
@@ -93,7 +93,7 @@ FAMILIES: dict[str, Family] = {
   "wan_1p3b": Family(  # Wan2.1-T2V-1.3B
     files=_WAN_2_1_FILES,
     dit=wan.wan_1p3b(kind="dense"),
-    vae=vae.wan_vae(),
+    vae=vae_config.wan_vae(),
     text_encoder=umt5.umt5_xxl(),
     fps=16,
     shift=5.0,
@@ -103,7 +103,7 @@ FAMILIES: dict[str, Family] = {
   "wan_14b": Family(  # Wan2.1-T2V-14B
     files=_WAN_2_1_FILES,
     dit=wan.wan_14b(kind="dense"),
-    vae=vae.wan_vae(),
+    vae=vae_config.wan_vae(),
     text_encoder=umt5.umt5_xxl(),
     fps=16,
     shift=5.0,
@@ -113,7 +113,7 @@ FAMILIES: dict[str, Family] = {
   "wan_tiny": Family(  # random weights, to try the machinery in seconds
     files={},
     dit=wan.tiny(kind="dense"),
-    vae=vae.tiny_vae(),
+    vae=vae_config.tiny_vae(),
     text_encoder=umt5.tiny_umt5(),
     fps=16,
     shift=5.0,
@@ -123,7 +123,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: wan.WanConfig | vae.VaeConfig) -> Family:
+def family_of(config: wan.WanConfig | vae_config.VaeConfig) -> Family:
   """Returns the family that a DiT or a VAE belongs to, told from its sizes.
 
   A network of other sizes, as training may make one, counts to the first family
@@ -132,7 +132,7 @@ def family_of(config: wan.WanConfig | vae.VaeConfig) -> Family:
   Args:
     config: Sizes of the network, of either kind of attention.
   """
-  part = "vae" if isinstance(config, vae.VaeConfig) else "dit"
+  part = "vae" if isinstance(config, vae_config.VaeConfig) else "dit"
 
   def likeness(family: Family) -> tuple[bool, bool]:
     own = getattr(family, part)
@@ -141,9 +141,9 @@ def family_of(config: wan.WanConfig | vae.VaeConfig) -> Family:
   return max(FAMILIES.values(), key=likeness)
 
 
-def _sizes(config: wan.WanConfig | vae.VaeConfig) -> tuple[object, ...]:
+def _sizes(config: wan.WanConfig | vae_config.VaeConfig) -> tuple[object, ...]:
   """The sizes that tell one release from another."""
-  if isinstance(config, vae.VaeConfig):
+  if isinstance(config, vae_config.VaeConfig):
     return config.width, config.temporal
   return config.width, config.num_layers
 
@@ -225,7 +225,7 @@ def load(
   """Loads one network of a release.
 
   Args:
-    path: Its model folder.
+    path: Model folder of the network.
     needed: What it must be: a part such as "vae", or an architecture such as
       "wan_vae".
     half_weights: Keep kernels that are used in bfloat16 in bfloat16 only,

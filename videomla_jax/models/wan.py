@@ -113,7 +113,7 @@ def small(
 def tiny(*, kind="latent", **kwargs) -> WanConfig:
   """Wan with every dimension small, to try the machinery in seconds.
 
-  Latents and text have the sizes of `vae.tiny_vae` and `umt5.tiny_umt5`.
+  Latents and text have the sizes of `vae_config.tiny_vae` and `umt5.tiny_umt5`.
   """
   sizes = attention.AttentionConfig(
     kind=kind, width=64, num_heads=4, d_c=16, d_rope=8, d_q=32

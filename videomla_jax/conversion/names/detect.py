@@ -18,7 +18,7 @@ from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import attention
 from videomla_jax.models import released
 from videomla_jax.models import umt5
-from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import wan
 
 type Shapes = Mapping[str, tensor_table.Shape]
@@ -161,13 +161,13 @@ def _attention(
   )
 
 
-def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae.VaeConfig:
+def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae_config.VaeConfig:
   channels = _first(
     bare, r"conv2\.weight", r"post_quant_conv\.weight", default=(16,)
   )[0]
   layers = _count(bare, r"encoder\.(?:downsamples|down_blocks)\.(\d+)\.")
 
-  def sized(config: vae.VaeConfig) -> vae.VaeConfig:
+  def sized(config: vae_config.VaeConfig) -> vae_config.VaeConfig:
     # The blocks of all resolutions and the halvings between them lie flat in
     # one list.
     blocks = (layers - len(config.temporal)) // len(config.multipliers)
