@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from videomla_jax import convert
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.conversion.names import umt5 as umt5_names
@@ -208,3 +209,15 @@ def options(**changes: Any) -> types.SimpleNamespace:
   )
   assert changes.keys() <= values.keys()
   return types.SimpleNamespace(**(values | changes))
+
+
+def write_converted(folder: pathlib.Path, rng: np.random.Generator) -> None:
+  """Writes FOLDER/wan, a converted dense release, and FOLDER/videomla."""
+  write_wan(folder / "given", rng)
+  for output, source, to in (
+    ("wan", "given", "same"),
+    ("videomla", "wan", "latent"),
+  ):
+    convert.convert(
+      options(source=str(folder / source), output=str(folder / output), to=to)
+    )
