@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32, Key, PyTree
+from jaxtyping import Array, Float, Int32, Key, PyTree, Shaped
 
 from videomla_jax import shapes
 from videomla_jax import sharding
