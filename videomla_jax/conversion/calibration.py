@@ -13,8 +13,6 @@ from videomla_jax.models import wan
 from videomla_jax.models import wan_block
 from videomla_jax.models import wan_config
 from videomla_jax.models import window
-from videomla_jax.storage import model_folder
-from videomla_jax.storage import tree_names
 
 
 @jax.jit
@@ -86,12 +84,6 @@ def collect(
       sample = rng.choice(len(tokens), count, replace=False)
     kept.append(tokens[sample])
   return kept
-
-
-def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
-  """Parameters of one layer's self-attention, as `latent_layer` takes them."""
-  own = model_folder.model_arrays(model.blocks.self_attention)
-  return {k: np.asarray(x[n]) for k, x in tree_names.flat_dict(own).items()}
 
 
 @jax.jit

@@ -4,12 +4,13 @@ import dataclasses
 from typing import Any
 
 from videomla_jax.models import attention
+from videomla_jax.storage import plain_config
 
 MAX_TIMESTEP = 1000.0  # what the network is told at pure noise; 0 is clean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanConfig:
+class WanConfig(plain_config.PlainConfig):
   """Sizes of the network; functions below return the published ones.
 
   Attributes:
@@ -29,6 +30,8 @@ class WanConfig:
       them, which compiles longer and runs faster on a CPU.
   """
 
+  title = "DiT config"
+
   attention: attention.AttentionConfig
   num_layers: int
   ffn_width: int
@@ -46,28 +49,6 @@ class WanConfig:
   def width(self) -> int:
     """The model width E."""
     return self.attention.width
-
-  @classmethod
-  def from_dict(cls, config: dict[str, Any]) -> "WanConfig":
-    """Returns the config whose `to_dict` made this dict.
-
-    Raises:
-      ValueError: If a field is missing or unknown.
-    """
-    values = dict(config)
-    try:
-      sizes = attention.AttentionConfig(**values.pop("attention"))
-      if values.get("learned_grid") is not None:
-        values["learned_grid"] = tuple(values["learned_grid"])
-      return cls(attention=sizes, **values)
-    except (KeyError, TypeError) as error:
-      raise ValueError(
-        f"DiT config does not fit this version ({error}); convert it again."
-      ) from error
-
-  def to_dict(self) -> dict[str, Any]:
-    """Returns plain JSON values."""
-    return dataclasses.asdict(self)
 
 
 def wan_1p3b(*, kind: str = "latent", **kwargs: Any) -> WanConfig:

@@ -14,8 +14,8 @@ import jax
 from videomla_jax.models import released
 from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import world as world_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
 
@@ -114,7 +114,7 @@ def build(config: Any) -> model_lib.VideoModel:
 
 def _small_config(config: Any) -> model_lib.VideoModelConfig:
   """Of the small world's frames."""
-  world = moving_digits.World()
+  world = world_lib.World()
   latent = world.frame_size // 4  # a codec block is 4 pixels
   return model_lib.VideoModelConfig(
     size=config.model.size,

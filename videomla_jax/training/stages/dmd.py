@@ -15,6 +15,7 @@ from jaxtyping import Array, Int32, PyTree
 from videomla_jax.diffusion import dmd
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import self_rollout
+from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import long_tuning
 from videomla_jax.training import optim

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float32
 
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
+from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 
 TITLE = "teacher forcing"
