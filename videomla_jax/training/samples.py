@@ -15,9 +15,9 @@ from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import sources
-from videomla_jax.models import cache
 from videomla_jax.models import released
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 
@@ -116,7 +116,7 @@ def write(
       parts,
       text,
       key,
-      window=cache.Window(**config.window),
+      window=window_lib.Window(**config.window),
       sampler=sampler,
       num_frames=round(config.samples.seconds * parts.fps),
     )
