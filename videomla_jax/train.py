@@ -28,11 +28,11 @@ from videomla_jax.runtime import distributed
 from videomla_jax.storage import model_folder
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import inputs
+from videomla_jax.training import interrupts
 from videomla_jax.training import loop
 from videomla_jax.training import networks
 from videomla_jax.training import optim
 from videomla_jax.training import samples
-from videomla_jax.training import workdir as workdir_lib
 from videomla_jax.training.stages import table
 
 _PROFILE = flags.DEFINE_string(
@@ -147,7 +147,7 @@ def train(config: Any, workdir: str, profile: str = "") -> None:
   trace = loop.Profile(root, profile)
   logging.info("config: %s", config.to_json())
   batches = iter(batches_lib.loader(config, "train"))
-  with workdir_lib.exclusive(root):
+  with interrupts.exclusive(root):
     _run(config, root, mesh, trace, batches)
 
 

@@ -1,9 +1,15 @@
-"""What may end a run early: a signal, or updates that are not finite."""
+"""What keeps a run from starting, and what ends one early.
+
+A folder belongs to one run at a time (`exclusive`). SIGTERM ends a run between
+two steps (`StopRequest`); so do updates that are not finite, if there are too
+many of them in a row (`FiniteWatch`).
+"""
 
 import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import pathlib
 import signal
 import time
@@ -15,6 +21,38 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 EXIT_CODE = 143  # 128 + SIGTERM: a scheduler starts the job again
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def exclusive(root: pathlib.Path) -> Iterator[None]:
+  """Keeps other runs out of a folder while the block runs.
+
+  Two runs in one folder would overwrite each other's states.
+
+  The lock belongs to the first process of the run and is freed by the system
+  when that process ends, so nothing has to be tidied up after a crash.
+
+  Args:
+    root: Folder of a run; exists.
+
+  Raises:
+    ValueError: If another run is in it.
+  """
+  if jax.process_index():
+    yield
+    return
+  with (root / LOCK_FILE).open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(
+        f"workdir={str(root)!r} is in use by another run; wait for it, stop it,"
+        " or name another folder."
+      ) from error
+    except OSError as error:  # Some network file systems have no locks.
+      logging.warning("%s cannot be locked (%s)", root, error)
+    yield
 
 
 def _agree(received: bool, pace: float) -> tuple[bool, float]:
