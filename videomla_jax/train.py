@@ -12,6 +12,7 @@ averaged model is written to WORKDIR/model, where the next stage starts.
   WORKDIR/samples       pictures     WORKDIR/skipped         batches left out
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -20,19 +21,23 @@ from typing import Any
 from absl import flags
 from absl import logging
 import jax
+import ml_collections
 
 from videomla_jax import sharding
 from videomla_jax.generation import mp4
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
-from videomla_jax.storage import model_folder
+from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import interrupts
 from videomla_jax.training import loop
 from videomla_jax.training import networks
 from videomla_jax.training import optim
+from videomla_jax.training import profile as profile_lib
 from videomla_jax.training import samples
+from videomla_jax.training import settings as settings_lib
+from videomla_jax.training.stages import stage as stage_lib
 from videomla_jax.training.stages import table
 
 _PROFILE = flags.DEFINE_string(
@@ -40,60 +45,72 @@ _PROFILE = flags.DEFINE_string(
 )
 
 
-def check_config(config: Any) -> None:
+def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
   """Refuses what cannot be trained, before anything is loaded or compiled.
 
   Args:
-    config: Of any stage.
+    stage: The stage.
+    settings: Settings of the stage.
 
   Raises:
     ValueError: With the field, the rule and the way out.
   """
-  stage = table.get(config)
-  stage.check(config)
-  optim.check(config.optim)
-  batches_lib.check(config)
-  samples.check(config)
+  stage.check(settings)
+  optim.check(settings.optim)
+  batches_lib.check(settings.data, clips=stage.reads_clips)
+  samples.check(settings)
   for name in ("log", "eval", "checkpoint", "samples"):
-    if config[name].every < 1:
+    every = getattr(settings, name).every
+    if every < 1:
       raise ValueError(
-        f"{name}.every={config[name].every} must be at least 1; for never, "
-        "use more than optim.steps."
+        f"{name}.every={every} must be at least 1; for never, use more than "
+        "optim.steps."
       )
-  if config.optim.max_skipped < 1:
+  if settings.optim.max_skipped < 1:
     raise ValueError(
-      f"optim.max_skipped={config.optim.max_skipped} must be at least 1."
+      f"optim.max_skipped={settings.optim.max_skipped} must be at least 1."
     )
-  for role, allowed in stage.STARTS_FROM.items():
-    networks.check_origin(role, config.networks[role], allowed)
-  if not config.networks.model:
-    networks.check_build(config)
+  for role, allowed in stage.starts_from.items():
+    networks.check_origin(role, settings.networks[role], allowed)
+  if not settings.networks["model"]:
+    networks.check_build(settings)
 
 
-def load_networks(config: Any) -> dict[str, Any]:
-  """The networks of a stage by their role, on the default device.
+def load_networks(
+  stage: stage_lib.Stage, settings: settings_lib.Training
+) -> stage_lib.Networks:
+  """Returns the networks of a stage by their role, on the default device.
+
+  Args:
+    stage: The stage.
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If one is damaged or of another architecture.
   """
-  made, trained = {}, table.trained(config)
-  for role in table.get(config).STARTS_FROM:
-    path = config.networks[role]
-    made[role] = (
-      networks.load(path, config, frozen=role not in trained)
+  loaded = {}
+  for role in stage.starts_from:
+    path = settings.networks[role]
+    loaded[role] = (
+      networks.load(path, settings, frozen=role not in stage.trained)
       if path
-      else networks.build(config)
+      else networks.build(settings)
     )
-  made["model"] = networks.prepare(made["model"], config)
-  table.check_networks(made, config)
-  return made
+  loaded["model"] = networks.prepare(loaded["model"], settings)
+  networks.check_together(loaded, settings.data, scores=stage.scores)
+  return loaded
 
 
-def init_state(config: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
-  """State and frozen networks of a stage before its first step.
+def init_state(
+  stage: stage_lib.Stage,
+  settings: settings_lib.Training,
+  mesh: jax.sharding.Mesh | None = None,
+) -> tuple[stage_lib.State, stage_lib.Networks]:
+  """Returns state and frozen networks of a stage before its first step.
 
   Args:
-    config: Of any stage.
+    stage: The stage.
+    settings: Settings of the stage.
     mesh: The devices; one by default.
 
   Returns:
@@ -102,82 +119,106 @@ def init_state(config: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   # In host memory, so that no device ever holds a whole network.
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    loaded = load_networks(config)
-  _check_mesh(loaded, config, mesh)
+    loaded = load_networks(stage, settings)
+  _check_mesh(loaded, settings, mesh)
   placed = jax.device_put(loaded, sharding.shardings(loaded, mesh))
   state = sharding.create(
-    lambda networks: table.init(networks, config), placed, mesh=mesh
+    lambda networks: stage.init(networks, settings), placed, mesh=mesh
   )
-  frozen = {
-    role: placed[role] for role in placed if role not in table.trained(config)
-  }
-  return state, frozen
+  return state, stage.frozen(placed)
 
 
-def _check_mesh(loaded: Any, config: Any, mesh: jax.sharding.Mesh) -> None:
+def _check_mesh(
+  loaded: stage_lib.Networks,
+  settings: settings_lib.Training,
+  mesh: jax.sharding.Mesh,
+) -> None:
+  """Refuses devices that batch, tokens or heads cannot be split over."""
   sharding.check_batch(
-    config.data.batch_size, mesh, parts=config.optim.accumulate
+    settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
   for model in loaded.values():
     network = inputs.dit(model).config
-    rows, columns, _ = config.data.latent_shape
+    rows, columns, _ = settings.data.latent_shape
     tokens = rows * columns // network.patch**2
     sharding.check_tokens(tokens, network.attention.num_heads, mesh)
 
 
-def train(config: Any, workdir: str, profile: str = "") -> None:
+def train(
+  config: ml_collections.ConfigDict, workdir: str, profile: str = ""
+) -> None:
   """Runs or continues one training run.
 
   Args:
-    config: Of any stage, see configs/.
+    config: Config of any stage, see configs/.
     workdir: Folder of checkpoints, metrics and the finished model.
     profile: Steps to trace, see the flag.
 
   Raises:
     ValueError: If the config or the folder cannot work.
   """
-  check_config(config)
+  stage, settings = table.read(config.to_dict())
+  check(stage, settings)
   distributed.initialize()
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
   sharding.check_batch(
-    config.data.batch_size, mesh, parts=config.optim.accumulate
+    settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
   root = pathlib.Path(workdir)
   mp4.check_output_folder(root)
-  trace = loop.Profile(root, profile)
-  logging.info("config: %s", config.to_json())
-  batches = iter(batches_lib.loader(config, "train"))
+  trace = profile_lib.Profile(root, profile)
+  record = config.to_json()
+  logging.info("config: %s", record)
+  batches = batches_lib.loader(
+    settings.data,
+    "train",
+    batch_size=stage.examples_per_step(settings),
+    seed=settings.seed,
+    clips=stage.reads_clips,
+  )
   with interrupts.exclusive(root):
-    _run(config, root, mesh, trace, batches)
+    state, frozen = init_state(stage, settings, mesh)
+    with train_states.TrainCheckpoints(
+      root / "checkpoints",
+      keep=settings.checkpoint.keep,
+      save_every=settings.checkpoint.every,
+    ) as checkpoints:
+      run = loop.Run(
+        stage=stage,
+        settings=settings,
+        record=json.loads(record),
+        root=root,
+        frozen=frozen,
+        mesh=mesh,
+        checkpoints=checkpoints,
+        profile=trace,
+      )
+      state = _resume_and_run(run, state, iter(batches))
+    _hand_on(root, state, run.record)
 
 
-def _run(
-  config: Any,
-  root: pathlib.Path,
-  mesh: jax.sharding.Mesh,
-  trace: loop.Profile,
-  batches: Any,
+def _resume_and_run(
+  run: loop.Run, state: stage_lib.State, batches: Any
+) -> stage_lib.State:
+  """Goes on where the newest saved state is, to the last step."""
+  restored = run.checkpoints.restore_latest(state)
+  if restored is not None:
+    state = restored.state
+    batches.set_state(restored.iterator_state)
+    logging.info("continuing after step %d", restored.step)
+  return run(state, batches)
+
+
+def _hand_on(
+  root: pathlib.Path, state: stage_lib.State, record: dict[str, Any]
 ) -> None:
-  """Trains in a folder that is this run's alone, and hands the model on."""
-  state, frozen = init_state(config, mesh)
-  with model_folder.TrainCheckpoints(
-    root / "checkpoints",
-    keep=config.checkpoint.keep,
-    save_every=config.checkpoint.every,
-  ) as checkpoints:
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
-      state = restored.state
-      batches.set_state(restored.iterator_state)
-      logging.info("continuing after step %d", restored.step)
-    run = loop.Run(config, root, frozen, mesh, checkpoints, trace)
-    state = run(state, batches)
+  """Writes the averaged model, where the next stage starts."""
   model = loop.to_host(state.ema)
   if jax.process_index() == 0:
     networks.save(
       root / "model",
       model,
-      training=json.loads(config.to_json()),
+      training=record,
       command=" ".join(["python", "-m", "videomla_jax.train", *sys.argv[1:]]),
       steps=int(state.step),
     )

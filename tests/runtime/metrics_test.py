@@ -60,7 +60,9 @@ def _board_scalars(folder: pathlib.Path) -> list[tuple[int, str, float]]:
 
 def test_values_come_back_from_tensorboard(tmp_path: pathlib.Path) -> None:
   with metrics.MetricWriter(tmp_path) as writer:
-    writer.scalars(7, {"train/loss": 0.25, "perf/peak_memory_gib": np.float32(2)})
+    writer.scalars(
+      7, {"train/loss": 0.25, "perf/peak_memory_gib": np.float32(2)}
+    )
   expected = [(7, "train/loss", 0.25), (7, "perf/peak_memory_gib", 2.0)]
   assert _board_scalars(tmp_path) == expected
 

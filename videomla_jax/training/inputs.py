@@ -5,7 +5,7 @@ models own word encoder and codec. A batch of prepared data has "latents" and
 "text" embeddings, and its models are the bare DiT.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,29 +14,30 @@ from jaxtyping import Array, Float
 from videomla_jax.models import wan
 from videomla_jax.small_world import model as model_lib
 
-Batch = dict[str, Any]
+Batch = dict[str, Array]
+Network = wan.WanDiT | model_lib.VideoModel
 
 
-def dit(model: Any) -> wan.WanDiT:
+def dit(model: Network) -> wan.WanDiT:
   """The network inside a model."""
   return model.dit if isinstance(model, model_lib.VideoModel) else model
 
 
-def latents(model: Any, batch: Batch) -> Float[Array, "B T H W C"]:
+def latents(model: Network, batch: Batch) -> Float[Array, "B T H W C"]:
   """Clean latents of a batch, float32."""
   if isinstance(model, model_lib.VideoModel):
     return model.codec.encode(batch["video"])
   return batch["latents"].astype(jnp.float32)
 
 
-def text(model: Any, batch: Batch) -> Float[Array, "B M E"]:
+def text(model: Network, batch: Batch) -> Float[Array, "B M E"]:
   """Embeddings of the prompts."""
   if isinstance(model, model_lib.VideoModel):
     return model.encode_text(batch["tokens"])
   return batch["text"]
 
 
-def negative(model: Any, batch: Batch) -> Float[Array, "B M E"]:
+def negative(model: Network, batch: Batch) -> Float[Array, "B M E"]:
   """Embeddings of the negative prompt, once per example.
 
   The small world's is all padding. Prepared data hand over `negative`,
@@ -44,37 +45,42 @@ def negative(model: Any, batch: Batch) -> Float[Array, "B M E"]:
   """
   if isinstance(model, model_lib.VideoModel):
     return model.encode_text(jnp.zeros_like(batch["tokens"]))
-  given = batch["text"]
+  prompts = batch["text"]
   if "negative" not in batch:
-    return jnp.zeros_like(given)
-  return jnp.broadcast_to(batch["negative"], given.shape)
+    return jnp.zeros_like(prompts)
+  return jnp.broadcast_to(batch["negative"], prompts.shape)
 
 
-def num_examples(batch: Batch) -> int:
-  """Examples of a batch."""
+def num_examples(batch: Mapping[str, Array | jax.ShapeDtypeStruct]) -> int:
+  """Returns the number of examples of a batch, of arrays or of shapes."""
   name = next(n for n in ("tokens", "text", "latents") if n in batch)
   return batch[name].shape[0]
 
 
-def split(batch: Batch, parts: int) -> Batch:
-  """Deals the examples out to `parts` batches in turn, a new first axis.
+def split(batch: Batch, count: int) -> Batch:
+  """Deals the examples out to `count` batches in turn, along a new first axis.
 
-  In turn, so that of a batch split over devices all parts stay where they are.
+  They are dealt out in turn so that of a batch that is split over devices every
+  device keeps the examples that it has.
+
+  Args:
+    batch: The examples.
+    count: Batches to make, each of the same size.
 
   Raises:
     ValueError: If the examples cannot be dealt out evenly.
   """
   size = num_examples(batch)
-  if size % parts:
+  if size % count:
     raise ValueError(
-      f"batch_size={size} must be a multiple of {parts}, the parts that a step "
-      "works through one by one; change the batch or optim.accumulate."
+      f"batch_size={size} must be a multiple of {count}, the batches that a "
+      "step works through one by one; change the batch or optim.accumulate."
     )
   shared = {name: x for name, x in batch.items() if name == "negative"}
   dealt = jax.tree.map(
-    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),
+    lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1),
     {name: x for name, x in batch.items() if name not in shared},
   )
   return dealt | jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (parts, *x.shape)), shared
+    lambda x: jnp.broadcast_to(x, (count, *x.shape)), shared
   )

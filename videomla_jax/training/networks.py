@@ -11,13 +11,13 @@ from typing import Any
 from flax import nnx
 import jax
 
-from videomla_jax.models import cache
 from videomla_jax.models import released
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
 from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
+from videomla_jax.training import settings as settings_lib
 
 # What made a folder -> how to make one.
 ORIGINS = {
@@ -69,14 +69,18 @@ def check_origin(
 
 
 def load(
-  path: str | os.PathLike[str], config: Any, *, frozen: bool = False
-) -> nnx.Module:
+  path: str | os.PathLike[str],
+  settings: settings_lib.Training,
+  *,
+  frozen: bool = False,
+) -> inputs.Network:
   """Loads a network for training: a small video model, or a bare DiT.
 
   Args:
     path: Model folder, or `shipped:NAME`.
-    config: Training config; its `network` replaces fields of a bare DiT.
-    frozen: Not trained: kernels of a bare DiT may be kept in bfloat16.
+    settings: Settings, whose `network` replaces fields of a bare DiT.
+    frozen: Whether it is not trained, so that the kernels of a bare DiT may be
+      kept in bfloat16.
 
   Raises:
     ValueError: If the folder is damaged or of another architecture.
@@ -85,76 +89,79 @@ def load(
   if "model" in model_folder.read_config(folder):
     return model_lib.load(folder)
   return released.load(
-    folder, "wan_dit", half_weights=frozen, **config.network.to_dict()
+    folder, "wan_dit", half_weights=frozen, **settings.network
   )
 
 
-def check_build(config: Any) -> None:
+def check_build(settings: settings_lib.Training) -> None:
   """Refuses a network that cannot start from random weights.
 
   Raises:
     ValueError: If it is not a small one, or the sizes are unknown.
   """
-  _small_config(config).network  # noqa: B018  Refuses sizes and kinds.
-  if config.data.kind != "moving_digits":
+  _small_config(settings).network  # noqa: B018  Refuses sizes and kinds.
+  if not isinstance(settings.data, settings_lib.MovingDigits):
     raise ValueError(
       f"networks.model='' starts from random weights, but data.kind="
-      f"{config.data.kind!r} is for a released model; name its folder "
+      f"{settings.data.kind!r} is for a released model; name its folder "
       f"({ORIGINS['release']})."
     )
 
 
-def build(config: Any) -> model_lib.VideoModel:
-  """A small video model with random weights."""
-  sizes = _small_config(config)
+def build(settings: settings_lib.Training) -> model_lib.VideoModel:
+  """Makes a small video model with random weights."""
+  sizes = _small_config(settings)
   # One program; a hundred small ones take twice as long to compile.
-  make = lambda: model_lib.VideoModel(sizes, rngs=nnx.Rngs(config.seed))
+  make = lambda: model_lib.VideoModel(sizes, rngs=nnx.Rngs(settings.seed))
   return jax.jit(make)()
 
 
-def _small_config(config: Any) -> model_lib.VideoModelConfig:
-  """Of the small world's frames."""
-  world = moving_digits.World()
+def _small_config(
+  settings: settings_lib.Training,
+) -> model_lib.VideoModelConfig:
+  """Returns the config of a model for frames of the small world."""
+  world, model = moving_digits.World(), settings.model
   latent = world.frame_size // 4  # a codec block is 4 pixels
   return model_lib.VideoModelConfig(
-    size=config.model.size,
-    kind=config.model.kind,
-    d_c=config.model.d_c or None,
-    d_rope=config.model.d_rope or None,
+    size=model.size,
+    kind=model.kind,
+    d_c=model.d_c or None,
+    d_rope=model.d_rope or None,
     vocabulary=prompts.vocabulary_size(),
     latent_height=latent,
     latent_width=latent,
     fps=float(world.fps),
-    shift=config.diffusion.shift,
-    window=cache.Window(**config.window),
+    shift=settings.diffusion.shift,
+    window=settings.window,
   )
 
 
-def prepare(model: nnx.Module, config: Any) -> nnx.Module:
-  """The model as this stage trains it: its window and schedule.
+def prepare(
+  model: inputs.Network, settings: settings_lib.Training
+) -> inputs.Network:
+  """Returns the model as this stage trains it: with its window and schedule.
 
   Raises:
     ValueError: If the model is not of the kind the config asks for.
   """
   attention = inputs.dit(model).config.attention
-  wanted = config.model
+  wanted = settings.model
   if attention.kind != wanted.kind:
     raise ValueError(
       f"networks.model has {attention.kind} attention but model.kind="
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
-  for name in ("d_c", "d_rope") if attention.kind == "latent" else ():
-    size = getattr(attention, name)
-    if wanted[name] and size != wanted[name]:
+  sizes = {"d_c": wanted.d_c, "d_rope": wanted.d_rope}
+  for name, size in sizes.items() if attention.kind == "latent" else ():
+    found = getattr(attention, name)
+    if size and found != size:
       raise ValueError(
-        f"networks.model has {name}={size} but model.{name}={wanted[name]}; "
+        f"networks.model has {name}={found} but model.{name}={size}; "
         "convert again with that size, or leave it 0."
       )
   if isinstance(model, model_lib.VideoModel):
     changed = dataclasses.replace(
-      model.config,
-      shift=config.diffusion.shift,
-      window=cache.Window(**config.window),
+      model.config, shift=settings.diffusion.shift, window=settings.window
     )
     graph, state = nnx.split(model)
     model = nnx.merge(graph, state)
@@ -162,8 +169,66 @@ def prepare(model: nnx.Module, config: Any) -> nnx.Module:
   return model
 
 
-def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
-  """Writes what a stage hands on, with what made it."""
+def check_together(
+  networks: dict[str, inputs.Network],
+  data: settings_lib.Data,
+  *,
+  scores: tuple[str, ...],
+) -> None:
+  """Refuses networks that do not work on the same latents and prompts.
+
+  Args:
+    networks: All networks of a stage by role.
+    data: What they are trained on.
+    scores: Roles of the networks that must be dense; the others must be of the
+      kind of the trained model.
+
+  Raises:
+    ValueError: If they differ.
+  """
+  model = inputs.dit(networks["model"]).config
+  for role, network in networks.items():
+    other = inputs.dit(network).config
+    for field in ("channels", "text_dim"):
+      if getattr(other, field) != getattr(model, field):
+        raise ValueError(
+          f"networks.{role} has {field}={getattr(other, field)} but "
+          f"networks.model has {getattr(model, field)}; they must share codec "
+          "and text encoder."
+        )
+    wanted = "dense" if role in scores else model.attention.kind
+    if other.attention.kind != wanted:
+      raise ValueError(
+        f"networks.{role} has {other.attention.kind} attention but must have "
+        f"{wanted}; name another folder."
+      )
+  text_shape = (model.text_tokens, model.text_dim)
+  wanted_text = text_shape  # the small world's is the model's own
+  if isinstance(data, settings_lib.PreparedClips):
+    wanted_text = data.text_shape
+  if text_shape != wanted_text:
+    raise ValueError(
+      f"networks.model reads {text_shape[0]} tokens of {text_shape[1]} "
+      f"channels but data.text_shape={wanted_text}; use the model's own text "
+      "encoder."
+    )
+  if model.channels != data.latent_shape[-1]:
+    raise ValueError(
+      f"networks.model takes {model.channels} channels but data.latent_shape="
+      f"{data.latent_shape}; use the model's codec."
+    )
+
+
+def save(
+  path: str | os.PathLike[str], model: inputs.Network, **about: Any
+) -> None:
+  """Writes what a stage hands on.
+
+  Args:
+    path: Model folder to write or replace.
+    model: A small video model, or a bare DiT.
+    **about: JSON values that say what made it.
+  """
   if isinstance(model, model_lib.VideoModel):
     model_lib.save(path, model, **about)
   else:
