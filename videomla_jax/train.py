@@ -193,12 +193,12 @@ def train(
         checkpoints=checkpoints,
         profile=trace,
       )
-      state = _resume_and_run(run, state, iter(batches))
+      state = _resume_and_run(run, state, batches)
     _hand_on(root, state, run.record)
 
 
 def _resume_and_run(
-  run: loop.Run, state: stage_lib.State, batches: Any
+  run: loop.Run, state: stage_lib.State, batches: batches_lib.Batches
 ) -> stage_lib.State:
   """Goes on where the newest saved state is, to the last step."""
   restored = run.checkpoints.restore_latest(state)

@@ -4,8 +4,7 @@ A source of data is a class of `settings.Data`; here are the checks, the shapes
 and the loader of each one.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,22 @@ from videomla_jax.data import reader
 from videomla_jax.small_world import loader as loader_lib
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.storage import train_states
 from videomla_jax.training import settings as settings_lib
+
+
+@runtime_checkable
+class Batches(Protocol):
+  """An iterator of batches whose position can be saved."""
+
+  def __next__(self) -> dict[str, Any]:
+    """Returns this process's part of the next batch."""
+
+  def get_state(self) -> train_states.IteratorState:
+    """Returns the position."""
+
+  def set_state(self, state: train_states.IteratorState) -> None:
+    """Goes to a position."""
 
 
 def check(data: settings_lib.Data, *, clips: bool) -> None:
@@ -60,8 +74,8 @@ def loader(
   batch_size: int,
   seed: int,
   clips: bool,
-) -> Iterable[dict[str, Any]]:
-  """Opens this process's part of every batch; its iterator can be saved.
+) -> Batches:
+  """Opens this process's part of every batch.
 
   Args:
     data: Source of the data.
@@ -72,7 +86,7 @@ def loader(
   """
   training = split == "train"
   if isinstance(data, settings_lib.PreparedClips):
-    return reader.make_loader(
+    prepared = reader.make_loader(
       data.root,
       batch_size=batch_size,
       shapes=_shapes(data, clips=clips),
@@ -82,8 +96,9 @@ def loader(
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+    return iter(prepared)
   assert isinstance(data, settings_lib.MovingDigits)
-  made = loader_lib.make_loader(
+  digits = loader_lib.make_loader(
     data.root,
     batch_size=batch_size,
     num_frames=data.num_frames,
@@ -97,7 +112,7 @@ def loader(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  return made if clips else made.map(_prompts_only)
+  return iter(digits if clips else digits.map(_prompts_only))
 
 
 def _shapes(data: settings_lib.PreparedClips, *, clips: bool) -> reader.Shapes:

@@ -35,14 +35,12 @@ class Evaluation:
     if stage.held_out_loss is None or not count:
       return
     self._loss = jax.jit(stage.held_out_loss(settings))
-    held_out = iter(
-      batches.loader(
-        settings.data,
-        "test",
-        batch_size=settings.data.batch_size,
-        seed=settings.seed,
-        clips=stage.reads_clips,
-      )
+    held_out = batches.loader(
+      settings.data,
+      "test",
+      batch_size=settings.data.batch_size,
+      seed=settings.seed,
+      clips=stage.reads_clips,
     )
     self._batches = [next(held_out) for _ in range(count)]
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -20,6 +20,7 @@ from videomla_jax import sharding
 from videomla_jax.costs import flops
 from videomla_jax.runtime import metrics
 from videomla_jax.storage import train_states
+from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import evaluation
 from videomla_jax.training import inputs
 from videomla_jax.training import interrupts
@@ -36,16 +37,6 @@ def to_host(state: PyTree) -> PyTree:
   if jax.process_count() == 1:
     return jax.device_get(state)
   return multihost_utils.process_allgather(state, tiled=True)
-
-
-class Batches(Protocol):
-  """An iterator of batches whose position can be saved."""
-
-  def __next__(self) -> dict[str, Any]:
-    """Returns this process's part of the next batch."""
-
-  def get_state(self) -> train_states.IteratorState:
-    """Returns the position."""
 
 
 class _Due(NamedTuple):
@@ -83,7 +74,7 @@ class Run:
   profile: profile_lib.Profile
 
   def __call__(
-    self, state: stage_lib.State, batches: Batches
+    self, state: stage_lib.State, batches: batches_lib.Batches
   ) -> stage_lib.State:
     """Steps to the end, or until SIGTERM.
 
@@ -173,7 +164,12 @@ class Run:
     return {name: float(x) for name, x in scalars.items()} | speed
 
   def _save(
-    self, done: int, state: stage_lib.State, batches: Batches, *, force: bool
+    self,
+    done: int,
+    state: stage_lib.State,
+    batches: batches_lib.Batches,
+    *,
+    force: bool,
   ) -> None:
     """Starts to save the state and where the data are."""
     self.checkpoints.save(
