@@ -48,7 +48,7 @@ def get_config(arg=None):
     init="default",
   )
   config.diffusion.update(
-    loss_weight="bell",  # spec/diffusion.md section 6
+    loss_weight="bell",  # docs/method.md, section 6.5
     first_frame_every=4,  # every 4th step the first chunk is one given frame
   )
   common.change(config, SIZES[arg["size"]])

@@ -34,6 +34,7 @@ from videomla_jax.training import interrupts
 from videomla_jax.training import loop
 from videomla_jax.training import networks
 from videomla_jax.training import optim
+from videomla_jax.training import origins
 from videomla_jax.training import profile as profile_lib
 from videomla_jax.training import samples
 from videomla_jax.training import settings as settings_lib
@@ -71,7 +72,7 @@ def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
       f"optim.max_skipped={settings.optim.max_skipped} must be at least 1."
     )
   for role, allowed in stage.starts_from.items():
-    networks.check_origin(role, settings.networks[role], allowed)
+    origins.check(role, settings.networks[role], allowed)
   if not settings.networks["model"]:
     networks.check_build(settings)
 

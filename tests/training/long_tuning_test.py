@@ -17,7 +17,7 @@ from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import long_tuning
-from videomla_jax.training import networks
+from videomla_jax.training import origins
 from videomla_jax.training.stages import table
 
 CLIP, CHUNK = 6, 3
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   for stage, kind in (("consistency", "latent"), ("pretraining", "dense")):
     model = tiny_project.video(kind, rng)
     model_lib.save(root / stage, model, training=dict(stage=stage))
-    assert networks.origin(model_folder.read_config(root / stage)) == stage
+    assert origins.of(model_folder.read_config(root / stage)) == stage
   yield root
   patch.undo()
 

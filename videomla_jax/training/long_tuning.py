@@ -1,6 +1,6 @@
 """Streaming long tuning: stage 3 on videos that go on from step to step.
 
-spec/training.md section 4.4 (arXiv:2509.22622). A video is rolled out segment
+docs/method.md, section 12.7 (arXiv:2509.22622). A video is rolled out segment
 by segment, one a step, up to `rollout.stream_frames`; then a new one begins
 with the prompts of that step. The first segment is a clip; later ones are a
 clip less a chunk and are judged as the last frames of a clip that begins with

@@ -5,19 +5,16 @@ waits for the device but what is logged, evaluated, saved or shown.
 """
 
 import dataclasses
-import functools
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from videomla_jax import sharding
-from videomla_jax.costs import flops
 from videomla_jax.runtime import metrics
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
@@ -26,6 +23,7 @@ from videomla_jax.training import inputs
 from videomla_jax.training import interrupts
 from videomla_jax.training import optim
 from videomla_jax.training import profile as profile_lib
+from videomla_jax.training import programs as programs_lib
 from videomla_jax.training import samples
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training import throughput
@@ -90,7 +88,7 @@ class Run:
       SystemExit: After SIGTERM, when the state is on disk.
     """
     start, total = int(state.step), self.settings.optim.steps
-    programs = _Programs(self.stage, self.settings)
+    programs = programs_lib.Programs(self.stage, self.settings)
     evaluate = evaluation.Evaluation(
       self.stage, self.settings, self.frozen, self.mesh
     )
@@ -202,57 +200,3 @@ class Run:
       done, self.settings.optim.steps,
     )  # fmt: skip
     raise SystemExit(interrupts.EXIT_CODE)
-
-
-class _Program(NamedTuple):
-  """A compiled step and its operations; 0 if they are not counted."""
-
-  step: Any
-  flops: float
-
-
-class _Programs:
-  """The compiled steps of a stage; compile time is not step time."""
-
-  def __init__(
-    self, stage: stage_lib.Stage, settings: settings_lib.Training
-  ) -> None:
-    self._stage, self._settings = stage, settings
-    self._step = stage.make_step(settings)
-    self._compiled: dict[stage_lib.Program, _Program] = {}
-
-  def get(self, done: int, *args: PyTree) -> _Program:
-    """Returns the program of a step, compiled when it is first needed.
-
-    Args:
-      done: The step, counted from 1.
-      *args: State, batch, key of the run, and frozen networks.
-    """
-    wanted = self._stage.program(self._settings, done)
-    if wanted not in self._compiled:
-      self._compiled[wanted] = self._compile(wanted, *args)
-    return self._compiled[wanted]
-
-  def _compile(self, wanted: stage_lib.Program, *args: PyTree) -> _Program:
-    step = functools.partial(self._step, program=wanted)
-
-    def seeded(
-      state: stage_lib.State,
-      batch: inputs.Batch,
-      key: Array,
-      frozen: stage_lib.Networks,
-    ) -> tuple[stage_lib.State, optim.Metrics]:
-      # The same noise whether or not the run was interrupted.
-      key = jax.random.fold_in(key, state.step)
-      return step(state, batch, key, frozen=frozen)
-
-    start = time.monotonic()
-    compiled = jax.jit(seeded, donate_argnums=0).lower(*args).compile()
-    operations = 0.0
-    if self._settings.log.flops:
-      trips = self._stage.mean_trips(self._settings)
-      operations = flops.of(seeded, *args, trips=trips)
-    logging.info(
-      "compiled %s in %.1f s", self._stage.title, time.monotonic() - start
-    )
-    return _Program(compiled, operations)

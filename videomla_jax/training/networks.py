@@ -1,8 +1,4 @@
-"""The networks of a stage: where they come from and whether they may.
-
-A stage starts from what the stage before it wrote. Folders say what made them,
-so a wrong order is refused before anything is loaded.
-"""
+"""The networks of a stage: loaded or made, checked, and handed on."""
 
 import dataclasses
 import os
@@ -17,55 +13,8 @@ from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
 from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
+from videomla_jax.training import origins
 from videomla_jax.training import settings as settings_lib
-
-# What made a folder -> how to make one.
-ORIGINS = {
-  "release": "convert a release: python -m videomla_jax.convert",
-  "conversion": "convert a dense model: convert --to=latent",
-  "pretraining": "train --config=configs/pretraining.py",
-  "teacher_forcing": "train --config=configs/teacher_forcing.py",
-  "consistency": "train --config=configs/consistency.py",
-  "dmd": "train --config=configs/dmd.py",
-}
-
-
-def origin(about: dict[str, Any]) -> str:
-  """What made a model folder, from its config: a key of `ORIGINS`."""
-  training = about.get("training")
-  if training:
-    return str(training.get("stage", "teacher_forcing"))
-  return "conversion" if "init" in about else "release"
-
-
-def check_origin(
-  role: str, path: str | os.PathLike[str], allowed: tuple[str, ...]
-) -> None:
-  """Refuses a folder that another stage than expected has written.
-
-  Args:
-    role: Name in `networks` of the config.
-    path: Model folder, or `shipped:NAME`.
-    allowed: Keys of `ORIGINS`; the empty string allows no folder at all.
-
-  Raises:
-    ValueError: If the folder is missing, or of a stage that is not allowed.
-  """
-  names = [name for name in allowed if name]
-  if not str(path):
-    if "" in allowed:
-      return
-    raise ValueError(
-      f"networks.{role}='' must name a model folder made by "
-      f"{' or '.join(names)}; {ORIGINS[names[0]]}."
-    )
-  folder = model_lib.checkpoint_path(path)
-  found = origin(model_folder.read_config(folder))
-  if found not in names:
-    raise ValueError(
-      f"networks.{role}={str(path)!r} was made by {found!r} but this stage "
-      f"starts from {' or '.join(names)}; {ORIGINS[names[0]]}."
-    )
 
 
 def load(
@@ -104,7 +53,7 @@ def check_build(settings: settings_lib.Training) -> None:
     raise ValueError(
       f"networks.model='' starts from random weights, but data.kind="
       f"{settings.data.kind!r} is for a released model; name its folder "
-      f"({ORIGINS['release']})."
+      f"({origins.remedy('release')})."
     )
 
 

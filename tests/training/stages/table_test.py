@@ -17,6 +17,7 @@ from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.training import networks
+from videomla_jax.training import origins
 from videomla_jax.training.stages import table
 
 
@@ -76,7 +77,7 @@ def test_every_stage_trains_and_hands_on_its_average(folders, stage) -> None:
   kind = "dense" if stage == "pretraining" else "latent"
   assert model.dit.config.attention.kind == kind
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(model))
-  assert networks.origin(model_folder.read_config(root / "model")) == stage
+  assert origins.of(model_folder.read_config(root / "model")) == stage
   losses = [x for x in metrics.read_jsonl(root) if "train/loss" in x]
   assert [x["step"] for x in losses] == [1, 2, 3]
   assert all(np.isfinite(x["train/loss"]) for x in losses)
@@ -109,7 +110,7 @@ def test_conversion_keeps_words_and_everything_but_attention(folders) -> None:
   assert (dense.text.table[...] == latent.text.table[...]).all()
   assert (dense.dit.head.kernel[...] == latent.dit.head.kernel[...]).all()
   about = model_folder.read_config(root / "converted")
-  assert networks.origin(about) == "conversion"
+  assert origins.of(about) == "conversion"
   assert about["init"]["method"] == "spectral" and about["layers"]
 
 

@@ -1,4 +1,4 @@
-"""Stage 2: a student that jumps to x₀, spec/training.md section 2.
+"""Stage 2: a student that jumps to x₀, docs/method.md, section 11.
 
 The target network is the exponential average of the student, and it is what is
 evaluated and handed on. The teacher is the frozen stage-1 model.

@@ -5,7 +5,7 @@ conversion, the real score and the critic. For Wan it continues its training.
 
   x_σ = (1 - σ) x₀ + σ ε,   L = mean (v(x_σ, σ) - (ε - x₀))²
 
-with σ = S(u; s), u uniform (spec/diffusion.md section 5). A clip has one level,
+with σ = S(u; s), u uniform (docs/method.md, section 6.4). A clip has one level,
 as when it is sampled; with a chance of `diffusion.frame_levels` each of its
 frames has one of its own (arXiv:2407.01392), so that a young model learns
 motion from frames that it can see.

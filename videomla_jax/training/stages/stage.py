@@ -77,8 +77,8 @@ class Stage[S: settings_lib.Training]:
   Attributes:
     title: A word or two for people.
     settings: Class of the config, with the fields that this stage adds.
-    starts_from: Role of each network -> what its folder may be made by, keys of
-      `networks.ORIGINS`; the empty string allows random weights.
+    starts_from: Role of each network -> what its folder may be made by, see
+      `origins.of`; the empty string allows random weights.
     make_step: Returns the step, see `Step`.
     trained: Roles of the networks that are trained; the others are frozen.
     scores: Roles of the networks that are bidirectional and dense whatever the

@@ -1,7 +1,8 @@
-"""Stage 1: a causal model that sees clean history, spec/training.md section 1.
+"""Stage 1: a causal model that sees clean history.
 
 Every chunk of a clip is denoised at a level of its own against the clean chunks
-before it, as the rollout will see them: `diffusion.teacher_forcing`.
+before it, as the rollout will see them: `diffusion.teacher_forcing`, which
+follows docs/method.md, section 10.
 """
 
 import dataclasses
