@@ -100,8 +100,10 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
     read = settings(stage.__name__.split(".")[-1])
 
     def loss(model):
-      given = regression.LossInputs(model, nets["ema"], frozen, batch, key)
-      return stage.loss(given, read)[0]
+      arguments = regression.LossArguments(
+        model, nets["ema"], frozen, batch, key
+      )
+      return stage.loss(arguments, read)[0]
 
     return jax.value_and_grad(loss)(model)
 

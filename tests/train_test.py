@@ -223,11 +223,11 @@ def test_bell_weight_scales_the_loss(config: Any, seed: int) -> None:
 
   @jax.jit
   def both(model, batch):
-    given = regression.LossInputs(model, None, {}, batch, key)
+    arguments = regression.LossArguments(model, None, {}, batch, key)
     values = []
     for config.diffusion.loss_weight in ("none", "bell"):
       _, settings = table.read(config.to_dict())
-      values.append(teacher_forcing.loss(given, settings))
+      values.append(teacher_forcing.loss(arguments, settings))
     return values
 
   (plain, frames), (bell, same) = both(model, batch)

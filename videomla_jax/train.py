@@ -80,7 +80,7 @@ def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
 def load_networks(
   stage: stage_lib.Stage, settings: settings_lib.Training
 ) -> stage_lib.Networks:
-  """Returns the networks of a stage by their role, on the default device.
+  """Loads the networks of a stage, by role, onto the default device.
 
   Args:
     stage: The stage.
@@ -112,10 +112,13 @@ def init_state(
   Args:
     stage: The stage.
     settings: Settings of the stage.
-    mesh: The devices; one by default.
+    mesh: The devices; a single one by default.
 
   Returns:
     Training state and frozen networks, sharded.
+
+  Raises:
+    ValueError: If networks and devices do not fit.
   """
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   # In host memory, so that no device ever holds a whole network.
@@ -134,7 +137,16 @@ def _check_mesh(
   settings: settings_lib.Training,
   mesh: jax.sharding.Mesh,
 ) -> None:
-  """Refuses devices that batch, tokens or heads cannot be split over."""
+  """Refuses devices that batch, tokens or heads cannot be split over.
+
+  Args:
+    loaded: The networks of the stage by role.
+    settings: Settings of the stage.
+    mesh: The devices.
+
+  Raises:
+    ValueError: If a number is no multiple of the devices that share it.
+  """
   sharding.check_batch(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
@@ -162,14 +174,16 @@ def train(
   check(stage, settings)
   distributed.initialize()
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
+  # Here as well, since networks of billions of parameters are loaded first.
   sharding.check_batch(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
   root = pathlib.Path(workdir)
   mp4.check_output_folder(root)
   trace = profile_lib.Profile(root, profile)
-  record = config.to_json()
-  logging.info("config: %s", record)
+  # What lies beside states and models is the config as the user gave it.
+  record = json.loads(config.to_json())
+  logging.info("config: %s", config.to_json())
   batches = batches_lib.loader(
     settings.data,
     "train",
@@ -184,36 +198,52 @@ def train(
       keep=settings.checkpoint.keep,
       save_every=settings.checkpoint.every,
     ) as checkpoints:
+      # Replaces the new state at once: two do not fit into memory.
+      state = _resume(checkpoints, state, batches)
       run = loop.Run(
         stage=stage,
         settings=settings,
-        record=json.loads(record),
+        record=record,
         root=root,
         frozen=frozen,
         mesh=mesh,
         checkpoints=checkpoints,
         profile=trace,
       )
-      state = _resume_and_run(run, state, batches)
-    _hand_on(root, state, run.record)
+      state = run(state, batches)
+    _hand_on(root, state, record)
 
 
-def _resume_and_run(
-  run: loop.Run, state: stage_lib.State, batches: batches_lib.Batches
+def _resume(
+  checkpoints: train_states.TrainCheckpoints,
+  state: stage_lib.State,
+  batches: batches_lib.Batches,
 ) -> stage_lib.State:
-  """Goes on where the newest saved state is, to the last step."""
-  restored = run.checkpoints.restore_latest(state)
-  if restored is not None:
-    state = restored.state
-    batches.set_state(restored.iterator_state)
-    logging.info("continuing after step %d", restored.step)
-  return run(state, batches)
+  """Returns the newest saved state, or the new one if nothing was saved.
+
+  Args:
+    checkpoints: Saved states of the run.
+    state: The state before the first step, sharded.
+    batches: The data, which go on behind the saved state.
+  """
+  restored = checkpoints.restore_latest(state)
+  if restored is None:
+    return state
+  batches.set_state(restored.iterator_state)
+  logging.info("continuing after step %d", restored.step)
+  return restored.state
 
 
 def _hand_on(
   root: pathlib.Path, state: stage_lib.State, record: dict[str, Any]
 ) -> None:
-  """Writes the averaged model, where the next stage starts."""
+  """Writes the averaged model, which the next stage starts from.
+
+  Args:
+    root: Folder of the run.
+    state: The last state.
+    record: The config as plain JSON values.
+  """
   model = loop.to_host(state.ema)
   if jax.process_index() == 0:
     networks.save(

@@ -1,11 +1,10 @@
-"""The compiled step of a stage, known before there is a device or a weight.
+"""The step of a stage with shapes in place of weights.
 
-Networks are shapes only, so that a cluster's program is compiled on a laptop:
-`aot` for GPUs that are not there, or the devices at hand.
+Nothing is loaded and no device is needed, so that a laptop can compile the
+program of a cluster (`costs.aot`) or count its operations (`costs.flops`).
 """
 
 import functools
-from typing import Any
 
 from flax import nnx
 import jax
@@ -33,21 +32,22 @@ def abstract_networks(
     settings: Settings of the stage.
     sizes: Role -> name in `wan.SIZES`; `model.size` for the other roles.
   """
-  made = {}
+  networks = {}
   for role in stage.starts_from:
     kind = "dense" if role in stage.scores else settings.model.kind
     size = wan.SIZES[sizes.get(role, settings.model.size)]
-    network = size(kind=kind, **settings.network)
-    made[role] = nnx.eval_shape(
-      lambda network=network: wan.WanDiT(network, rngs=nnx.Rngs(0))
+    config = size(kind=kind, **settings.network)
+    networks[role] = nnx.eval_shape(
+      lambda config=config: wan.WanDiT(config, rngs=nnx.Rngs(0))
     )
     if role not in stage.trained:
-      released.halve(made[role])
-  return made
+      # Loading does the same: bfloat16 is all that a forward pass reads.
+      released.halve(networks[role])
+  return networks
 
 
 def _place(tree: PyTree, where: PyTree) -> PyTree:
-  """Adds shardings to shapes."""
+  """Returns shapes that know how they lie on the devices."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
   )
@@ -56,7 +56,12 @@ def _place(tree: PyTree, where: PyTree) -> PyTree:
 def abstract_batch(
   stage: stage_lib.Stage, settings: settings_lib.Training
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns a batch of prepared clips as shapes."""
+  """Returns a batch of prepared clips as shapes.
+
+  Args:
+    stage: A stage of released networks.
+    settings: Settings of the stage.
+  """
   data, examples = settings.data, stage.examples_per_step(settings)
   batch = batches.abstract_prompts(data, examples)
   if stage.reads_clips:
@@ -71,7 +76,7 @@ def step_and_arguments(
   mesh: jax.sharding.Mesh,
   *,
   sizes: dict[str, str] | None = None,
-) -> tuple[Any, tuple[Any, ...]]:
+) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
   """Returns the jitted step of a stage and its abstract, sharded arguments.
 
   Args:
@@ -94,6 +99,7 @@ def step_and_arguments(
   where = sharding.shardings(state, mesh)
   frozen = stage.frozen(networks)
   step = functools.partial(stage.make_step(settings), program=None)
+  # Every device has all of the negative prompt and of the key.
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   split = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(sharding.BATCH)
@@ -103,6 +109,7 @@ def step_and_arguments(
     for name, x in abstract_batch(stage, settings).items()
   }
   key = _place(jax.eval_shape(lambda: jax.random.key(0)), whole)
+  # The new state takes the place of the old one, in the same layout.
   jitted = jax.jit(
     lambda state, batch, key, frozen: step(state, batch, key, frozen=frozen),
     donate_argnums=0,
@@ -113,7 +120,7 @@ def step_and_arguments(
 
 
 def components(
-  arguments: tuple[Any, ...], mesh: jax.sharding.Mesh
+  arguments: tuple[PyTree, ...], mesh: jax.sharding.Mesh
 ) -> dict[str, int]:
   """Returns the bytes that one device holds of each argument of a step.
 
@@ -123,7 +130,8 @@ def components(
   """
   state, _, _, frozen = arguments
   trained = {"student": state}
-  if not isinstance(state, optim.TrainState):  # several in one
+  if not isinstance(state, optim.TrainState):
+    # Stage 3 trains two networks, each with a state of its own.
     trained = {
       name: x
       for name, x in state._asdict().items()

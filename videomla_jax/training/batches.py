@@ -26,10 +26,14 @@ class Batches(Protocol):
     """Returns this process's part of the next batch."""
 
   def get_state(self) -> train_states.IteratorState:
-    """Returns the position."""
+    """Returns the position, as plain values that can be saved."""
 
   def set_state(self, state: train_states.IteratorState) -> None:
-    """Goes to a position."""
+    """Continues behind a position that was saved.
+
+    Args:
+      state: What `get_state` returned.
+    """
 
 
 def check(data: settings_lib.Data, *, clips: bool) -> None:
@@ -51,11 +55,11 @@ def check(data: settings_lib.Data, *, clips: bool) -> None:
 def abstract_prompts(
   data: settings_lib.Data, examples: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of prompts over all processes.
+  """Returns the shapes of the prompts of a step.
 
   Args:
     data: Source of the data.
-    examples: Examples of a step.
+    examples: Examples of a step, over all processes.
   """
   if not isinstance(data, settings_lib.PreparedClips):
     tokens = (examples, prompts.NUM_TOKENS)
@@ -84,6 +88,7 @@ def loader(
     seed: Seed of order and dropout.
     clips: Whether to read clips, or prompts alone.
   """
+  # Held-out prompts stay whole, so that every evaluation is of the same task.
   training = split == "train"
   if isinstance(data, settings_lib.PreparedClips):
     prepared = reader.make_loader(
@@ -116,11 +121,16 @@ def loader(
 
 
 def _shapes(data: settings_lib.PreparedClips, *, clips: bool) -> reader.Shapes:
-  """Returns what is wanted from prepared data."""
+  """Returns the shapes that prepared data must have.
+
+  Args:
+    data: Source of the data.
+    clips: Whether the stage reads clips, or prompts alone.
+  """
   clip = (data.num_frames, *data.latent_shape)
   return reader.Shapes(latents=clip if clips else None, text=data.text_shape)
 
 
 def _prompts_only(example: dict[str, Any]) -> dict[str, Any]:
-  """Drops the video: self-rollouts start from noise."""
+  """Returns an example without its video, which would travel for nothing."""
   return {name: x for name, x in example.items() if name != "video"}

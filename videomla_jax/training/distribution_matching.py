@@ -1,8 +1,10 @@
 """The updates of stage 3: one of the student, then several of the critic.
 
-Each update is on prompts and a rollout of its own; where videos go on from step
-to step (`long_tuning`), all are on the same segment. The losses themselves are
-in `diffusion.dmd`.
+Each update has prompts and a self-rollout of its own. Where videos go on from
+step to step (`long_tuning`), all updates of a step roll out the same segment.
+The losses and their gradients are in `diffusion.dmd`; here they meet batches,
+optimisers and networks that may own a word encoder (docs/method.md, sections
+12.1 to 12.5).
 """
 
 import dataclasses
@@ -20,16 +22,18 @@ from videomla_jax.training import optim
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import stage
 
+Scalar = Float32[Array, ""]
+
 
 class DmdState(NamedTuple):
-  """What a step changes.
+  """Everything that a step changes.
 
   Attributes:
     student: The causal network, its average and moments.
-    critic: The bidirectional network that follows the student's clips; its
-      average is not used and not kept.
-    stream: The videos that the next step goes on with, if they do; the name is
-      that of saved states.
+    critic: The bidirectional network that follows the student's clips, and its
+      moments; nobody reads an average of it, so none is kept.
+    stream: The videos that the next step goes on with; None if they end with
+      their step. Saved states have this name.
   """
 
   student: optim.TrainState
@@ -38,22 +42,22 @@ class DmdState(NamedTuple):
 
   @property
   def model(self) -> PyTree:
-    """The student."""
+    """The student's parameters."""
     return self.student.model
 
   @property
   def ema(self) -> PyTree:
-    """The average of the student, which is evaluated and handed on."""
+    """The student's average, which is evaluated and handed on."""
     return self.student.ema
 
   @property
   def step(self) -> Int32[Array, ""]:
-    """Finished steps."""
+    """Number of finished steps."""
     return self.student.step
 
   @property
   def skipped(self) -> Int32[Array, ""]:
-    """Updates of both networks that were not finite."""
+    """Number of updates, of both networks, that were not finite."""
     return self.student.skipped + self.critic.skipped
 
 
@@ -62,8 +66,8 @@ class DistributionMatching:
   """The updates of a step, with what stays the same over a run.
 
   Attributes:
-    setup: What the losses read.
-    optim: Optimiser of both networks, with the student's learning rate.
+    setup: Window, sampler, clip length and guidance of `diffusion.dmd`.
+    optim: Optimiser of both networks; its learning rate is the student's.
     critic_updates: Updates of the critic for each one of the student.
     critic_learning_rate: Highest learning rate of the critic.
     frame: Rows, columns and channels of a latent frame.
@@ -91,24 +95,25 @@ class DistributionMatching:
     """Returns the state after one update of the student and the critic's.
 
     Args:
-      state: Before the step.
-      batch: Prompts of all updates: the student's, then each of the critic's;
-        the same for all where videos go on from step to step.
+      state: The state before the step.
+      batch: Prompts of all updates, dealt out in turn to the student's and to
+        each of the critic's; one batch for all where videos go on.
       key: Random key of this step.
-      frozen: "real", the real score.
-      program: Whether videos begin or go on, see `long_tuning`.
+      frozen: "real" -> the real score.
+      program: `BEGINS` or `GOES_ON` of `long_tuning`; None where it is off.
     """
     first, rest = self._prompts(state, batch, program)
-    value, rolled, gradient = self._student_update(
+    loss, rolled, gradient = self._student_update(
       state, first, jax.random.fold_in(key, 0), frozen, program
     )
-    student, scalars = optim.apply(state.student, gradient, value, self.optim)
+    student, scalars = optim.apply(state.student, gradient, loss, self.optim)
+    # The critic follows the student as it is now.
     critic, losses, norms = self._critic_updates(
       state._replace(student=student), rest, key, program
     )
     scalars |= {
-      "train/loss": value,
-      "train/loss_dmd": value,
+      "train/loss": loss,
+      "train/loss_dmd": loss,
       "train/loss_critic": losses.mean(),
       "train/critic_grad_norm": norms.mean(),
       "train/skipped": student.skipped + critic.skipped,
@@ -124,7 +129,7 @@ class DistributionMatching:
         rolled.latents,
         rolled.cache,
         first,
-        finite=jnp.isfinite(value),
+        finite=jnp.isfinite(loss),
       )
     return DmdState(student, critic, carry), scalars
 
@@ -136,22 +141,23 @@ class DistributionMatching:
     *,
     frozen: stage.Networks,
     program: stage.Program = None,
-  ) -> tuple[tuple[Float32[Array, ""], dmd.SelfRollout], PyTree]:
-    """Returns the student's loss and rollout, and its gradient.
+  ) -> tuple[tuple[Scalar, dmd.SelfRollout], PyTree]:
+    """Returns the student's loss and rollout, and its gradient, Eq. (12.3).
 
     Args:
       state: Both networks, and the videos to go on with.
-      batch: Prompts.
-      key: Random key.
-      frozen: "real", the real score.
-      program: Whether videos begin or go on.
+      batch: Prompts, one for each video.
+      key: Random key of the rollout and of the noise that it is judged at.
+      frozen: "real" -> the real score.
+      program: `BEGINS` or `GOES_ON` of `long_tuning`; None where it is off.
     """
     student, critic = state.student.model, state.critic.model
     real, size = frozen["real"], inputs.num_examples(batch)
     segment = self._segment(state, size, program)
     key_rollout, key_score = jax.random.split(key)
-    rolled = (size, segment.frames, *self.frame)
-    judged = (size, self.setup.clip_frames, *self.frame)
+    rollout_shape = (size, segment.frames, *self.frame)
+    clip_shape = (size, self.setup.clip_frames, *self.frame)
+    # Small video models own a word encoder each.
     texts = dmd.Texts(
       student=inputs.text(student, batch),
       real=inputs.text(real, batch),
@@ -164,8 +170,8 @@ class DistributionMatching:
       inputs.dit(critic),
       segment.cache,
       (
-        dmd.draw_rollout(key_rollout, rolled, setup=self.setup),
-        dmd.draw_score(key_score, judged, s=self.setup.shift),
+        dmd.draw_rollout(key_rollout, rollout_shape, setup=self.setup),
+        dmd.draw_score(key_score, clip_shape, s=self.setup.shift),
       ),
       texts,
       setup=self.setup,
@@ -180,14 +186,14 @@ class DistributionMatching:
     key: Array,
     *,
     program: stage.Program = None,
-  ) -> tuple[Float32[Array, ""], PyTree]:
-    """Returns the critic's loss on a new rollout, and its gradient.
+  ) -> tuple[Scalar, PyTree]:
+    """Returns the critic's loss on a new rollout, Eq. (12.4), and its gradient.
 
     Args:
       state: Both networks, and the videos to go on with.
-      batch: Prompts.
-      key: Random key.
-      program: Whether videos begin or go on.
+      batch: Prompts, one for each video.
+      key: Random key of the rollout and of the noise that it is judged at.
+      program: `BEGINS` or `GOES_ON` of `long_tuning`; None where it is off.
     """
     student, critic = state.student.model, state.critic.model
     size = inputs.num_examples(batch)
@@ -204,20 +210,27 @@ class DistributionMatching:
     clip = dmd.clip_of(segment.video(rolled.latents), setup=self.setup)
     known = 0
     if segment.previous is not None:
+      # The critic has learned the frames of the segment before in its step.
       known = self.setup.clip_frames - segment.frames
-    value, gradient = dmd.critic_gradients(
+    loss, gradient = dmd.critic_gradients(
       inputs.dit(critic),
       clip,
       dmd.draw_score(key_score, clip.shape, s=self.setup.shift),
       inputs.text(critic, batch),
       counted=slice(known, None),
     )
-    return value, _whole_model(critic, gradient)
+    return loss, _whole_model(critic, gradient)
 
   def _segment(
     self, state: DmdState, size: int, program: stage.Program
   ) -> long_tuning.Segment:
-    """Returns what a step rolls out for `size` examples."""
+    """Returns what a step rolls out.
+
+    Args:
+      state: The student, and the videos to go on with.
+      size: Number of videos.
+      program: `BEGINS` or `GOES_ON` of `long_tuning`; None where it is off.
+    """
     student = state.student.model
     if self.tuning is not None:
       assert state.stream is not None
@@ -234,7 +247,16 @@ class DistributionMatching:
   def _prompts(
     self, state: DmdState, batch: inputs.Batch, program: stage.Program
   ) -> tuple[inputs.Batch, inputs.Batch]:
-    """Returns the prompts of the student's update, and of each critic's."""
+    """Returns the prompts of the student's update, and of the critic's.
+
+    Args:
+      state: The videos to go on with, and their prompts.
+      batch: Prompts that were read for this step.
+      program: `BEGINS` or `GOES_ON` of `long_tuning`; None where it is off.
+
+    Returns:
+      One batch, and the critic's batches along a new first axis.
+    """
     updates = self.critic_updates
     if self.tuning is None:
       dealt = inputs.split(batch, 1 + updates)
@@ -252,30 +274,40 @@ class DistributionMatching:
     key: Array,
     frozen: stage.Networks,
     program: stage.Program,
-  ) -> tuple[Float32[Array, ""], dmd.SelfRollout | None, PyTree]:
-    """Returns loss, rollout (if videos go on) and gradient of the student."""
+  ) -> tuple[Scalar, dmd.SelfRollout | None, PyTree]:
+    """Returns the student's loss, rollout (if videos go on) and gradient.
+
+    Args:
+      state: Both networks, and the videos to go on with.
+      batch: Prompts of this update.
+      key: Random key of this update.
+      frozen: "real" -> the real score.
+      program: `BEGINS` or `GOES_ON` of `long_tuning`; None where it is off.
+    """
 
     def gradients(
       batch: inputs.Batch, key: Array
-    ) -> tuple[tuple[Float32[Array, ""], dmd.SelfRollout], PyTree]:
+    ) -> tuple[tuple[Scalar, dmd.SelfRollout], PyTree]:
       return self.student_gradients(
         state, batch, key, frozen=frozen, program=program
       )
 
-    if self.tuning is not None:  # Its check allows no microbatches.
-      (value, rolled), gradient = gradients(batch, key)
-      return value, rolled, gradient
+    if self.tuning is not None:
+      # The next step goes on with this rollout; a mean over microbatches would
+      # be none, so `long_tuning.check` allows a single one.
+      (loss, rolled), gradient = gradients(batch, key)
+      return loss, rolled, gradient
 
     def without_rollout(
       batch: inputs.Batch, key: Array
-    ) -> tuple[Float32[Array, ""], PyTree]:
-      (value, _), gradient = gradients(batch, key)
-      return value, gradient
+    ) -> tuple[Scalar, PyTree]:
+      (loss, _), gradient = gradients(batch, key)
+      return loss, gradient
 
-    value, gradient = optim.accumulated(
+    loss, gradient = optim.accumulated(
       without_rollout, batch, key, microbatches=self.optim.accumulate
     )
-    return value, None, gradient
+    return loss, None, gradient
 
   def _critic_updates(
     self,
@@ -284,11 +316,18 @@ class DistributionMatching:
     key: Array,
     program: stage.Program,
   ) -> tuple[optim.TrainState, Float32[Array, "n"], Float32[Array, "n"]]:
-    """Returns the critic after its updates, their losses and norms."""
+    """Returns the critic after its updates, with their losses and norms.
+
+    Args:
+      state: The student, the critic, and the videos to go on with.
+      batches: Prompts of each update along the first axis.
+      key: Random key of the step.
+      program: `BEGINS` or `GOES_ON` of `long_tuning`; None where it is off.
+    """
 
     def update(
       critic: optim.TrainState, xs: tuple[inputs.Batch, Array]
-    ) -> tuple[optim.TrainState, tuple[Array, Array]]:
+    ) -> tuple[optim.TrainState, tuple[Scalar, Scalar]]:
       batch, index = xs
       loss, gradient = optim.accumulated(
         lambda batch, key: self.critic_gradients(
@@ -307,7 +346,7 @@ class DistributionMatching:
       )
       return critic, (loss, scalars["train/grad_norm"])
 
-    # Index 0 is the student's update.
+    # Keys are folded with the index of the update; 0 is the student's.
     indices = 1 + jnp.arange(self.critic_updates)
     critic, (losses, norms) = jax.lax.scan(
       update, state.critic, (batches, indices)
@@ -316,9 +355,14 @@ class DistributionMatching:
 
 
 def _whole_model(model: inputs.Network, gradient: PyTree) -> PyTree:
-  """Returns the gradient of a model from that of its DiT.
+  """Returns the gradient of a model from the gradient of its DiT.
 
-  The other parts of a small video model, words and codec, have none.
+  A small video model also owns a word encoder and a codec, whose gradients are
+  zero: prompts are constants here.
+
+  Args:
+    model: A small video model, or a bare DiT.
+    gradient: Gradient to the parameters of the DiT.
   """
   if inputs.dit(model) is model:
     return gradient

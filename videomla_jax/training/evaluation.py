@@ -12,7 +12,11 @@ from videomla_jax.training.stages import stage as stage_lib
 
 
 class Evaluation:
-  """Loss on fixed held-out batches and fixed noise."""
+  """Loss on fixed held-out batches with fixed noise.
+
+  Nothing changes from one evaluation to the next but the model, so even small
+  differences mean something.
+  """
 
   def __init__(
     self,
@@ -24,7 +28,7 @@ class Evaluation:
     """Reads the batches; the loss is compiled at first use.
 
     Args:
-      stage: The stage; it may have no such loss.
+      stage: The stage, which may have no such loss.
       settings: Settings of the stage.
       frozen: Networks that are only read.
       mesh: The devices.
@@ -45,7 +49,11 @@ class Evaluation:
     self._batches = [next(held_out) for _ in range(count)]
 
   def __call__(self, model: inputs.Network) -> dict[str, float]:
-    """Returns the scalars of a model; none where a stage has no such loss."""
+    """Returns loss and time, or nothing where a stage has no such loss.
+
+    Args:
+      model: The averaged model.
+    """
     if not self._batches:
       return {}
     start = time.monotonic()

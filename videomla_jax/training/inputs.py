@@ -1,8 +1,9 @@
 """What a stage's networks read from a batch, whoever prepared it.
 
-A batch of the small world has "video" (bytes) and "tokens" (word ids), and its
-models own word encoder and codec. A batch of prepared data has "latents" and
-"text" embeddings, and its models are the bare DiT.
+A batch of the small world has "video" (bytes, `[B, T, h, w, c]`) and "tokens"
+(word ids, `[B, M]`), and its models own a word encoder and a codec. A batch of
+prepared data has "latents" `[B, T, H, W, C]`, "text" embeddings `[B, M, E]` and
+"negative" `[M, E]`, and its models are the bare DiT.
 """
 
 from collections.abc import Mapping
@@ -19,29 +20,44 @@ Network = wan.WanDiT | model_lib.VideoModel
 
 
 def dit(model: Network) -> wan.WanDiT:
-  """The network inside a model."""
+  """Returns the network inside a model."""
   return model.dit if isinstance(model, model_lib.VideoModel) else model
 
 
 def latents(model: Network, batch: Batch) -> Float[Array, "B T H W C"]:
-  """Clean latents of a batch, float32."""
+  """Returns the clean latents of a batch in float32.
+
+  Args:
+    model: The model that is trained; a small one encodes pixels itself.
+    batch: A batch that holds clips.
+  """
   if isinstance(model, model_lib.VideoModel):
     return model.codec.encode(batch["video"])
+  # Prepared latents are stored in float16, which is exact enough for the VAE's.
   return batch["latents"].astype(jnp.float32)
 
 
 def text(model: Network, batch: Batch) -> Float[Array, "B M E"]:
-  """Embeddings of the prompts."""
+  """Returns the embeddings of the prompts.
+
+  Args:
+    model: The network that will read them; a small one encodes words itself.
+    batch: A batch with prompts.
+  """
   if isinstance(model, model_lib.VideoModel):
     return model.encode_text(batch["tokens"])
   return batch["text"]
 
 
 def negative(model: Network, batch: Batch) -> Float[Array, "B M E"]:
-  """Embeddings of the negative prompt, once per example.
+  """Returns the embeddings of the negative prompt, once per example.
 
-  The small world's is all padding. Prepared data hand over `negative`,
-  `[M, E]`; zeros stand for an empty prompt without encoder.
+  The negative prompt of the small world is all padding. Prepared data hold the
+  embeddings of Wan's; zeros stand for it where they do not.
+
+  Args:
+    model: The network that will read them.
+    batch: A batch with prompts.
   """
   if isinstance(model, model_lib.VideoModel):
     return model.encode_text(jnp.zeros_like(batch["tokens"]))
@@ -53,15 +69,16 @@ def negative(model: Network, batch: Batch) -> Float[Array, "B M E"]:
 
 def num_examples(batch: Mapping[str, Array | jax.ShapeDtypeStruct]) -> int:
   """Returns the number of examples of a batch, of arrays or of shapes."""
+  # "negative" has no batch axis.
   name = next(n for n in ("tokens", "text", "latents") if n in batch)
   return batch[name].shape[0]
 
 
 def split(batch: Batch, count: int) -> Batch:
-  """Deals the examples out to `count` batches in turn, along a new first axis.
+  """Deals the examples out to `count` batches, along a new first axis.
 
-  They are dealt out in turn so that of a batch that is split over devices every
-  device keeps the examples that it has.
+  Example i goes to batch i mod `count`, so that every device keeps the examples
+  that it has of a batch that is split over devices.
 
   Args:
     batch: The examples.

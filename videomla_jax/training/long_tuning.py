@@ -1,12 +1,11 @@
 """Streaming long tuning: stage 3 on videos that go on from step to step.
 
-docs/method.md, section 12.7 (arXiv:2509.22622). A video is rolled out segment
-by segment, one a step, up to `rollout.stream_frames`; then a new one begins
-with the prompts of that step. The first segment is a clip; later ones are a
-clip less a chunk and are judged as the last frames of a clip that begins with
-known ones. What a step leaves to the next one is the cache, the last clip and
-the prompts (`Carry`), and is saved like everything else. The critic's updates
-roll the same segment out again with noise of their own.
+A video is rolled out segment by segment, one in each step, up to
+`rollout.stream_frames`; then a new video begins with the prompts of that step
+(arXiv:2509.22622; docs/method.md, section 12.7). The first segment is a clip.
+Later ones are a clip less a chunk, and are judged as the last frames of a clip
+that begins with known ones. A step leaves the cache, the last clip and the
+prompts to the next one (`Carry`); they are saved with the training state.
 """
 
 import dataclasses
@@ -20,7 +19,8 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.training import inputs
 
-BEGINS, GOES_ON = 0, 1  # the two programs of a step
+# Two programs of a step: the frames before a segment change its shapes.
+BEGINS, GOES_ON = 0, 1
 
 
 class Carry(NamedTuple):
@@ -28,8 +28,8 @@ class Carry(NamedTuple):
 
   Attributes:
     cache: The student's cache after the last segment.
-    clip: The last frames of the video.
-    batch: Its prompts.
+    clip: The last frames of the video, which begin the next clip.
+    batch: The prompts of the video.
   """
 
   cache: cache_lib.Cache
@@ -42,8 +42,8 @@ class Segment(NamedTuple):
 
   Attributes:
     cache: The student's cache before the segment.
-    previous: Frames before it; None if it is the first.
-    frames: New latent frames.
+    previous: The last frames before it; None if it is the first segment.
+    frames: Number of new latent frames.
   """
 
   cache: cache_lib.Cache
@@ -51,7 +51,7 @@ class Segment(NamedTuple):
   frames: int
 
   def video(self, new: Float[Array, "B T H W C"]) -> Float[Array, "B t H W C"]:
-    """Returns the frames before the segment and its new ones."""
+    """Returns the frames before the segment, followed by its new ones."""
     if self.previous is None:
       return new
     return jnp.concatenate([self.previous, new], axis=1)
@@ -61,10 +61,10 @@ def check(*, clip: int, rolled: int, longest: int, accumulate: int) -> None:
   """Refuses lengths that cannot be rolled out segment by segment.
 
   Args:
-    clip: Latent frames of a clip, `data.num_frames`.
-    rolled: Latent frames of a rollout, `rollout.num_frames`.
-    longest: Latent frames of the longest video, `rollout.stream_frames`.
-    accumulate: Microbatches of an update.
+    clip: `data.num_frames`, latent frames of a clip.
+    rolled: `rollout.num_frames`, latent frames of a rollout.
+    longest: `rollout.stream_frames`, latent frames that no video exceeds.
+    accumulate: `optim.accumulate`, microbatches of an update.
 
   Raises:
     ValueError: With the way out.
@@ -84,13 +84,13 @@ def check(*, clip: int, rolled: int, longest: int, accumulate: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongTuning:
-  """How videos go on.
+  """How videos go on from step to step.
 
   Attributes:
     window: Which frames a chunk sees.
     frame: Rows, columns and channels of a latent frame.
-    clip_frames: Latent frames of a clip, the first segment.
-    max_frames: Latent frames that a video never exceeds.
+    clip_frames: Latent frames of a clip, which is the first segment.
+    max_frames: Latent frames that no video exceeds.
   """
 
   window: cache_lib.Window
@@ -100,22 +100,31 @@ class LongTuning:
 
   @property
   def new_frames(self) -> int:
-    """Latent frames of every segment but the first."""
+    """Number of latent frames of every segment but the first."""
     return self.clip_frames - self.window.chunk_frames
 
   @property
   def num_segments(self) -> int:
-    """Steps of one video."""
+    """Number of segments, and of steps, of one video, Eq. (12.6)."""
     return 1 + (self.max_frames - self.clip_frames) // self.new_frames
 
   def program(self, step: int) -> int:
-    """Returns whether a video begins in a step, counted from 1, or goes on."""
+    """Returns `BEGINS` or `GOES_ON`.
+
+    All videos of a batch have the same length, so they begin in the same steps.
+
+    Args:
+      step: The step, counted from 1.
+    """
     return BEGINS if (step - 1) % self.num_segments == 0 else GOES_ON
 
   def empty(
     self, model: inputs.Network, prompts: dict[str, jax.ShapeDtypeStruct]
   ) -> Carry:
-    """Returns what stands for the carry before the first step.
+    """Returns zeros in the shape of a carry, for before the first step.
+
+    Nobody reads them, since the first step begins a video; but the state has
+    one structure from the start.
 
     Args:
       model: The student.
@@ -131,7 +140,14 @@ class LongTuning:
   def prompts(
     self, carry: Carry, batch: inputs.Batch, program: int | None
   ) -> inputs.Batch:
-    """Returns the prompts of a step: new ones, or those of the video."""
+    """Returns the prompts of a step.
+
+    Args:
+      carry: What the step before has left.
+      batch: Prompts that were read for this step; a video that goes on keeps
+        its own.
+      program: `BEGINS` or `GOES_ON`.
+    """
     return carry.batch if program == GOES_ON else batch
 
   def segment(
@@ -142,7 +158,7 @@ class LongTuning:
     Args:
       carry: What the step before has left.
       model: The student.
-      size: Videos.
+      size: Number of videos.
       program: `BEGINS` or `GOES_ON`.
     """
     if program == GOES_ON:
@@ -167,7 +183,8 @@ class LongTuning:
       latents: The new frames.
       cache: The student's cache after them.
       batch: The prompts.
-      finite: Whether the step was finite; if not, nothing changes.
+      finite: Whether the loss was finite. If not, the videos stay as they were,
+        so that one bad rollout does not spoil all that follow.
     """
     clip = segment.video(latents)[:, -self.clip_frames :]
     return jax.tree.map(
@@ -177,6 +194,7 @@ class LongTuning:
     )
 
   def _empty_cache(self, model: inputs.Network, size: int) -> cache_lib.Cache:
+    """Returns the cache of videos that begin."""
     return rollout.empty_cache(
       inputs.dit(model),
       batch=size,

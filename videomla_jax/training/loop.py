@@ -1,7 +1,7 @@
 """The loop of a stage: step after step, with everything that a long run needs.
 
-A step is dispatched before the one before it has ended: nothing in the loop
-waits for the device but what is logged, evaluated, saved or shown.
+The device never waits for this loop: a step is dispatched while the one before
+it still runs, and only what is logged, evaluated, saved or shown is waited for.
 """
 
 import dataclasses
@@ -38,13 +38,21 @@ def to_host(state: PyTree) -> PyTree:
 
 
 class _Due(NamedTuple):
-  """What follows a step."""
+  """What the loop has to do after a step.
+
+  Attributes:
+    log: Whether its scalars are written.
+    evaluate: Whether the average is evaluated on held-out clips.
+    save: Whether the state is saved.
+    sample: Whether videos are made.
+    stop: Whether the run ends although steps are left.
+  """
 
   log: bool
   evaluate: bool
   save: bool
   sample: bool
-  stop: bool  # somebody asked for it, and steps are left
+  stop: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +66,8 @@ class Run:
     root: Folder of the run.
     frozen: Networks that are only read.
     mesh: The devices.
-    checkpoints: Where states are saved.
-    profile: Which steps are traced.
+    checkpoints: Saved states of the run.
+    profile: The steps that are traced.
   """
 
   stage: stage_lib.Stage
@@ -74,11 +82,11 @@ class Run:
   def __call__(
     self, state: stage_lib.State, batches: batches_lib.Batches
   ) -> stage_lib.State:
-    """Steps to the end, or until SIGTERM.
+    """Trains to the last step, or until SIGTERM.
 
     Args:
       state: Sharded training state.
-      batches: Position in the data, where the state was saved.
+      batches: Batches from the one after the state's on.
 
     Returns:
       The last state.
@@ -97,7 +105,6 @@ class Run:
     )
     watch.start(state.skipped)
     stop = interrupts.StopRequest()
-    key = jax.random.key(self.settings.seed)
     with (
       jax.set_mesh(self.mesh),
       stop.listening(),
@@ -107,12 +114,7 @@ class Run:
       clock = throughput.Clock(start)
       for done in range(start + 1, total + 1):
         batch = next(batches)
-        placed = sharding.put_batch(batch, self.mesh)
-        program = programs.get(done, state, placed, key, self.frozen)
-        self.profile.before(done)
-        state, scalars = program.step(state, placed, key, self.frozen)
-        self.profile.after(done, scalars)
-        clock.add(program.flops)
+        state, scalars = self._dispatch(programs, done, state, batch, clock)
         # The state is donated to the next step; the count is a copy.
         watch.see(done, scalars["train/skipped"], batch)
         progress.update()
@@ -138,8 +140,41 @@ class Run:
     self.profile.stop()
     return state
 
+  def _dispatch(
+    self,
+    programs: programs_lib.Programs,
+    done: int,
+    state: stage_lib.State,
+    batch: dict[str, Any],
+    clock: throughput.Clock,
+  ) -> tuple[stage_lib.State, optim.Metrics]:
+    """Starts a step and returns its results, which need not be there yet.
+
+    Args:
+      programs: The compiled steps of the stage.
+      done: The step, counted from 1.
+      state: The state before it, which is used up.
+      batch: This process's part of the batch.
+      clock: Clock that counts the operations.
+    """
+    key = jax.random.key(self.settings.seed)
+    arguments = (
+      state, sharding.put_batch(batch, self.mesh), key, self.frozen
+    )  # fmt: skip
+    program = programs.get(done, *arguments)
+    self.profile.before(done)
+    state, scalars = program.step(*arguments)
+    self.profile.after(done, scalars)
+    clock.add(program.flops)
+    return state, scalars
+
   def _due(self, done: int, *, asked_to_stop: bool) -> _Due:
-    """Returns what follows a step."""
+    """Returns what follows a step.
+
+    Args:
+      done: The step, counted from 1.
+      asked_to_stop: Whether somebody asked the run to stop.
+    """
     settings, last = self.settings, done == self.settings.optim.steps
     saves = done % settings.checkpoint.every == 0 or last or asked_to_stop
     return _Due(
@@ -153,7 +188,13 @@ class Run:
   def _scalars(
     self, scalars: optim.Metrics, seconds: float, operations: float
   ) -> dict[str, float]:
-    """Fetches the scalars of a step and adds how fast it was."""
+    """Fetches the scalars of a step and adds how fast it was.
+
+    Args:
+      scalars: What the step returned.
+      seconds: Mean time of a step.
+      operations: Mean operations of a step, over all devices.
+    """
     speed = throughput.scalars(
       examples=self.stage.examples_per_step(self.settings),
       seconds=seconds,
@@ -169,16 +210,28 @@ class Run:
     *,
     force: bool,
   ) -> None:
-    """Starts to save the state and where the data are."""
+    """Starts to save the state and the position in the data.
+
+    Args:
+      done: Number of finished steps.
+      state: The state.
+      batches: The data.
+      force: Whether to save although the step is no multiple of `every`.
+    """
     self.checkpoints.save(
       done, state, batches.get_state(), self.record, force=force
     )
 
   def _sample(self, done: int, model: inputs.Network) -> None:
-    """Shows videos of the averaged model."""
+    """Makes videos with the averaged model, in the first process.
+
+    Args:
+      done: Number of finished steps.
+      model: The averaged model, over all devices.
+    """
     if self.settings.samples.videos < 1:
       return
-    model = to_host(model)
+    model = to_host(model)  # All processes have to take part in this.
     if jax.process_index() == 0:
       with jax.set_mesh(sharding.make_mesh(devices=jax.local_devices()[:1])):
         # In the mesh of the run they would be spread over all processes.
@@ -192,7 +245,11 @@ class Run:
         )
 
   def _stop(self, done: int) -> None:
-    """Ends the process; the same command goes on later."""
+    """Ends the process; the same command goes on later.
+
+    Args:
+      done: Number of finished steps, the last of which is being saved.
+    """
     self.profile.stop()
     self.checkpoints.wait()
     logging.warning(

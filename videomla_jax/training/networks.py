@@ -1,4 +1,9 @@
-"""The networks of a stage: loaded or made, checked, and handed on."""
+"""The networks of a stage: loaded or made, checked, and handed on.
+
+There are two kinds. A small video model is a DiT with its word encoder and
+codec, and knows its window and schedule. A released network is the bare DiT;
+prepared data hold what the other parts would compute.
+"""
 
 import dataclasses
 import os
@@ -28,8 +33,8 @@ def load(
   Args:
     path: Model folder, or `shipped:NAME`.
     settings: Settings, whose `network` replaces fields of a bare DiT.
-    frozen: Whether it is not trained, so that the kernels of a bare DiT may be
-      kept in bfloat16.
+    frozen: Whether the network is only read, so that the kernels of a bare DiT
+      may be kept in bfloat16.
 
   Raises:
     ValueError: If the folder is damaged or of another architecture.
@@ -44,6 +49,9 @@ def load(
 
 def check_build(settings: settings_lib.Training) -> None:
   """Refuses a network that cannot start from random weights.
+
+  Args:
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If it is not a small one, or the sizes are unknown.
@@ -88,10 +96,14 @@ def _small_config(
 def prepare(
   model: inputs.Network, settings: settings_lib.Training
 ) -> inputs.Network:
-  """Returns the model as this stage trains it: with its window and schedule.
+  """Returns the model as this stage trains it, with its window and schedule.
+
+  Args:
+    model: The model that is trained.
+    settings: Settings of the stage.
 
   Raises:
-    ValueError: If the model is not of the kind the config asks for.
+    ValueError: If the model is not of the kind that the config asks for.
   """
   attention = inputs.dit(model).config.attention
   wanted = settings.model
@@ -112,6 +124,7 @@ def prepare(
     changed = dataclasses.replace(
       model.config, shift=settings.diffusion.shift, window=settings.window
     )
+    # A copy that shares the arrays; the model of the caller keeps its config.
     graph, state = nnx.split(model)
     model = nnx.merge(graph, state)
     model.config = changed
@@ -129,11 +142,11 @@ def check_together(
   Args:
     networks: All networks of a stage by role.
     data: What they are trained on.
-    scores: Roles of the networks that must be dense; the others must be of the
-      kind of the trained model.
+    scores: Roles of the networks that must be dense; the others must have the
+      attention of the trained model.
 
   Raises:
-    ValueError: If they differ.
+    ValueError: If channels, text or attention of two networks do not fit.
   """
   model = inputs.dit(networks["model"]).config
   for role, network in networks.items():
@@ -152,7 +165,7 @@ def check_together(
         f"{wanted}; name another folder."
       )
   text_shape = (model.text_tokens, model.text_dim)
-  wanted_text = text_shape  # the small world's is the model's own
+  wanted_text = text_shape  # small models encode words themselves
   if isinstance(data, settings_lib.PreparedClips):
     wanted_text = data.text_shape
   if text_shape != wanted_text:

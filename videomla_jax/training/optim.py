@@ -1,11 +1,15 @@
-"""Optimiser, exponential average, accumulation: one update, skipped if bad."""
+"""One update of a network: optimiser, exponential average, accumulation.
+
+An update whose loss or gradient is not finite is left out and counted
+(docs/method.md, section 13).
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32, PyTree
+from jaxtyping import Array, Float32, Int, Int32, PyTree
 import optax
 
 from videomla_jax.training import inputs
@@ -16,15 +20,15 @@ SCHEDULES = ("constant", "cosine")
 
 
 class TrainState(NamedTuple):
-  """What a step changes; its random key is derived from `step`.
+  """What the updates of a network change.
 
   Attributes:
-    model: The network that is trained.
-    ema: Its exponential average, which is evaluated and handed on; None for
-      networks that only serve training.
-    optimiser: Moments.
-    step: Finished steps.
-    skipped: Updates left out because loss or gradient was not finite.
+    model: Parameters of the network that is trained.
+    ema: Exponential average of the parameters, which is evaluated and handed
+      on; None for networks that only serve training.
+    optimiser: Moments of the optimiser.
+    step: Number of finished steps; random keys are derived from it.
+    skipped: Number of updates left out because they were not finite.
   """
 
   model: PyTree
@@ -37,11 +41,15 @@ class TrainState(NamedTuple):
 def make_optimiser(
   settings: settings_lib.Optim, *, learning_rate: float | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """AdamW with warm-up and clipping by global norm.
+  """Builds AdamW with warm-up and clipping by the global norm.
 
   Args:
     settings: Group `optim` of a config.
-    learning_rate: In place of the settings', for a second network.
+    learning_rate: Highest learning rate of a second network; that of the
+      settings by default.
+
+  Returns:
+    The optimiser, and the learning rate of each step.
 
   Raises:
     ValueError: If the schedule is unknown.
@@ -75,16 +83,24 @@ def make_optimiser(
 
 
 def _adam(settings: settings_lib.Optim) -> optax.GradientTransformation:
-  """Adam's direction; without momentum no first moment is stored."""
+  """Builds Adam's direction; without momentum it stores no first moment."""
   if settings.b1:
     return optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
+  # Saves as much memory as the parameters take, for each network.
   return optax.scale_by_rms(
     settings.b2, settings.eps, eps_in_sqrt=False, bias_correction=True
   )
 
 
 def check(settings: settings_lib.Optim) -> None:
-  """Refuses `optim` values that cannot train."""
+  """Refuses values that cannot train.
+
+  Args:
+    settings: Group `optim` of a config.
+
+  Raises:
+    ValueError: With the field, the rule and the way out.
+  """
   if settings.steps <= settings.warmup_steps:
     raise ValueError(
       f"optim.steps={settings.steps} must exceed "
@@ -106,15 +122,16 @@ def check(settings: settings_lib.Optim) -> None:
 def init(
   model: PyTree, settings: settings_lib.Optim, *, averaged: bool = True
 ) -> TrainState:
-  """The state before the first step.
+  """Returns the state before the first step.
 
   Args:
-    model: The network.
+    model: Parameters of the network.
     settings: Group `optim` of a config.
-    averaged: Whether to keep an average.
+    averaged: Whether to keep an exponential average.
   """
   optimiser, _ = make_optimiser(settings)
   zero = jnp.zeros((), jnp.int32)
+  # Copies: a state is donated to its step, and no buffer can be donated twice.
   return TrainState(
     model,
     jax.tree.map(jnp.copy, model) if averaged else None,
@@ -124,39 +141,59 @@ def init(
   )
 
 
-def ema_rate(step: Array, settings: settings_lib.Optim) -> Array:
-  """Decay at a step; with warm-up, young averages move faster."""
+def ema_rate(
+  step: Int[Array, ""], settings: settings_lib.Optim
+) -> Float32[Array, ""]:
+  """Returns the decay of the average at a step.
+
+  With warm-up, young averages move faster: they would otherwise hold random
+  weights for thousands of steps.
+
+  Args:
+    step: Number of finished steps.
+    settings: Group `optim` of a config.
+  """
   if not settings.ema_warmup:
     return jnp.float32(settings.ema_decay)
   return jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
 
 
-def update_ema(ema: PyTree, model: PyTree, rate: Array) -> PyTree:
-  """Moves the average towards the model."""
+def update_ema(ema: PyTree, model: PyTree, rate: Float32[Array, ""]) -> PyTree:
+  """Moves the average towards the model.
+
+  Args:
+    ema: The average.
+    model: The parameters after the update.
+    rate: Decay of the average, 0..1.
+  """
   return jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, ema, model)
 
 
 def apply(
   state: TrainState,
   gradient: PyTree,
-  loss: Array,
+  loss: Float32[Array, ""],
   settings: settings_lib.Optim,
   *,
   learning_rate: float | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """One update of model, average and moments.
+  """Updates model, average and moments.
 
   Where loss or gradient is not finite nothing changes but the counters.
 
   Args:
-    state: Before the step.
-    gradient: In the structure of the model.
-    loss: Its value, for the check.
+    state: The state before the step.
+    gradient: Gradient of the loss, in the structure of the model.
+    loss: The loss, which is only checked.
     settings: Group `optim` of a config.
-    learning_rate: See `make_optimiser`.
+    learning_rate: Highest learning rate of a second network; that of the
+      settings by default.
+
+  Returns:
+    The state after the step, and scalars.
   """
   optimiser, schedule = make_optimiser(settings, learning_rate=learning_rate)
-  norm = optax.global_norm(gradient)
+  norm = optax.global_norm(gradient)  # before clipping
   finite = jnp.isfinite(norm) & jnp.isfinite(loss)
   # A gradient of zeros keeps the arithmetic below finite as well.
   safe = jax.tree.map(lambda g: jnp.where(finite, g, 0), gradient)
@@ -187,9 +224,9 @@ def accumulated[Values](
   *,
   microbatches: int,
 ) -> tuple[Values, PyTree]:
-  """Returns the mean of values and gradients over the parts of a batch.
+  """Returns the mean of values and gradients over the microbatches of a batch.
 
-  The parts are computed one at a time, so that only one needs memory.
+  They are computed one at a time, so that only one needs memory.
 
   Args:
     gradients: Takes a batch and a key and returns values (any pytree of float
@@ -197,9 +234,10 @@ def accumulated[Values](
     batch: The whole batch.
     key: Random key, folded with the index of the microbatch; with a single one
       it is passed on as it is.
-    microbatches: Parts that the batch is split into.
+    microbatches: Number of microbatches that the batch is dealt out to.
   """
   if microbatches == 1:
+    # The same program and the same noise as without accumulation.
     return gradients(batch, key)
   dealt = inputs.split(batch, microbatches)
 
@@ -210,6 +248,7 @@ def accumulated[Values](
     new = gradients(microbatch, jax.random.fold_in(key, index))
     return jax.tree.map(lambda a, b: a + b / microbatches, total, new), None
 
+  # A sum that starts at zero keeps one copy of `gradients` in the program.
   first = jax.tree.map(lambda x: x[0], dealt)
   like = jax.eval_shape(gradients, first, key)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)

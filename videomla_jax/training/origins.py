@@ -16,7 +16,7 @@ def of(about: Mapping[str, Any]) -> str:
   """Returns what made a model folder: a stage, "conversion" or "release".
 
   Args:
-    about: Config that lies in the folder.
+    about: The config that lies in the folder.
   """
   training = about.get("training")
   if training:
@@ -26,7 +26,12 @@ def of(about: Mapping[str, Any]) -> str:
 
 
 def remedy(origin: str) -> str:
-  """Returns how to make a folder of an origin, for messages."""
+  """Returns the command that makes a folder of an origin, for messages.
+
+  Args:
+    origin: A stage, "conversion" or "release".
+  """
+  # Every stage has a config file of its name.
   commands = {
     "release": "convert a release: python -m videomla_jax.convert",
     "conversion": "convert a dense model: convert --to=latent",

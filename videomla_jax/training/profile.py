@@ -32,7 +32,11 @@ class Profile:
       self._first, self._last = int(first), int(last)
 
   def before(self, step: int) -> None:
-    """Starts the trace in front of its first step."""
+    """Starts the trace in front of its first step.
+
+    Args:
+      step: The step that comes next, counted from 1.
+    """
     if step == self._first:
       jax.profiler.start_trace(str(self._folder))
       self._on = True
@@ -41,8 +45,8 @@ class Profile:
     """Ends the trace after its last step.
 
     Args:
-      step: The step that was dispatched.
-      scalars: What it returns; the trace lasts until they are there.
+      step: The step that was dispatched, counted from 1.
+      scalars: Its results; the trace lasts until they are there.
     """
     if self._on and step >= self._last:
       jax.block_until_ready(scalars)

@@ -16,7 +16,7 @@ from videomla_jax.training.stages import stage as stage_lib
 
 
 class Program(NamedTuple):
-  """A compiled step.
+  """A compiled step and what it costs.
 
   Attributes:
     step: Takes state, batch, key of the run and frozen networks; returns the
@@ -37,7 +37,7 @@ class Programs:
   def __init__(
     self, stage: stage_lib.Stage, settings: settings_lib.Training
   ) -> None:
-    """Prepares the step.
+    """Makes the step; nothing is compiled yet.
 
     Args:
       stage: The stage.
@@ -52,7 +52,8 @@ class Programs:
 
     Args:
       done: The step, counted from 1.
-      *args: State, batch, key of the run, and frozen networks.
+      *args: State, batch, key of the run, and frozen networks; they are read
+        for their shapes and shardings.
     """
     wanted = self._stage.program(self._settings, done)
     if wanted not in self._compiled:
@@ -60,6 +61,12 @@ class Programs:
     return self._compiled[wanted]
 
   def _compile(self, wanted: stage_lib.Program, *args: PyTree) -> Program:
+    """Compiles a program and, if wanted, counts its operations.
+
+    Args:
+      wanted: Which program of the stage.
+      *args: State, batch, key of the run, and frozen networks.
+    """
     step = functools.partial(self._step, program=wanted)
 
     def seeded(
@@ -68,7 +75,7 @@ class Programs:
       key: Array,
       frozen: stage_lib.Networks,
     ) -> tuple[stage_lib.State, optim.Metrics]:
-      # The same noise whether or not the run was interrupted.
+      # A run that was interrupted draws the same noise as one that was not.
       key = jax.random.fold_in(key, state.step)
       return step(state, batch, key, frozen=frozen)
 

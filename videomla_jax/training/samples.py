@@ -1,4 +1,8 @@
-"""Videos that a run shows on its way: an MP4 grid and a contact sheet."""
+"""Videos that a run makes on its way: an MP4 grid and a contact sheet.
+
+They show prompts that training never sees, with the averaged model and the
+sampler that it is made for.
+"""
 
 import pathlib
 from typing import NamedTuple
@@ -21,7 +25,7 @@ from videomla_jax.training import inputs
 from videomla_jax.training import settings as settings_lib
 
 
-class _Given(NamedTuple):
+class _Inputs(NamedTuple):
   """What videos are made from: networks, captions and their embeddings."""
 
   parts: pipeline.Parts
@@ -31,19 +35,31 @@ class _Given(NamedTuple):
 
 def _small(
   model: model_lib.VideoModel, settings: settings_lib.Training, guided: bool
-) -> _Given:
-  """Prompts that the small world's training never shows."""
+) -> _Inputs:
+  """Returns a small model with prompts that its training never shows.
+
+  Args:
+    model: The averaged model.
+    settings: Settings of the stage.
+    guided: Whether the sampler reads embeddings of the negative prompt.
+  """
   words = [p.text() for p in prompts_lib.held_out_prompts()]
   words = words[: settings.samples.videos]
   source = sources.SmallSource(model=model)
   text = source.embed(words, negative="" if guided else None)
-  return _Given(source.load(), words, text)
+  return _Inputs(source.load(), words, text)
 
 
 def _prepared(
   model: wan.WanDiT, settings: settings_lib.Training, guided: bool
-) -> _Given:
-  """The first held-out captions of prepared data; the VAE is loaded for it."""
+) -> _Inputs:
+  """Returns a bare DiT, the VAE, and the first held-out captions.
+
+  Args:
+    model: The averaged model.
+    settings: Settings of the stage.
+    guided: Whether the sampler reads embeddings of the negative prompt.
+  """
   data, samples = settings.data, settings.samples
   assert isinstance(data, settings_lib.PreparedClips)
   wanted = reader.Shapes(latents=None, text=data.text_shape)
@@ -51,6 +67,7 @@ def _prepared(
     data.root, wanted, samples.videos
   )
   if guided:
+    # Samplers want the unconditional rows behind the conditional ones.
     text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
   parts = pipeline.Parts(
     dit=model,
@@ -58,14 +75,17 @@ def _prepared(
     frame=data.latent_shape,
     fps=samples.fps,
   )
-  return _Given(parts, words, jnp.asarray(text))
+  return _Inputs(parts, words, jnp.asarray(text))
 
 
 def check(settings: settings_lib.Training) -> None:
   """Refuses samples that could not be shown.
 
+  Args:
+    settings: Settings of the stage.
+
   Raises:
-    ValueError: If prepared data lack a codec to look at them.
+    ValueError: If samples of prepared data lack a codec that decodes them.
   """
   samples = settings.samples
   prepared = isinstance(settings.data, settings_lib.PreparedClips)
@@ -90,15 +110,15 @@ def write(
   """Generates videos of held-out prompts and writes them.
 
   Args:
-    folder: Where to write.
+    folder: Folder of the files, created if missing.
     model: The average of a small video model, or of a bare DiT.
-    step: Finished steps, for the names.
+    step: Number of finished steps, which names the files.
     settings: Settings of the stage.
     sampler: The sampler that the model is made for.
     causal: Whether videos are made chunk by chunk, or as a whole clip.
 
   Returns:
-    The files.
+    The paths of the contact sheet and of the MP4 file.
   """
   guided = sampler.guidance is not None
   if isinstance(model, model_lib.VideoModel):
@@ -107,7 +127,7 @@ def write(
     parts, words, text = _prepared(model, settings, guided)
   key = jax.random.key(settings.seed)
   if causal:
-    pieces = pipeline.roll_out(
+    chunks = pipeline.roll_out(
       parts,
       text,
       key,
@@ -117,24 +137,21 @@ def write(
     )
   else:
     stride = parts.codec.temporal_stride
-    pieces = pipeline.whole_clip(
+    chunks = pipeline.whole_clip(
       parts,
       text,
       key,
       sampler=sampler,
       num_frames=(settings.data.num_frames - 1) * stride + 1,
     )
-  pixels = np.concatenate([np.asarray(x) for x in pieces], axis=1)
+  pixels = np.concatenate([np.asarray(x) for x in chunks], axis=1)
   frames = mp4.to_uint8(pixels)
   folder.mkdir(parents=True, exist_ok=True)
   sheet = folder / f"step-{step:07d}.png"
   mp4.write_png(sheet, mp4.contact_sheet(frames, words, fps=parts.fps))
   film = folder / f"step-{step:07d}.mp4"
+  # Frames of the small world have 24 pixels a side.
   scale = 8 if isinstance(model, model_lib.VideoModel) else 1
-  mp4.write_mp4(film, _grid(frames), fps=parts.fps, scale=scale)
+  side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
+  mp4.write_mp4(film, side_by_side, fps=parts.fps, scale=scale)
   return [sheet, film]
-
-
-def _grid(frames: np.ndarray) -> np.ndarray:
-  """All videos side by side in one."""
-  return np.concatenate([*frames], axis=2)

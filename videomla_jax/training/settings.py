@@ -172,7 +172,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log:
-  """Group `log`: written scalars.
+  """Group `log`: scalars that are written.
 
   Attributes:
     every: Steps between two lines.

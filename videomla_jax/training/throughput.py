@@ -15,14 +15,18 @@ class Clock:
     self._time, self._step, self._flops = time.monotonic(), step, 0.0
 
   def add(self, flops: float) -> None:
-    """Counts the operations of a step."""
+    """Counts the operations of a step.
+
+    Args:
+      flops: Operations over all devices.
+    """
     self._flops += flops
 
   def lap(self, step: int) -> tuple[float, float]:
-    """Returns seconds and operations of a step since the last call.
+    """Returns mean seconds and operations of a step since the last call.
 
     Args:
-      step: Finished steps.
+      step: Number of finished steps.
     """
     now, steps = time.monotonic(), max(step - self._step, 1)
     seconds, flops = (now - self._time) / steps, self._flops / steps
@@ -45,9 +49,11 @@ def scalars(*, examples: int, seconds: float, flops: float) -> dict[str, float]:
   if flops:
     rate = flops / seconds / jax.device_count()
     values["perf/teraflops"] = rate / 1e12
+    # The rate that the maker states; only known GPUs have one here.
     peak = device.current().peak
     if peak is not None:
       values["perf/flop_utilisation"] = rate / peak.bf16_flops
+  # Not every backend says what it uses; a CPU does not.
   memory = device.peak_memory_bytes()
   if memory is not None:
     values["perf/peak_memory_gib"] = memory / 2**30

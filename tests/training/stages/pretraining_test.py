@@ -57,7 +57,7 @@ def test_loss_is_the_error_of_the_velocity_at_the_drawn_levels(seed) -> None:
   settings = _settings(frame_levels=0.5, shift=3.0)
   key = jax.random.key(seed)
   loss, per_frame = pretraining.loss(
-    regression.LossInputs(model, None, {}, batch, key), settings
+    regression.LossArguments(model, None, {}, batch, key), settings
   )
   key_noise, key_sigma = jax.random.split(key)
   clean = batch["latents"]

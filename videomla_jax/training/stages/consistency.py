@@ -1,7 +1,7 @@
 """Stage 2: a student that jumps to x₀, docs/method.md, section 11.
 
-The target network is the exponential average of the student, and it is what is
-evaluated and handed on. The teacher is the frozen stage-1 model.
+The target network is the exponential average of the student, which is also what
+is evaluated and handed on. The teacher is the frozen model of stage 1.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from videomla_jax.training.stages import stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion(settings_lib.Diffusion):
-  """Noise levels of this stage.
+  """Group `diffusion` of this stage.
 
   Attributes:
     num_levels: Levels of the grid that the student jumps from.
@@ -38,13 +38,16 @@ class Diffusion(settings_lib.Diffusion):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(settings_lib.Training):
-  """Config of this stage."""
+  """The whole config of this stage."""
 
   diffusion: Diffusion
 
 
 def check(settings: Settings) -> None:
   """Refuses configs of this stage that cannot be trained.
+
+  Args:
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If a clip is not made of whole chunks, the grid has no step, or
@@ -58,12 +61,20 @@ def check(settings: Settings) -> None:
     )
 
 
-def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
-  """Returns the consistency loss of clips, and that of each frame."""
-  batch, teacher = given.batch, given.frozen["teacher"]
-  assert given.average is not None  # `check` asks for one
-  window, first_chunk = settings.window, given.first_chunk
-  clean = inputs.latents(given.model, batch)
+def loss(
+  arguments: regression.LossArguments, settings: Settings
+) -> regression.Losses:
+  """Returns the consistency loss of clips, Eq. (11.4).
+
+  Args:
+    arguments: Everything; "teacher" is the frozen network.
+    settings: Settings of the stage.
+  """
+  batch, teacher = arguments.batch, arguments.frozen["teacher"]
+  assert arguments.average is not None  # `check` asks for one
+  window, first_chunk = settings.window, arguments.first_chunk
+  clean = inputs.latents(arguments.model, batch)
+  # Each network reads the words with its own encoder.
   student, target = (
     consistency.causal(
       inputs.dit(network),
@@ -72,7 +83,7 @@ def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
       window=window,
       first_chunk=first_chunk,
     )
-    for network in (given.model, given.average)
+    for network in (arguments.model, arguments.average)
   )
   guided = consistency.causal_guided(
     inputs.dit(teacher),
@@ -83,6 +94,7 @@ def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
     window=window,
     first_chunk=first_chunk,
   )
+  # Padding in front of a short first chunk does not count in the loss.
   plan = teacher_forcing.plan(
     clean.shape[1], window=window, first_chunk=first_chunk
   )
@@ -92,7 +104,7 @@ def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
     target,
     guided,
     clean,
-    consistency.draw(given.key, clean.shape, num_levels=num_levels),
+    consistency.draw(arguments.key, clean.shape, num_levels=num_levels),
     num_levels=num_levels,
     s=settings.diffusion.shift,
     trained=jnp.asarray(plan.trained.reshape(-1)),
@@ -100,11 +112,13 @@ def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
 
 
 def _program(settings: Settings, step: int) -> stage.Program:
+  """Returns the length of the first chunk in a step."""
   every = settings.diffusion.first_frame_every
   return regression.given_first_frame(every, step)
 
 
 def _sampler(settings: Settings) -> sampling.Sampler:
+  """Returns the few steps that the student learns to take."""
   diffusion = settings.diffusion
   return sampling.few_step(diffusion.timesteps, shift=diffusion.shift)
 

@@ -19,7 +19,7 @@ from videomla_jax.training.stages import stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion(settings_lib.Diffusion):
-  """Noise levels of this stage.
+  """Group `diffusion` of this stage.
 
   Attributes:
     timesteps: Timesteps that the student is sampled at, before the warp.
@@ -32,7 +32,7 @@ class Diffusion(settings_lib.Diffusion):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim(settings_lib.Optim):
-  """Optimisers of the student and of the critic.
+  """Group `optim` of this stage, for the student and the critic.
 
   Attributes:
     critic_updates: Updates of the critic for each one of the student.
@@ -59,7 +59,7 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(settings_lib.Training):
-  """Config of this stage."""
+  """The whole config of this stage."""
 
   diffusion: Diffusion
   optim: Optim
@@ -68,6 +68,9 @@ class Settings(settings_lib.Training):
 
 def check(settings: Settings) -> None:
   """Refuses configs of this stage that cannot be trained.
+
+  Args:
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If window, schedule, clip and rollout do not fit each other, or
@@ -97,6 +100,9 @@ def check(settings: Settings) -> None:
 def updates(settings: Settings) -> distribution_matching.DistributionMatching:
   """Returns the updates of a step.
 
+  Args:
+    settings: Settings of the stage.
+
   Raises:
     ValueError: If window, schedule and clip do not fit each other.
   """
@@ -108,6 +114,7 @@ def updates(settings: Settings) -> distribution_matching.DistributionMatching:
     shift=settings.diffusion.shift,
   )
   frames = settings.rollout.num_frames
+  # Refuses clips and rollouts that are not made of whole chunks.
   dmd.num_trained(frames, frames, setup=setup)
   return distribution_matching.DistributionMatching(
     setup=setup,
@@ -121,6 +128,7 @@ def updates(settings: Settings) -> distribution_matching.DistributionMatching:
 
 
 def _sampler(settings: Settings) -> sampling.Sampler:
+  """Returns the few steps that the student is trained with."""
   diffusion = settings.diffusion
   return sampling.few_step(diffusion.timesteps, shift=diffusion.shift)
 
@@ -140,6 +148,7 @@ def _tuning(settings: Settings) -> long_tuning.LongTuning | None:
 def _init(
   networks: stage.Networks, settings: Settings
 ) -> distribution_matching.DmdState:
+  """Returns the student with an average and the critic without."""
   student = optim.init(networks["model"], settings.optim)
   critic = optim.init(networks["critic"], settings.optim, averaged=False)
   tuning, carry = _tuning(settings), None
@@ -151,14 +160,15 @@ def _init(
 
 
 def _program(settings: Settings, step: int) -> stage.Program:
+  """Returns whether videos begin or go on; None if they end with their step."""
   tuning = _tuning(settings)
   return None if tuning is None else tuning.program(step)
 
 
 def _batches_per_step(settings: Settings) -> int:
-  """Returns one batch for each update, or one for all that go on."""
+  """Returns one batch for each update, or one for all where videos go on."""
   if settings.rollout.stream_frames:
-    return 1
+    return 1  # All updates of a step are on the same videos.
   return 1 + settings.optim.critic_updates
 
 
@@ -179,6 +189,6 @@ STAGE = stage.Stage(
   sampler=_sampler,
   program=_program,
   batches_per_step=_batches_per_step,
-  # The exit is uniform over the calls.
+  # The exit is uniform over the calls, and the exit call is no trip.
   mean_trips=lambda settings: (len(settings.diffusion.timesteps) - 1) / 2,
 )

@@ -28,7 +28,7 @@ from videomla_jax.training.stages import stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion(settings_lib.Diffusion):
-  """Noise levels of this stage.
+  """Group `diffusion` of this stage.
 
   Attributes:
     frame_levels: Chance that the frames of a clip have levels of their own.
@@ -39,13 +39,16 @@ class Diffusion(settings_lib.Diffusion):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(settings_lib.Training):
-  """Config of this stage."""
+  """The whole config of this stage."""
 
   diffusion: Diffusion
 
 
 def check(settings: Settings) -> None:
   """Refuses configs of this stage that cannot be trained.
+
+  Args:
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If the network is not a dense one.
@@ -57,18 +60,25 @@ def check(settings: Settings) -> None:
     )
 
 
-def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
-  """Returns the flow-matching loss of whole clips, and that of each frame."""
-  clean = inputs.latents(given.model, given.batch)
-  key_noise, key_sigma = jax.random.split(given.key)
+def loss(
+  arguments: regression.LossArguments, settings: Settings
+) -> regression.Losses:
+  """Returns the flow-matching loss of whole clips.
+
+  Args:
+    arguments: Model, batch and key; nothing else is read.
+    settings: Settings of the stage.
+  """
+  clean = inputs.latents(arguments.model, arguments.batch)
+  key_noise, key_sigma = jax.random.split(arguments.key)
   chance = settings.diffusion.frame_levels
   sigma = flow.shift(
     _levels(key_sigma, clean.shape[:2], chance), settings.diffusion.shift
   )
   noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
   noisy = flow.add_noise(clean, noise, sigma)
-  text = inputs.text(given.model, given.batch)
-  out = bidirectional.velocity(inputs.dit(given.model), noisy, sigma, text)
+  text = inputs.text(arguments.model, arguments.batch)
+  out = bidirectional.velocity(inputs.dit(arguments.model), noisy, sigma, text)
   error = (out - flow.velocity_target(clean, noise)) ** 2
   return error.mean(), error.mean(axis=(2, 3, 4))
 
@@ -76,8 +86,15 @@ def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
 def _levels(
   key: Array, shape: tuple[int, ...], frame_levels: float
 ) -> Float32[Array, "B T"]:
-  """Draws levels uniform in (0, 1], one for a clip or one for each frame."""
+  """Draws levels before the warp, uniform in (0, 1].
+
+  Args:
+    key: Random key.
+    shape: B, T of the clips.
+    frame_levels: Chance that the frames of a clip have levels of their own.
+  """
   key_level, key_kind = jax.random.split(key)
+  # `uniform` is in [0, 1), and pure noise is what sampling starts from.
   u = 1 - jax.random.uniform(key_level, shape, jnp.float32)
   per_frame = jax.random.bernoulli(key_kind, frame_levels, (shape[0], 1))
   return jnp.where(per_frame, u, u[:, :1])

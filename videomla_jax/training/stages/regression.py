@@ -1,6 +1,7 @@
 """The step of stages that regress a network's output to a target.
 
-Pretraining, teacher forcing and consistency differ in their loss alone.
+Pretraining, teacher forcing and consistency differ in their loss alone. A loss
+takes `LossArguments` and the stage's settings, and returns `Losses`.
 """
 
 from collections.abc import Callable
@@ -15,16 +16,17 @@ from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import stage as stage_lib
 
 
-class LossInputs(NamedTuple):
+class LossArguments(NamedTuple):
   """What the loss of a regression is computed from.
 
   Attributes:
     model: The network that is trained; the loss is differentiated by it.
-    average: Its exponential average, a constant.
-    frozen: Networks that are only read, by role.
-    batch: Examples.
+    average: The exponential average of `model`, a constant.
+    frozen: Role -> network that is only read.
+    batch: Clips and prompts.
     key: Random key of the noise and its levels.
-    first_chunk: Real frames of the first chunk, see `teacher_forcing.plan`.
+    first_chunk: Number of real frames in the first chunk; None for a whole
+      chunk. See `diffusion.teacher_forcing.plan`.
   """
 
   model: inputs.Network
@@ -35,19 +37,18 @@ class LossInputs(NamedTuple):
   first_chunk: int | None = None
 
 
-# The loss, and the loss of each frame.
+# The loss, and the same for every frame, which shows what context is worth.
 Losses = tuple[Float32[Array, ""], Float32[Array, "B T"]]
-Loss = Callable[..., Losses]  # of LossInputs and the stage's settings
+Loss = Callable[..., Losses]
 
 
 def make_step(loss: Loss, settings: settings_lib.Training) -> stage_lib.Step:
-  """Returns the step: one update by the gradient of the loss.
+  """Returns a step that is one update along the gradient of the loss.
 
   Args:
     loss: Loss of the stage.
     settings: Settings of the stage.
   """
-  optim_settings = settings.optim
   chunk = settings.window.chunk_frames
 
   def step(
@@ -61,24 +62,26 @@ def make_step(loss: Loss, settings: settings_lib.Training) -> stage_lib.Step:
     def loss_of(
       model: inputs.Network, batch: inputs.Batch, key: Array
     ) -> Losses:
-      return loss(
-        LossInputs(model, state.ema, frozen, batch, key, program), settings
+      # The program of a regression is the length of its first chunk.
+      arguments = LossArguments(
+        model, state.ema, frozen, batch, key, first_chunk=program
       )
+      return loss(arguments, settings)
 
     def gradients(
       batch: inputs.Batch, key: Array
-    ) -> tuple[tuple[Array, Float32[Array, "T"]], PyTree]:
+    ) -> tuple[tuple[Float32[Array, ""], Float32[Array, "T"]], PyTree]:
       differentiate = jax.value_and_grad(loss_of, has_aux=True)
       (value, per_frame), gradient = differentiate(state.model, batch, key)
       return (value, per_frame.mean(0)), gradient
 
     (value, per_frame), gradient = optim.accumulated(
-      gradients, batch, key, microbatches=optim_settings.accumulate
+      gradients, batch, key, microbatches=settings.optim.accumulate
     )
-    state, scalars = optim.apply(state, gradient, value, optim_settings)
+    state, scalars = optim.apply(state, gradient, value, settings.optim)
     first, later = per_frame[:chunk], per_frame[chunk:]
     scalars |= {"train/loss": value, "train/loss_first_chunk": first.mean()}
-    if later.size:
+    if later.size:  # A clip may be a single chunk.
       scalars["train/loss_later_chunks"] = later.mean()
     return state, scalars
 
@@ -91,7 +94,7 @@ def held_out_loss(
   """Returns the loss of a model on data that it was not trained on.
 
   Args:
-    loss: Loss of the stage; the model stands for its own average.
+    loss: Loss of the stage.
     settings: Settings of the stage.
   """
 
@@ -102,22 +105,24 @@ def held_out_loss(
     *,
     frozen: stage_lib.Networks,
   ) -> Float32[Array, ""]:
-    return loss(LossInputs(model, model, frozen, batch, key), settings)[0]
+    # The averaged model is evaluated, so it is its own average.
+    arguments = LossArguments(model, model, frozen, batch, key)
+    return loss(arguments, settings)[0]
 
   return held_out
 
 
 def given_first_frame(every: int, step: int) -> stage_lib.Program:
-  """Returns the program of a step of a causal stage.
+  """Returns how many real frames the first chunk has in a step.
 
-  Every so many steps the first chunk is one given frame, as when a picture is
-  continued, so that the network learns both beginnings.
+  Every so many steps it is one frame, as when a picture is continued, so that
+  the network learns both beginnings of a video.
 
   Args:
-    every: Steps between two such steps; 0 for never.
+    every: Steps from one such step to the next; 0 for never.
     step: The step, counted from 1.
 
   Returns:
-    Real frames of the first chunk; None for a whole chunk.
+    1, or None for a whole chunk.
   """
   return 1 if every and step % every == 0 else None

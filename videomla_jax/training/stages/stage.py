@@ -16,9 +16,9 @@ from videomla_jax.training import inputs
 from videomla_jax.training import optim
 from videomla_jax.training import settings as settings_lib
 
-# Role -> network.
-Networks = dict[str, inputs.Network]
-# Which of the compiled programs of a stage a step runs, see `Stage.program`.
+Networks = dict[str, inputs.Network]  # by role
+# A static argument of a step; each of its values is compiled once. None is the
+# program of stages that have a single one.
 Program = int | None
 
 
@@ -28,19 +28,19 @@ class State(Protocol):
 
   @property
   def model(self) -> PyTree:
-    """The network that the stage is about."""
+    """Parameters of the network that the stage is about."""
 
   @property
   def ema(self) -> PyTree:
-    """Its exponential average, which is evaluated and handed on."""
+    """Exponential average of the parameters; it is handed on."""
 
   @property
   def step(self) -> Int32[Array, ""]:
-    """Finished steps."""
+    """Number of finished steps."""
 
   @property
   def skipped(self) -> Int32[Array, ""]:
-    """Updates left out because they were not finite."""
+    """Number of updates left out because they were not finite."""
 
 
 # (state, batch, key, *, frozen, program) -> state, scalars
@@ -50,18 +50,18 @@ HeldOutLoss = Callable[..., Float32[Array, ""]]
 
 
 def _check_nothing(settings: settings_lib.Training) -> None:
-  """Accepts every config."""
+  """Accepts every config of a stage."""
 
 
 def _average_of_model(
   networks: Networks, settings: settings_lib.Training
 ) -> optim.TrainState:
-  """Returns the state of a stage that trains one network."""
+  """Returns the first state of a stage that trains one network."""
   return optim.init(networks["model"], settings.optim)
 
 
 def _euler(settings: settings_lib.Training) -> sampling.Sampler:
-  """Returns guided Euler steps, the sampler of a model that is no student."""
+  """Returns guided Euler steps, for models that are not distilled."""
   samples = settings.samples
   return sampling.euler(
     samples.num_steps,
@@ -72,29 +72,29 @@ def _euler(settings: settings_lib.Training) -> sampling.Sampler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage[S: settings_lib.Training]:
-  """A stage of training; functions take its settings.
+  """A stage of training; its functions take its settings.
 
   Attributes:
-    title: A word or two for people.
-    settings: Class of the config, with the fields that this stage adds.
-    starts_from: Role of each network -> what its folder may be made by, see
-      `origins.of`; the empty string allows random weights.
-    make_step: Returns the step, see `Step`.
+    title: Name of the stage for people.
+    settings: Class of the stage's config.
+    starts_from: Role of each network -> what may have made its folder (see
+      `origins.of`); the empty string allows random weights.
+    make_step: Returns the step, a `Step`.
     trained: Roles of the networks that are trained; the others are frozen.
-    scores: Roles of the networks that are bidirectional and dense whatever the
+    scores: Roles of the networks that are bidirectional and dense, whatever the
       student is.
     reads_clips: Whether a batch holds clips, or prompts alone.
     causal: Whether videos are made chunk by chunk, or as a whole clip.
     check: Refuses what cannot be trained, before anything is loaded.
     init: Returns the state before the first step.
-    held_out_loss: Returns the loss of held-out clips, see `HeldOutLoss`; None
-      where there is nothing that held-out clips could be compared with.
-    sampler: Returns the sampler that the stage's model is made for.
-    program: Returns which program a step, counted from 1, runs. A static
-      argument of the step; each value is compiled once.
-    batches_per_step: Returns the batches that a step consumes.
-    mean_trips: Returns the mean number of trips of loops whose length is drawn
-      at random, for counting operations.
+    held_out_loss: Returns a `HeldOutLoss`; None where there is nothing that
+      held-out clips could be compared with.
+    sampler: Returns the sampler that the trained model is made for.
+    program: Returns the program of a step, counted from 1.
+    batches_per_step: Returns how many batches a step consumes, one for each
+      update that has examples of its own.
+    mean_trips: Returns how often loops whose length is drawn at random run on
+      average; operations are counted with it.
   """
 
   title: str
@@ -114,9 +114,17 @@ class Stage[S: settings_lib.Training]:
   mean_trips: Callable[[S], float] = lambda settings: 1.0
 
   def examples_per_step(self, settings: S) -> int:
-    """Returns the examples that a step consumes, those of all its updates."""
+    """Returns the number of examples that a step consumes.
+
+    Args:
+      settings: Settings of the stage.
+    """
     return settings.data.batch_size * self.batches_per_step(settings)
 
   def frozen(self, networks: Mapping[str, inputs.Network]) -> Networks:
-    """Returns the networks that are only read."""
+    """Returns the networks that are only read.
+
+    Args:
+      networks: All networks of the stage by role.
+    """
     return {k: x for k, x in networks.items() if k not in self.trained}

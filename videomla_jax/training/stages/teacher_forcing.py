@@ -23,7 +23,7 @@ _WEIGHTS = ("none", "bell")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion(settings_lib.Diffusion):
-  """Noise levels of this stage.
+  """Group `diffusion` of this stage.
 
   Attributes:
     loss_weight: "none", or "bell" for Wan's weight of middle levels.
@@ -37,13 +37,16 @@ class Diffusion(settings_lib.Diffusion):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(settings_lib.Training):
-  """Config of this stage."""
+  """The whole config of this stage."""
 
   diffusion: Diffusion
 
 
 def check(settings: Settings) -> None:
   """Refuses configs of this stage that cannot be trained.
+
+  Args:
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If a clip is not made of whole chunks, or the weight is unknown.
@@ -56,11 +59,18 @@ def check(settings: Settings) -> None:
     )
 
 
-def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
-  """Returns the loss of clips at random levels, and that of each frame."""
+def loss(
+  arguments: regression.LossArguments, settings: Settings
+) -> regression.Losses:
+  """Returns the loss of clips whose chunks have random levels, Eq. (10.2).
+
+  Args:
+    arguments: Model, batch, key and length of the first chunk.
+    settings: Settings of the stage.
+  """
   window, s = settings.window, settings.diffusion.shift
-  clean = inputs.latents(given.model, given.batch)
-  key_noise, key_sigma = jax.random.split(given.key)
+  clean = inputs.latents(arguments.model, arguments.batch)
+  key_noise, key_sigma = jax.random.split(arguments.key)
   sigma = teacher_forcing.sample_sigma(
     key_sigma,
     batch=clean.shape[0],
@@ -72,18 +82,19 @@ def loss(given: regression.LossInputs, settings: Settings) -> regression.Losses:
   if settings.diffusion.loss_weight == "bell":
     weight = flow.training_weight(sigma, s=s)
   return teacher_forcing.loss(
-    inputs.dit(given.model),
+    inputs.dit(arguments.model),
     clean,
     jax.random.normal(key_noise, clean.shape, jnp.float32),
     sigma,
-    inputs.text(given.model, given.batch),
+    inputs.text(arguments.model, arguments.batch),
     window=window,
-    first_chunk=given.first_chunk,
+    first_chunk=arguments.first_chunk,
     weight=weight,
   )
 
 
 def _program(settings: Settings, step: int) -> stage.Program:
+  """Returns the length of the first chunk in a step."""
   every = settings.diffusion.first_frame_every
   return regression.given_first_frame(every, step)
 
