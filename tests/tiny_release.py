@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from videomla_jax import convert
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
-from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import wan
 
 HEADS = 4
@@ -29,7 +30,7 @@ PROMPTS = ["a red fox runs through deep snow", "a cat on a sofa"]
 Arrays = dict[str, np.ndarray]
 
 DIT = wan.tiny(kind="dense")
-VAE = vae.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
+VAE = vae_config.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
 UMT5 = umt5.tiny_umt5(dtype="bfloat16", param_dtype="bfloat16")
 
 
@@ -208,3 +209,15 @@ def options(**changes: Any) -> types.SimpleNamespace:
   )
   assert changes.keys() <= values.keys()
   return types.SimpleNamespace(**(values | changes))
+
+
+def write_converted(folder: pathlib.Path, rng: np.random.Generator) -> None:
+  """Writes FOLDER/wan, a converted dense release, and FOLDER/videomla."""
+  write_wan(folder / "given", rng)
+  for output, source, to in (
+    ("wan", "given", "same"),
+    ("videomla", "wan", "latent"),
+  ):
+    convert.convert(
+      options(source=str(folder / source), output=str(folder / output), to=to)
+    )

@@ -24,9 +24,9 @@ import jax
 import ml_collections
 
 from videomla_jax import sharding
-from videomla_jax.generation import mp4
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
+from videomla_jax.storage import output_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import inputs
@@ -179,7 +179,7 @@ def train(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
   root = pathlib.Path(workdir)
-  mp4.check_output_folder(root)
+  output_folder.check(root)
   trace = profile_lib.Profile(root, profile)
   # What lies beside states and models is the config as the user gave it.
   record = json.loads(config.to_json())

@@ -10,8 +10,6 @@ import numpy as np
 from videomla_jax.conversion import moments
 from videomla_jax.models import attention
 from videomla_jax.models import wan
-from videomla_jax.storage import model_folder
-from videomla_jax.storage import tree_names
 
 MAX_TIMESTEP = 1000.0
 
@@ -82,12 +80,6 @@ def collect(
       sample = rng.choice(len(tokens), count, replace=False)
     kept.append(tokens[sample])
   return kept
-
-
-def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
-  """Parameters of one layer's self-attention, as `latent_layer` takes them."""
-  own = model_folder.model_arrays(model.blocks.self_attention)
-  return {k: np.asarray(x[n]) for k, x in tree_names.flat_dict(own).items()}
 
 
 @jax.jit

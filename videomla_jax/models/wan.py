@@ -12,7 +12,7 @@ chunk sees:
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from einops import rearrange
 from flax import nnx
@@ -26,10 +26,11 @@ from videomla_jax.models import attention
 from videomla_jax.models import feed_forward
 from videomla_jax.models import layers
 from videomla_jax.ops import rope
+from videomla_jax.storage import plain_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanConfig:
+class WanConfig(plain_config.PlainConfig):
   """Sizes of the network; published ones come from the constructors.
 
   Attributes:
@@ -49,6 +50,8 @@ class WanConfig:
       compiles longer and runs faster on a CPU.
   """
 
+  title = "DiT config"
+
   attention: attention.AttentionConfig
   num_layers: int
   ffn_width: int
@@ -66,28 +69,6 @@ class WanConfig:
   def width(self) -> int:
     """E, the model width."""
     return self.attention.width
-
-  @classmethod
-  def from_dict(cls, config: dict[str, Any]) -> "WanConfig":
-    """Reads the dict that `to_dict` made.
-
-    Raises:
-      ValueError: If a field is missing or unknown.
-    """
-    values = dict(config)
-    try:
-      sizes = attention.AttentionConfig(**values.pop("attention"))
-      if values.get("learned_grid") is not None:
-        values["learned_grid"] = tuple(values["learned_grid"])
-      return cls(attention=sizes, **values)
-    except (KeyError, TypeError) as error:
-      raise ValueError(
-        f"DiT config does not fit this version ({error}); convert it again."
-      ) from error
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain JSON values."""
-    return dataclasses.asdict(self)
 
 
 def wan_1p3b(*, kind="latent", **kwargs) -> WanConfig:
@@ -132,7 +113,7 @@ def small(
 def tiny(*, kind="latent", **kwargs) -> WanConfig:
   """Wan with every dimension small, to try the machinery in seconds.
 
-  Latents and text have the sizes of `vae.tiny_vae` and `umt5.tiny_umt5`.
+  Latents and text have the sizes of `vae_config.tiny_vae` and `umt5.tiny_umt5`.
   """
   sizes = attention.AttentionConfig(
     kind=kind, width=64, num_heads=4, d_c=16, d_rope=8, d_q=32

@@ -14,8 +14,8 @@ import jax
 
 from videomla_jax.models import released
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import world as world_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
 from videomla_jax.training import origins
@@ -77,7 +77,7 @@ def _small_config(
   settings: settings_lib.Training,
 ) -> model_lib.VideoModelConfig:
   """Returns the config of a model for frames of the small world."""
-  world, model = moving_digits.World(), settings.model
+  world, model = world_lib.World(), settings.model
   latent = world.frame_size // 4  # a codec block is 4 pixels
   return model_lib.VideoModelConfig(
     size=model.size,

@@ -4,6 +4,7 @@ They show prompts that training never sees, with the averaged model and the
 sampler that it is made for.
 """
 
+from collections.abc import Iterable
 import pathlib
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ import numpy as np
 
 from videomla_jax.data import reader
 from videomla_jax.diffusion import sampling
+from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
-from videomla_jax.generation import pipeline
+from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.models import wan
@@ -28,7 +31,7 @@ from videomla_jax.training import settings as settings_lib
 class _Inputs(NamedTuple):
   """What videos are made from: networks, captions and their embeddings."""
 
-  parts: pipeline.Parts
+  pipeline: pipeline_lib.Pipeline
   words: list[str]
   text: Array
 
@@ -69,13 +72,13 @@ def _prepared(
   if guided:
     # Samplers want the unconditional rows behind the conditional ones.
     text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
-  parts = pipeline.Parts(
+  pipeline = pipeline_lib.Pipeline(
     dit=model,
     codec=released.load(samples.codec, "wan_vae"),
     frame=data.latent_shape,
     fps=samples.fps,
   )
-  return _Inputs(parts, words, jnp.asarray(text))
+  return _Inputs(pipeline, words, jnp.asarray(text))
 
 
 def check(settings: settings_lib.Training) -> None:
@@ -122,36 +125,39 @@ def write(
   """
   guided = sampler.guidance is not None
   if isinstance(model, model_lib.VideoModel):
-    parts, words, text = _small(model, settings, guided)
+    pipeline, words, text = _small(model, settings, guided)
   else:
-    parts, words, text = _prepared(model, settings, guided)
+    pipeline, words, text = _prepared(model, settings, guided)
   key = jax.random.key(settings.seed)
+  chunks: Iterable[pipeline_lib.Pixels]
   if causal:
-    chunks = pipeline.roll_out(
-      parts,
+    chunks = pipeline_lib.PixelStream(
+      pipeline,
       text,
       key,
       window=settings.window,
       sampler=sampler,
-      num_frames=round(settings.samples.seconds * parts.fps),
+      num_frames=round(settings.samples.seconds * pipeline.fps),
     )
   else:
-    stride = parts.codec.temporal_stride
-    chunks = pipeline.whole_clip(
-      parts,
+    stride = pipeline.codec.temporal_stride
+    chunks = pipeline_lib.whole_clip(
+      pipeline,
       text,
       key,
       sampler=sampler,
       num_frames=(settings.data.num_frames - 1) * stride + 1,
     )
   pixels = np.concatenate([np.asarray(x) for x in chunks], axis=1)
-  frames = mp4.to_uint8(pixels)
+  frames = pixels_lib.to_uint8(pixels)
   folder.mkdir(parents=True, exist_ok=True)
   sheet = folder / f"step-{step:07d}.png"
-  mp4.write_png(sheet, mp4.contact_sheet(frames, words, fps=parts.fps))
+  contact_sheet.write_png(
+    sheet, contact_sheet.draw(frames, words, fps=pipeline.fps)
+  )
   film = folder / f"step-{step:07d}.mp4"
   # Frames of the small world have 24 pixels a side.
   scale = 8 if isinstance(model, model_lib.VideoModel) else 1
   side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
-  mp4.write_mp4(film, side_by_side, fps=parts.fps, scale=scale)
+  mp4.write_mp4(film, side_by_side, fps=pipeline.fps, scale=scale)
   return [sheet, film]
