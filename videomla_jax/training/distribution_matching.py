@@ -3,8 +3,8 @@
 Each update has prompts and a self-rollout of its own. Where videos go on from
 step to step (`long_tuning`), all updates of a step roll out the same segment.
 The losses and their gradients are in `diffusion.dmd`; here they meet batches,
-optimisers and networks that may own a word encoder (docs/method.md, sections
-12.1 to 12.5).
+optimisers and networks that may own a word encoder. The method is described in
+docs/method.md, section 12.
 """
 
 import dataclasses
