@@ -125,6 +125,7 @@ def init_state(
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     loaded = load_networks(stage, settings)
   _check_mesh(loaded, settings, mesh)
+  # Moments and averages are made where their parameters lie.
   placed = jax.device_put(loaded, sharding.shardings(loaded, mesh))
   state = sharding.create(
     lambda networks: stage.init(networks, settings), placed, mesh=mesh
@@ -150,6 +151,7 @@ def _check_mesh(
   sharding.check_batch(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
+  # The sequence axis splits the tokens of a frame, the tensor axis heads.
   for model in loaded.values():
     network = inputs.dit(model).config
     rows, columns, _ = settings.data.latent_shape

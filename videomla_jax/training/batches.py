@@ -48,7 +48,7 @@ def check(data: settings_lib.Data, *, clips: bool) -> None:
   """
   if isinstance(data, settings_lib.PreparedClips):
     reader.check(data.root, _shapes(data, clips=clips))
-    if data.verify:
+    if data.verify:  # Hours for a large data set, so it is asked for.
       dataset.verify(data.root, digests=True)
 
 
@@ -103,6 +103,8 @@ def loader(
     )
     return iter(prepared)
   assert isinstance(data, settings_lib.MovingDigits)
+  # Order and dropout follow from seed and position, so every process finds its
+  # share of a batch by itself.
   digits = loader_lib.make_loader(
     data.root,
     batch_size=batch_size,

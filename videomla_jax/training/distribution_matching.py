@@ -118,7 +118,7 @@ class DistributionMatching:
       "train/critic_grad_norm": norms.mean(),
       "train/skipped": student.skipped + critic.skipped,
     }
-    carry = None
+    carry = None  # A state without it has no leaves for it either.
     if self.tuning is not None:
       assert state.stream is not None
       assert rolled is not None
@@ -235,6 +235,7 @@ class DistributionMatching:
     if self.tuning is not None:
       assert state.stream is not None
       return self.tuning.segment(state.stream, student, size, program)
+    # Of the size of a microbatch, if there are several.
     cache = rollout.empty_cache(
       inputs.dit(student),
       batch=size,
@@ -259,6 +260,7 @@ class DistributionMatching:
     """
     updates = self.critic_updates
     if self.tuning is None:
+      # Prompts of its own for each update, as in the reference.
       dealt = inputs.split(batch, 1 + updates)
       first = jax.tree.map(lambda x: x[0], dealt)
       return first, jax.tree.map(lambda x: x[1:], dealt)
@@ -348,6 +350,7 @@ class DistributionMatching:
 
     # Keys are folded with the index of the update; 0 is the student's.
     indices = 1 + jnp.arange(self.critic_updates)
+    # A scan, so that the program holds one copy of the update.
     critic, (losses, norms) = jax.lax.scan(
       update, state.critic, (batches, indices)
     )

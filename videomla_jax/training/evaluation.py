@@ -62,7 +62,7 @@ class Evaluation:
         self._loss(
           model,
           sharding.put_batch(batch, self._mesh),
-          jax.random.key(i),
+          jax.random.key(i),  # the noise of this batch, every time
           frozen=self._frozen,
         )
       )

@@ -98,7 +98,7 @@ class StopRequest:
     self._within, self._agree, self._clock = within, agree, clock
     self._received = False
     self._next: int | None = None  # step of the next agreement
-    self._last = (0, 0.0)  # step and time of the one before
+    self._last = (0, 0.0)  # step and time of the last agreement
 
   @contextlib.contextmanager
   def listening(self) -> Iterator["StopRequest"]:
@@ -107,6 +107,7 @@ class StopRequest:
     try:
       yield self
     finally:
+      # A process may run several stages, as tests do.
       signal.signal(signal.SIGTERM, before)
 
   def receive(self, *unused: object) -> None:
@@ -224,7 +225,7 @@ class FiniteWatch:
       self._folder.mkdir(parents=True, exist_ok=True)
       with temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-      temporary.replace(path)
+      temporary.replace(path)  # A reader never sees half a file.
     except OSError as error:
       logging.warning("%s was not written: %s", path, error)
       temporary.unlink(missing_ok=True)

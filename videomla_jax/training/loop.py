@@ -120,16 +120,17 @@ class Run:
         progress.update()
         due = self._due(done, asked_to_stop=stop.pending(done))
         if due.log:
+          # Fetching these waits for the step.
           values = self._scalars(scalars, *clock.lap(done))
           writer.scalars(done, values)
           progress.update(0, loss=values["train/loss"])
         if done == total:
-          watch.finish()
+          watch.finish()  # before a bad state becomes the last one
         if due.evaluate:
           values = evaluate(state.ema)
           if values:
             writer.scalars(done, values)
-          clock.lap(done)
+          clock.lap(done)  # This time belongs to no step.
         if due.save:
           self._save(done, state, batches, force=due.stop or done == total)
         if due.sample:
@@ -176,8 +177,10 @@ class Run:
       asked_to_stop: Whether somebody asked the run to stop.
     """
     settings, last = self.settings, done == self.settings.optim.steps
+    # The last state is saved as well, so that a longer run can go on from it.
     saves = done % settings.checkpoint.every == 0 or last or asked_to_stop
     return _Due(
+      # A run that stops between two lines reports the steps since the last.
       log=done % settings.log.every == 0 or saves,
       evaluate=done % settings.eval.every == 0 or last,
       save=saves,

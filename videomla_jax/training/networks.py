@@ -40,6 +40,7 @@ def load(
     ValueError: If the folder is damaged or of another architecture.
   """
   folder = model_lib.checkpoint_path(path)
+  # Only the config of a small video model has this entry.
   if "model" in model_folder.read_config(folder):
     return model_lib.load(folder)
   return released.load(
@@ -151,6 +152,7 @@ def check_together(
   model = inputs.dit(networks["model"]).config
   for role, network in networks.items():
     other = inputs.dit(network).config
+    # Latents and embeddings go from one network to the other.
     for field in ("channels", "text_dim"):
       if getattr(other, field) != getattr(model, field):
         raise ValueError(

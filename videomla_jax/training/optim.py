@@ -73,6 +73,8 @@ def make_optimiser(
       f"{SCHEDULES}."
     )
   schedule = schedules[settings.schedule]()
+  # The order of AdamW: weights decay by the learning rate, and their decay is
+  # no part of the gradient that is clipped.
   optimiser = optax.chain(
     optax.clip_by_global_norm(settings.clip_norm),
     _adam(settings),

@@ -49,6 +49,7 @@ class Profile:
       scalars: Its results; the trace lasts until they are there.
     """
     if self._on and step >= self._last:
+      # The device is behind; without this the trace would miss its work.
       jax.block_until_ready(scalars)
       self.stop()
       logging.info("trace of steps up to %d is in %s", step, self._folder)

@@ -80,6 +80,7 @@ class Programs:
       return step(state, batch, key, frozen=frozen)
 
     start = time.monotonic()
+    # The state is donated: a new one would not fit beside it.
     compiled = jax.jit(seeded, donate_argnums=0).lower(*args).compile()
     operations = 0.0
     if self._settings.log.flops:

@@ -74,6 +74,7 @@ def _prepared(
     text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
   pipeline = pipeline_lib.Pipeline(
     dit=model,
+    # Loaded every time, since it would take memory from the steps between.
     codec=released.load(samples.codec, "wan_vae"),
     frame=data.latent_shape,
     fps=samples.fps,
@@ -128,6 +129,7 @@ def write(
     pipeline, words, text = _small(model, settings, guided)
   else:
     pipeline, words, text = _prepared(model, settings, guided)
+  # The same noise every time: what changes from film to film is the model.
   key = jax.random.key(settings.seed)
   chunks: Iterable[pipeline_lib.Pixels]
   if causal:

@@ -86,6 +86,7 @@ class PreparedClips(Data):
   clip_frames: int | None = None
 
 
+# A further source of data is a class, a row here and a loader in `batches`.
 DATA: dict[str, type[Data]] = {
   "moving_digits": MovingDigits,
   "latents": PreparedClips,
@@ -215,6 +216,7 @@ class Samples:
   seconds: float
   num_steps: int
   guidance: float
+  # Models of the small world own a codec and know their frame rate.
   codec: str = ""
   fps: float = 0.0
 
@@ -268,6 +270,7 @@ def read[T](kind: type[T], values: Mapping[str, Any], *, group: str = "") -> T:
     ValueError: If a field is unknown, missing or of another type.
   """
   fields = {x.name: x for x in dataclasses.fields(typing.cast(Any, kind))}
+  # First, since a field that is misspelt is missing as well.
   for name, value in values.items():
     if name not in fields:
       raise ValueError(
@@ -280,6 +283,7 @@ def read[T](kind: type[T], values: Mapping[str, Any], *, group: str = "") -> T:
         f"config field {group}{name} is missing; give it a value, as the "
         "files in configs/ do."
       )
+  # A stage's subclass narrows the types of groups.
   hints = typing.get_type_hints(kind)
   return kind(
     **{k: _typed(hints[k], v, f"{group}{k}") for k, v in values.items()}
@@ -292,6 +296,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
   Raises:
     ValueError: If the value is of another type.
   """
+  # The one group whose class depends on a value in it.
   if hint is Data and isinstance(value, Mapping):
     hint = _data_kind(value.get("kind"))
   origin = typing.get_origin(hint)
@@ -303,7 +308,8 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
   if origin is tuple and isinstance(value, (list, tuple)):
     return tuple(value)
   if float in options and type(value) is int:
-    return float(value)
+    return float(value)  # "=1" on a command line means 1.0
+  # True is an instance of int, so the type itself is compared.
   if type(value) in options:
     return value
   wanted = getattr(hint, "__name__", str(hint))

@@ -43,7 +43,8 @@ class State(Protocol):
     """Number of updates left out because they were not finite."""
 
 
-# (state, batch, key, *, frozen, program) -> state, scalars
+# (state, batch, key, *, frozen, program) -> state, scalars. States differ from
+# stage to stage, and a step takes what its own stage has made.
 Step = Callable[..., tuple[Any, optim.Metrics]]
 # (model, batch, key, *, frozen) -> loss
 HeldOutLoss = Callable[..., Float32[Array, ""]]
@@ -101,6 +102,7 @@ class Stage[S: settings_lib.Training]:
   settings: type[S]
   starts_from: Mapping[str, tuple[str, ...]]
   make_step: Callable[[S], Step]
+  # The rest has defaults: those of a regression of one causal network.
   trained: tuple[str, ...] = ("model",)
   scores: tuple[str, ...] = ()
   reads_clips: bool = True

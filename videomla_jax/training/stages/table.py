@@ -37,6 +37,7 @@ def read(
     )
   stage = STAGES[name]
   settings = settings_lib.read(stage.settings, config)
+  # Roles are the keys of a dictionary, which `settings.read` takes as it is.
   if set(settings.networks) != set(stage.starts_from):
     raise ValueError(
       f"networks has {', '.join(settings.networks) or 'no role'} but "
