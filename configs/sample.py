@@ -90,7 +90,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     shift=0.0,  # warp of the noise schedule; 0 is the model's own
   )
   # The window of training; a rollout may use another one.
-  config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
+  config.window = dict(
+    chunk_frames=3,
+    sink_frames=1,
+    local_frames=6,
+    sink="first",  # "average": frames that leave flow into the sink
+    sink_decay=0.999,  # weight that an averaging sink keeps per chunk
+  )
   # "int8" and "float8_e4m3fn" halve a cache in bfloat16; empty is the model's.
   config.cache_dtype = ""
   config.output = dict(

@@ -23,18 +23,18 @@ from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_config
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 
 HEADS = 4
 PROMPTS = ["a red fox runs through deep snow", "a cat on a sofa"]
 Arrays = dict[str, np.ndarray]
 
-DIT = wan.tiny(kind="dense")
+DIT = wan_config.tiny(kind="dense")
 VAE = vae_config.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
 UMT5 = umt5.tiny_umt5(dtype="bfloat16", param_dtype="bfloat16")
 
 
-def dit_table(config: wan.WanConfig = DIT) -> tensor_table.Table:
+def dit_table(config: wan_config.WanConfig = DIT) -> tensor_table.Table:
   return dit_names.table_of(config)
 
 

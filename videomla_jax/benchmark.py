@@ -26,6 +26,7 @@ from videomla_jax.costs import flops
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import memory
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
 from videomla_jax.models import cache
 from videomla_jax.ops.latent_attention import specs
@@ -41,7 +42,7 @@ def compiled_bytes(
   model: model_lib.VideoModel,
   *,
   batch: int,
-  sampler: rollout.Sampler,
+  sampler: sampling.Sampler,
   num_frames: int,
 ) -> dict[str, int]:
   """Memory of the one-jit rollout of a length, from the compiler.
@@ -58,7 +59,7 @@ def compiled_bytes(
     lambda keys: rollout.Rollout(
       rollout.empty_cache(
         model.dit,
-        batch=batch * sampler.streams,
+        batch=batch * sampler.rows_per_video,
         frame=frame,
         window=window,
         max_frames=num_frames,
@@ -70,7 +71,7 @@ def compiled_bytes(
   )
   network = model.dit.config
   text = jax.ShapeDtypeStruct(
-    (batch * sampler.streams, network.text_tokens, network.text_dim),
+    (batch * sampler.rows_per_video, network.text_tokens, network.text_dim),
     jnp.float32,
   )
   compiled = rollout.scan_chunks.lower(
@@ -94,13 +95,13 @@ def chunk_seconds(
   model: model_lib.VideoModel,
   *,
   batch: int,
-  sampler: rollout.Sampler,
+  sampler: sampling.Sampler,
   num_frames: int,
 ) -> tuple[np.ndarray, cache.Cache]:
   """Wall time of every chunk of one streamed rollout, and its last cache."""
   network = model.dit.config
   text = jnp.zeros(
-    (batch * sampler.streams, network.text_tokens, network.text_dim)
+    (batch * sampler.rows_per_video, network.text_tokens, network.text_dim)
   )
   chunks = stream.Stream(
     model.dit,
@@ -241,14 +242,14 @@ def rollout_suite(config: Any) -> dict[str, Any]:
       f"seconds={config.seconds} is too short to compare early and late "
       "chunks; use 10 or more."
     )
-  sampler = rollout.euler(
+  sampler = sampling.euler(
     config.num_steps, shift=model.config.shift, guidance=3.0
   )
   call = dict(batch=config.batch, sampler=sampler)
   seconds, last_cache = chunk_seconds(model, **call, num_frames=num_frames)
   needs = memory.needs(
     model.dit,
-    streams=config.batch * sampler.streams,
+    streams=config.batch * sampler.rows_per_video,
     frame=model.latent_shape(),
     window=model.config.window,
     max_frames=num_frames,

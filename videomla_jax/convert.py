@@ -27,7 +27,7 @@ from videomla_jax.conversion import release
 from videomla_jax.conversion import to_latent
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as small_model
@@ -184,7 +184,7 @@ def _latent(options: Any, config: Any) -> to_latent.Recipe | None:
   """Sizes of latent attention, in the paper's proportions by default."""
   if options.to != "latent":
     return None
-  width = config.width if isinstance(config, wan.WanConfig) else 0
+  width = config.width if isinstance(config, wan_config.WanConfig) else 0
   head_dim = config.attention.head_dim if width else 0
   return to_latent.Recipe(
     method=options.init,

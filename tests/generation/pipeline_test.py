@@ -14,19 +14,19 @@ from tests import tolerances
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import pipeline
-from videomla_jax.models import cache
 from videomla_jax.models import vae
 from videomla_jax.models import vae_config
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 _FRAME = (4, 6, 4)  # H, W, C of a latent: 32 x 48 pixels
 _SAMPLER = sampling.few_step((1000, 500))
 
 
 @functools.cache  # One tree structure, so jit compiles once.
 def _abstract(kind: str):
-  dit = tiny_model.abstract(wan.tiny(kind=kind, text_tokens=6))
+  dit = tiny_model.abstract(wan_config.tiny(kind=kind, text_tokens=6))
   return dit, vae.abstract(vae_config.tiny_vae())
 
 

@@ -17,7 +17,7 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_config
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 
 # Sizes, strides, statistics, files and speed that no release has.
 MADE_UP = released.Family(
@@ -27,7 +27,7 @@ MADE_UP = released.Family(
     "umt5": "text.pth",
     "tokenizer": "words/spiece.model",
   },
-  dit=wan.WanConfig(
+  dit=wan_config.WanConfig(
     attention=attention.AttentionConfig(kind="dense", width=48, num_heads=3),
     num_layers=1,
     ffn_width=96,
@@ -120,9 +120,9 @@ def test_family_is_told_from_its_networks(name: str) -> None:
 
 
 def test_networks_of_other_sizes_count_to_a_family_with_such_latents() -> None:
-  other = wan.tiny(kind="latent", num_layers=3)
+  other = wan_config.tiny(kind="latent", num_layers=3)
   assert released.family_of(other) is released.FAMILIES["wan_tiny"]
-  alone = wan.tiny(kind="latent", channels=5, num_layers=3)
+  alone = wan_config.tiny(kind="latent", channels=5, num_layers=3)
   assert released.family_of(alone) is released.FAMILIES["wan_1p3b"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from videomla_jax.models import attention
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_config
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import plain_config
 
 
@@ -33,8 +33,8 @@ class _Outer(plain_config.PlainConfig):
     _Outer(inner=_Inner(size=1), table={"a": 1}),
     umt5.umt5_xxl(),
     vae_config.wan_vae(),
-    wan.small(kind="latent"),
-    wan.tiny(kind="dense"),
+    wan_config.small(kind="latent"),
+    wan_config.tiny(kind="dense"),
   ],
   ids=lambda config: type(config).__name__,
 )
@@ -61,5 +61,7 @@ def test_config_of_another_version_is_refused(values: dict) -> None:
 
 
 def test_nested_config_is_built_as_its_own_type() -> None:
-  config = wan.WanConfig.from_dict(wan.tiny(kind="latent").to_dict())
+  config = wan_config.WanConfig.from_dict(
+    wan_config.tiny(kind="latent").to_dict()
+  )
   assert isinstance(config.attention, attention.AttentionConfig)

@@ -25,7 +25,7 @@ from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table as tensor_table_lib
 from videomla_jax.models import released
 from videomla_jax.models import umt5
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import model_writer
 from videomla_jax.storage import tensor_files
 
@@ -220,7 +220,7 @@ def _write_latent(
   writer: model_writer.ModelWriter,
   network: detect.Network,
   tensors: Tensors,
-  config: wan.WanConfig,
+  config: wan_config.WanConfig,
   recipe: to_latent.Recipe,
   advance: Advance,
 ) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import moments
 from videomla_jax.models import attention
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.small_world import model as small_model
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
@@ -73,8 +74,8 @@ class DenseLayer(NamedTuple):
 
 
 def latent_config(
-  dense: wan.WanConfig, *, d_c: int, d_rope: int, d_q: int
-) -> wan.WanConfig:
+  dense: wan_config.WanConfig, *, d_c: int, d_rope: int, d_q: int
+) -> wan_config.WanConfig:
   """Returns the config of a converted network.
 
   Args:
@@ -105,7 +106,7 @@ def latent_config(
 def convert_layers(
   read_layer: Callable[[int], DenseLayer],
   time_parameters: Mapping[str, np.ndarray],
-  config: wan.WanConfig,
+  config: wan_config.WanConfig,
   *,
   method: latent_layer.Method,
   seed: int = 0,
@@ -148,7 +149,7 @@ def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
 
 def to_latent(
   dense: wan.WanDiT,
-  config: wan.WanConfig,
+  config: wan_config.WanConfig,
   *,
   method: latent_layer.Method,
   seed: int = 0,

@@ -28,7 +28,7 @@ from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 
 Videos = UInt8[np.ndarray, "B t h w c"]
 Text = Float[Array, "R M E"]
@@ -70,14 +70,14 @@ class Job:
     frames = pipeline.latents_for(self.num_frames)
     if request.mode == "bidirectional":
       # Every frame sees every frame: nothing is left for a cache to keep.
-      window = cache.Window(
+      window = window_lib.Window(
         chunk_frames=frames, sink_frames=0, local_frames=frames
       )
     # Given frames are cached, too, but they need not fill a chunk.
     known = 0 if usable is None else pipeline.latents_for(len(usable))
     return memory.needs(
       pipeline.dit,
-      streams=videos * self.sampler.streams,
+      streams=videos * self.sampler.rows_per_video,
       frame=pipeline.frame,
       window=window,
       max_frames=known + shapes.round_up(frames - known, window.chunk_frames),

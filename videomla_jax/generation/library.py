@@ -31,7 +31,7 @@ from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.generation import video_files
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_reader
 from videomla_jax.storage import output_folder
 
@@ -354,7 +354,7 @@ def _job(
     seconds=seconds,
     mode=mode,
     window=config_reader.read(
-      cache.Window, window | dict(options.get("window", {})), at="window."
+      window_lib.Window, window | dict(options.get("window", {})), at="window."
     ),
   )
   request = config_reader.read(request_lib.Request, values)

@@ -24,9 +24,9 @@ from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
-from videomla_jax.models import cache
 from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Pixels = Float[Array, "B t h w c"]
 Text = Float[Array, "R M E"]
@@ -129,7 +129,7 @@ class PixelStream(Iterator[Pixels]):
     text: Text,
     key: Array,
     *,
-    window: cache.Window,
+    window: window_lib.Window,
     sampler: sampling.Sampler,
     num_frames: int | None,
     given: UInt8[np.ndarray, "T h w c"] | None = None,
@@ -152,7 +152,7 @@ class PixelStream(Iterator[Pixels]):
     Raises:
       ValueError: If shapes do not fit the network.
     """
-    batch = text.shape[0] // sampler.streams
+    batch = text.shape[0] // sampler.rows_per_video
     decoder = Decoder(pipeline, batch=batch)
     context, known = None, 0
     self._left, max_frames = num_frames, None
@@ -231,7 +231,7 @@ def whole_clip(
   Yields:
     The next frames, in [0, 1].
   """
-  batch = text.shape[0] // sampler.streams
+  batch = text.shape[0] // sampler.rows_per_video
   shape = (pipeline.latents_for(num_frames), *pipeline.frame)
   keys = rollout.split_keys(key, batch)
   noise = sampling.chunk_noise(keys, jnp.int32(0), shape=shape, sampler=sampler)

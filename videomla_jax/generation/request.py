@@ -8,12 +8,12 @@ fields and no config. The fields have the names of the keys in
 import dataclasses
 
 from videomla_jax.diffusion import sampling
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 from videomla_jax.runtime import config_reader
 
 # The window of training; a rollout may use another one.
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
 MODES = ("causal", "bidirectional")
 
@@ -166,7 +166,7 @@ class Request:
   clip: str = ""
   mode: str = "causal"
   sampler: SamplerChoice = SamplerChoice()
-  window: cache.Window = _WINDOW
+  window: window_lib.Window = _WINDOW
   cache_dtype: str = ""
   output: VideoOutput = VideoOutput()
 

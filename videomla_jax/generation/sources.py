@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import request
 from videomla_jax.generation import wan_source
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.storage import model_folder
@@ -48,7 +48,7 @@ class Source(Protocol):
     """Warp of the noise schedule that the model was trained with."""
 
   @property
-  def window(self) -> cache.Window:
+  def window(self) -> window_lib.Window:
     """Window that the model was trained with, as far as it is known."""
 
   @property
@@ -102,7 +102,7 @@ class SmallSource:
     return self.model.config.shift
 
   @property
-  def window(self) -> cache.Window:
+  def window(self) -> window_lib.Window:
     """Window that the model was trained with."""
     return self.model.config.window
 

@@ -16,7 +16,6 @@ from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import request
-from videomla_jax.models import cache
 from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
@@ -24,11 +23,13 @@ from videomla_jax.models import umt5
 from videomla_jax.models import vae
 from videomla_jax.models import vae_tiling
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 RANDOM = "random:"
 
 # The window of VideoMLA; the files of a release do not say it.
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
 TextRows = Float[Array, "B M E"]
 
@@ -56,7 +57,7 @@ class WanSource:
   fps: float | int
   shift: float | int
   pixel_channels: int = 3
-  window: cache.Window = _WINDOW
+  window: window_lib.Window = _WINDOW
   distilled: bool = False
 
   def check(self, prompts: Sequence[str]) -> None:
@@ -193,7 +194,7 @@ def random_source(networks: request.Networks) -> WanSource:
     rngs = nnx.Rngs(networks.seed)
     encoder = umt5.Umt5Encoder(family.text_encoder, rngs=rngs)
     codec = vae.WanVAE(family.vae, rngs=rngs)
-    dit = wan.WanDiT(wan.tiny(kind=kinds[name]), rngs=rngs)
+    dit = wan.WanDiT(wan_config.tiny(kind=kinds[name]), rngs=rngs)
     # Untrained networks start with a head of zeros, which predicts nothing.
     kernel = dit.head.kernel
     noise = jax.random.normal(rngs.params(), kernel.shape)

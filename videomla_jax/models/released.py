@@ -20,10 +20,11 @@ from videomla_jax.models import umt5
 from videomla_jax.models import vae
 from videomla_jax.models import vae_config
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 
 type PathLike = str | os.PathLike[str]
-type Config = wan.WanConfig | vae_config.VaeConfig | umt5.Umt5Config
+type Config = wan_config.WanConfig | vae_config.VaeConfig | umt5.Umt5Config
 type Network = wan.WanDiT | vae.WanVAE | umt5.Umt5Encoder
 
 
@@ -42,7 +43,7 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-  "wan_dit": Architecture("dit", wan.WanConfig, wan.WanDiT),
+  "wan_dit": Architecture("dit", wan_config.WanConfig, wan.WanDiT),
   "wan_vae": Architecture("vae", vae_config.VaeConfig, vae.WanVAE),
   "umt5": Architecture("umt5", umt5.Umt5Config, umt5.Umt5Encoder),
 }
@@ -67,7 +68,7 @@ class Family:
   """
 
   files: Mapping[str, str]
-  dit: wan.WanConfig
+  dit: wan_config.WanConfig
   vae: vae_config.VaeConfig
   text_encoder: umt5.Umt5Config
   fps: int
@@ -92,7 +93,7 @@ _WAN_2_1_FILES = {
 FAMILIES: dict[str, Family] = {
   "wan_1p3b": Family(  # Wan2.1-T2V-1.3B
     files=_WAN_2_1_FILES,
-    dit=wan.wan_1p3b(kind="dense"),
+    dit=wan_config.wan_1p3b(kind="dense"),
     vae=vae_config.wan_vae(),
     text_encoder=umt5.umt5_xxl(),
     fps=16,
@@ -102,7 +103,7 @@ FAMILIES: dict[str, Family] = {
   ),
   "wan_14b": Family(  # Wan2.1-T2V-14B
     files=_WAN_2_1_FILES,
-    dit=wan.wan_14b(kind="dense"),
+    dit=wan_config.wan_14b(kind="dense"),
     vae=vae_config.wan_vae(),
     text_encoder=umt5.umt5_xxl(),
     fps=16,
@@ -112,7 +113,7 @@ FAMILIES: dict[str, Family] = {
   ),
   "wan_tiny": Family(  # random weights, to try the machinery in seconds
     files={},
-    dit=wan.tiny(kind="dense"),
+    dit=wan_config.tiny(kind="dense"),
     vae=vae_config.tiny_vae(),
     text_encoder=umt5.tiny_umt5(),
     fps=16,
@@ -123,7 +124,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: wan.WanConfig | vae_config.VaeConfig) -> Family:
+def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
   """Returns the family that a DiT or a VAE belongs to, told from its sizes.
 
   A network of other sizes, as training may make one, counts to the first family
@@ -141,7 +142,9 @@ def family_of(config: wan.WanConfig | vae_config.VaeConfig) -> Family:
   return max(FAMILIES.values(), key=likeness)
 
 
-def _sizes(config: wan.WanConfig | vae_config.VaeConfig) -> tuple[object, ...]:
+def _sizes(
+  config: wan_config.WanConfig | vae_config.VaeConfig,
+) -> tuple[object, ...]:
   """The sizes that tell one release from another."""
   if isinstance(config, vae_config.VaeConfig):
     return config.width, config.temporal

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import prompts
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import plain_config
@@ -32,7 +33,7 @@ class VideoModelConfig(plain_config.PlainConfig):
   """What a checkpoint says about its model.
 
   Attributes:
-    size: Name in `wan.SIZES`.
+    size: Name in `wan_config.SIZES`.
     kind: "latent" or "dense" self-attention.
     vocabulary: Word ids, padding included.
     latent_height: Latent rows of the trained frames.
@@ -53,22 +54,23 @@ class VideoModelConfig(plain_config.PlainConfig):
   latent_width: int
   fps: float
   shift: float
-  window: cache.Window
+  window: window_lib.Window
   d_c: int | None = None
   d_rope: int | None = None
 
   def __post_init__(self):
-    if self.size not in wan.SIZES:
+    if self.size not in wan_config.SIZES:
       raise ValueError(
-        f"model.size={self.size!r} is unknown; use one of {sorted(wan.SIZES)}."
+        f"model.size={self.size!r} is unknown; use one of "
+        f"{sorted(wan_config.SIZES)}."
       )
 
   @property
-  def network(self) -> wan.WanConfig:
+  def network(self) -> wan_config.WanConfig:
     """Sizes of the DiT."""
     own = dict(d_c=self.d_c, d_rope=self.d_rope)
     sizes = {name: size for name, size in own.items() if size is not None}
-    return wan.SIZES[self.size](kind=self.kind, **sizes)
+    return wan_config.SIZES[self.size](kind=self.kind, **sizes)
 
 
 class WordEncoder(nnx.Module):

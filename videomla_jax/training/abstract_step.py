@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from videomla_jax import sharding
 from videomla_jax.models import released
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.training import batches
 from videomla_jax.training import optim
 from videomla_jax.training import settings as settings_lib
@@ -30,12 +31,12 @@ def abstract_networks(
   Args:
     stage: A stage of released networks.
     settings: Settings of the stage.
-    sizes: Role -> name in `wan.SIZES`; `model.size` for the other roles.
+    sizes: Role -> name in `wan_config.SIZES`; `model.size` for the other roles.
   """
   networks = {}
   for role in stage.starts_from:
     kind = "dense" if role in stage.scores else settings.model.kind
-    size = wan.SIZES[sizes.get(role, settings.model.size)]
+    size = wan_config.SIZES[sizes.get(role, settings.model.size)]
     config = size(kind=kind, **settings.network)
     networks[role] = nnx.eval_shape(
       lambda config=config: wan.WanDiT(config, rngs=nnx.Rngs(0))

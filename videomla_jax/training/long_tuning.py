@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 
 # Two programs of a step: the frames before a segment change its shapes.
@@ -93,7 +94,7 @@ class LongTuning:
     max_frames: Latent frames that no video exceeds.
   """
 
-  window: cache_lib.Window
+  window: window_lib.Window
   frame: tuple[int, int, int]
   clip_frames: int
   max_frames: int

@@ -13,7 +13,7 @@ import types
 import typing
 from typing import Any
 
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Model:
   """Group `model`: the kind of network that is trained.
 
   Attributes:
-    size: Name in `wan.SIZES`.
+    size: Name in `wan_config.SIZES`.
     kind: Attention, "latent" or "dense".
     d_c: Channels of the content latent; 0 is whatever the network has.
     d_rope: Positional channels of a head; 0 is whatever the network has.
@@ -248,7 +248,7 @@ class Training:
   model: Model
   network: dict[str, Any]
   data: Data
-  window: cache.Window
+  window: window_lib.Window
   diffusion: Diffusion
   optim: Optim
   mesh: Mesh

@@ -19,7 +19,7 @@ from videomla_jax.models import attention
 from videomla_jax.models import released
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_config
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 
 type Shapes = Mapping[str, tensor_table.Shape]
 
@@ -103,7 +103,7 @@ def _count(bare: Shapes, pattern: str) -> int:
   return max((int(m[1]) for m in found if m), default=0) + 1
 
 
-def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
+def _dit(bare: Shapes, num_heads: int | None) -> wan_config.WanConfig:
   patch = bare["patch_embedding.weight"]
   width, layers = patch[0], _count(bare, r"blocks\.(\d+)\.")
   for family in _families():
@@ -131,7 +131,7 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
     r"condition_embedder\.text_embedder\.linear_1\.weight",
     default=(width, 4096),
   )
-  return wan.WanConfig(
+  return wan_config.WanConfig(
     attention=_attention(bare, width, num_heads or width // 128),
     num_layers=layers,
     ffn_width=ffn[0],
