@@ -9,6 +9,7 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_release
 from videomla_jax import convert
+from videomla_jax.conversion import release
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.data import encode
@@ -108,7 +109,7 @@ def test_networks_of_a_row_fit_each_other(name: str) -> None:
   assert family.dit.text_dim == family.text_encoder.width
   assert family.height % family.pixel_step == 0
   assert family.width % family.pixel_step == 0
-  assert {*family.files} in ({*convert.PARTS}, set())
+  assert {*family.files} in ({*release.COMPONENTS}, set())
 
 
 @pytest.mark.parametrize("name", [*released.FAMILIES])

@@ -25,6 +25,7 @@ from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import released
+from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import wan_config
 from videomla_jax.storage import model_writer
@@ -36,6 +37,40 @@ type Advance = Callable[[], None]
 type Specs = dict[str, model_writer.Spec]
 
 REPORT = "init_report.json"
+
+# Where the components of a release lie, in diffusers' layout and in ours. The
+# layouts of the releases themselves stand in `released.FAMILIES`.
+COMPONENTS = {
+  "dit": ("transformer", "dit"),
+  "vae": ("vae",),
+  "umt5": ("text_encoder", "umt5"),
+  "tokenizer": (f"tokenizer/{tokenizer.FILE}",),
+}
+
+
+def find_components(source: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns where the components of a release lie, by name.
+
+  Args:
+    source: Folder of a release, or anything else that holds networks.
+
+  Returns:
+    Files or folders; empty if the source is one checkpoint and no release.
+  """
+  if not source.is_dir() or model_writer.is_model_folder(source):
+    return {}
+  found = {}
+  for component, folders in COMPONENTS.items():
+    files = [f.files.get(component) for f in released.FAMILIES.values()]
+    for pattern in (*filter(None, files), *folders):
+      paths = sorted(source.glob(pattern))
+      if paths:
+        # Several files are shards of one network; their index lies beside them.
+        found[component] = source if len(paths) > 1 else paths[0]
+        break
+  # A network at the top and nothing else is one checkpoint.
+  top = found.get("dit") in (source, *source.glob("*.safetensors*"))
+  return {} if top and len(found) == 1 else found
 
 
 @contextlib.contextmanager
