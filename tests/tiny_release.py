@@ -192,3 +192,15 @@ def write_diffusers(folder: pathlib.Path, rng: np.random.Generator) -> None:
 def options(**changes: Any) -> convert.Options:
   """Options of `convert` at their defaults, but for `changes`."""
   return convert.Options(**(dict(num_heads=HEADS) | changes))
+
+
+def write_converted(folder: pathlib.Path, rng: np.random.Generator) -> None:
+  """Writes FOLDER/wan, a converted dense release, and FOLDER/videomla."""
+  write_wan(folder / "given", rng)
+  for output, source, to in (
+    ("wan", "given", "same"),
+    ("videomla", "wan", "latent"),
+  ):
+    convert.convert(
+      options(source=str(folder / source), output=str(folder / output), to=to)
+    )

@@ -28,12 +28,12 @@ from videomla_jax.costs import memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
-from videomla_jax.generation import mp4
 from videomla_jax.models import cache
 from videomla_jax.ops.latent_attention import specs
 from videomla_jax.runtime import cli
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import atomic
+from videomla_jax.storage import output_folder
 from videomla_jax.training import abstract_step
 from videomla_jax.training.stages import table
 
@@ -215,7 +215,7 @@ def benchmark(config: Any) -> Any:
     config: See configs/benchmark.py.
   """
   if config.json:
-    mp4.check_output_folder(pathlib.Path(config.json).parent)
+    output_folder.check(pathlib.Path(config.json).parent)
   suites = {
     "rollout": rollout_suite,
     "kernels": kernel_suite,

@@ -27,7 +27,7 @@ _BELOW: dict[str, set[str]] = {
   "costs": {"shapes", "sharding", "ops", "models", "diffusion"},
   "conversion": {"storage", "ops", "models", "small_world"},
   "generation": {
-    *("shapes", "storage", "runtime", "models", "diffusion", "data"),
+    *("shapes", "storage", "runtime", "ops", "models", "diffusion", "data"),
     *("small_world", "costs"),
   },
   "training": {

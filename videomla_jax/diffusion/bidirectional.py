@@ -1,9 +1,9 @@
 """Whole clips at once: Wan's own many-step sampling.
 
-spec/wan.md A2 and spec/diffusion.md section 8. Every frame sees every frame, so
-a clip is as long as the network was trained for (21 latent frames) and nothing
-rows. One compiled step is called for every noise level, which shows progress
-and lets a clip be stopped.
+docs/method.md, section 7.4. Every frame sees every frame, so a clip is as long
+as the network was trained for (21 latent frames) and nothing is shown early.
+One compiled step is called for every noise level, so a caller sees the progress
+and may stop.
 """
 
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ def velocity(
   *,
   has_gradients: bool = True,
 ) -> Float[Array, "B T H W C"]:
-  """One pass in which all frames see each other.
+  """Predicts the velocity in one pass in which all frames see each other.
 
   Args:
     model: The network, dense or latent.
     latents: Noisy latents.
-    sigma: Noise level, one for all, one per example or one per frame.
+    sigma: Noise level 0..1, one for all, one per row or one per frame.
     text: Text embeddings.
     has_gradients: False for a pass without gradients, which needs less memory.
   """
@@ -56,7 +56,15 @@ def velocity(
 
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
-def _step(model, state, text, call, *, sampler):
+def _step(
+  model: wan.WanDiT,
+  state: sampling.State,
+  text: Float[Array, "R M E"],
+  call: sampling.Call,
+  *,
+  sampler: sampling.Sampler,
+) -> sampling.State:
+  """Runs one network call of the schedule; the state is donated."""
   network = sampling.guided(
     lambda x, sigma: velocity(model, x, sigma, text, has_gradients=False),
     sampler,
@@ -77,9 +85,9 @@ def denoise(
   Args:
     model: The network.
     noise: Gaussian noise of the whole clip.
-    text: Embeddings, with guidance the unconditional ones after the
+    text: Text embeddings, with guidance the unconditional rows after the
       conditional ones.
-    sampler: "euler" or "unipc"; few-step students are causal.
+    sampler: A sampler that adds no noise; few-step students are causal.
 
   Raises:
     ValueError: If the sampler adds fresh noise, or shapes do not fit.
@@ -113,6 +121,6 @@ def generate(
   *,
   sampler: sampling.Sampler,
 ) -> Latents:
-  """Clean latents of whole clips, see `denoise`."""
+  """Returns clean latents of whole clips, see `denoise`."""
   *_, latents = denoise(model, noise, text, sampler=sampler)
   return latents

@@ -1,6 +1,6 @@
 """One chunk against the rolling cache: coordinates, passes, commit.
 
-spec/rollout.md sections 5, 6 and 13. Denoising passes read the cache and never
+docs/method.md, section 9.1. Denoising passes read the cache and never
 write it; only the pass over the clean chunk at t = 0 commits.
 """
 

@@ -1,20 +1,21 @@
 """Chunk-autoregressive generation through the rolling cache.
 
-spec/rollout.md. For every chunk: start from noise, denoise against the cache
-in a few passes that only read it, then one pass over the clean chunk at t = 0
-whose entries are committed. The cache has a fixed size, so minute ten costs
-what second ten cost.
+docs/method.md, section 9. Every chunk starts from noise and is denoised against
+the cache in a few passes that only read it; one more pass over the clean chunk
+at t = 0 makes the entries that are committed. The cache has a fixed size, so
+minute ten costs what second ten cost.
 
-`generate` is one jit over all chunks; `stream` hands out chunk after chunk and
-takes new prompts on the way.
+`generate` runs all chunks in one jit; `stream.Stream` hands out chunk after
+chunk and takes new prompts on the way.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32, Key, PyTree, Shaped
 
 from videomla_jax import shapes
 from videomla_jax import sharding
@@ -32,24 +33,34 @@ class Rollout(NamedTuple):
   """State between two chunks; a pytree that can be saved and resumed.
 
   Attributes:
-    cache: Entries of the window; twice the batch with guidance.
-    keys: Random key of every example, never changed.
-    chunk: Chunks generated so far.
+    cache: Entries of the window; two rows per video with guidance.
+    keys: Random key of every video, which never changes.
+    chunk: Number of chunks generated so far.
   """
 
   cache: cache_lib.Cache
-  keys: Array
-  chunk: Array
+  keys: Key[Array, "b"]
+  chunk: Int32[Array, ""]
 
 
 def check_latents(
   model: wan.WanDiT,
-  text: Array,
+  text: Shaped[Array, "..."],
   latents: Float[Array, "..."] | jax.ShapeDtypeStruct,
   *,
   batch: int,
 ) -> None:
-  """Refuses latents or text that the network cannot take, before compiling."""
+  """Refuses latents or text that the network cannot take, before compiling.
+
+  Args:
+    model: The network.
+    text: Text embeddings, `[rows, M, Et]`.
+    latents: Latents or their shape, `[videos, T, H, W, C]`.
+    batch: Number of videos.
+
+  Raises:
+    ValueError: If shapes do not fit each other or the model.
+  """
   config = model.config
   grid = shapes.token_grid(*latents.shape[-3:-1], patch=config.patch)
   channels = latents.shape[-1]
@@ -83,17 +94,17 @@ def empty_cache(
   frame: tuple[int, int, int],
   window: window_lib.Window,
   max_frames: int,
-  dtype: Any = None,
+  dtype: DTypeLike | None = None,
 ) -> cache_lib.Cache:
-  """Allocates the cache of a rollout.
+  """Allocates an empty cache for a rollout.
 
   Args:
     model: The network.
-    batch: Streams; twice the examples with guidance.
+    batch: Rows; two per video with guidance.
     frame: H, W, C of one latent frame.
     window: Which frames to keep.
     max_frames: Latent frames of the rollout.
-    dtype: Of the stored entries; the model's own by default. int8 and
+    dtype: Dtype of the stored entries; the model's own by default. int8 and
       float8_e4m3fn add a scale per token.
   """
   config = model.config
@@ -103,7 +114,7 @@ def empty_cache(
     jnp.dtype(config.dtype),
   )
 
-  def project(model, x):
+  def project(model: wan.WanDiT, x: Array) -> PyTree:
     block = jax.tree.map(lambda p: p[0], model.blocks)
     return block.self_attention.project(x)
 
@@ -116,8 +127,10 @@ def empty_cache(
     entry,
   )
   cache = cache_lib.empty(stacked, window=window, max_frames=max_frames)
-  split = lambda x: sharding.constrain(x, "cache")
-  return cache._replace(entries=jax.tree.map(split, cache.entries))
+  entries = jax.tree.map(
+    lambda x: sharding.constrain(x, "cache"), cache.entries
+  )
+  return cache._replace(entries=entries)
 
 
 @functools.partial(
@@ -137,17 +150,18 @@ def scan_chunks(
   frame: tuple[int, int, int],
   scheme: window_lib.Scheme = "window",
 ) -> tuple[Float[Array, "G b T H W C"], Rollout]:
-  """Generates `chunks` chunks in one program; the cache is updated in place.
+  """Generates chunks in one program, which updates the cache in place.
 
   Args:
     model: The network.
-    state: Window, keys and chunk counter; donated.
-    text: Embeddings, first conditional then unconditional with guidance.
-    noise: Given noise, leaves with a leading chunk axis; drawn from the keys
-      if None.
+    state: Cache, keys and chunk counter; donated.
+    text: Text embeddings, with guidance the unconditional rows after the
+      conditional ones.
+    noise: Noise to use, leaves with a leading chunk axis; None draws it from
+      the keys.
     window: Which frames the cache keeps.
     sampler: How to denoise.
-    chunks: Number of chunks.
+    chunks: Number of chunks to generate.
     frame: H, W, C of a latent frame.
     scheme: How frames are counted, see `Window.positions`.
 
@@ -211,6 +225,17 @@ def prefill(
 
   The first piece takes what does not fill a chunk, so one frame is a piece of
   its own, as when the model was trained with a given first frame.
+
+  Args:
+    model: The network.
+    cache: An empty cache, which is donated.
+    latents: Clean latents of the given frames.
+    text: Text embeddings.
+    window: Which frames the cache keeps.
+    scheme: How frames are counted, see `Window.positions`.
+
+  Returns:
+    The cache after the given frames.
   """
   frames, chunk = latents.shape[1], window.chunk_frames
   ends = [*range(frames % chunk or chunk, frames + 1, chunk)] if frames else []
@@ -239,22 +264,25 @@ def start(
   max_frames: int,
   context: Float[Array, "b K H W C"] | None = None,
   scheme: window_lib.Scheme = "window",
-  cache_dtype: Any = None,
+  cache_dtype: DTypeLike | None = None,
 ) -> Rollout:
   """Checks the inputs, allocates the cache and commits given frames.
 
   Args:
     model: The network.
-    text: Embeddings `[streams * B, M, E]`: with guidance the conditional ones
-      first, then the unconditional ones.
-    keys: One random key per example.
+    text: Text embeddings, with guidance the unconditional rows after the
+      conditional ones.
+    keys: One random key per video.
     frame: H, W, C of a latent frame.
     window: Which frames the cache keeps.
     sampler: How chunks will be denoised.
     max_frames: Latent frames of the whole video.
-    context: Given first frames.
+    context: First frames that are given, clean latents.
     scheme: How frames are counted, see `Window.positions`.
-    cache_dtype: Of the stored entries; the model's own by default.
+    cache_dtype: Dtype of the stored entries; the model's own by default.
+
+  Returns:
+    The state before the first chunk.
 
   Raises:
     ValueError: If shapes do not fit each other or the model.
@@ -307,21 +335,21 @@ def generate(
   window: window_lib.Window,
   sampler: sampling.Sampler,
   context: Float[Array, "b K H W C"] | None = None,
-  cache_dtype: Any = None,
+  cache_dtype: DTypeLike | None = None,
 ) -> Latents:
   """Generates whole videos in one jit.
 
   Args:
     model: The network.
-    text: Embeddings, see `start`.
-    key: One key, split into one per example, or one per example.
+    text: Text embeddings, see `start`.
+    key: One random key for all videos, or one per video.
     frame: H, W, C of a latent frame.
-    num_frames: Latent frames, given ones included; any number (whole chunks
-      are generated and cropped).
+    num_frames: Latent frames, given ones included. Whole chunks are generated
+      and cropped, so any number works.
     window: Which frames the cache keeps.
     sampler: How chunks are denoised.
-    context: Given first frames: an image or a clip.
-    cache_dtype: Of the stored entries; the model's own by default.
+    context: First frames that are given, an image or a clip, as clean latents.
+    cache_dtype: Dtype of the stored entries; the model's own by default.
 
   Returns:
     Clean latents `[B, num_frames, H, W, C]`, given frames first.
@@ -363,11 +391,11 @@ def generate(
 
 
 def split_keys(key: Array, batch: int) -> Array:
-  """One key per example, from one key or as given.
+  """Returns one key per video, folded from one key or as they are.
 
   Args:
     key: Typed key or keys; raw ones of `jax.random.PRNGKey` are wrapped.
-    batch: Examples.
+    batch: Number of videos.
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)

@@ -1,6 +1,6 @@
 """How latents are denoised: noise levels, step rule, guidance, noise.
 
-spec/diffusion.md sections 7 and 8. Few-step students jump to x0 and add fresh
+docs/method.md, section 7. Few-step students jump to x0 and add fresh
 noise; many-step models follow the flow ODE with Euler or UniPC steps and
 guidance. A step rule is a class, a row of `RULES` at the end of this file;
 `solve` runs a whole schedule inside one program, `step` one network call of it.
@@ -20,13 +20,13 @@ from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import unipc as unipc_lib
 from videomla_jax.models import wan_config
 
-# Examples b are half of the network's batch B under guidance.
+# With guidance the network has two rows for each of the b videos.
 Latents = Float[Array, "b T H W C"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-  """How latents are denoised.
+  """Noise levels, step rule and guidance of a schedule.
 
   Attributes:
     sigmas: Noise levels of the network calls, descending from at most 1; the
@@ -69,13 +69,24 @@ class Sampler:
 def few_step(
   steps: tuple[int, ...] = (1000, 750, 500, 250), *, shift: float = 5.0
 ) -> Sampler:
-  """The distilled student's sampler, spec/diffusion.md Eq. (15) and (16)."""
+  """Returns the distilled student's sampler, docs/method.md, section 7.2.
+
+  Args:
+    steps: Timesteps of the network calls, 0..1000, before the shift.
+    shift: Warp of the schedule.
+  """
   sigmas = flow.few_step_sigmas(steps, s=shift)
   return Sampler(sigmas=tuple(map(float, sigmas)), rule="renoise")
 
 
 def euler(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
-  """The many-step sampler of stage-1 models, with guidance.
+  """Returns the many-step sampler of stage-1 models.
+
+  Args:
+    num_steps: Network calls.
+    shift: Warp of the schedule.
+    guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
+      rows.
 
   Raises:
     ValueError: If there is no step.
@@ -88,9 +99,15 @@ def euler(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
 
 
 def unipc(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
-  """Wan's own many-step sampler.
+  """Returns Wan's own many-step sampler.
 
   Levels start at S(0.999), the last entry of the table Wan was trained on.
+
+  Args:
+    num_steps: Network calls.
+    shift: Warp of the schedule.
+    guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
+      rows.
 
   Raises:
     ValueError: If there is no step.
@@ -104,6 +121,7 @@ def unipc(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
 
 
 def _check_steps(num_steps: int) -> None:
+  """Refuses a schedule without steps."""
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps} must be at least 1; use 10.")
 
@@ -112,8 +130,9 @@ class Noise(NamedTuple):
   """Gaussian noise of one chunk.
 
   Attributes:
-    start: What the chunk starts from.
-    fresh: Noise of each re-noising step, one fewer than the network calls.
+    start: Noise that the chunk starts from.
+    fresh: Noise that is added after each call but the last, if the rule adds
+      any.
   """
 
   start: Latents
@@ -123,10 +142,12 @@ class Noise(NamedTuple):
 def chunk_noise(
   keys: Array, chunk: Array, *, shape: tuple[int, ...], sampler: Sampler
 ) -> Noise:
-  """Noise of one chunk from the keys alone: no chunk depends on the length.
+  """Draws the noise of one chunk from the keys and its number alone.
+
+  So no chunk depends on the length of the video, nor a video on its batch.
 
   Args:
-    keys: One key per example, so a video does not depend on its batch.
+    keys: One random key per video.
     chunk: Index of the chunk.
     shape: T, H, W, C of the chunk.
     sampler: Sets how often noise is added again.
@@ -193,7 +214,7 @@ class Rule:
 
 
 class Renoise(Rule):
-  """Jumps to x0 and adds fresh noise, spec/diffusion.md Eq. (16)."""
+  """Jumps to x0 and adds fresh noise, docs/method.md, Eq. (7.2)."""
 
   adds_noise = True
 
@@ -265,9 +286,9 @@ def step(
 
   Args:
     sampler: Names the rule.
-    state: What the network saw.
-    velocity: What it answered, guidance applied.
-    call: This call.
+    state: Latents that the network saw.
+    velocity: Its answer, guidance applied.
+    call: The call that it answered.
   """
   return sampler.step_rule.step(state, velocity, call)
 
@@ -278,14 +299,13 @@ def guided(
   """Turns a network of conditional and unconditional rows into a guided one.
 
   Args:
-    velocity_of: From latents, conditional then unconditional, and a noise
-      level to velocities.
-    sampler: Sets the guidance.
+    velocity_of: Network of two rows per video, the conditional ones first.
+    sampler: Sets the guidance; without guidance the network stays as it is.
   """
   if sampler.guidance is None:
     return velocity_of
 
-  def guide(x, sigma):
+  def guide(x: Latents, sigma: Array) -> Latents:
     both = velocity_of(jnp.concatenate([x, x]), sigma)
     return flow.guide(*jnp.split(both, 2), sampler.guidance)
 
