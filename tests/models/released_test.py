@@ -95,7 +95,9 @@ def test_another_family_needs_no_more_than_its_row(
   assert (codec.temporal_stride, codec.spatial_stride) == (4, 4)
   for part in ("dit", "vae"):
     assert released.family_at(tmp_path / "model" / part) is made_up
-  spec = encode.Spec(checkpoint=str(tmp_path / "model"), embeddings="somewhere")
+  spec = encode.EncoderConfig(
+    checkpoint=str(tmp_path / "model"), embeddings="somewhere"
+  )
   sizes = dict(num_frames=9, height=24, width=40)
   assert spec.latent_shape(**sizes) == (3, 6, 10, 6)
   with pytest.raises(ValueError, match=r"clip.height=28 .* multiple of 8"):

@@ -24,7 +24,7 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shapes:
+class ExampleShape:
   """What training wants.
 
   Attributes:
@@ -36,7 +36,9 @@ class Shapes:
   text: tuple[int, int]
 
 
-def check(folder: str | os.PathLike[str], shapes: Shapes) -> dict[str, Any]:
+def check(
+  folder: str | os.PathLike[str], shapes: ExampleShape
+) -> dict[str, Any]:
   """Compares a data set with what training wants, by its report alone.
 
   Args:
@@ -95,7 +97,7 @@ def make_loader(
   folder: str | os.PathLike[str],
   *,
   batch_size: int,
-  shapes: Shapes,
+  shapes: ExampleShape,
   seed: int,
   prompt_dropout: float | int = 0.0,
   num_epochs: int | None = None,
@@ -131,7 +133,9 @@ def make_loader(
   negative = records.unpack(
     dataset.read_null_text(folder), num_tokens=shapes.text[0]
   )
-  clips = grain.MapDataset.source(open_source(folder, split, shapes)).seed(seed)
+  clips = grain.MapDataset.source(open_records(folder, split, shapes)).seed(
+    seed
+  )
   clips = clips.shuffle().repeat(num_epochs)
   clips = clips.random_map(_Example(shapes, negative, float(prompt_dropout)))
   made = batching.batches(
@@ -145,7 +149,7 @@ def make_loader(
 
 
 def read_captions(
-  folder: str | os.PathLike[str], shapes: Shapes, count: int
+  folder: str | os.PathLike[str], shapes: ExampleShape, count: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
   """Captions to try a model on: held-out ones, or else those of training.
 
@@ -173,8 +177,8 @@ def read_captions(
   return [*found], np.stack([*found.values()]), negative
 
 
-def open_source(
-  folder: str | os.PathLike[str], split: str, shapes: Shapes
+def open_records(
+  folder: str | os.PathLike[str], split: str, shapes: ExampleShape
 ) -> Sequence[dict[str, Any]]:
   """Opens a split for random access; what is not wanted is not decoded.
 
@@ -206,7 +210,7 @@ def _open(root: pathlib.Path, split: str, skipped: set[str]) -> Any:
 class _Example(grain.transforms.RandomMap):
   """Stored record to training example: first frames, padding, dropout."""
 
-  shapes: Shapes
+  shapes: ExampleShape
   negative: np.ndarray
   prompt_dropout: float
 

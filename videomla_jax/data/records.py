@@ -26,7 +26,7 @@ _SCORES = ("aesthetic_score", "motion_score", "temporal_consistency_score")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
+class RecordShape:
   """Shapes of a data set.
 
   Attributes:
@@ -39,7 +39,7 @@ class Sizes:
   text_width: int
 
 
-def features(sizes: Sizes) -> tfds.features.FeaturesDict:
+def features(sizes: RecordShape) -> tfds.features.FeaturesDict:
   """Names and types of a record; unknown numbers are NaN, texts empty."""
   fields: dict[str, Any] = {
     "text": tfds.features.Tensor(

@@ -43,8 +43,8 @@ class Settings:
     negative_prompt: Embedded once, for guidance and dropped prompts.
   """
 
-  encoder: encode.Spec
-  sizes: records.Sizes
+  encoder: encode.EncoderConfig
+  sizes: records.RecordShape
   clip: decode.ClipShape | None
   filters: filters_lib.Filters
   max_clips: int = 1

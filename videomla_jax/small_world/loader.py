@@ -79,7 +79,7 @@ def make_loader(
   batching.check_chance("prompt_dropout", prompt_dropout)
   batching.check_chance("word_dropout", word_dropout)
   batching.check_processes(batch_size, process_index, process_count)
-  source = open_source(data_dir, split=split, config=config, build=build)
+  source = open_split(data_dir, split=split, config=config, build=build)
   augment = _Augment(
     num_frames=num_frames,
     prompt_dropout=prompt_dropout,
@@ -95,7 +95,7 @@ def make_loader(
   )
 
 
-def open_source(
+def open_split(
   data_dir: str | os.PathLike[str],
   *,
   split: str,

@@ -88,10 +88,10 @@ def _prepared(config: Any, split: str) -> Any:
   )
 
 
-def _shapes(config: Any) -> reader.Shapes:
+def _shapes(config: Any) -> reader.ExampleShape:
   data = config.data
   clip = (data.num_frames, *data.latent_shape)
-  return reader.Shapes(
+  return reader.ExampleShape(
     latents=None if config.stage == "dmd" else clip, text=(*data.text_shape,)
   )
 

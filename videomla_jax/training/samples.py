@@ -52,7 +52,7 @@ def _small(model: model_lib.VideoModel, config: Any, guided: bool) -> _Given:
 
 def _prepared(model: wan.WanDiT, config: Any, guided: bool) -> _Given:
   """The first held-out captions of prepared data; the VAE is loaded for it."""
-  wanted = reader.Shapes(latents=None, text=(*config.data.text_shape,))
+  wanted = reader.ExampleShape(latents=None, text=(*config.data.text_shape,))
   words, text, negative = reader.read_captions(
     config.data.root, wanted, config.samples.videos
   )
