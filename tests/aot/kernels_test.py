@@ -16,6 +16,7 @@ from videomla_jax.costs import kernel_table
 from videomla_jax.costs import machine_code
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
@@ -117,7 +118,7 @@ def test_rows_are_json(rows):
 
 
 def test_rooflines_have_units():
-  spec = specs.SHAPES["480p"].spec
+  spec = specs.SHAPES["480p"].sizes
   least = kernel_table.costs(spec, "expanded", aot.TARGETS["b200"])
   # 2 x 163 G multiply-adds at 2.25 PFLOP/s.
   assert least["bound"] == "matmul"
@@ -167,7 +168,7 @@ def test_gradient_compiles_without_spills(name, form, kernels_of_ours):
 
     def of(queries, latents, up):
       seen = [
-        specs.Keys(*x, k.valid) for x, k in zip(latents, keys, strict=True)
+        types.Keys(*x, k.valid) for x, k in zip(latents, keys, strict=True)
       ]
       return run(queries, seen, up)
 

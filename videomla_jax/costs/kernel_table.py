@@ -28,9 +28,11 @@ from videomla_jax.costs import aot
 from videomla_jax.costs import machine_code
 from videomla_jax.ops import device
 from videomla_jax.ops.latent_attention import api
+from videomla_jax.ops.latent_attention import cost
 from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
-FORMS: tuple[specs.Form, ...] = ("expanded", "absorbed")
+FORMS: tuple[types.Form, ...] = ("expanded", "absorbed")
 IMPLEMENTATIONS = (
   "triton",
   "pallas_mosaic_gpu",
@@ -70,7 +72,7 @@ class Row:
   """
 
   implementation: str
-  form: specs.Form
+  form: types.Form
   shape: str
   dtype: str
   target: str
@@ -92,13 +94,13 @@ class Row:
 
 
 def costs(
-  spec: specs.Spec, form: specs.Form, target: aot.Target
+  sizes: cost.Sizes, form: types.Form, target: aot.Target
 ) -> dict[str, Any]:
   """Work of a call and its roofline on a target."""
-  flops = 2.0 * spec.multiply_adds(form)
-  project, attend = spec.num_bytes(form)
+  flops = 2.0 * sizes.multiply_adds(form)
+  project, attend = sizes.num_bytes(form)
   moved = float(project + attend)
-  exps = float(spec.queries * spec.keys * spec.heads)
+  exps = float(sizes.queries * sizes.keys * sizes.heads)
   least, bound = aot.roofline(
     flops=flops, bytes_moved=moved, exps=exps, target=target
   )
@@ -109,7 +111,7 @@ def costs(
 
 def compiled_row(
   implementation: str,
-  form: specs.Form,
+  form: types.Form,
   shape: str,
   target: str,
   dumps: pathlib.Path,
@@ -134,7 +136,7 @@ def compiled_row(
     dtype="bfloat16",
     target=target,
     compiled=False,
-    **costs(call.spec, form, aot.TARGETS[target]),
+    **costs(call.sizes, form, aot.TARGETS[target]),
   )
   devices = aot.mesh(target)
   args = aot.place(call.arguments(jnp.bfloat16), devices)
@@ -179,7 +181,7 @@ def _triton_kernels(
   return [dataclasses.replace(k, smem_bytes=smem) for k in found]
 
 
-def measured_us(implementation: str, form: specs.Form, shape: str) -> float:
+def measured_us(implementation: str, form: types.Form, shape: str) -> float:
   """Median time of ten calls on the device that is here, after two."""
   rng = np.random.default_rng(0)
 

@@ -26,7 +26,7 @@ from videomla_jax.models import layers
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class AttentionConfig:
   d_c: int = 192
   d_rope: int = 32
   d_q: int = 768
-  form: specs.Form = "auto"
+  form: types.Form = "auto"
   implementation: str | None = None
 
   def __post_init__(self):
@@ -250,7 +250,7 @@ class LatentSelfAttention(nnx.Module):
     """Attention of some queries and heads."""
     content, q_rope = queries
     out = api.latent_attention(
-      api.Queries(_flat(content), _rotate(q_rope, turn)),
+      types.Queries(_flat(content), _rotate(q_rope, turn)),
       self._segments(*seen, content.dtype),
       up,
       form=self.config.form,
@@ -258,7 +258,7 @@ class LatentSelfAttention(nnx.Module):
     )
     return out.reshape(*content.shape[:-1], -1)
 
-  def _segments(self, context, angles, valid, dtype) -> list[api.Keys]:
+  def _segments(self, context, angles, valid, dtype) -> list[types.Keys]:
     """Keys of each part of the context, rotated; nothing is joined."""
     segments, frame = [], 0
     for entry in context:
@@ -275,20 +275,20 @@ class LatentSelfAttention(nnx.Module):
       if not isinstance(content, quantise.Quantised):
         content = content.astype(dtype)
       segments.append(
-        api.Keys(
+        types.Keys(
           jax.tree.map(_flat, content), k_rope, valid[:, frame : frame + frames]
         )
       )
       frame += frames
     return segments
 
-  def _up_projections(self, dtype) -> api.UpProjections:
+  def _up_projections(self, dtype) -> types.UpProjections:
     heads = self.config.num_heads
     key, value = (
       rearrange(w.kernel[...].astype(dtype), "c (N d) -> c N d", N=heads)
       for w in (self.w_uk, self.w_uv)
     )
-    return api.UpProjections(key, value)
+    return types.UpProjections(key, value)
 
 
 class CrossAttention(nnx.Module):

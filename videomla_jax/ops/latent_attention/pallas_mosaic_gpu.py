@@ -50,7 +50,7 @@ from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import reference
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 LOG2_E = math.log2(math.e)
 # First maximum. Far above a masked score, whose exponential is then zero even
@@ -73,10 +73,10 @@ def _widths(queries, segments) -> plan.Widths:
   """Widths of a call; raises `NotImplementedError` if they cannot be taken."""
   forms.check("pallas_mosaic_gpu", queries, segments, dtypes=DTYPES)
   for s in segments:
-    if s.valid.shape[1] > 1 and s.granule % plan.TILE_ROWS:
+    if s.valid.shape[1] > 1 and s.validity_block % plan.TILE_ROWS:
       raise NotImplementedError(
-        f"pallas_mosaic_gpu: frames of {s.granule} keys are no multiple of "
-        f"{plan.TILE_ROWS}"
+        f"pallas_mosaic_gpu: frames of {s.validity_block} keys are no multiple "
+        f"of {plan.TILE_ROWS}"
       )
   first = segments[0]
   widths = plan.Widths(
@@ -463,8 +463,8 @@ def _kernel(*refs, widths, config, scale, rows, grid, num_segments, **scratch):
 
 
 def flash(
-  queries: specs.Queries,
-  segments: Sequence[forms.KeyValue],
+  queries: types.Queries,
+  segments: Sequence[types.KeyValue],
   *,
   scale: float,
   config: plan.Config | None = None,
@@ -508,7 +508,7 @@ def _tables(segments, config):
   hang the device.
   """
   tables = [
-    blocks.table_of(s.valid, granule=s.granule, block=config.keys)
+    blocks.table_of(s.valid, validity_block=s.validity_block, block=config.keys)
     for s in segments
   ]
   total = sum(t.num_blocks for t in tables)
