@@ -30,7 +30,7 @@ Forward = Callable[[types.Queries, tuple[types.KeyValue, ...]], Array]
 
 
 Segments = tuple[types.KeyValue, ...]
-Content = Float[Array, "B S K d"] | quantise.Quantised
+Content = Float[Array, "B _ K d"] | quantise.Quantised
 
 
 def _stored(segments: Sequence[types.KeyValue]) -> Segments:

@@ -26,9 +26,9 @@ columns of scores and of probabilities in float32,
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -78,13 +78,15 @@ def dot(
 
 
 # Query rows or keys of a tile, as one array for each part of the channels.
-Loaded = list[Shaped[Array, "rows _"]]
-Parts = Loaded | tuple[Shaped[Array, "rows _"], ...]
+Loaded = list[Shaped[Array, "_ _"]]
+Parts = Loaded | tuple[Shaped[Array, "_ _"], ...]
 # Running maximum, running sum, and the running output in parts.
 Carry = tuple[Float32[Array, "rows"], Float32[Array, "rows"], tuple[Array, ...]]
 
 
-class Segment[T](NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment[T]:
   """What a kernel that visits keys reads of one segment.
 
   T is an array outside of the kernel, a `BlockSpec` where the kernel is called,
@@ -101,7 +103,7 @@ class Segment[T](NamedTuple):
   """
 
   start: T
-  count: T  # type: ignore[assignment]
+  count: T
   num_blocks: T
   content: T
   scale: T | None
@@ -310,12 +312,14 @@ def _segment_input(s: types.KeyValue, block: int) -> Segment[Array]:
 
 
 def _segment_specs(arrays: Segment[Array]) -> Segment[pl.BlockSpec | None]:
-  heads = ("content", "value")  # the others have no axis of heads
   return Segment(
-    **{
-      name: rows_of(x) if name in heads else tokens_of(x)
-      for name, x in arrays._asdict().items()
-    }
+    start=tokens_of(arrays.start),
+    count=tokens_of(arrays.count),
+    num_blocks=tokens_of(arrays.num_blocks),
+    content=rows_of(arrays.content),
+    scale=tokens_of(arrays.scale),
+    rope=tokens_of(arrays.rope),
+    value=rows_of(arrays.value),
   )
 
 

@@ -12,6 +12,7 @@ that no query may see get exact zeros.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -44,10 +45,13 @@ def config_of(content: int, value: int) -> triton_config.Config:
   return triton_config.Config(rows=32, keys=32, num_warps=4, num_stages=1)
 
 
-class Rows[T](NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows[T]:
   """What both kernels read of the query rows.
 
-  T is an array outside of the kernel and a `jax.Ref` inside of it.
+  T is an array outside of the kernels, a `BlockSpec` where they are called, and
+  a `jax.Ref` inside of them.
 
   Attributes:
     content: Content queries, `[B R H d]`.
@@ -100,7 +104,13 @@ def gradients(
   first = segments[0]
   config = config_of(first.content.shape[-1], first.values.shape[-1])
   delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-  rows = Rows(*queries, d_out, log_sum, delta.swapaxes(1, 2))
+  rows = Rows(
+    content=queries.content,
+    rope=queries.rope,
+    d_out=d_out,
+    log_sum=log_sum,
+    delta=delta.swapaxes(1, 2),
+  )
   d_queries = _query_gradient(
     rows, segments, config=config, scale=scale, interpret=interpret
   )
@@ -111,11 +121,17 @@ def gradients(
   return d_queries, d_segments
 
 
-def _row_specs(rows: Rows[Array]) -> list[pl.BlockSpec | None]:
+def _row_specs(rows: Rows[Array]) -> Rows[pl.BlockSpec | None]:
   """Gives a program all rows of its head."""
-  *wide, _, delta = rows
-  line = pl.BlockSpec((None, None, delta.shape[2]), lambda b, h, i: (b, h, 0))
-  return [*(kernel.rows_of(x) for x in wide), line, line]
+  length = rows.delta.shape[2]
+  line = pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0))
+  return Rows(
+    content=kernel.rows_of(rows.content),
+    rope=kernel.rows_of(rows.rope),
+    d_out=kernel.rows_of(rows.d_out),
+    log_sum=line,
+    delta=line,
+  )
 
 
 def _load_rows(refs: Rows[jax.Ref], start: Int[Array, ""], count: int) -> Tile:
@@ -163,10 +179,13 @@ def _store(
 
 
 def _query_kernel(
-  *refs: Any, config: triton_config.Config, scale: float
+  rows: Rows[jax.Ref],
+  segments: tuple[kernel.Segment[jax.Ref], ...],
+  *outs: jax.Ref,
+  config: triton_config.Config,
+  scale: float,
 ) -> None:
-  """Makes dQ of one tile of rows; refs are rows, segments and outputs."""
-  rows, segments, outs = Rows(*refs[:5]), refs[5], refs[6:]
+  """Makes dQ of one tile of rows of one head."""
   first_row = pl.program_id(2) * config.rows
   tile = _load_rows(rows, first_row, config.rows)
 
@@ -214,19 +233,24 @@ def _query_gradient(
   d_content, *d_rope = pl.pallas_call(
     functools.partial(_query_kernel, config=config, scale=scale),
     grid=(batch, heads, pl.cdiv(length, config.rows)),
-    in_specs=[*_row_specs(rows), key_specs],
+    in_specs=[_row_specs(rows), key_specs],
     out_specs=[kernel.rows_of(x) for x in outs],
     out_shape=outs,
     compiler_params=kernel.compiler_params(config),
     interpret=interpret,
     name="latent_attention_query_gradient",
-  )(*rows, keys)
+  )(rows, keys)
   nothing: Any = None  # dense attention has no positional part
   return types.Queries(d_content, d_rope[0] if d_rope else nothing)
 
 
 def _key_kernel(
-  *refs: Any,
+  rows: Rows[jax.Ref],
+  valid: jax.Ref,
+  content: jax.Ref,
+  rope: jax.Ref | None,
+  value: jax.Ref | None,
+  *outs: jax.Ref,
   validity_block: int,
   config: triton_config.Config,
   scale: float,
@@ -234,12 +258,16 @@ def _key_kernel(
   """Makes dK and dV of one tile of keys of one head.
 
   Args:
-    *refs: The rows, flags, content, positions, values, and the outputs.
+    rows: All query rows of the head.
+    valid: Flags of the validity blocks.
+    content: Content part of the keys.
+    rope: Positional part of the keys, if there is one.
+    value: Values, or None where the content is the value.
+    *outs: Gradients of content, positional part and values, of those there are.
     validity_block: Keys per flag.
     config: Sizes of the tiles.
     scale: Logit multiplier.
   """
-  rows, (valid, content, rope, value, *outs) = Rows(*refs[:5]), refs[5:]
   num_keys, num_rows = content.shape[0], rows.content.shape[0]
   keys = (pl.program_id(2) * config.keys, config.keys)
   k_content = kernel.load_parts(content, *keys)
@@ -306,7 +334,7 @@ def _key_gradient(
     ),
     grid=(batch, heads, pl.cdiv(num_keys, config.keys)),
     in_specs=[
-      *_row_specs(rows),
+      _row_specs(rows),
       kernel.tokens_of(valid),
       kernel.rows_of(content),
       kernel.tokens_of(rope),
@@ -317,7 +345,7 @@ def _key_gradient(
     compiler_params=kernel.compiler_params(config),
     interpret=interpret,
     name="latent_attention_key_gradient",
-  )(*rows, valid, content, rope, value)
+  )(rows, valid, content, rope, value)
   nothing: Any = None  # flags have no gradient
   return segment._replace(
     content=d_content,
