@@ -30,15 +30,6 @@ def test_round_up_is_the_smallest_multiple_not_below(count, multiple):
   assert count <= up < count + multiple
 
 
-@hypothesis.given(st.integers(1, 10**6))
-def test_wan_frames_round_trip(latent_frames):
-  pixels = shapes.wan_pixel_frames(latent_frames)
-  assert shapes.wan_latent_frames(pixels) == latent_frames
-  # Up to three surplus frames are dropped.
-  assert shapes.wan_latent_frames(pixels + 3) == latent_frames
-  assert shapes.wan_latent_frames(pixels + 4) == latent_frames + 1
-
-
 @hypothesis.given(st.integers(1, 10**6), st.integers(1, 8))
 def test_covering_latents_are_the_fewest_that_suffice(pixels, stride):
   latents = shapes.covering_latents(pixels, stride=stride)

@@ -21,8 +21,9 @@ import numpy as np
 
 from videomla_jax import shapes
 from videomla_jax import sharding
-from videomla_jax.costs import aot
 from videomla_jax.costs import flops
+from videomla_jax.costs import gpus
+from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import memory
 from videomla_jax.diffusion import rollout
@@ -137,7 +138,7 @@ def time_ratio(seconds: np.ndarray) -> dict[str, float]:
   )
 
 
-def kernel_suite(config: Any) -> list[kernel_table.Row]:
+def kernel_suite(config: Any) -> list[kernel_row.Row]:
   """Compiles the attention kernels, prints a table and writes JSON lines.
 
   Args:
@@ -147,7 +148,7 @@ def kernel_suite(config: Any) -> list[kernel_table.Row]:
     ValueError: If a target or a shape is unknown.
     RuntimeError: If the cross-compiler is not installed.
   """
-  known = {"targets": list(aot.TARGETS), "shapes": list(specs.SHAPES)}
+  known = {"targets": list(gpus.TARGETS), "shapes": list(specs.SHAPES)}
   for name, names in known.items():
     unknown = set(config[name]) - set(names)
     if unknown or not config[name]:
@@ -160,7 +161,7 @@ def kernel_suite(config: Any) -> list[kernel_table.Row]:
   made, lines = [], []
   found = kernel_table.rows(targets=config.targets, shapes=config.shapes)
   for row in found:
-    print(kernel_table.line(row), flush=True)
+    print(kernel_row.line(row), flush=True)
     made.append(row)
     lines.append(json.dumps(dataclasses.asdict(row)))
     if config.json:  # Row by row: what is stopped leaves what it has.
@@ -177,10 +178,10 @@ def training_suite(config: Any) -> list[dict[str, Any]]:
   Raises:
     ValueError: If a target is unknown or the share is none.
   """
-  unknown = sorted(set(config.targets) - set(aot.TARGETS))
+  unknown = sorted(set(config.targets) - set(gpus.TARGETS))
   if unknown or not 0 < config.utilisation <= 1:
     raise ValueError(
-      f"targets={unknown} are unknown (use some of {sorted(aot.TARGETS)}), or"
+      f"targets={unknown} are unknown (use some of {sorted(gpus.TARGETS)}), or"
       f" utilisation={config.utilisation} is not above 0 and at most 1."
     )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -193,7 +194,7 @@ def training_suite(config: Any) -> list[dict[str, Any]]:
     operations = flops.of(step, *arguments, trips=trips)
     seconds = {
       target: operations
-      / (config.utilisation * aot.TARGETS[target].peak.bf16_flops)
+      / (config.utilisation * gpus.TARGETS[target].peak.bf16_flops)
       for target in config.targets
     }
     rows.append(dict(stage=name, operations=operations, seconds=seconds))

@@ -18,7 +18,7 @@ import yaml
 
 from videomla_jax.runtime import launch_local
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 _LAUNCH = _ROOT / "launch"
 _COMMAND = [
   "python",
