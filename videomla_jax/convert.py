@@ -30,7 +30,7 @@ from videomla_jax.models import wan
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.storage import model_writer
+from videomla_jax.storage import model_folder
 
 # Where the parts of a release lie: by Wan, by diffusers, by us.
 PARTS = {
@@ -71,7 +71,7 @@ def define_flags() -> None:
 
 def find_parts(source: pathlib.Path) -> dict[str, pathlib.Path]:
   """Parts of a release by name; empty if the source is one checkpoint."""
-  if not source.is_dir() or model_writer.is_model_folder(source):
+  if not source.is_dir() or model_folder.is_model_folder(source):
     return {}
   found = {}
   for part, patterns in PARTS.items():

@@ -25,7 +25,7 @@ from videomla_jax import sharding
 from videomla_jax.generation import mp4
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
-from videomla_jax.storage import model_folder
+from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import loop
@@ -160,7 +160,7 @@ def _run(
 ) -> None:
   """Trains in a folder that is this run's alone, and hands the model on."""
   state, frozen = init_state(config, mesh)
-  with model_folder.TrainCheckpoints(
+  with train_states.TrainCheckpoints(
     root / "checkpoints",
     keep=config.checkpoint.keep,
     save_every=config.checkpoint.every,

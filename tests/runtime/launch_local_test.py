@@ -247,7 +247,7 @@ def test_signal_reaches_joined_processes(name, number, code) -> None:
 # it starts takes it again.
 _LISTEN_ELSEWHERE = """
 import signal, sys, threading
-from videomla_jax import launch_local
+from videomla_jax.runtime import launch_local
 
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -27,10 +27,14 @@ from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table as tensor_table_lib
 from videomla_jax.models import released
 from videomla_jax.models import umt5
+from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import model_reader
 from videomla_jax.storage import model_writer
+from videomla_jax.storage import safetensors_files
 from videomla_jax.storage import tensor_files
 
-Tensors = Mapping[str, tensor_files.LazyTensor]
+Tensors = Mapping[str, lazy_tensor.LazyTensor]
 Advance = Callable[[], Any]
 
 REPORT = "init_report.json"
@@ -79,7 +83,7 @@ def open_network(
     ValueError: If it is damaged, unknown or incomplete; all names that do not
       fit are listed.
   """
-  if model_writer.is_model_folder(path):
+  if model_folder.is_model_folder(path):
     yield _open_folder(path)
     return
   with tensor_files.open_tensors(path, select=select) as tensors:
@@ -91,7 +95,7 @@ def open_network(
 
 def _open_folder(path) -> tuple[detect.Network, Tensors]:
   """Our own folder, seen as tensors of PyTorch."""
-  reader = model_writer.ModelReader(path)
+  reader = model_reader.ModelReader(path)
   architecture = reader.config.get("architecture")
   if architecture not in released.ARCHITECTURES:
     raise ValueError(
@@ -102,13 +106,13 @@ def _open_folder(path) -> tuple[detect.Network, Tensors]:
   config = config_type.from_dict(reader.config["config"])
   network = detect.network_of(architecture, config)
 
-  def lazy(tensor: tensor_table_lib.Tensor) -> tensor_files.LazyTensor:
+  def lazy(tensor: tensor_table_lib.Tensor) -> lazy_tensor.LazyTensor:
     def read() -> np.ndarray:
       value = reader.read(tensor.path, block=tensor.block)
       return tensor.layout.to_torch(value, tensor.shape)
 
     dtype = reader.dtype(tensor.path)
-    return tensor_files.LazyTensor(tensor.shape, dtype, read)
+    return lazy_tensor.LazyTensor(tensor.shape, dtype, read)
 
   return network, {n: lazy(t) for n, t in network.table.tensors.items()}
 
@@ -318,5 +322,5 @@ def export(
     "model" if format_name == "transformers" else ("diffusion_pytorch_model")
   )
   renamed = {name: tensors[original] for name, original in names.items()}
-  for _ in tensor_files.write_safetensors(output, renamed, stem=stem):
+  for _ in safetensors_files.write_safetensors(output, renamed, stem=stem):
     advance()

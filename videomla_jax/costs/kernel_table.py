@@ -177,7 +177,7 @@ def rows(
         )
 
 
-def _with_time(row: Row) -> kernel_row.Row:
+def _with_time(row: kernel_row.Row) -> kernel_row.Row:
   here = device.current()
   target = gpus.TARGETS[row.target].capability[0]
   if not row.compiled or int(here.capability) != target:

@@ -15,7 +15,7 @@ from videomla_jax import sharding
 from videomla_jax.costs import flops
 from videomla_jax.ops import device
 from videomla_jax.runtime import metrics
-from videomla_jax.storage import model_folder
+from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import interrupts
 from videomla_jax.training import samples
@@ -156,7 +156,7 @@ class Run:
     root: pathlib.Path,
     frozen: Any,
     mesh: jax.sharding.Mesh,
-    checkpoints: model_folder.TrainCheckpoints,
+    checkpoints: train_states.TrainCheckpoints,
     profile: Profile,
   ) -> None:
     """Prepares what does not depend on the state."""
