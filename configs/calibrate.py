@@ -1,4 +1,4 @@
-"""What the attention layers of a dense model see on a few real clips.
+"""Collects what a dense model's attention layers see on a few real clips.
 
   python -m videomla_jax.calibrate --config=configs/calibrate.py \
     --config.checkpoint=models/wan_1p3b --config.clips="a.mp4; b.mp4" \
@@ -11,24 +11,32 @@ size for lack of weights.
 import ml_collections
 
 
-def get_config(arg=None):
-  """Returns the config; there are no variants."""
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns the config; there are no variants.
+
+  Args:
+    arg: Must be empty.
+
+  Raises:
+    ValueError: If there is an argument.
+  """
   if arg:
     raise ValueError(f"config argument {arg!r} is unknown; there are none.")
   config = ml_collections.ConfigDict()
-  config.checkpoint = "models/wan_1p3b"  # dense
+  config.checkpoint = "models/wan_1p3b"  # a model with dense attention
+  # Folders of Wan's parts; empty is CHECKPOINT/NAME.
   config.parts = dict(dit="", vae="", umt5="", tokenizer="")
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
   config.clips = ""  # MP4 files, separated by semicolons
   config.prompts = ""  # one per clip
   config.num_frames = 81  # pixel frames of a clip, 5 s
   config.height, config.width = 480, 832
-  config.levels = 4  # noise levels per clip
-  config.shift = 5.0  # warp of the levels
+  config.levels = 4  # noise levels per clip, evenly spread, then warped
+  config.shift = 5.0  # warp of the levels, as Wan was trained with
   config.max_tokens = 16384  # per layer; ten times the width is plenty
   config.seed = 0
-  config.half_weights = False
-  config.vae_dtype, config.vae_tile = "float32", 0
+  config.half_weights = False  # True holds kernels in bfloat16 only
+  config.vae_dtype, config.vae_tile = "float32", 0  # as in configs/sample.py
   config.compare = ""  # a converted dit/: measure its errors, collect nothing
   config.output = "activations.safetensors"
   return config

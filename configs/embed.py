@@ -9,8 +9,15 @@ The encoder is 11.4 GB in bfloat16; not run at full size (no weights at hand).
 import ml_collections
 
 
-def get_config(arg=None):
-  """Returns the config; there are no variants."""
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns the config; there are no variants.
+
+  Args:
+    arg: Must be empty.
+
+  Raises:
+    ValueError: If there is an argument.
+  """
   if arg:
     raise ValueError(f"config argument {arg!r} is unknown; there are none.")
   config = ml_collections.ConfigDict()
@@ -19,5 +26,5 @@ def get_config(arg=None):
   config.prompts_file = ""  # one prompt per line
   config.negative_prompt = ""  # embedded as well, for guidance
   config.output = "prompts.safetensors"  # extended if it exists
-  config.save_every = 16  # prompts
+  config.save_every = 16  # prompts that are embedded and written together
   return config

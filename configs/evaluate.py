@@ -1,4 +1,4 @@
-"""Every measure of the small world over a minute.
+"""Measures models of the small world on videos of a minute.
 
   python -m videomla_jax.evaluate --config=configs/evaluate.py
   python -m videomla_jax.evaluate --config=configs/evaluate.py:stages
@@ -19,8 +19,15 @@ sys.path.insert(0, os.path.dirname(__file__))
 import common
 
 
-def get_config(arg=None):
-  """Returns the config."""
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns the config.
+
+  Args:
+    arg: Models and other arguments, separated by commas.
+
+  Raises:
+    ValueError: If one of them is unknown.
+  """
   arg = common.parse_arg(
     arg, models="latent+dense+student", steps=10, runlocal=False
   )
@@ -32,15 +39,15 @@ def get_config(arg=None):
     config.checkpoints = dict(
       many_steps="runs/teacher_forcing/model", student="runs/dmd/model"
     )
-  config.videos_per_prompt = 4
+  config.videos_per_prompt = 4  # 40 videos: standard errors of a few per cent
   config.seconds = 60.0
   config.seed = 0
   config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
   config.sampler = dict(
     kind="auto",  # "few_step" for distilled students, else "euler"
     num_steps=arg["steps"],
-    guidance=3.0,
-    shift=0.0,  # 0 is that of training
+    guidance=3.0,  # of models that are not distilled
+    shift=0.0,  # warp of the noise schedule; 0 is the model's own
   )
   config.output = dict(folder="out", name="evaluate")
   if arg["runlocal"]:

@@ -7,7 +7,9 @@ A clip of 81 frames at 480 x 832 is 4.2 MB of latents and at most 4.2 MB of
 embedding. The VAE encodes on whatever device JAX has; at full size it was run
 on a CPU only (133 s per latent frame of DECODING, docs/wan.md).
 
-Argument: `tiny` (random networks, for trying the machinery).
+Arguments: `wan_1p3b`, `wan_14b` or another row of
+videomla_jax/models/released.py, which gives frames their size and rate; `tiny`
+(random networks, for trying the machinery).
 """
 
 import os
@@ -18,10 +20,18 @@ import ml_collections
 sys.path.insert(0, os.path.dirname(__file__))
 import common
 
+from videomla_jax.models import released
+
 
 def get_config(arg=None):
   """Returns the config."""
-  arg = common.parse_arg(arg, tiny=False)
+  arg = common.parse_arg(arg, family="wan_1p3b", tiny=False)
+  if arg["family"] not in released.FAMILIES:
+    raise ValueError(
+      f"config argument family={arg['family']!r} is unknown; use one of"
+      f" {[*released.FAMILIES]}."
+    )
+  family = released.FAMILIES[arg["family"]]
   config = ml_collections.ConfigDict()
   # A folder of videos; without a table a/b.mp4 has its caption in a/b.txt.
   config.videos = ""
@@ -33,9 +43,14 @@ def get_config(arg=None):
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
   config.negative_prompt = ""  # Wan's own is in its repository
   config.vae_dtype = "float32"
-  config.clip = dict(height=480, width=832, num_frames=81, fps=16.0)
+  config.clip = dict(
+    height=family.height,
+    width=family.width,
+    num_frames=81,  # 21 latent frames of Wan2.1
+    fps=float(family.fps),
+  )
   config.max_clips = 1  # of a video, one after the other
-  # Inclusive; 0 or empty is no bound. See data/clip_filters.py.
+  # Inclusive; 0 or empty is no bound. See videomla_jax/data/filters.py.
   config.filters = dict(
     min_height=0,
     min_width=0,

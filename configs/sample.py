@@ -14,7 +14,7 @@ Variants (arguments: `steps=N`, `runlocal`):
   wan_1p3b_bidirectional     Wan2.1 itself: whole clips of 5 s, 50 UniPC steps
   wan_tiny, wan_tiny_dense, wan_tiny_bidirectional   the same three with tiny
                              random networks: seconds on a laptop, no meaning
-Nothing at Wan's sizes was run for lack of weights and a GPU.
+Nothing was run at Wan's sizes, for lack of weights and a GPU.
 """
 
 import os
@@ -48,8 +48,15 @@ CHECKPOINTS = {
 }
 
 
-def get_config(arg=None):
-  """Returns the config of one variant."""
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns the config of one variant.
+
+  Args:
+    arg: Variant and arguments, separated by commas.
+
+  Raises:
+    ValueError: If one of them is unknown.
+  """
   arg = common.parse_arg(arg, variant="latent", steps=0, runlocal=False)
   variant = arg["variant"]
   if variant not in CHECKPOINTS:
@@ -62,7 +69,8 @@ def get_config(arg=None):
   config.parts = dict(dit="", vae="", umt5="", tokenizer="")
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
   config.prompts = DEMO_PROMPTS  # separated by semicolons
-  config.negative_prompt = ""  # of guidance; Wan's own is in its repository
+  # What guidance steers away from; Wan's own text is in its repository.
+  config.negative_prompt = ""
   config.seconds = 60.0
   config.seed = 0
   config.image = ""  # first frame: a picture file
@@ -70,18 +78,27 @@ def get_config(arg=None):
   config.mode = "causal"  # "bidirectional": whole clips at once
   config.height = 0  # pixels; 0 is the small model's own
   config.width = 0
-  config.half_weights = False  # kernels in bfloat16 only: half the memory
+  config.half_weights = (
+    False  # True holds kernels in bfloat16 only: half memory
+  )
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
   config.sampler = dict(
     kind="auto",  # "few_step" for distilled students, else "euler"; "unipc"
     num_steps=arg["steps"] or 10,
-    guidance=3.0,  # w in uncond + w (cond - uncond); 0 runs none
+    guidance=3.0,  # w in uncond + w (cond - uncond); 0 runs without guidance
     shift=0.0,  # warp of the noise schedule; 0 is the model's own
   )
-  # The window of training by default; any may be changed at rollout.
-  config.window = dict(chunk_frames=3, sink_frames=1, local_frames=6)
-  config.cache_dtype = ""  # "int8", "float8_e4m3fn": half of bfloat16
+  # The window of training; a rollout may use another one.
+  config.window = dict(
+    chunk_frames=3,
+    sink_frames=1,
+    local_frames=6,
+    sink="first",  # "average": frames that leave flow into the sink
+    sink_decay=0.999,  # weight that an averaging sink keeps per chunk
+  )
+  # "int8" and "float8_e4m3fn" halve a cache in bfloat16; empty is the model's.
+  config.cache_dtype = ""
   config.output = dict(
     folder="out",
     name="demo" if variant == "demo" else "sample",
@@ -96,8 +113,8 @@ def get_config(arg=None):
   return config
 
 
-def _wan(config, variant, steps):
-  """Sizes and samplers of Wan."""
+def _wan(config: ml_collections.ConfigDict, variant: str, steps: int) -> None:
+  """Sets sizes, sampler and window of a Wan variant."""
   config.prompts = WAN_PROMPTS
   config.height, config.width = 480, 832
   config.half_weights = True

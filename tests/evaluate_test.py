@@ -12,9 +12,10 @@ import pytest
 from tests import tiny_project
 from videomla_jax import evaluate
 from videomla_jax.small_world import judge
+from videomla_jax.small_world import judge_network
 
 
-def _ignorant() -> tuple[judge.Judge, judge.JudgeReport]:
+def _ignorant() -> tuple[judge_network.Judge, judge.JudgeReport]:
   """Returns a judge that was never trained."""
   report = judge.JudgeReport(
     identity=0.1,
@@ -25,7 +26,7 @@ def _ignorant() -> tuple[judge.Judge, judge.JudgeReport]:
     kinds={},
     train_seconds=0.0,
   )
-  return judge.Judge(dropout=0.0, rngs=nnx.Rngs(0)), report
+  return judge_network.Judge(dropout=0.0, rngs=nnx.Rngs(0)), report
 
 
 @pytest.fixture

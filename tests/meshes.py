@@ -20,8 +20,10 @@ import numpy as np
 from tests import tiny_model
 from videomla_jax import sharding
 from videomla_jax.costs import collectives
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.diffusion import sampling
+from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import distributed
 from videomla_jax.storage import tree_names
 from videomla_jax.training import optim
@@ -117,19 +119,19 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
 
 def video(nets: Any, batch: Any) -> dict[str, Any]:
   """Latents of two chunks, the second of which reads the first."""
-  window = cache_lib.Window(chunk_frames=2, sink_frames=1, local_frames=3)
+  window = window_lib.Window(chunk_frames=2, sink_frames=1, local_frames=3)
   cache = rollout.empty_cache(
     nets["model"], batch=B, frame=FRAME, window=window, max_frames=FRAMES
   )
   chunks = []
   for start in jnp.split(batch["latents"], 2, axis=1):
-    x0, cache = rollout.chunk_step(
+    x0, cache = chunk_pass.chunk_step(
       nets["model"],
       cache,
-      rollout.Noise(start, start[None, :, ::-1]),
+      sampling.Noise(start, start[None, :, ::-1]),
       batch["text"],
       window=window,
-      sampler=rollout.few_step((1000, 500)),
+      sampler=sampling.few_step((1000, 500)),
     )
     chunks.append(x0)
   return {"rollout": jnp.concatenate(chunks, axis=1)}

@@ -16,6 +16,7 @@ from tests import tiny_videos
 from videomla_jax import prepare
 from videomla_jax.data import dataset
 from videomla_jax.data import encode
+from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.generation import mp4
@@ -104,10 +105,10 @@ def test_going_on_after_an_interruption_equals_one_run(
   monkeypatch.setattr(shards, "run", run)
   written = [path.stat().st_mtime_ns for path in ended]
   plan = prepare.make_plan(config)
-  assert not dataset.is_finished(plan)
-  dataset.run(plan)
+  assert not preparation.is_finished(plan)
+  preparation.run(plan)
   assert [path.stat().st_mtime_ns for path in ended] == written
-  report = dataset.finish(plan)
+  report = preparation.finish(plan)
   assert report["clips"] == made[1]["clips"]
   assert report["identity"] == made[1]["identity"]
   assert_same(read(plan.folder), read(made[2]))
@@ -201,7 +202,7 @@ def test_another_plan_does_not_touch_what_is_there(made, tmp_path):
     prepare.prepare(other)
   half = changed(made, tmp_path)
   plan = prepare.make_plan(half)
-  dataset._begin(plan)
+  preparation._begin(plan)
   half.clip.num_frames = 5
   with pytest.raises(ValueError, match="another unfinished data set"):
     prepare.prepare(half)
@@ -242,14 +243,23 @@ def test_what_cannot_be_read_is_told_even_if_nothing_is_left(made, tmp_path):
   assert "broken.mp4" in pathlib.Path(told).read_text()
 
 
+def test_frames_are_those_of_the_family() -> None:
+  clip = tiny_project.config("prepare").clip
+  assert (clip.height, clip.width, clip.fps) == (480, 832, 16.0)
+  clip = tiny_project.config("prepare", "wan_14b").clip
+  assert (clip.height, clip.width, clip.fps) == (720, 1280, 16.0)
+  with pytest.raises(ValueError, match="family='wan_9b' is unknown"):
+    tiny_project.config("prepare", "wan_9b")
+
+
 _FULL_DISK = """
 import os, resource, signal, sys
-from videomla_jax import whole_file
 from videomla_jax.data import records
+from videomla_jax.storage import atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-  with whole_file.replacing(sys.argv[1]) as temporary:
+  with atomic.replacing(sys.argv[1]) as temporary:
     records.write(temporary, [os.urandom(50_000)] * 3)
 except Exception as error:
   print("refused:", type(error).__name__)

@@ -12,8 +12,9 @@ import pytest
 from tests import tiny_project
 from videomla_jax import sample
 from videomla_jax.diffusion import stream
-from videomla_jax.generation import given_frames
 from videomla_jax.generation import mp4
+from videomla_jax.generation import request as request_lib
+from videomla_jax.generation import video_files
 from videomla_jax.runtime import cli
 from videomla_jax.small_world import model as model_lib
 
@@ -186,7 +187,8 @@ def test_mistake_is_one_sentence_before_anything_is_written(
 ) -> None:
   changes, words = _MISTAKES[mistake]
   if words is None:  # Surplus separators at the end are no mistake.
-    assert sample.split_prompts(changes["prompts"]) == ["slow 1 vertical"]
+    request = request_lib.Request.from_config(_config(tmp_path, **changes))
+    assert request.prompts == ("slow 1 vertical",)
     return
   _assert_refused(_config(tmp_path, **changes), words, monkeypatch, capsys)
   assert not (tmp_path / "out").exists()
@@ -198,7 +200,7 @@ def _assert_refused(config: Any, words: str, monkeypatch, capsys) -> None:
   def too_late(*unused, **unused_too):
     raise AssertionError("the rollout was reached")
 
-  monkeypatch.setattr(sample, "_run", too_late)
+  monkeypatch.setattr(sample, "_write_videos", too_late)
   with pytest.raises(cli.USER_ERRORS) as error:
     sample.sample(config)
   with pytest.raises(SystemExit) as end:
@@ -264,7 +266,7 @@ def test_failure_on_the_way_leaves_no_file(
   model: model_lib.VideoModel,
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-  append, calls = given_frames.Films.append, []
+  append, calls = video_files.VideoFiles.append, []
 
   def failing(self, frames):
     calls.append(frames)
@@ -272,7 +274,7 @@ def test_failure_on_the_way_leaves_no_file(
       raise KeyboardInterrupt
     return append(self, frames)
 
-  monkeypatch.setattr(given_frames.Films, "append", failing)
+  monkeypatch.setattr(video_files.VideoFiles, "append", failing)
   with pytest.raises(KeyboardInterrupt):
     sample.sample(_config(tmp_path))
   assert _names(tmp_path) == []

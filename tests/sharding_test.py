@@ -16,6 +16,7 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax import sharding
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import tree_names
 from videomla_jax.training import optim
 
@@ -126,7 +127,7 @@ def test_split_weights_are_gathered_and_nothing_else_travels(results) -> None:
 
 def test_every_large_parameter_of_wan_is_split() -> None:
   model = jax.eval_shape(
-    lambda: wan.WanDiT(wan.wan_1p3b(), rngs=wan.nnx.Rngs(0))
+    lambda: wan.WanDiT(wan_config.wan_1p3b(), rngs=wan.nnx.Rngs(0))
   )
   for sizes in (dict(fsdp=64), dict(fsdp=8, tensor=4)):
     mesh = _abstract(**sizes)

@@ -11,6 +11,7 @@ import numpy as np
 
 from videomla_jax.models import attention
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 
 FRAME = (4, 2, 2)  # H, W, C: two tokens
 TOKENS = 2
@@ -20,7 +21,7 @@ TEXT = (3, 8)  # M, channels
 _ATTENTION = dict(width=24, num_heads=2, d_c=10, d_rope=6, d_q=14)
 
 
-def config(kind: str, **kwargs: Any) -> wan.WanConfig:
+def config(kind: str, **kwargs: Any) -> wan_config.WanConfig:
   """Returns the sizes; every kind of dimension has its own number.
 
   Args:
@@ -38,7 +39,7 @@ def config(kind: str, **kwargs: Any) -> wan.WanConfig:
     text_tokens=TEXT[0],
     dtype="float32",
   )
-  return wan.WanConfig(attention=sizes, **(values | kwargs))
+  return wan_config.WanConfig(attention=sizes, **(values | kwargs))
 
 
 def fill(model: nnx.Module, rng: np.random.Generator) -> nnx.Module:
@@ -57,7 +58,7 @@ def fill(model: nnx.Module, rng: np.random.Generator) -> nnx.Module:
 
 
 @functools.cache  # One tree structure per config, so jit compiles once.
-def abstract(config: wan.WanConfig) -> wan.WanDiT:
+def abstract(config: wan_config.WanConfig) -> wan.WanDiT:
   """Returns the network with shapes in place of arrays."""
   return nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests import tiny_model
-from videomla_jax.models import cache
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
 
 def config(name: str, arg: str | None = None) -> Any:
@@ -30,8 +30,8 @@ def config(name: str, arg: str | None = None) -> Any:
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
   """Makes "small" smaller still: one block, a quarter of the width."""
-  sizes = functools.partial(wan.small, num_layers=1, ffn_width=32)
-  patch.setitem(wan.SIZES, "small", sizes)
+  sizes = functools.partial(wan_config.small, num_layers=1, ffn_width=32)
+  patch.setitem(wan_config.SIZES, "small", sizes)
 
 
 def video(kind: str, rng: np.random.Generator) -> model_lib.VideoModel:

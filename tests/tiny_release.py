@@ -15,25 +15,26 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from videomla_jax import convert
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
-from videomla_jax.models import vae
-from videomla_jax.models import wan
+from videomla_jax.models import vae_config
+from videomla_jax.models import wan_config
 
 HEADS = 4
 PROMPTS = ["a red fox runs through deep snow", "a cat on a sofa"]
 Arrays = dict[str, np.ndarray]
 
-DIT = wan.tiny(kind="dense")
-VAE = vae.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
+DIT = wan_config.tiny(kind="dense")
+VAE = vae_config.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
 UMT5 = umt5.tiny_umt5(dtype="bfloat16", param_dtype="bfloat16")
 
 
-def dit_table(config: wan.WanConfig = DIT) -> tensor_table.Table:
+def dit_table(config: wan_config.WanConfig = DIT) -> tensor_table.Table:
   return dit_names.table_of(config)
 
 
@@ -208,3 +209,15 @@ def options(**changes: Any) -> types.SimpleNamespace:
   )
   assert changes.keys() <= values.keys()
   return types.SimpleNamespace(**(values | changes))
+
+
+def write_converted(folder: pathlib.Path, rng: np.random.Generator) -> None:
+  """Writes FOLDER/wan, a converted dense release, and FOLDER/videomla."""
+  write_wan(folder / "given", rng)
+  for output, source, to in (
+    ("wan", "given", "same"),
+    ("videomla", "wan", "latent"),
+  ):
+    convert.convert(
+      options(source=str(folder / source), output=str(folder / output), to=to)
+    )

@@ -1,3 +1,36 @@
-"""VideoMLA in JAX: minute-long video through a latent ring-buffer cache."""
+"""VideoMLA in JAX: minute-long video through a latent ring-buffer cache.
+
+  model = videomla_jax.load("shipped:small_student")
+  video = videomla_jax.generate(model, "a slow three moving horizontally")
+  print(videomla_jax.save(video, "out"))
+
+The functions come from `videomla_jax.generation.library`, which is imported
+when one of them is first asked for: `import videomla_jax` does not import JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from videomla_jax.generation.library import generate
+  from videomla_jax.generation.library import load
+  from videomla_jax.generation.library import Model
+  from videomla_jax.generation.library import save
+  from videomla_jax.generation.library import stream
+  from videomla_jax.generation.library import Video
 
 __version__ = "0.1.0"
+__all__ = ["Model", "Video", "generate", "load", "save", "stream"]
+
+
+def __getattr__(name: str) -> object:
+  """Imports an exported name when it is first used (PEP 562)."""
+  if name not in __all__:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  library = importlib.import_module("videomla_jax.generation.library")
+  return getattr(library, name)
+
+
+def __dir__() -> list[str]:
+  """Lists the exported names, imported or not."""
+  return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ computes, and how long that takes at a given share of a GPU's peak. Nothing is
 run or compiled for it.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
@@ -25,13 +26,14 @@ from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import memory
 from videomla_jax.costs import rollout_run
-from videomla_jax.diffusion import rollout
-from videomla_jax.generation import mp4
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
 from videomla_jax.ops.latent_attention import specs
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_reader
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import atomic
+from videomla_jax.storage import output_folder
 from videomla_jax.training import abstract_step
 from videomla_jax.training.stages import table
 
@@ -68,7 +70,7 @@ class RolloutSuite:
         f"seconds={self.seconds} is too short to compare early and late "
         "chunks; use 10 or more."
       )
-    sampler = rollout.euler(
+    sampler = sampling.euler(
       self.num_steps, shift=model.config.shift, guidance=3.0
     )
     seconds, last_cache = rollout_run.chunk_seconds(
@@ -81,7 +83,7 @@ class RolloutSuite:
     )
     needs = memory.needs(
       model.dit,
-      streams=self.batch * sampler.streams,
+      streams=self.batch * sampler.rows_per_video,
       frame=frame,
       window=window,
       max_frames=num_frames,
@@ -160,7 +162,7 @@ class TrainingSuite:
 
   targets: tuple[str, ...]
   utilisation: float
-  stages: dict[str, ml_collections.ConfigDict]
+  stages: Mapping[str, ml_collections.ConfigDict]
   json: str
 
   def run(self) -> list[dict[str, Any]]:
@@ -225,12 +227,8 @@ def suite_of(config: ml_collections.ConfigDict) -> Suite:
   Args:
     config: What `configs/benchmark.py` returns.
   """
-  suite = SUITES[config.suite]
-  fields = (field.name for field in dataclasses.fields(suite))
-  values = {name: config[name] for name in fields}
-  if isinstance(values.get("stages"), ml_collections.ConfigDict):
-    values["stages"] = dict(values["stages"].items())
-  return suite(**values)
+  values = {key: x for key, x in config.items() if key != "suite"}
+  return config_reader.read(SUITES[config.suite], values)
 
 
 def benchmark(
@@ -246,7 +244,7 @@ def benchmark(
   """
   suite = suite_of(config)
   if suite.json:
-    mp4.check_output_folder(pathlib.Path(suite.json).parent)
+    output_folder.check(pathlib.Path(suite.json).parent)
   return suite.run()
 
 

@@ -12,120 +12,204 @@ outputs on these clips is written to the output, layer by layer.
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
 import json
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 import numpy as np
 
-from videomla_jax import sample
-from videomla_jax.conversion import calibration as activations_lib
+from videomla_jax.conversion import calibration
 from videomla_jax.conversion import moments
 from videomla_jax.diffusion import flow
 from videomla_jax.generation import given_frames
-from videomla_jax.generation import pipeline
+from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 from videomla_jax.storage import atomic
 
+Clip = UInt8[np.ndarray, "t h w c"]
 
-def activations(config: Any) -> int | list[float]:
-  """Runs one config.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+  """What is calibrated on; the fields are the keys of `configs/calibrate.py`.
+
+  Attributes:
+    networks: The dense model.
+    clips: MP4 files.
+    prompts: What each clip shows.
+    num_frames: Pixel frames of a clip that are used.
+    levels: Noise levels per clip.
+    shift: Warp of the noise levels, as in training.
+    max_tokens: Tokens that are kept per layer, at most.
+    seed: Seed of the noise and of the choice of tokens.
+    compare: Folder of a converted network whose errors are measured; empty
+      collects activations.
+    output: File of the activations or of the errors.
+  """
+
+  networks: request_lib.Networks = dataclasses.field(
+    metadata=config_reader.INLINE
+  )
+  clips: tuple[str, ...]
+  prompts: tuple[str, ...]
+  num_frames: int
+  levels: int
+  shift: float | int
+  max_tokens: int
+  seed: int
+  compare: str
+  output: str
+
+  def __post_init__(self) -> None:
+    if len(self.clips) != len(self.prompts):
+      raise ValueError(
+        f"clips are {len(self.clips)} and prompts {len(self.prompts)}; give "
+        "one prompt per clip, separated by semicolons."
+      )
+    for name in ("num_frames", "levels", "max_tokens"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+class NoisyClip(NamedTuple):
+  """What the network is given of one clip at one noise level.
+
+  Attributes:
+    latents: Noisy latents.
+    sigma: Noise level, 0..1.
+    text: Embedding of the clip's prompt.
+  """
+
+  latents: Float[Array, "1 T H W C"]
+  sigma: Float[Array, "1"]
+  text: Float[Array, "1 M E"]
+
+
+def calibrate(config: config_reader.Values) -> dict[str, object]:
+  """Collects activations, or measures the errors of a converted network.
 
   Args:
-    config: See configs/calibrate.py.
+    config: Values of the keys in `configs/calibrate.py`.
 
   Returns:
-    Tokens kept per layer; with `compare`, the error of each layer.
+    The tokens kept per layer; with `compare`, the error of each layer.
 
   Raises:
     ValueError: If clips, prompts or checkpoint cannot work.
   """
-  clips, prompts = (
-    sample.split_prompts(text) for text in (config.clips, config.prompts)
-  )
-  if len(clips) != len(prompts):
+  request = config_reader.read(Calibration, config)
+  source = sources.open_source(request.networks)
+  source.check(request.prompts)
+  clips = _read_clips(request, source)
+  # As in `sample`, the text encoder is gone before the network is loaded.
+  text = source.embed(request.prompts, negative=None)
+  pipeline = source.load()
+  if pipeline.dit.config.attention.kind != "dense":
     raise ValueError(
-      f"clips are {len(clips)} and prompts {len(prompts)}; give one prompt per "
-      "clip, separated by semicolons."
+      f"checkpoint={request.networks.checkpoint!r} has latent attention; give "
+      "the dense model that is to be converted."
     )
-  source = sources.open_source(config)
-  source.check(prompts)
+  noisy = _noisy_clips(request, pipeline, clips, text)
+  if request.compare:
+    return dict(output_error=_compare(request, pipeline, noisy))
+  return dict(tokens=_collect(request, pipeline, noisy))
+
+
+def _read_clips(request: Calibration, source: sources.Source) -> list[Clip]:
+  """Reads all clips in the size of the model."""
   height, width = source.pixels
-  frames = [
+  return [
     given_frames.read_clip(
       clip, height=height, width=width, channels=source.pixel_channels
     )
-    for clip in clips
+    for clip in request.clips
   ]
-  text = source.embed(prompts, negative=None)
-  parts = source.load()
-  if parts.dit.config.attention.kind != "dense":
-    raise ValueError(
-      f"checkpoint={config.checkpoint!r} has latent attention; give the dense "
-      "model that is to be converted."
-    )
-  if config.compare:
-    return _compare(config, parts, frames, text)
-  tokens = _collect(config, parts, frames, text)
-  moments.save(config.output, tokens)
-  print(f"{len(tokens)} layers, {len(tokens[0])} tokens: {config.output}")
-  return len(tokens[0])
 
 
-def _noisy(config, parts, frames, text) -> Iterator[Any]:
-  """Yields latents, level and text of every clip at several noise levels."""
-  rounds = config.levels
-  total = len(frames) * rounds
+def _noisy_clips(
+  request: Calibration,
+  pipeline: pipeline_lib.Pipeline,
+  clips: Sequence[Clip],
+  text: Float[Array, "R M E"],
+) -> Iterator[NoisyClip]:
+  """Yields every clip at several noise levels."""
+  total = len(clips) * request.levels
   with metrics.Progress(total, "activations", unit="pass") as progress:
-    for i, clip in enumerate(frames):
-      clip = pipeline.usable_clip(clip, parts, num_frames=config.num_frames)
-      clean = pipeline.encode(parts, clip[None])
-      for level in range(rounds):
+    for i, clip in enumerate(clips):
+      clip = pipeline_lib.usable_clip(
+        clip, pipeline, num_frames=request.num_frames
+      )
+      clean = pipeline_lib.encode(pipeline, clip[None])
+      for level in range(request.levels):
         key = jax.random.fold_in(
-          jax.random.key(config.seed), i * rounds + level
+          jax.random.key(request.seed), i * request.levels + level
         )
         # Levels are spread evenly, and warped as in training.
-        sigma = flow.shift((level + 0.5) / rounds, config.shift)
+        sigma = flow.shift((level + 0.5) / request.levels, request.shift)
         sigma = jnp.full((1,), sigma, jnp.float32)
         noise = jax.random.normal(key, clean.shape)
         noisy = flow.add_noise(clean, noise, sigma[:, None])
-        yield noisy, sigma, text[i : i + 1]
+        yield NoisyClip(noisy, sigma, text[i : i + 1])
         progress.update(1)
 
 
-def _collect(config, parts, frames, text) -> list[np.ndarray]:
-  """Tokens of all clips and levels, joined by layer."""
-  each = -(-config.max_tokens // (len(frames) * config.levels))
+def _collect(
+  request: Calibration,
+  pipeline: pipeline_lib.Pipeline,
+  noisy: Iterator[NoisyClip],
+) -> int:
+  """Writes tokens of all clips and levels, joined by layer.
+
+  Returns:
+    Tokens per layer.
+  """
+  # Every clip and level gives as many tokens, so that none dominates.
+  each = -(-request.max_tokens // (len(request.clips) * request.levels))
   kept = [
-    activations_lib.collect(parts.dit, *clip, max_tokens=each, seed=i)
-    for i, clip in enumerate(_noisy(config, parts, frames, text))
+    calibration.collect(pipeline.dit, *clip, max_tokens=each, seed=i)
+    for i, clip in enumerate(noisy)
   ]
-  return [np.concatenate(layer) for layer in zip(*kept, strict=True)]
+  tokens = [np.concatenate(layer) for layer in zip(*kept, strict=True)]
+  moments.save(request.output, tokens)
+  print(f"{len(tokens)} layers, {len(tokens[0])} tokens: {request.output}")
+  return len(tokens[0])
 
 
-def _compare(config, parts, frames, text) -> list[float]:
-  """Attention-output errors of a converted network, mean over the clips."""
-  latent = released.load(config.compare, "wan_dit")
-  if latent.config.num_layers != parts.dit.config.num_layers:
+def _compare(
+  request: Calibration,
+  pipeline: pipeline_lib.Pipeline,
+  noisy: Iterator[NoisyClip],
+) -> list[float]:
+  """Writes errors of a converted network's attention outputs.
+
+  Returns:
+    The error of each layer, a mean over all clips and levels.
+  """
+  latent = released.load(request.compare, "dit")
+  if latent.config.num_layers != pipeline.dit.config.num_layers:
     raise ValueError(
-      f"compare={config.compare!r} has {latent.config.num_layers} layers but "
-      f"the dense model {parts.dit.config.num_layers}; give what was converted "
-      "from it."
+      f"compare={request.compare!r} has {latent.config.num_layers} layers but "
+      f"the dense model {pipeline.dit.config.num_layers}; give what was "
+      "converted from it."
     )
   errors = [
-    activations_lib.output_errors(parts.dit, latent, *clip)
-    for clip in _noisy(config, parts, frames, text)
+    calibration.output_errors(pipeline.dit, latent, *clip) for clip in noisy
   ]
   means = np.mean(errors, axis=0).tolist()
   text = json.dumps(dict(output_error=means), indent=1) + "\n"
-  atomic.write_text(config.output, text)
+  atomic.write_text(request.output, text)
   print("attention-output error by layer:", [round(e, 3) for e in means])
   return means
 
 
 if __name__ == "__main__":
-  cli.run(activations)
+  cli.run(calibrate)

@@ -24,23 +24,22 @@ from absl import flags
 from absl import logging
 
 from videomla_jax.conversion import release
-from videomla_jax.conversion import small_models
+from videomla_jax.conversion import to_latent
+from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import metrics
-from videomla_jax.small_world import model as model_lib
+from videomla_jax.small_world import model as small_model
 from videomla_jax.storage import model_folder
 
-# Where the parts of a release lie: by Wan, by diffusers, by us.
+# Folders of a release's parts: in diffusers' layout and in ours. The layouts of
+# the releases themselves stand in `released.FAMILIES`.
 PARTS = {
-  "dit": ("diffusion_pytorch_model*.safetensors*", "transformer", "dit"),
-  "vae": ("Wan2.1_VAE.pth", "vae"),
-  "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5"),
-  "tokenizer": (
-    f"google/umt5-xxl/{tokenizer_lib.FILE}",
-    f"tokenizer/{tokenizer_lib.FILE}",
-  ),
+  "dit": ("transformer", "dit"),
+  "vae": ("vae",),
+  "umt5": ("text_encoder", "umt5"),
+  "tokenizer": (f"tokenizer/{tokenizer_lib.FILE}",),
 }
 
 
@@ -74,8 +73,9 @@ def find_parts(source: pathlib.Path) -> dict[str, pathlib.Path]:
   if not source.is_dir() or model_folder.is_model_folder(source):
     return {}
   found = {}
-  for part, patterns in PARTS.items():
-    for pattern in patterns:
+  for part, folders in PARTS.items():
+    files = [family.files.get(part) for family in released.FAMILIES.values()]
+    for pattern in (*filter(None, files), *folders):
       paths = sorted(source.glob(pattern))
       if paths:
         # Several files of one network: its folder has the index.
@@ -138,7 +138,7 @@ def _convert_part(options, part: str, path: pathlib.Path, output) -> None:
 
 def _convert_one(options, path, output, *, part: str = "dit") -> None:
   """One network: read, perhaps change, write or export."""
-  if small_models.is_small(path):
+  if small_model.is_model(path):
     return _convert_small(options, path, output)
   with release.open_network(
     path, select=options.select, num_heads=options.num_heads
@@ -169,24 +169,24 @@ def _convert_one(options, path, output, *, part: str = "dit") -> None:
 
 def _convert_small(options, path, output) -> None:
   """A trained small model; all it can become is latent."""
-  model = model_lib.load(path)
+  model = small_model.load(path)
   latent = _latent(options, model.dit.config)
   if latent is None or options.export:
     raise ValueError(
       f"source={str(path)!r} is a small model, which can only be converted "
       "with --to=latent."
     )
-  small_models.convert(output, model, latent, source=str(path))
+  to_latent.convert_small(output, model, latent, source=str(path))
   print(f"{path} -> {output}", flush=True)
 
 
-def _latent(options: Any, config: Any) -> release.Latent | None:
+def _latent(options: Any, config: Any) -> to_latent.Recipe | None:
   """Sizes of latent attention, in the paper's proportions by default."""
   if options.to != "latent":
     return None
-  width = config.width if isinstance(config, wan.WanConfig) else 0
+  width = config.width if isinstance(config, wan_config.WanConfig) else 0
   head_dim = config.attention.head_dim if width else 0
-  return release.Latent(
+  return to_latent.Recipe(
     method=options.init,
     d_c=options.d_c or width // 8,
     d_rope=options.d_rope or head_dim // 4,

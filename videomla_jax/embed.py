@@ -8,91 +8,127 @@
 Prompts that the file holds already are skipped.
 """
 
+import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 
-from videomla_jax import sample
 from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 
 
-def read_prompts(config: Any) -> list[str]:
-  """Prompts of the config and of a file with one per line, without repeats.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embedding:
+  """What is embedded; the fields are the keys of `configs/embed.py`.
 
-  Raises:
-    ValueError: If there are none, or the file cannot be read.
+  Attributes:
+    checkpoint: Folder of `convert` with umt5/ and tokenizer/.
+    prompts: Texts; empty ones are ignored.
+    prompts_file: Text file with one prompt per line, or empty.
+    negative_prompt: Text that guidance steers away from, embedded as well.
+    output: File of embeddings, extended if it exists.
+    save_every: Prompts that are embedded and written together.
   """
-  prompts = sample.split_prompts(config.prompts)
-  if config.prompts_file:
-    try:
-      text = pathlib.Path(config.prompts_file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+
+  checkpoint: str
+  prompts: tuple[str, ...]
+  prompts_file: str
+  negative_prompt: str
+  output: str
+  save_every: int
+
+  def __post_init__(self) -> None:
+    if self.save_every < 1:
       raise ValueError(
-        f"prompts_file={config.prompts_file!r} cannot be read; give a text "
-        "file with one prompt per line."
-      ) from error
-    prompts += [line.strip() for line in text.splitlines()]
-  prompts = [*dict.fromkeys(filter(None, prompts))]
-  if not prompts:
-    raise ValueError(
-      "prompts and prompts_file are both empty; give prompts, separated by "
-      "semicolons, or a file."
-    )
-  # Guidance needs the embedding of the negative prompt, be it empty.
-  return [*prompts, config.negative_prompt]
+        f"save_every={self.save_every} must be at least 1; use 16."
+      )
+
+  def all_prompts(self) -> list[str]:
+    """Lists the prompts of the config and of the file, without repeats.
+
+    The negative prompt is the last one.
+
+    Raises:
+      ValueError: If there are none, or the file cannot be read.
+    """
+    prompts = [*self.prompts]
+    if self.prompts_file:
+      try:
+        text = pathlib.Path(self.prompts_file).read_text()
+      except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+          f"prompts_file={self.prompts_file!r} cannot be read; give a text "
+          "file with one prompt per line."
+        ) from error
+      prompts += [line.strip() for line in text.splitlines()]
+    prompts = [*dict.fromkeys(filter(None, prompts))]
+    if not prompts:
+      raise ValueError(
+        "prompts and prompts_file are both empty; give prompts, separated by "
+        "semicolons, or a file."
+      )
+    # Guidance needs the embedding of the negative prompt, be it empty.
+    return [*prompts, self.negative_prompt]
 
 
-def embed(config: Any) -> int:
-  """Runs one config.
+def embed(config: config_reader.Values) -> int:
+  """Embeds the prompts of one config that are not known yet.
 
   Args:
-    config: See configs/embed.py.
+    config: Values of the keys in `configs/embed.py`.
 
   Returns:
-    Number of prompts that were embedded and not known before.
+    The number of prompts that were embedded.
 
   Raises:
     ValueError: If prompts, checkpoint or output cannot work.
   """
-  prompts = read_prompts(config)
-  folder = pathlib.Path(config.checkpoint)
+  request = config_reader.read(Embedding, config)
+  prompts = request.all_prompts()
+  folder = pathlib.Path(request.checkpoint)
   tokenizer = tokenizer_lib.Tokenizer.load(folder / "tokenizer")
   if not (folder / "umt5").is_dir():
     raise ValueError(
       f"checkpoint={str(folder)!r} has no folder umt5; give the folder that "
       "convert wrote."
     )
+  # Embeddings of another encoder must not be taken for those of this one.
   identity = embeddings.encoder_identity(folder / "umt5")
-  known = embeddings.known(config.output, encoder=identity)
+  known = embeddings.known(request.output, encoder=identity)
   new = [
     p for p in prompts if embeddings.key_of(p, encoder=identity) not in known
   ]
   print(f"prompts: {len(new)} new, {len(prompts) - len(new)} known", flush=True)
   if new:
-    _embed_all(config, folder, tokenizer, identity, new)
+    _embed_all(request, tokenizer, identity, new)
   return len(new)
 
 
-def _embed_all(config, folder, tokenizer, identity, prompts):
-  """Loads the encoder and embeds in batches; every batch is kept at once."""
-  encoder = released.load(folder / "umt5", "umt5")
+def _embed_all(
+  request: Embedding,
+  tokenizer: tokenizer_lib.Tokenizer,
+  identity: str,
+  prompts: list[str],
+) -> None:
+  """Loads the encoder and embeds in batches; every batch is stored at once."""
+  encoder = released.load(pathlib.Path(request.checkpoint) / "umt5", "umt5")
   print(memory.described("text encoder", encoder), flush=True)
   with metrics.Progress(len(prompts), "embed", unit="prompt") as progress:
-    for i in range(0, len(prompts), config.save_every):
-      batch = prompts[i : i + config.save_every]
+    for i in range(0, len(prompts), request.save_every):
+      batch = prompts[i : i + request.save_every]
       rows = np.asarray(umt5.embed_texts(encoder, tokenizer, batch))
+      # Padding is not stored: most of a prompt's 512 tokens are nothing else.
       _, lengths = tokenizer(batch)
       made = {
         p: row[:n] for p, row, n in zip(batch, rows, lengths, strict=True)
       }
-      embeddings.add(config.output, made, encoder=identity)
+      embeddings.add(request.output, made, encoder=identity)
       progress.update(len(batch))
 
 

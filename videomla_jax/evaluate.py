@@ -11,67 +11,119 @@ checkpoints of a row are training seeds: the row is their mean, and its
 deviation that of the seeds.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
 import time
-from typing import Any
 
 import jax
 from jaxtyping import Float
 import numpy as np
 
-from videomla_jax import sample
-from videomla_jax.generation import mp4
+from videomla_jax.diffusion import sampling
+from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import pipeline
+from videomla_jax.generation import pixels as pixels_lib
+from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import judge as judge_lib
 from videomla_jax.small_world import measures as measures_lib
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.storage import atomic
+from videomla_jax.storage import output_folder
+
+Videos = Float[np.ndarray, "V t h w 1"]
+Measures = dict[str, Float[np.ndarray, "V"]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """What is evaluated; the fields are the keys of `configs/evaluate.py`.
+
+  Attributes:
+    checkpoints: By the name of a row of the table, its checkpoints: training
+      seeds, separated by semicolons.
+    videos_per_prompt: Videos of each held-out prompt.
+    seconds: Length of every video.
+    seed: Seed of the noise and of the real clips.
+    judge: File of the judge, which is trained if it is missing.
+    sampler: How videos are denoised.
+    output: Where the results go.
+  """
+
+  checkpoints: Mapping[str, str]
+  videos_per_prompt: int
+  seconds: float | int
+  seed: int
+  judge: str
+  sampler: request_lib.SamplerChoice
+  output: request_lib.Output
+
+  def __post_init__(self) -> None:
+    if self.videos_per_prompt < 1 or self.seconds <= 0:
+      raise ValueError(
+        f"videos_per_prompt={self.videos_per_prompt} and "
+        f"seconds={self.seconds} must be positive."
+      )
+
+  def sampler_of(self, source: sources.Source) -> sampling.Sampler:
+    """Builds the sampler for a model; raises `ValueError` if none is known."""
+    return self.sampler.resolve(shift=source.shift, distilled=source.distilled)
 
 
 def generate_videos(
   source: sources.SmallSource,
-  prompts: list[prompts_lib.Prompt],
-  config: Any,
+  prompts: Sequence[prompts_lib.Prompt],
+  request: Evaluation,
   *,
   name: str,
-) -> Float[np.ndarray, "V T h w 1"]:
-  """Generates one video per prompt, in [0, 1], with a progress bar."""
-  num_frames = sample.count_frames(config.seconds, source.fps)
-  sampler = sample.make_sampler(config.sampler, source)
+) -> Videos:
+  """Generates one video per prompt, in [0, 1], with a progress bar.
+
+  Args:
+    source: The model.
+    prompts: One per video.
+    request: Length, seed and sampler.
+    name: What the progress bar says.
+  """
+  num_frames = request_lib.count_frames(request.seconds, source.fps)
+  sampler = request.sampler_of(source)
   negative = None if sampler.guidance is None else ""
+  stream = pipeline.PixelStream(
+    source.load(),
+    source.embed([p.text() for p in prompts], negative=negative),
+    jax.random.key(request.seed),
+    window=source.window,
+    sampler=sampler,
+    num_frames=num_frames,
+  )
   pieces = []
   with metrics.Progress(num_frames, name, unit="frame") as progress:
-    for pixels in pipeline.roll_out(
-      source.load(),
-      source.embed([p.text() for p in prompts], negative=negative),
-      jax.random.key(config.seed),
-      window=source.model.config.window,
-      sampler=sampler,
-      num_frames=num_frames,
-    ):
+    for pixels in stream:
       pieces.append(np.asarray(pixels))
       progress.update(pixels.shape[1])
   return np.concatenate(pieces, axis=1)
 
 
-def _load(config: Any) -> dict[str, list[sources.SmallSource]]:
-  """The models of each row, one per training seed."""
+def _open(request: Evaluation) -> dict[str, list[sources.SmallSource]]:
+  """Opens the models of each row, one per training seed."""
   models = {
-    name: [sources.open_small(path.strip()) for path in paths.split(";")]
-    for name, paths in config.checkpoints.items()
+    name: [sources.open_small(path) for path in config_reader.split(paths)]
+    for name, paths in request.checkpoints.items()
   }
   for seeds in models.values():
-    sample.make_sampler(config.sampler, seeds[0])
+    request.sampler_of(seeds[0])  # An unknown sampler is refused here.
   return models
 
 
-def _summary(seeds: list[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
-  """Over the videos of one training seed, or over the means of several."""
+def _summary(seeds: Sequence[Measures]) -> dict[str, dict[str, float]]:
+  """Summarises the videos of one training seed, or the means of several."""
+  # Videos of one seed are not independent of each other; seeds are.
   if len(seeds) == 1:
     return measures_lib.summarise(seeds[0])
   means = {
@@ -82,21 +134,21 @@ def _summary(seeds: list[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
 
 def _write_sheet(
   path: pathlib.Path,
-  videos: Float[np.ndarray, "V T h w 1"],
-  prompts: list[prompts_lib.Prompt],
+  videos: Videos,
+  prompts: Sequence[prompts_lib.Prompt],
   fps: float | int,
 ) -> None:
-  """The first ten videos: each held-out prompt once."""
-  frames = mp4.to_uint8(videos[:10])
+  """Draws the first ten videos, which show each held-out prompt once."""
+  frames = pixels_lib.to_uint8(videos[:10])
   words = [p.text() for p in prompts[:10]]
-  mp4.write_png(path, mp4.contact_sheet(frames, words, fps=fps))
+  contact_sheet.write_png(path, contact_sheet.draw(frames, words, fps=fps))
 
 
-def evaluate(config: Any) -> dict[str, Any]:
+def evaluate(config: config_reader.Values) -> dict[str, object]:
   """Runs every row of the table.
 
   Args:
-    config: See configs/evaluate.py.
+    config: Values of the keys in `configs/evaluate.py`.
 
   Returns:
     The JSON report.
@@ -104,19 +156,17 @@ def evaluate(config: Any) -> dict[str, Any]:
   Raises:
     ValueError: If a checkpoint, a length or the output folder cannot work.
   """
-  models = _load(config)
-  if config.videos_per_prompt < 1 or config.seconds <= 0:
-    raise ValueError(
-      f"videos_per_prompt={config.videos_per_prompt} and "
-      f"seconds={config.seconds} must be positive."
-    )
-  folder = mp4.check_output_folder(config.output.folder)
-  judge, judge_report = judge_lib.load_or_train_judge(config.judge)
-  prompts = [*prompts_lib.held_out_prompts()] * config.videos_per_prompt
+  request = config_reader.read(Evaluation, config)
+  models = _open(request)
+  # Training a judge takes minutes, so mistakes are looked for before it.
+  folder = output_folder.check(request.output.folder)
+  judge, judge_report = judge_lib.load_or_train_judge(request.judge)
+  # Prompts that training never showed: what is measured is not memory.
+  prompts = [*prompts_lib.held_out_prompts()] * request.videos_per_prompt
   fps = next(iter(models.values()))[0].fps
-  num_frames = round(config.seconds * fps)
+  num_frames = request_lib.count_frames(request.seconds, fps)
   real = measures_lib.real_videos(
-    prompts, num_frames=num_frames, seed=config.seed
+    prompts, num_frames=num_frames, seed=request.seed
   )
   measures = {"real": [measures_lib.measure(real, prompts, judge, fps)]}
   seconds: dict[str, list[float]] = {}
@@ -124,21 +174,21 @@ def evaluate(config: Any) -> dict[str, Any]:
     measures[name], seconds[name] = [], []
     for i, source in enumerate(seeds):
       started = time.monotonic()
-      videos = generate_videos(source, prompts, config, name=name)
+      videos = generate_videos(source, prompts, request, name=name)
       seconds[name].append(round(time.monotonic() - started, 1))
       measures[name].append(measures_lib.measure(videos, prompts, judge, fps))
       suffix = f"{name}-{i}" if len(seeds) > 1 else name
       _write_sheet(
-        folder / f"{config.output.name}-{suffix}.png", videos, prompts, fps
+        folder / f"{request.output.name}-{suffix}.png", videos, prompts, fps
       )
   rows = {n: _summary(m) for n, m in measures.items()}
   table = measures_lib.table(rows)
   report = dict(
     videos=len(prompts),
     frames=num_frames,
-    sampler=config.sampler.to_dict(),
-    checkpoints=config.checkpoints.to_dict(),
-    seed=config.seed,
+    sampler=config_reader.to_dict(request.sampler),
+    checkpoints=dict(request.checkpoints),
+    seed=request.seed,
     judge=dataclasses.asdict(judge_report),
     generation_seconds=seconds,
     summary=rows,
@@ -147,7 +197,7 @@ def evaluate(config: Any) -> dict[str, Any]:
       for n, m in measures.items()
     },
   )
-  name = config.output.name
+  name = request.output.name
   atomic.write_text(folder / f"{name}.md", table + "\n")
   text = json.dumps(report, indent=1, default=float) + "\n"
   atomic.write_text(folder / f"{name}.json", text)

@@ -17,6 +17,7 @@ from videomla_jax.data import dataset
 from videomla_jax.data import decode
 from videomla_jax.data import encode
 from videomla_jax.data import filters
+from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.data import table
@@ -73,7 +74,7 @@ def make_settings(config: Any) -> shards.Settings:
   )
 
 
-def make_plan(config: Any) -> dataset.Plan:
+def make_plan(config: Any) -> preparation.Plan:
   """All shards of a config; nothing is decoded or loaded yet.
 
   Raises:
@@ -87,7 +88,7 @@ def make_plan(config: Any) -> dataset.Plan:
   items, excluded = filters.select(read_inputs(config), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
   settings.encoder.require_texts([*captions, settings.negative_prompt])
-  return dataset.plan(
+  return preparation.plan(
     items,
     excluded,
     videos=config.videos,
@@ -111,20 +112,20 @@ def prepare(config: Any) -> dict[str, Any]:
     ValueError: If the config cannot work, or no input is left.
   """
   plan = make_plan(config)
-  if dataset.is_finished(plan):
+  if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:
     if config.runner == "beam":
-      dataset.run_beam(plan, config.beam_options)
+      preparation.run_beam(plan, config.beam_options)
     else:
       with metrics.Progress(plan.num_items, "prepare", unit="input") as bar:
-        dataset.run(plan, bar.update)
-    report = dataset.finish(plan)
+        preparation.run(plan, bar.update)
+    report = preparation.finish(plan)
   print(_summary(plan, report), flush=True)
   return report
 
 
-def _summary(plan: dataset.Plan, report: dict[str, Any]) -> str:
+def _summary(plan: preparation.Plan, report: dict[str, Any]) -> str:
   clips_made = ", ".join(f"{n} {split}" for split, n in report["clips"].items())
   left_out = dict(report["excluded"])
   if report["quarantined"]:

@@ -3,104 +3,54 @@
   python -m videomla_jax.sample --config=configs/sample.py:latent \
     --config.prompts="a slow three moving horizontally"
 
-Small models and Wan, causal and bidirectional, go the same way. Sizes are
+Small models and Wan, causal and bidirectional, take the same steps. Sizes are
 printed before anything compiles. A causal model streams through a cache of
 fixed size, so any length needs the same memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+import contextlib
+import dataclasses
 import json
 import pathlib
 import time
-from typing import Any
 
-import jax
-import numpy as np
+from jaxtyping import Array, Float
 
-from videomla_jax import shapes
 from videomla_jax.costs import memory
-from videomla_jax.diffusion import sampling
-from videomla_jax.generation import given_frames
-from videomla_jax.generation import mp4
-from videomla_jax.generation import pipeline
+from videomla_jax.generation import contact_sheet
+from videomla_jax.generation import job as job_lib
+from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
-from videomla_jax.models import cache
-from videomla_jax.ops import quantise
+from videomla_jax.generation import video_files
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 from videomla_jax.storage import atomic
+from videomla_jax.storage import output_folder
+
+Report = dict[str, object]
 
 
-def make_sampler(config: Any, source: sources.Source) -> sampling.Sampler:
-  """Reads `config.sampler`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+  """How long a generation took, compilation included.
 
-  Args:
-    config: Kind ("auto" is the model's own), steps, guidance, and a shift or 0
-      for the model's own.
-    source: The model.
-
-  Raises:
-    ValueError: If the kind is unknown.
+  Attributes:
+    total: Seconds until every file was complete.
+    first_chunk: Seconds until the first chunk was decoded.
   """
-  shift = config.shift or source.shift
-  kind = config.kind
-  if kind == "auto":
-    kind = "few_step" if source.distilled else "euler"
-  if kind == "few_step":
-    return sampling.few_step(shift=shift)
-  rules = {"euler": sampling.euler, "unipc": sampling.unipc}
-  if kind not in rules:
-    raise ValueError(
-      f"sampler.kind={config.kind!r} is unknown; use one of "
-      f"{['auto', *sorted(rules), 'few_step']}."
-    )
-  guidance = float(config.guidance) or None
-  return rules[kind](config.num_steps, shift=shift, guidance=guidance)
+
+  total: float
+  first_chunk: float
 
 
-def split_prompts(text: str) -> list[str]:
-  """Prompts of one string, separated by semicolons."""
-  return [part.strip() for part in text.rstrip("; ").split(";")]
-
-
-def check(config: Any) -> None:
-  """Raises `ValueError` for values that cannot work with any model."""
-  if config.output.scale < 1:
-    raise ValueError(
-      f"output.scale={config.output.scale} must be at least 1; use 12."
-    )
-  dtypes = ("", "float32", "bfloat16", *quantise.LARGEST)
-  if config.cache_dtype not in dtypes:
-    raise ValueError(
-      f"cache_dtype={config.cache_dtype!r} is unknown; use one of {dtypes}, "
-      "where '' is the model's own."
-    )
-  modes = ("causal", "bidirectional")
-  if config.mode not in modes:
-    raise ValueError(f"mode={config.mode!r} is unknown; use one of {modes}.")
-  if config.mode == "bidirectional" and (config.image or config.clip):
-    raise ValueError(
-      "image and clip need mode='causal': a bidirectional text-to-video model "
-      "takes no first frames."
-    )
-
-
-def count_frames(seconds: float | int, fps: float | int) -> int:
-  """Pixel frames of a video; raises `ValueError` below one."""
-  count = round(seconds * fps)
-  if count < 1:
-    raise ValueError(
-      f"seconds={seconds} is less than one frame at {fps:g} frames per "
-      "second; ask for more."
-    )
-  return count
-
-
-def sample(config: Any) -> dict[str, Any]:
+def sample(config: config_reader.Values) -> Report:
   """Runs one config; everything is checked before the first compilation.
 
   Args:
-    config: See configs/sample.py.
+    config: Values of the keys in `configs/sample.py`.
 
   Returns:
     The JSON report.
@@ -109,80 +59,95 @@ def sample(config: Any) -> dict[str, Any]:
     ValueError: If the prompts, the checkpoint, the window or the output folder
       cannot work.
   """
-  check(config)
-  prompts = split_prompts(config.prompts)
-  source = sources.open_source(config)
-  source.check(prompts)
-  window = cache.Window(**config.window)
-  sampler = make_sampler(config.sampler, source)
-  num_frames = count_frames(config.seconds, source.fps)
-  height, width = source.pixels
-  given = given_frames.read_given(
-    config, height=height, width=width, channels=source.pixel_channels
+  request = request_lib.Request.from_config(config)
+  source = sources.open_source(request.networks)
+  job = job_lib.prepare(request, source)
+  # A folder that cannot be written to would cost the whole generation.
+  folder = output_folder.check(request.output.folder)
+  text = job.embed(request.prompts)
+  pipeline = source.load()
+  # Printed before anything compiles: a size that does not fit is seen at once.
+  sizes = job.needs(pipeline)
+  print(*sizes.lines(), sep="\n", flush=True)
+  files = _open_files(folder, job)
+  timing = _write_videos(files, job, pipeline, text)
+  sheet = folder / f"{request.output.name}-sheet.png"
+  contact_sheet.write_png(sheet, files.sheet(request.prompts))
+  report = _report(folder, job, sizes, timing)
+  path = folder / f"{request.output.name}.json"
+  atomic.write_text(path, json.dumps(report, indent=2) + "\n")
+  print(
+    f"{len(request.prompts)} videos of {job.num_frames} frames in "
+    f"{timing.total:.1f} s: {folder}/{request.output.name}-*",
+    flush=True,
   )
-  mp4.check_output_folder(config.output.folder)
-  negative = None if sampler.guidance is None else config.negative_prompt
-  text = source.embed(prompts, negative=negative)
-  parts = source.load()
-  if given is not None:
-    given = pipeline.usable_clip(given, parts, num_frames=num_frames)
-  if config.mode == "bidirectional":
-    window = _whole(parts.latents_for(num_frames))
-  sizes = _print_sizes(config, parts, text, prompts, window, num_frames, given)
-  started = time.monotonic()
-  made, first = _run(
-    config, parts, prompts, text, window, sampler, num_frames, given
-  )
-  seconds = time.monotonic() - started
-  report = dict(
-    prompts=prompts,
-    mode=config.mode,
-    frames=num_frames,
-    height=height,
-    width=width,
-    fps=parts.fps,
-    seconds_wall=round(seconds, 3),
-    seconds_to_first_chunk=round(first, 3),
-    frames_per_second=round(len(prompts) * num_frames / seconds, 2),
-    **_size_report(sizes),
-    checkpoint=config.checkpoint,
-    sampler=config.sampler.to_dict(),
-    window=config.window.to_dict(),
-    seed=config.seed,
-    videos=[p.name for p in given_frames.paths(config.output, prompts)],
-  )
-  _write_results(config.output, prompts, made, report)
   return report
 
 
-def _whole(frames: int) -> cache.Window:
-  """The window of a clip made at once: every frame sees every frame."""
-  return cache.Window(chunk_frames=frames, sink_frames=0, local_frames=frames)
-
-
-def _print_sizes(
-  config, parts, text, prompts, window, num_frames, given
-) -> memory.Needs:
-  """Says what the run needs before anything compiles."""
-  known = 0 if given is None else parts.latents_for(len(given))
-  new = parts.latents_for(num_frames) - known
-  sizes = memory.needs(
-    parts.dit,
-    streams=text.shape[0],
-    frame=parts.frame,
-    window=window,
-    max_frames=known + shapes.round_up(new, window.chunk_frames),
-    cache_dtype=config.cache_dtype or None,
-    codec=parts.codec,
-    videos=len(prompts),
+def _open_files(
+  folder: pathlib.Path, job: job_lib.Job
+) -> video_files.VideoFiles:
+  """Opens one MP4 per prompt."""
+  output = job.request.output
+  return video_files.VideoFiles(
+    video_files.paths(folder, job.request.prompts, name=output.name),
+    fps=job.source.fps,
+    scale=output.scale,
+    num_frames=job.num_frames,
   )
-  for line in sizes.lines():
-    print(line, flush=True)
-  return sizes
 
 
-def _size_report(sizes: memory.Needs) -> dict[str, int]:
+def _write_videos(
+  files: video_files.VideoFiles,
+  job: job_lib.Job,
+  pipeline: pipeline_lib.Pipeline,
+  text: Float[Array, "R M E"],
+) -> Timing:
+  """Writes all frames as they come, under a progress bar."""
+  # Compilation counts: it is what a person waits for.
+  started, first = time.monotonic(), 0.0
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(files)
+    progress = stack.enter_context(
+      metrics.Progress(job.num_frames, "sample", unit="frame")
+    )
+    progress.update(files.append(job.first_frames(pipeline)))
+    on_step = _show_steps(stack, job)
+    for frames in job.chunks(pipeline, text, on_step=on_step):
+      first = first or time.monotonic() - started
+      progress.update(files.append(frames))
+  return Timing(total=time.monotonic() - started, first_chunk=first)
+
+
+def _show_steps(
+  stack: contextlib.ExitStack, job: job_lib.Job
+) -> Callable[[], object]:
+  """Opens a second bar for a clip that is made at once, and so comes late."""
+  if job.request.mode == "causal":
+    return lambda: None
+  steps = len(job.sampler.sigmas)
+  bar = stack.enter_context(metrics.Progress(steps, "denoise", unit="step"))
+  return lambda: bar.update(1)
+
+
+def _report(
+  folder: pathlib.Path, job: job_lib.Job, sizes: memory.Needs, timing: Timing
+) -> Report:
+  """Says what was made, of which sizes and how fast."""
+  request, output = job.request, job.request.output
+  height, width = job.source.pixels
+  frames = len(request.prompts) * job.num_frames
+  files = video_files.paths(folder, request.prompts, name=output.name)
   return dict(
+    prompts=[*request.prompts],
+    mode=request.mode,
+    frames=job.num_frames,
+    height=height,
+    width=width,
+    fps=job.source.fps,
+    seconds_wall=round(timing.total, 3),
+    seconds_to_first_chunk=round(timing.first_chunk, 3),
+    frames_per_second=round(frames / timing.total, 2),
     cache_scalars_per_token_layer=sizes.scalars_per_token_layer,
     dense_scalars_per_token_layer=sizes.dense_scalars_per_token_layer,
     cache_bytes=sizes.cache_bytes,
@@ -190,67 +155,11 @@ def _size_report(sizes: memory.Needs) -> dict[str, int]:
     decoder_bytes=sizes.decoder_bytes,
     parameters=sizes.parameters,
     predicted_peak_bytes=sizes.peak_bytes,
-  )
-
-
-def _run(config, parts, prompts, text, window, sampler, num_frames, given):
-  """Streams all videos to disk; returns the films and the first latency."""
-  made = given_frames.Films(
-    given_frames.paths(config.output, prompts),
-    fps=parts.fps,
-    scale=config.output.scale,
-    num_frames=num_frames,
-  )
-  common = dict(sampler=sampler, num_frames=num_frames)
-  key = jax.random.key(config.seed)
-  started, first = time.monotonic(), 0.0
-  if config.mode == "bidirectional":
-    pieces = _whole_clip(parts, text, key, **common)
-  else:
-    pieces = pipeline.roll_out(
-      parts,
-      text,
-      key,
-      window=window,
-      given=given,
-      cache_dtype=config.cache_dtype or None,
-      **common,
-    )
-  with made, metrics.Progress(num_frames, "sample", unit="frame") as progress:
-    if given is not None:
-      copies = np.repeat(given[None], len(prompts), axis=0)
-      progress.update(made.append(copies))
-    for pixels in pieces:
-      frames = mp4.to_uint8(np.asarray(pixels))
-      first = first or time.monotonic() - started
-      progress.update(made.append(frames))
-  return made, first
-
-
-def _whole_clip(parts, text, key, *, sampler, num_frames) -> Iterator[Any]:
-  """A bidirectional clip, with a progress bar of its own."""
-  steps = len(sampler.sigmas)
-  with metrics.Progress(steps, "denoise", unit="step") as progress:
-    yield from pipeline.whole_clip(
-      parts,
-      text,
-      key,
-      sampler=sampler,
-      num_frames=num_frames,
-      on_step=lambda: progress.update(1),
-    )
-
-
-def _write_results(config, prompts, made, report):
-  """The contact sheet and the report, each complete or not at all."""
-  folder = pathlib.Path(config.folder)
-  mp4.write_png(folder / f"{config.name}-sheet.png", made.sheet(prompts))
-  path = folder / f"{config.name}.json"
-  atomic.write_text(path, json.dumps(report, indent=2) + "\n")
-  print(
-    f"{len(prompts)} videos of {report['frames']} frames in "
-    f"{report['seconds_wall']:.1f} s: {folder}/{config.name}-*",
-    flush=True,
+    checkpoint=request.networks.checkpoint,
+    sampler=config_reader.to_dict(request.sampler),
+    window=config_reader.to_dict(request.window),
+    seed=request.seed,
+    videos=[path.name for path in files],
   )
 
 

@@ -245,14 +245,15 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
 
 
 def per_device(
-  function: Callable[..., jax.Array], *args: tuple[str, PyTree]
-) -> jax.Array:
+  function: Callable[..., PyTree], *args: tuple[str, PyTree]
+) -> PyTree:
   """Runs a function on the part that each device has; no compiler splits it.
 
   For kernels, and for loops that must not communicate.
 
   Args:
-    function: Of arrays; its result lies like the first argument's first leaf.
+    function: Of arrays; all leaves of its result lie like the first leaf of
+      its first argument.
     *args: Name of an activation, for all leaves, and the argument.
   """
   values = [value for _, value in args]

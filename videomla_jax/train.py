@@ -22,9 +22,9 @@ from absl import logging
 import jax
 
 from videomla_jax import sharding
-from videomla_jax.generation import mp4
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
+from videomla_jax.storage import output_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import inputs
@@ -143,7 +143,7 @@ def train(config: Any, workdir: str, profile: str = "") -> None:
     config.data.batch_size, mesh, parts=config.optim.accumulate
   )
   root = pathlib.Path(workdir)
-  mp4.check_output_folder(root)
+  output_folder.check(root)
   trace = loop.Profile(root, profile)
   logging.info("config: %s", config.to_json())
   batches = iter(batches_lib.loader(config, "train"))

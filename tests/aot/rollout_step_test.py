@@ -17,11 +17,15 @@ from videomla_jax.costs import aot
 from videomla_jax.costs import collectives
 from videomla_jax.costs import machine_code
 from videomla_jax.costs import memory
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import attention
 from videomla_jax.models import cache
 from videomla_jax.models import feed_forward
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import specs
 
@@ -42,7 +46,7 @@ def _sharded(tree, devices, axis):
 
 
 def _model():
-  config = wan.wan_1p3b(dtype="bfloat16")
+  config = wan_config.wan_1p3b(dtype="bfloat16")
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   half = lambda x: jnp.bfloat16 if len(x.shape) > 2 else x.dtype
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, half(x)), model)
@@ -53,8 +57,8 @@ def _step(count, cache_dtype=None):
   """The compiled chunk step, one stream per device."""
   devices = aot.mesh("b200", (count,), ("data",))
   model = _model()
-  sampler = rollout.few_step((1000, 750, 500, 250))
-  window = cache.Window()
+  sampler = sampling.few_step((1000, 750, 500, 250))
+  window = window_lib.Window()
   state = jax.eval_shape(
     lambda m: rollout.empty_cache(
       m,
@@ -68,7 +72,7 @@ def _step(count, cache_dtype=None):
   )
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
   noise = jax.eval_shape(
-    lambda k: rollout.chunk_noise(
+    lambda k: sampling.chunk_noise(
       k, jnp.asarray(0), shape=(3, *FRAME), sampler=sampler
     ),
     keys,
@@ -88,7 +92,7 @@ def _step(count, cache_dtype=None):
   specs_of = jax.tree.map(lambda x: x.sharding.spec, arguments)
 
   def step(model, state, noise, text):
-    return rollout.chunk_step(
+    return chunk_pass.chunk_step(
       model, state, noise, text, window=window, sampler=sampler
     )
 
@@ -122,7 +126,7 @@ def test_chunk_step_compiles_with_our_kernel(count):
     _model(),
     streams=1,
     frame=FRAME,
-    window=cache.Window(),
+    window=window_lib.Window(),
     max_frames=81,
     platform="gpu",
   )
@@ -165,14 +169,14 @@ def test_parts_of_the_feed_forward_stay_on_their_devices():
   )
   x = jax.ShapeDtypeStruct((1, 1, 3, 1560, 512), jnp.bfloat16)
   program = aot.compile_for(
-    feed_forward.by_parts,
+    feed_forward.by_slices,
     stack,
     jax.ShapeDtypeStruct((), jnp.int32),
     aot.place(x, devices),
     devices=devices,
   )
   # Products of the own channels, which are added up; no weight travels.
-  assert feed_forward.parts_of(512, 4096) == 3
+  assert feed_forward.num_slices(512, 4096) == 3
   found = collectives.of(program.text)
   assert {c.kind for c in found} == {"all-reduce"}
   assert {n for c in found for n in c.sizes} == {4680 * 512}
@@ -262,12 +266,12 @@ def _attention(implementation):
 
   def run(layers, past, x, frame_valid):
     valid = jnp.concatenate([frame_valid, jnp.ones((1, 3), bool)], axis=1)
-    view = attention.View(turn(3), turn(7), valid)
+    rotations = attention.Rotations(turn(3), turn(7), valid)
 
     def layer(x, xs):
       module, entry = xs
       own = module.project(x)
-      return x + module.attend(x, [entry, own], view), None
+      return x + module.attend(x, [entry, own], rotations), None
 
     def one_pass(_, x):
       return jax.lax.scan(layer, x, (layers, past))[0]

@@ -165,8 +165,10 @@ def _outputs(dense, config, arrays, x) -> tuple[np.ndarray, np.ndarray]:
     turn = rope.rotation(frames, grid=_GRID, bands=sizes.bands)
     valid = jnp.ones((1, _FRAMES), bool)
     tokens = jnp.asarray(x, jnp.float32).reshape(shape)
-    view = attention.View(turn, turn, valid)
-    outs.append(np.asarray(layer.attend(tokens, [layer.project(tokens)], view)))
+    rotations = attention.Rotations(turn, turn, valid)
+    outs.append(
+      np.asarray(layer.attend(tokens, [layer.project(tokens)], rotations))
+    )
   return outs[0], outs[1]
 
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import noisy_clips
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax.conversion import calibration
 from videomla_jax.conversion import moments
 from videomla_jax.conversion import to_latent as model_lib
 from videomla_jax.small_world import model
-from videomla_jax.small_world import noisy_clips
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 

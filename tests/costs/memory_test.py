@@ -9,11 +9,13 @@ import pytest
 from tests import tiny_model
 from videomla_jax.costs import memory
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
 
 @pytest.mark.parametrize("kind", ["latent", "dense"])
@@ -23,7 +25,7 @@ def test_cache_bytes_are_those_of_real_arrays(
   kind: str, local: int | None, frames: int, seed: int
 ) -> None:
   model = tiny_model.build(kind, np.random.default_rng(seed))
-  window = cache.Window(chunk_frames=3, sink_frames=1, local_frames=local)
+  window = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=local)
   call = dict(frame=tiny_model.FRAME, window=window, max_frames=frames)
   sizes = memory.needs(model, streams=2, **call)
   held = rollout.empty_cache(model, batch=2, **call)
@@ -39,7 +41,7 @@ def test_cache_bytes_are_those_of_real_arrays(
 
 
 def test_wan_keeps_what_the_paper_says() -> None:
-  model = tiny_model.abstract(wan.wan_1p3b(kind="latent"))
+  model = tiny_model.abstract(wan_config.wan_1p3b(kind="latent"))
   sizes = memory.needs(
     model, streams=1, frame=(60, 104, 16), window=_WINDOW, max_frames=240
   )
@@ -58,10 +60,10 @@ def test_wan_keeps_what_the_paper_says() -> None:
 @pytest.mark.parametrize("size", ["small", "middle"])
 def test_predicted_peak_is_within_a_factor_of_two(size: str, kind: str) -> None:
   kwargs = dict(num_layers=2, ffn_width=2048, learned_grid=None)
-  config = wan.small(kind=kind, **(kwargs if size == "middle" else {}))
+  config = wan_config.small(kind=kind, **(kwargs if size == "middle" else {}))
   frame = (6, 6, 16) if size == "small" else (40, 40, 16)
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
-  sampler = rollout.euler(4, shift=2.0, guidance=None)
+  sampler = sampling.euler(4, shift=2.0, guidance=None)
   call = dict(frame=frame, window=_WINDOW)
   sizes = memory.needs(model, streams=1, max_frames=240, **call)
   state = jax.eval_shape(

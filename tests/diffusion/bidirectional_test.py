@@ -7,10 +7,11 @@ import pytest
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax.diffusion import bidirectional
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 
 _FRAMES = 5
 
@@ -29,7 +30,7 @@ def test_clip_equals_a_rollout_of_one_chunk(kind: str, seed: int) -> None:
   noise, text = _inputs(rng, 2, 2)
   sampler = sampling.euler(3, shift=5.0, guidance=3.0)
   clip = bidirectional.generate(model, noise, text, sampler=sampler)
-  window = cache.Window(
+  window = window_lib.Window(
     chunk_frames=_FRAMES, sink_frames=0, local_frames=_FRAMES
   )
   empty = rollout.empty_cache(
@@ -40,8 +41,13 @@ def test_clip_equals_a_rollout_of_one_chunk(kind: str, seed: int) -> None:
     max_frames=_FRAMES,
   )
   fresh = jnp.zeros((0, *noise.shape))
-  chunk = rollout.denoise(
-    model, empty, sampling.Noise(noise, fresh), text, sampler=sampler
+  chunk = chunk_pass.denoise(
+    model,
+    empty,
+    sampling.Noise(noise, fresh),
+    text,
+    window=window,
+    sampler=sampler,
   )
   tolerances.assert_close(clip, chunk, "float32")
 

@@ -13,15 +13,33 @@ from tests.parity import goldens
 from videomla_jax.diffusion import consistency
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
+from videomla_jax.training import optim
 
 _CASES = ["n00", "n12", "n24", "n46"]
 B, FRAMES = 2, 9
-_WINDOW = cache_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 
-_gradients = jax.jit(
-  consistency.gradients, static_argnames=("window", "first_chunk")
-)
+
+@functools.partial(jax.jit, static_argnames=("window", "first_chunk"))
+def _gradients(student, target, teacher, clean, draws, text, negative, **where):
+  """Loss and gradient as the training stage composes them."""
+  guided = consistency.causal_guided(
+    teacher, clean, text, negative, weight=consistency.GUIDANCE, **where
+  )
+  plan = teacher_forcing.plan(clean.shape[1], **where)
+
+  def loss(student):
+    return consistency.loss(
+      consistency.causal(student, clean, text, **where),
+      consistency.causal(target, clean, text, **where),
+      guided,
+      clean,
+      draws,
+      trained=jnp.asarray(plan.trained.reshape(-1)),
+    )
+
+  return jax.value_and_grad(loss, has_aux=True)(student)
 
 
 def _golden(name: str) -> np.ndarray:
@@ -215,14 +233,6 @@ def test_draws_cover_the_grid_but_its_last_level(seed):
     consistency.draw(jax.random.key(seed), (1, 1, 2, 2, 1), num_levels=1)
 
 
-def test_target_is_the_average_of_students():
-  target = {"a": jnp.asarray(1.0)}
-  for value in (2.0, 3.0):
-    student = {"a": jnp.asarray(value)}
-    target = consistency.update_target(target, student, decay=0.9)
-  assert float(target["a"]) == pytest.approx(0.9 * (0.9 + 0.2) + 0.3)
-
-
 def _gaussian_coefficient(sigma, deviation):
   """a in E[v | x] = a x for clean latents N(0, deviation²)."""
   variance = (1 - sigma) ** 2 * deviation**2 + sigma**2
@@ -266,7 +276,7 @@ def test_linear_student_converges_to_the_chain_of_euler_steps(seed):
         )[0]
       )(student)
       student = student - gradient
-      target = consistency.update_target(target, student, decay=decay)
+      target = optim.update_ema(target, student, decay)
       return (student, target), loss
 
     return jax.lax.scan(step, (teacher, teacher), keys)

@@ -15,11 +15,11 @@ from videomla_jax.diffusion import dmd
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 
 B, CHUNK = 2, 2
 _SAMPLER = sampling.few_step((1000, 500, 250))
-_WINDOW = cache_lib.Window(chunk_frames=CHUNK, sink_frames=1, local_frames=4)
+_WINDOW = window_lib.Window(chunk_frames=CHUNK, sink_frames=1, local_frames=4)
 _SETUP = dmd.Setup(window=_WINDOW, sampler=_SAMPLER, clip_frames=6)
 
 
@@ -73,7 +73,7 @@ def test_leaving_at_the_last_call_is_the_inference_rollout(seed):
     tolerances.assert_close(a, b, "float32_deep")
 
 
-_forward = jax.jit(chunk_pass.forward)
+_forward = jax.jit(chunk_pass.velocity_and_entries)
 _commit = jax.jit(chunk_pass.commit, static_argnames="window")
 
 
@@ -83,11 +83,11 @@ def _by_hand(model, cache, draws, text, exit_call):
   frozen, outputs = stop(model), []
   for m in range(draws.noise.start.shape[0]):
     seen = stop(cache)
-    place = chunk_pass.place_of(seen, CHUNK)
+    positions = chunk_pass.positions_of(seen, CHUNK, window=_WINDOW)
 
     def x0_of(network, x, sigma):
       t = jnp.full((1,), 1000 * sigma, jnp.float32)
-      v, _ = _forward(network, seen, x, t, text, place)
+      v, _ = _forward(network, seen, x, t, text, positions)
       return x - sigma * v
 
     x = draws.noise.start[m]
@@ -166,13 +166,15 @@ def test_nothing_flows_through_the_cache(seed):
     sigma = jnp.asarray(_SAMPLER.sigmas[0], jnp.float32)
 
     def later(filled, start):
-      x0 = dmd.predict(model, filled, start, sigma, text)
+      x0 = dmd.predict(model, filled, start, sigma, text, window=_WINDOW)
       return (x0 * cotangent[:, :CHUNK]).sum()
 
     def leaking(filled, start):
-      place = chunk_pass.place_of(filled, CHUNK)
+      positions = chunk_pass.positions_of(filled, CHUNK, window=_WINDOW)
       level = 1000 * sigma
-      v, _ = chunk_pass.forward(model, filled, start, level, text, place)
+      v, _ = chunk_pass.velocity_and_entries(
+        model, filled, start, level, text, positions
+      )
       return (v * cotangent[:, :CHUNK]).sum()
 
     argnums = dict(argnums=(0, 1), allow_int=True)

@@ -11,11 +11,11 @@ from tests.parity import goldens
 from videomla_jax.diffusion import dmd
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import sampling
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 
 B, CHUNK = 2, 2
 _SAMPLER = sampling.few_step((1000, 500, 250))
-_WINDOW = cache_lib.Window(chunk_frames=CHUNK, sink_frames=1, local_frames=4)
+_WINDOW = window_lib.Window(chunk_frames=CHUNK, sink_frames=1, local_frames=4)
 _SETUP = dmd.Setup(window=_WINDOW, sampler=_SAMPLER, clip_frames=6)
 
 
@@ -118,7 +118,7 @@ def test_critic_loss_equals_the_original():
 
 def test_clip_is_the_last_frames_with_a_new_first_one(seed):
   rng = np.random.default_rng(seed)
-  setup = dmd.Setup(window=cache_lib.Window(), sampler=_SAMPLER)
+  setup = dmd.Setup(window=window_lib.Window(), sampler=_SAMPLER)
   video = tiny_model.normal(rng, 1, 30, *tiny_model.FRAME)
   seen = []
 
@@ -140,13 +140,13 @@ def test_clip_is_the_last_frames_with_a_new_first_one(seed):
   [(21, 21, 21), (24, 24, 18), (240, 240, 18), (18, 39, 18), (15, 36, 15)],
 )
 def test_trained_frames_are_the_last_ones(new, total, trained):
-  setup = dmd.Setup(window=cache_lib.Window(), sampler=_SAMPLER)
+  setup = dmd.Setup(window=window_lib.Window(), sampler=_SAMPLER)
   assert dmd.num_trained(new, total, setup=setup) == trained
 
 
 @pytest.mark.parametrize(("new", "total"), [(18, 18), (20, 41)])
 def test_rollouts_that_give_no_clip_are_refused(new, total):
-  setup = dmd.Setup(window=cache_lib.Window(), sampler=_SAMPLER)
+  setup = dmd.Setup(window=window_lib.Window(), sampler=_SAMPLER)
   with pytest.raises(ValueError, match=f"new_frames={new}.*total_frames"):
     dmd.num_trained(new, total, setup=setup)
 

@@ -92,7 +92,7 @@ def test_shift_is_monotone_within_the_unit_interval(u, v, s):
 
 
 def test_shift_vectors():
-  for u, expected in ((0.25, 0.625), (0.5, 5 / 6), (0.02, 0.0925926), (1, 1)):
+  for u, expected in ((0.25, 0.625), (0.5, 5 / 6), (0.02, 0.0925926), (1.0, 1)):
     assert flow.shift(u, 5.0) == pytest.approx(expected, abs=1e-7)
   assert flow.shift(0.0, 5.0) == 0.0
 

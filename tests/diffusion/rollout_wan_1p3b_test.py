@@ -6,12 +6,15 @@ import jax.numpy as jnp
 import pytest
 
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 _FRAME = (60, 104, 16)
 _MINUTE = 240  # latent frames
-_WINDOW = cache.Window()
+_WINDOW = window_lib.Window()
 
 
 @pytest.mark.parametrize(
@@ -21,7 +24,7 @@ _WINDOW = cache.Window()
 def test_a_minute_at_1p3b_compiles_and_updates_its_cache_in_place(
   kind: str, cache_bytes: int
 ) -> None:
-  config = wan.wan_1p3b(kind=kind)
+  config = wan_config.wan_1p3b(kind=kind)
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
 
   def state(keys):
@@ -37,7 +40,7 @@ def test_a_minute_at_1p3b_compiles_and_updates_its_cache_in_place(
     abstract,
     jax.ShapeDtypeStruct((1, config.text_tokens, config.text_dim), jnp.float32),
     window=_WINDOW,
-    sampler=rollout.few_step(),
+    sampler=sampling.few_step(),
     chunks=_MINUTE // _WINDOW.chunk_frames,
     frame=_FRAME,
   ).compile()

@@ -8,13 +8,14 @@ import pytest
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
-_ALL = cache.Window(chunk_frames=3, sink_frames=1, local_frames=None)
-_PLAIN = rollout.euler(2, shift=2.0, guidance=None)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_ALL = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=None)
+_PLAIN = sampling.euler(2, shift=2.0, guidance=None)
 
 
 class _Case:
@@ -43,11 +44,11 @@ class _Case:
 def test_stream_is_the_video_of_generate(seed: int, sampler: str) -> None:
   guided = sampler == "guided"
   steps = (
-    rollout.euler(2, shift=2.0, guidance=3.0)
+    sampling.euler(2, shift=2.0, guidance=3.0)
     if guided
-    else rollout.few_step((1000, 500), shift=5.0)
+    else sampling.few_step((1000, 500), shift=5.0)
   )
-  case = _Case(seed, batch=2, streams=steps.streams)
+  case = _Case(seed, batch=2, streams=steps.rows_per_video)
   context = jnp.concatenate([case.image, case.image[:, :0]], axis=1)
   given = dict(sampler=steps, context=context if guided else None)
   pieces = [*case.stream(**given, max_frames=11)]

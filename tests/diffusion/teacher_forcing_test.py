@@ -11,13 +11,15 @@ import pytest
 
 from tests import tiny_model
 from tests import tolerances
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 
 B, CHUNK, CHUNKS = 2, 3, 4
 FRAMES = CHUNK * CHUNKS
 WINDOWS = [(0, 3), (1, 5), (1, 6), (1, 9), (3, 6), (0, None)]
+AVERAGING = [(1, 5), (1, 3), (2, 6), (3, 6)]
 
 _velocity = jax.jit(
   teacher_forcing.velocity, static_argnames=("window", "first_chunk")
@@ -28,14 +30,20 @@ _loss = jax.jit(teacher_forcing.loss, static_argnames=("window", "first_chunk"))
 @functools.partial(jax.jit, static_argnames="window")
 def _rollout_chunk(model, cache, clean, noisy, timestep, text, *, window):
   """Velocity of a chunk against the cache, which then takes the chunk."""
-  place = rollout.place_of(cache, clean.shape[1])
-  velocity, _ = rollout.forward(model, cache, noisy, timestep, text, place)
-  return velocity, rollout.commit(model, cache, clean, text, window=window)
+  positions = chunk_pass.positions_of(cache, clean.shape[1], window=window)
+  velocity, _ = chunk_pass.velocity_and_entries(
+    model, cache, noisy, timestep, text, positions
+  )
+  return velocity, chunk_pass.commit(model, cache, clean, text, window=window)
 
 
-def _window(sink, local):
-  return cache_lib.Window(
-    chunk_frames=CHUNK, sink_frames=sink, local_frames=local
+def _window(sink, local, policy="first"):
+  return window_lib.Window(
+    chunk_frames=CHUNK,
+    sink_frames=sink,
+    local_frames=local,
+    sink=policy,
+    sink_decay=0.7,
   )
 
 
@@ -79,12 +87,15 @@ def _by_rollout(model, clean, noisy, timestep, text, window, padding):
 
 @pytest.mark.parametrize("kind", ["latent", "dense"])
 @pytest.mark.parametrize("first_chunk", [None, 1])
-@pytest.mark.parametrize(("sink", "local"), WINDOWS)
+@pytest.mark.parametrize(
+  ("sink", "local", "policy"),
+  [(*w, "first") for w in WINDOWS] + [(*w, "average") for w in AVERAGING],
+)
 def test_every_chunk_equals_the_cached_rollout(
-  seed, kind, first_chunk, sink, local
+  seed, kind, first_chunk, sink, local, policy
 ):
   rng = np.random.default_rng(seed)
-  model, window = tiny_model.build(kind, rng), _window(sink, local)
+  model, window = tiny_model.build(kind, rng), _window(sink, local, policy)
   inputs = _inputs(rng)
   padding = 0 if first_chunk is None else CHUNK - first_chunk
   expected = _by_rollout(model, *inputs, window, padding)
@@ -230,7 +241,7 @@ def test_plan_is_the_windowed_mask_of_the_specification(
   chunk, chunks, sink, history, first
 ):
   local = None if history is None else chunk + history
-  window = cache_lib.Window(
+  window = window_lib.Window(
     chunk_frames=chunk, sink_frames=sink, local_frames=local
   )
   first = min(first, chunk) or chunk
@@ -248,9 +259,9 @@ def test_plan_is_the_windowed_mask_of_the_specification(
     own = [f for f in range(m * chunk, end) if f >= padding]
     assert plan.trained[m].sum() == len(own)
     # Coordinates count visible frames, oldest first, without a gap.
-    keys = plan.place.key_frame[0, m][plan.place.key_valid[0, m]]
+    keys = plan.positions.key[0, m][plan.positions.visible[0, m]]
     assert keys.tolist() == list(range(len(allowed) + len(own)))
-    queries = plan.place.query_frame[0, m][plan.trained[m]]
+    queries = plan.positions.query[0, m][plan.trained[m]]
     assert queries.tolist() == keys[len(allowed) :].tolist()
 
 

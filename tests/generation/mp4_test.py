@@ -1,12 +1,9 @@
-"""Tests of video files and contact sheets, by decoding them again."""
+"""Tests of MP4 files, by decoding them again."""
 
 import pathlib
 
 import av
-from hypothesis import given
-from hypothesis import strategies as st
 import numpy as np
-from PIL import Image
 import pytest
 
 from videomla_jax.generation import mp4
@@ -124,25 +121,6 @@ def test_bad_numbers_are_errors(
     mp4.Mp4Writer(tmp_path / "a.mp4", fps=fps, scale=scale)
 
 
-def test_unwritable_folder_is_one_sentence_with_the_path(
-  tmp_path: pathlib.Path,
-) -> None:
-  (tmp_path / "file").write_text("")
-  folder = tmp_path / "file" / "out"
-  with pytest.raises(ValueError, match="choose a folder") as error:
-    mp4.check_output_folder(folder)
-  assert str(folder) in str(error.value) and "\n" not in str(error.value)
-  with pytest.raises(ValueError, match="choose a folder"):
-    mp4.Mp4Writer(folder / "a.mp4", fps=4)
-  with pytest.raises(ValueError, match="choose a folder"):
-    mp4.write_png(folder / "a.png", Image.new("L", (1, 1)))
-
-
-def test_good_folder_is_created_and_stays_empty(tmp_path: pathlib.Path) -> None:
-  folder = mp4.check_output_folder(tmp_path / "a" / "b")
-  assert folder.is_dir() and not list(folder.iterdir())
-
-
 @pytest.mark.parametrize("content", [None, b"", b"no video"])
 def test_unreadable_video_is_an_error(
   tmp_path: pathlib.Path, content: bytes | None
@@ -153,59 +131,9 @@ def test_unreadable_video_is_an_error(
     mp4.read_mp4(tmp_path / "a.mp4")
 
 
-@given(st.integers(1, 400), st.integers(1, 40))
-def test_sheet_shows_the_first_frames_and_reaches_the_end(
-  num_frames: int, columns: int
+def test_unwritable_folder_is_refused_before_the_first_frame(
+  tmp_path: pathlib.Path,
 ) -> None:
-  chosen = mp4.sheet_frames(num_frames, columns=columns)
-  assert len(chosen) == min(columns, num_frames)
-  assert chosen[:13] == list(range(min(13, len(chosen))))
-  assert chosen == sorted(set(chosen)) and chosen[-1] < num_frames
-  if columns > 13:
-    assert chosen[-1] == num_frames - 1
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sheet_holds_the_frames_themselves(channels: int, seed: int) -> None:
-  rng = np.random.default_rng(seed)
-  videos = _digits(rng, 3, 20, 24, 24, channels)
-  labels = ["a slow three moving horizontally", "b" * 12, "many words " * 60]
-  sheet = mp4.contact_sheet(videos, labels, fps=4, columns=16, scale=2)
-  picture = np.asarray(sheet)
-  chosen = mp4.sheet_frames(20, columns=16)
-  first = np.broadcast_to(videos[0, chosen[-1]], (24, 24, 3))
-  large = first.repeat(2, axis=0).repeat(2, axis=1)
-  assert _contains(picture[:100], large)
-
-
-def _contains(picture: np.ndarray, part: np.ndarray) -> bool:
-  windows = np.lib.stride_tricks.sliding_window_view(picture, part.shape)
-  for row in windows[..., 0, :, :, :]:
-    if (row == part).all(axis=(1, 2, 3)).any():
-      return True
-  return False
-
-
-def test_sheet_needs_one_label_per_video() -> None:
-  with pytest.raises(ValueError, match="one for each of the 2 videos"):
-    mp4.contact_sheet(np.zeros((2, 3, 8, 8, 1), np.uint8), ["a"], fps=4)
-
-
-def test_png_is_complete_or_absent(tmp_path: pathlib.Path) -> None:
-  path = tmp_path / "a.png"
-  mp4.write_png(path, Image.new("RGB", (3, 2), "red"))
-  assert Image.open(path).getpixel((2, 1)) == (255, 0, 0)
-  assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-  ("seconds", "text"),
-  [(0, "0:00.0"), (12.5, "0:12.5"), (59.96, "1:00.0"), (600, "10:00.0")],
-)
-def test_time_stamps(seconds: float, text: str) -> None:
-  assert mp4.time_stamp(seconds) == text
-
-
-def test_to_uint8_rounds_and_clips() -> None:
-  values = np.array([-1.0, 0.0, 0.5, 1.0, 2.0], np.float32)
-  assert mp4.to_uint8(values).tolist() == [0, 0, 128, 255, 255]
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match="choose a folder"):
+    mp4.Mp4Writer(tmp_path / "file" / "out" / "a.mp4", fps=4)

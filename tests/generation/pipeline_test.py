@@ -14,42 +14,45 @@ from tests import tolerances
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import pipeline
-from videomla_jax.models import cache
 from videomla_jax.models import vae
-from videomla_jax.models import wan
+from videomla_jax.models import vae_config
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
-_WINDOW = cache.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 _FRAME = (4, 6, 4)  # H, W, C of a latent: 32 x 48 pixels
 _SAMPLER = sampling.few_step((1000, 500))
 
 
 @functools.cache  # One tree structure, so jit compiles once.
 def _abstract(kind: str):
-  dit = tiny_model.abstract(wan.tiny(kind=kind, text_tokens=6))
-  return dit, vae.abstract(vae.tiny_vae())
+  dit = tiny_model.abstract(wan_config.tiny(kind=kind, text_tokens=6))
+  return dit, vae.abstract(vae_config.tiny_vae())
 
 
-def _parts(rng: np.random.Generator, kind="latent") -> pipeline.Parts:
+def _pipeline(rng: np.random.Generator, kind="latent") -> pipeline.Pipeline:
   dit, codec = (tiny_model.fill(m, rng) for m in _abstract(kind))
-  return pipeline.Parts(dit=dit, codec=codec, frame=_FRAME, fps=16)
+  return pipeline.Pipeline(dit=dit, codec=codec, frame=_FRAME, fps=16)
 
 
 def _text(rng: np.random.Generator, batch: int) -> jax.Array:
   return tiny_model.normal(rng, batch, 6, 32)
 
 
-def _roll_out(parts, text, key, **kwargs) -> np.ndarray:
+def _roll_out(made, text, key, **kwargs) -> np.ndarray:
   call = dict(window=_WINDOW, sampler=_SAMPLER) | kwargs
-  return np.concatenate([*pipeline.roll_out(parts, text, key, **call)], axis=1)
+  return np.concatenate(
+    [*pipeline.PixelStream(made, text, key, **call)], axis=1
+  )
 
 
 def test_streamed_pixels_are_the_decoded_rollout(seed: int) -> None:
   rng = np.random.default_rng(seed)
-  parts, text, key = _parts(rng), _text(rng, 1), jax.random.key(seed)
+  made, text, key = _pipeline(rng), _text(rng, 1), jax.random.key(seed)
   frames = 30  # no multiple of the 4 that a latent frame makes
-  pixels = _roll_out(parts, text, key, num_frames=frames)
+  pixels = _roll_out(made, text, key, num_frames=frames)
   latents = rollout.generate(
-    parts.dit,
+    made.dit,
     text,
     key,
     frame=_FRAME,
@@ -57,7 +60,7 @@ def test_streamed_pixels_are_the_decoded_rollout(seed: int) -> None:
     window=_WINDOW,
     sampler=_SAMPLER,
   )
-  whole = jax.jit(lambda c, z: c.decode(z))(parts.codec, latents)
+  whole = jax.jit(lambda c, z: c.decode(z))(made.codec, latents)
   assert pixels.shape == (1, frames, 32, 48, 3)
   assert whole.shape[1] == 33
   tolerances.assert_close(pixels, whole[:, :frames], "float32_deep")
@@ -66,13 +69,13 @@ def test_streamed_pixels_are_the_decoded_rollout(seed: int) -> None:
 @pytest.mark.parametrize("given", [1, 5])
 def test_given_frames_continue_in_pixels_and_latents(given, seed) -> None:
   rng = np.random.default_rng(seed)
-  parts, text, key = _parts(rng), _text(rng, 2), jax.random.key(seed)
+  made, text, key = _pipeline(rng), _text(rng, 2), jax.random.key(seed)
   clip = rng.integers(0, 256, (given, 32, 48, 3), dtype=np.uint8)
-  pixels = _roll_out(parts, text, key, num_frames=given + 12, given=clip)
+  pixels = _roll_out(made, text, key, num_frames=given + 12, given=clip)
   known = np.repeat(clip[None], 2, axis=0)
-  context = jax.jit(lambda c, x: c.encode(x))(parts.codec, jnp.asarray(known))
+  context = jax.jit(lambda c, x: c.encode(x))(made.codec, jnp.asarray(known))
   latents = rollout.generate(
-    parts.dit,
+    made.dit,
     text,
     key,
     frame=_FRAME,
@@ -81,19 +84,19 @@ def test_given_frames_continue_in_pixels_and_latents(given, seed) -> None:
     sampler=_SAMPLER,
     context=context,
   )
-  whole = jax.jit(lambda c, z: c.decode(z))(parts.codec, latents)
+  whole = jax.jit(lambda c, z: c.decode(z))(made.codec, latents)
   assert pixels.shape == (2, 12, 32, 48, 3)
   tolerances.assert_close(pixels, whole[:, given:], "float32_deep")
 
 
 def test_whole_clips_do_not_depend_on_the_pieces_decoded(seed: int) -> None:
   rng = np.random.default_rng(seed)
-  parts, text = _parts(rng, "dense"), _text(rng, 2)
+  made, text = _pipeline(rng, "dense"), _text(rng, 2)
   steps: list[None] = []
 
   def run(at_once: int) -> np.ndarray:
     pieces = pipeline.whole_clip(
-      parts,
+      made,
       text,
       jax.random.key(seed),
       sampler=sampling.unipc(3, shift=5.0, guidance=2.0),
@@ -110,11 +113,11 @@ def test_whole_clips_do_not_depend_on_the_pieces_decoded(seed: int) -> None:
 
 def test_videos_of_a_batch_are_those_made_alone(seed: int) -> None:
   rng = np.random.default_rng(seed)
-  parts, text = _parts(rng), _text(rng, 2)
+  made, text = _pipeline(rng), _text(rng, 2)
   keys = jax.random.split(jax.random.key(seed), 2)
-  both = _roll_out(parts, text, keys, num_frames=9)
+  both = _roll_out(made, text, keys, num_frames=9)
   for i in range(2):
-    alone = _roll_out(parts, text[i : i + 1], keys[i : i + 1], num_frames=9)
+    alone = _roll_out(made, text[i : i + 1], keys[i : i + 1], num_frames=9)
     tolerances.assert_close(alone[0], both[i], "float32_deep")
 
 
@@ -130,14 +133,14 @@ def test_videos_of_a_batch_are_those_made_alone(seed: int) -> None:
 )
 def test_clips_are_cut_at_their_start(given, frames, used) -> None:
   clip = np.arange(given, dtype=np.uint8).reshape(-1, 1, 1, 1)
-  parts = _parts(np.random.default_rng(0))
-  cut = pipeline.usable_clip(clip, parts, num_frames=frames)
+  made = _pipeline(np.random.default_rng(0))
+  cut = pipeline.usable_clip(clip, made, num_frames=frames)
   assert cut.ravel().tolist() == used
 
 
 def test_decoder_frees_the_memory_it_has_used(seed: int) -> None:
-  parts = _parts(np.random.default_rng(seed))
-  decoder = pipeline.Decoder(parts, batch=1)
+  made = _pipeline(np.random.default_rng(seed))
+  decoder = pipeline.Decoder(made, batch=1)
   latents = jnp.zeros((1, 3, *_FRAME))
   decoder(latents)
   held = [weakref.ref(x) for x in jax.tree.leaves(decoder._state)]

@@ -1,249 +1,63 @@
-"""Tests of where models come from: parts, order of loading, mistakes."""
+"""Tests of where models come from: names, folders, and what they tell."""
 
-import gc
-import json
 import pathlib
-from typing import Any
-import weakref
 
-import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny_project
-from tests import tiny_release
-from videomla_jax import calibrate
-from videomla_jax import convert
-from videomla_jax import embed
-from videomla_jax import sample
-from videomla_jax.conversion import release as release_lib
-from videomla_jax.data import embeddings
-from videomla_jax.generation import mp4
+from videomla_jax.generation import request
 from videomla_jax.generation import sources
-from videomla_jax.models import released
-from videomla_jax.models import umt5
+from videomla_jax.generation import wan_source
+from videomla_jax.small_world import model as model_lib
 
-_PROMPTS = "; ".join(tiny_release.PROMPTS)
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory) -> pathlib.Path:
-  """A converted release, dense, and its latent twin beside it."""
-  folder = tmp_path_factory.mktemp("release")
-  rng = np.random.default_rng()
-  tiny_release.write_wan(folder / "given", rng)
-  for output, source, to in (
-    ("wan", "given", "same"),
-    ("videomla", "wan", "latent"),
-  ):
-    convert.convert(
-      tiny_release.options(
-        source=str(folder / source), output=str(folder / output), to=to
-      )
-    )
-  return folder
+_PROMPTS = ["slow 1 vertical", "fast 2 diagonal"]
 
 
-def _config(
-  release: pathlib.Path, folder: pathlib.Path, variant="wan_1p3b", **changes
-) -> Any:
-  config = tiny_project.config("sample", f"{variant},steps=2")
-  model = "videomla" if variant == "wan_1p3b" else "wan"
-  config.checkpoint = str(release / model)
-  config.height, config.width = 32, 48
-  config.prompts, config.seconds = _PROMPTS, 9 / 16
-  config.output.folder = str(folder / "out")
-  config.update(changes)
-  return config
-
-
-def _films(folder: pathlib.Path) -> list[np.ndarray]:
-  files = sorted((folder / "out").glob("*.mp4"))
-  return [mp4.read_mp4(path)[0] for path in files]
-
-
-@pytest.mark.parametrize(
-  "variant", ["wan_1p3b", "wan_1p3b_dense", "wan_1p3b_bidirectional"]
-)
-def test_a_release_goes_from_files_to_films(release, tmp_path, variant) -> None:
-  report = sample.sample(_config(release, tmp_path, variant))
-  films = _films(tmp_path)
-  assert [f.shape for f in films] == [(9, 32, 48, 3)] * 2
-  assert (report["frames"], report["fps"]) == (9, 16)
-  scalars = {"wan_1p3b": 8 + 4}.get(variant, 2 * 64)
-  assert report["cache_scalars_per_token_layer"] == scalars
-  assert report["decoder_bytes"] > 0
-  names = {p.name for p in (tmp_path / "out").iterdir()}
-  assert {"sample-sheet.png", "sample.json"} < names
-
-
-def test_a_picture_becomes_the_first_frame(release, tmp_path, seed) -> None:
-  rng = np.random.default_rng(seed)
-  blocks = rng.integers(0, 2, (4, 6, 3), dtype=np.uint8) * 255
-  given = blocks.repeat(8, axis=0).repeat(8, axis=1)
-  path = tmp_path / "given.png"
-  mp4.write_png(path, mp4.Image.fromarray(given))
-  config = _config(release, tmp_path, image=str(path))
-  sample.sample(config)
-  for film in _films(tmp_path):
-    assert len(film) == 9
-    assert np.abs(film[0].astype(int) - given).mean() < 16
-
-
-def test_the_encoder_is_gone_before_the_dit_comes(
-  release, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  load, encoders, alive = released.load, [], []
-
-  def spy(path, architecture, **kwargs):
-    gc.collect()
-    alive.append((architecture, sum(ref() is not None for ref in encoders)))
-    model = load(path, architecture, **kwargs)
-    if architecture == "umt5":
-      encoders.append(weakref.ref(model))
-    return model
-
-  monkeypatch.setattr(released, "load", spy)
-  sample.sample(_config(release, tmp_path))
-  assert alive == [("umt5", 0), ("wan_vae", 0), ("wan_dit", 0)]
-  assert len(encoders) == 1
-
-
-def test_embeddings_from_a_file_give_the_same_video(
-  release, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  config = tiny_project.config("embed")
-  config.checkpoint, config.prompts = str(release / "wan"), _PROMPTS
-  config.output = str(tmp_path / "prompts.safetensors")
-  assert embed.embed(config) == 3  # two prompts and the negative one
-  assert embed.embed(config) == 0
-  config.prompts = "a dog"
-  assert embed.embed(config) == 1
-  source = sources.open_source(_config(release, tmp_path))
-  direct = source.embed(tiny_release.PROMPTS, negative="")
-  stored = embeddings.read(config.output, [*tiny_release.PROMPTS, "", ""])
-  assert direct.shape == stored.shape == (4, 512, 32)
-  # The file holds bfloat16, to which the DiT rounds its text anyway.
-  rounded = np.asarray(direct, ml_dtypes.bfloat16).astype(np.float32)
-  np.testing.assert_array_equal(rounded, stored)
-
-  def unused(*args):
-    raise AssertionError("the text encoder was used")
-
-  monkeypatch.setattr(umt5, "embed_texts", unused)
-  sample.sample(
-    _config(
-      release,
-      tmp_path,
-      embeddings=config.output,
-      parts=dict(umt5="nowhere", tokenizer="nowhere"),
-    )
+@pytest.mark.parametrize("name", ["small_latent", "small_dense"])
+def test_shipped_model_tells_what_it_was_trained_on(name: str) -> None:
+  source = sources.open_source(
+    request.Networks(checkpoint=f"shipped:{name}", height=480, width=832)
   )
-  assert len(_films(tmp_path)) == 2
+  assert isinstance(source, sources.Source)
+  assert (source.pixels, source.pixel_channels) == ((24, 24), 1)
+  assert (source.fps, source.shift) == (4, 2)
+  assert source.window == tiny_project.WINDOW
+  assert not source.distilled
 
 
-def test_parts_may_lie_elsewhere(release, tmp_path) -> None:
-  parts = dict(dit=str(release / "videomla" / "dit"))
-  config = _config(release, tmp_path, parts=parts)
-  config.checkpoint = str(release / "wan")
-  report = sample.sample(config)
-  assert report["cache_scalars_per_token_layer"] == 8 + 4
-
-
-_MISTAKES = {
-  "no parts": (dict(checkpoint="nowhere"), "is not a directory"),
-  "no vae": (dict(parts=dict(vae="nowhere")), r"lacks \['nowhere'\]"),
-  "no encoder": (dict(parts=dict(umt5="gone")), "config.embeddings"),
-  "height": (dict(height=40), "multiple of 16; use 32"),
-  "width": (dict(width=8), "multiple of 16; use 16"),
-  "empty prompt": (dict(prompts="a;;b"), r"prompts\[1\] is empty"),
-  "no embeddings": (dict(embeddings="gone"), "does not exist"),
-  "random": (dict(checkpoint="random:wan"), "use one of"),
-}
-
-
-@pytest.mark.parametrize("mistake", _MISTAKES)
-def test_mistakes_are_found_before_anything_compiles(
-  release, tmp_path, mistake, monkeypatch: pytest.MonkeyPatch
+def test_name_decides_what_is_opened(
+  tmp_path: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  changes, words = _MISTAKES[mistake]
-
-  def too_late(*args, **kwargs):
-    raise AssertionError("the rollout was reached")
-
-  monkeypatch.setattr(sample, "_run", too_late)
-  with pytest.raises(ValueError, match=words):
-    sample.sample(_config(release, tmp_path, **changes))
-
-
-def test_half_weights_halve_the_kernels_and_nothing_else(release) -> None:
-  path = release / "wan" / "dit"
-  whole = released.load(path, "wan_dit", dtype="bfloat16")
-  half = released.load(path, "wan_dit", dtype="bfloat16", half_weights=True)
-  kernels = half.blocks.ffn.into.kernel, half.blocks.self_attention.query.kernel
-  assert {k.dtype.name for k in kernels} == {"bfloat16"}
-  float32 = (
-    half.time_project.kernel,
-    half.blocks.cross_norm.gain,
-    half.head.kernel,
-  )
-  assert {k.dtype.name for k in float32} == {"float32"}
-  sizes = [sum(x.nbytes for x in jax.tree.leaves(m)) for m in (whole, half)]
-  assert sizes[1] < 0.75 * sizes[0]
+  tiny_project.shrink(monkeypatch)
+  model = tiny_project.video("latent", np.random.default_rng(seed))
+  for stage in ("teacher_forcing", "consistency", "dmd"):
+    model_lib.save(tmp_path / stage, model, training=dict(stage=stage))
+    networks = request.Networks(checkpoint=str(tmp_path / stage))
+    source = sources.open_source(networks)
+    assert isinstance(source, sources.SmallSource)
+    assert source.distilled == (stage != "teacher_forcing")
+  random = request.Networks(checkpoint="random:wan_tiny")
+  source = sources.open_source(random)
+  assert isinstance(source, wan_source.WanSource)
+  assert isinstance(source, sources.Source)
+  # One named folder is enough to look for a converted release.
+  parts = request.Folders(vae="elsewhere")
+  networks = request.Networks(checkpoint=str(tmp_path / "dmd"), parts=parts)
+  with pytest.raises(ValueError, match=r"lacks .*'elsewhere'"):
+    sources.open_source(networks)
 
 
-@pytest.mark.parametrize("variant", ["wan_tiny", "wan_tiny_bidirectional"])
-def test_random_networks_run_the_whole_pipeline(tmp_path, variant) -> None:
-  config = tiny_project.config("sample", f"{variant},steps=2")
-  config.seconds = 9 / 16
-  config.output.folder = str(tmp_path / "out")
-  sample.sample(config)
-  (film,) = _films(tmp_path)
-  assert film.shape == (9, 32, 48, 3)
-  assert film.std() > 0
-
-
-def test_activations_of_real_clips_improve_a_conversion(
-  release, tmp_path, seed: int
+def test_guidance_of_small_models_runs_against_padding(
+  seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  rng = np.random.default_rng(seed)
-  clips = []
-  for i in range(2):
-    frames = rng.integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)
-    frames = frames.repeat(8, axis=1).repeat(8, axis=2)
-    clips.append(str(tmp_path / f"{i}.mp4"))
-    mp4.write_mp4(clips[-1], frames, fps=16, scale=1)
-  config = tiny_project.config("activations")
-  config.checkpoint = str(release / "wan")
-  config.clips, config.prompts = "; ".join(clips), _PROMPTS
-  config.height, config.width, config.num_frames = 32, 48, 5
-  config.max_tokens = 80
-  config.output = str(tmp_path / "tokens.safetensors")
-  # Two clips of two latent frames of 6 tokens, at four levels.
-  assert calibrate.activations(config) == 80
-  convert.convert(
-    tiny_release.options(
-      source=str(release / "wan" / "dit"),
-      output=str(tmp_path / "latent"),
-      to="latent",
-      activations=config.output,
-    )
-  )
-  text = (tmp_path / "latent" / release_lib.REPORT).read_text()
-  assert text.count("activation-aware") == tiny_release.DIT.num_layers
-  config.compare = str(tmp_path / "latent")
-  config.output = str(tmp_path / "errors.json")
-  fitted = calibrate.activations(config)
-  config.compare = str(release / "videomla" / "dit")
-  plain = calibrate.activations(config)
-  stored = json.loads((tmp_path / "errors.json").read_text())
-  assert stored["output_error"] == plain
-  assert len(plain) == tiny_release.DIT.num_layers
-  assert np.mean(fitted) < np.mean(plain)
-  config.prompts = "one"
-  with pytest.raises(ValueError, match="clips are 2 and prompts 1"):
-    calibrate.activations(config)
-  config.prompts, config.checkpoint = _PROMPTS, str(release / "videomla")
-  with pytest.raises(ValueError, match="has latent attention"):
-    calibrate.activations(config)
+  tiny_project.shrink(monkeypatch)
+  model = tiny_project.video("latent", np.random.default_rng(seed))
+  source = sources.SmallSource(model=model)
+  plain = source.embed(_PROMPTS, negative=None)
+  guided = source.embed(_PROMPTS, negative="whatever it says")
+  padding = model.encode_text(jnp.zeros((2, 4), jnp.int32))
+  np.testing.assert_array_equal(guided, jnp.concatenate([plain, padding]))
+  with pytest.raises(ValueError, match="'cat'"):
+    source.check(["slow cat vertical"])

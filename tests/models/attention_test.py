@@ -10,7 +10,7 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax import shapes
 from videomla_jax.models import attention
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.ops import rope
 
 KINDS = pytest.mark.parametrize("kind", list(attention.SELF_ATTENTION))
@@ -28,17 +28,17 @@ def _layer(kind, rng, **kwargs):
   return tiny_model.fill(nnx.eval_shape(make), rng)
 
 
-def _view(config, query_frame, key_frame, valid):
+def _rotations(config, query_frame, key_frame, valid):
   turn = lambda frame: rope.rotation(
     jnp.asarray([frame], jnp.int32), grid=GRID, bands=config.bands
   )
   valid = jnp.asarray([valid])
-  return attention.View(turn(query_frame), turn(key_frame), valid)
+  return attention.Rotations(turn(query_frame), turn(key_frame), valid)
 
 
 @jax.jit
-def _attend(layer, x, seen, view):
-  return layer.attend(x, [layer.project(seen)], view)
+def _attend(layer, x, seen, rotations):
+  return layer.attend(x, [layer.project(seen)], rotations)
 
 
 def _inputs(seed, kind, **kwargs):
@@ -53,16 +53,16 @@ def test_order_of_key_frames_does_not_matter(seed, kind):
   layer, x, seen = _inputs(seed, kind)
   order = np.random.default_rng(seed).permutation(K)
   frames, valid = np.arange(K), np.asarray([True, True, False, True, True])
-  out = _attend(layer, x, seen, _view(layer.config, [5, 6], frames, valid))
-  view = _view(layer.config, [5, 6], frames[order], valid[order])
-  tolerances.assert_close(_attend(layer, x, seen[:, order], view), out)
+  out = _attend(layer, x, seen, _rotations(layer.config, [5, 6], frames, valid))
+  rotations = _rotations(layer.config, [5, 6], frames[order], valid[order])
+  tolerances.assert_close(_attend(layer, x, seen[:, order], rotations), out)
 
 
 @KINDS
 def test_hidden_frames_equal_absent_frames(seed, kind):
   layer, x, seen = _inputs(seed, kind)
-  hidden = _view(layer.config, [3, 4], range(K), [True] * 3 + [False] * 2)
-  absent = _view(layer.config, [3, 4], range(3), [True] * 3)
+  hidden = _rotations(layer.config, [3, 4], range(K), [True] * 3 + [False] * 2)
+  absent = _rotations(layer.config, [3, 4], range(3), [True] * 3)
   out = _attend(layer, x, seen.at[:, 3:].set(1e6), hidden)
   tolerances.assert_close(out, _attend(layer, x, seen[:, :3], absent))
 
@@ -75,7 +75,9 @@ def test_common_offset_of_frames_changes_nothing(seed, kind):
       layer,
       x,
       seen,
-      _view(layer.config, np.arange(5, 7) + s, np.arange(K) + s, [True] * K),
+      _rotations(
+        layer.config, np.arange(5, 7) + s, np.arange(K) + s, [True] * K
+      ),
     )
     for s in (0, 40)
   ]
@@ -90,8 +92,8 @@ def test_latent_layer_has_one_answer_in_every_form(seed, form, implementation):
   outs = []
   for kwargs in ({}, dict(form=form, implementation=implementation)):
     layer, x, seen = _inputs(seed, "latent", **kwargs)
-    view = _view(layer.config, [5, 6], range(K), [True] * K)
-    outs.append(_attend(layer, x, seen, view))
+    rotations = _rotations(layer.config, [5, 6], range(K), [True] * K)
+    outs.append(_attend(layer, x, seen, rotations))
   tolerances.assert_close(*outs)
 
 
@@ -101,7 +103,7 @@ def test_latent_layer_has_one_answer_in_every_form(seed, form, implementation):
   [("wan_1p3b", {"latent": 224, "dense": 3072}), ("small", None)],
 )
 def test_cached_scalars_are_the_trailing_sizes_of_entries(kind, size, expected):
-  config = wan.SIZES[size](kind=kind)
+  config = wan_config.SIZES[size](kind=kind)
   model = tiny_model.abstract(config)
   block = jax.tree.map(
     lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), model.blocks

@@ -12,10 +12,11 @@ import pytest
 from tests import tiny_model
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 LAYERS = 2
-_commit = jax.jit(cache_lib.commit, static_argnames="window")
+_append = jax.jit(cache_lib.append, static_argnames="window")
 
 
 def _entries(streams, frames):
@@ -58,13 +59,15 @@ class Frames:
 
 
 def _check(cache, lists):
-  rank = np.asarray(cache_lib.rank(cache))
+  rank = np.asarray(
+    window_lib.Window().positions(cache.frame, cache.next_frame)[0]
+  )
   valid = np.asarray(cache_lib.valid(cache))
   frame = np.asarray(cache.frame)
   assert np.asarray(cache.next_frame).tolist() == [x.next for x in lists]
   for stream, frames in enumerate(lists):
     assert sorted(frame[stream, valid[stream]].tolist()) == frames.kept
-    assert (frame[stream, ~valid[stream]] == cache_lib.EMPTY).all()
+    assert (frame[stream, ~valid[stream]] == window_lib.EMPTY).all()
     for slot in np.flatnonzero(valid[stream]):
       held = frame[stream, slot]
       expected = _entries([stream], [held])
@@ -80,7 +83,7 @@ def _programs(draw):
   """A window, commits of each stream alone, then of both, and a flush."""
   chunk = draw(st.integers(1, 3))
   history = draw(st.one_of(st.none(), st.integers(0, 5)))
-  window = cache_lib.Window(
+  window = window_lib.Window(
     chunk_frames=chunk,
     sink_frames=draw(st.integers(0, 4)),
     local_frames=None if history is None else chunk + history,
@@ -110,7 +113,7 @@ def test_ring_buffer_equals_a_list_of_frames(program):
     frames, cache = Frames(window), _empty(1, window, total + spare)
     for length in lengths:
       entries = _entries([stream], frames.commit(length))
-      cache = _commit(cache, entries, window=window)
+      cache = _append(cache, entries, window=window)
     lists.append(frames)
     caches.append(cache)
   cache = _concatenate(caches)
@@ -120,7 +123,7 @@ def test_ring_buffer_equals_a_list_of_frames(program):
       # Streams stand at different frames: their entries differ.
       each = [_entries([s], x.commit(length)) for s, x in enumerate(lists)]
       entries = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *each)
-      cache = _commit(cache, entries, window=window)
+      cache = _append(cache, entries, window=window)
       _check(cache, lists)
     cache = cache_lib.flush(cache, window=window)
     for frames in lists:
@@ -129,9 +132,11 @@ def test_ring_buffer_equals_a_list_of_frames(program):
 
 
 def test_empty_cache_shows_nothing():
-  cache = _empty(2, cache_lib.Window(), 9)
+  cache = _empty(2, window_lib.Window(), 9)
   assert not cache_lib.valid(cache).any()
-  assert not cache_lib.rank(cache).any()
+  rank, count = window_lib.Window().positions(cache.frame, cache.next_frame)
+  assert not rank.any()
+  assert not count.any()
 
 
 @hypothesis.given(
@@ -142,7 +147,7 @@ def test_empty_cache_shows_nothing():
 )
 def test_slots_never_exceed_window_or_rollout(chunk, sink, history, frames):
   local = None if history is None else chunk + history
-  window = cache_lib.Window(
+  window = window_lib.Window(
     chunk_frames=chunk, sink_frames=sink, local_frames=local
   )
   slots = window.slots(frames)
@@ -154,7 +159,7 @@ def test_slots_never_exceed_window_or_rollout(chunk, sink, history, frames):
 @pytest.mark.parametrize("local", [3, 6, 9])
 def test_measured_bytes_equal_the_formula(kind, dtype, local):
   model = tiny_model.build(kind, np.random.default_rng(0))
-  window = cache_lib.Window(local_frames=local)
+  window = window_lib.Window(local_frames=local)
   cache = rollout.empty_cache(
     model,
     batch=2,
@@ -177,12 +182,12 @@ def test_measured_bytes_equal_the_formula(kind, dtype, local):
 )
 def test_bytes_of_the_1p3b_cache_at_480p(kind, expected):
   # 4 frames x 1560 tokens x 30 layers x 224 (dense 3072) x 2 bytes.
-  model = tiny_model.abstract(wan.wan_1p3b(kind=kind))
+  model = tiny_model.abstract(wan_config.wan_1p3b(kind=kind))
   make = functools.partial(
     rollout.empty_cache,
     batch=1,
     frame=(60, 104, 16),
-    window=cache_lib.Window(),
+    window=window_lib.Window(),
     max_frames=240,
   )
   assert cache_lib.num_bytes(jax.eval_shape(make, model)) == expected
@@ -201,4 +206,4 @@ def test_bytes_of_the_1p3b_cache_at_480p(kind, expected):
 )
 def test_bad_window_is_refused_with_the_way_out(fields, message):
   with pytest.raises(ValueError, match=message):
-    cache_lib.Window(**fields)
+    window_lib.Window(**fields)

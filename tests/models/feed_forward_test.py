@@ -26,11 +26,11 @@ def _stack(rng, hidden):
 
 @pytest.mark.parametrize(("hidden", "parts"), [(24, 1), (25, 2), (48, 2)])
 def test_parts_add_up_to_the_layer(seed, hidden, parts):
-  assert feed_forward.parts_of(WIDTH, hidden) == parts
+  assert feed_forward.num_slices(WIDTH, hidden) == parts
   rng = np.random.default_rng(seed)
   stack = _stack(rng, hidden)
   x = tiny_model.normal(rng, 2, 1, 3, 5, WIDTH)
-  by_parts = jax.jit(feed_forward.by_parts)
+  by_parts = jax.jit(feed_forward.by_slices)
   for layer in range(LAYERS):
     whole = jax.tree.map(lambda leaf, i=layer: leaf[i], stack)
     tolerances.assert_close(by_parts(stack, layer, x), whole(x))
@@ -41,5 +41,5 @@ def test_parts_add_up_to_the_layer(seed, hidden, parts):
   [(1536, 8960, 2), (1536, 8960 // 2, 1), (5120, 13824, 1), (128, 256, 1)],
 )
 def test_no_part_is_wider_than_queries_keys_and_values(width, hidden, parts):
-  assert feed_forward.parts_of(width, hidden) == parts
+  assert feed_forward.num_slices(width, hidden) == parts
   assert -(-hidden // parts) <= 3 * width

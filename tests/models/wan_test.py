@@ -13,14 +13,16 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax.models import layers
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 KINDS = pytest.mark.parametrize("kind", ["latent", "dense"])
 B, G, T = 2, 3, 2
 
 
-def _place():
+def _positions():
   frame = jnp.tile(jnp.arange(T, dtype=jnp.int32), (1, G, 1))
-  return wan.Place(frame, frame, jnp.ones((1, G, T), bool))
+  return window_lib.Positions(frame, frame, jnp.ones((1, G, T), bool))
 
 
 def _own(own, _):
@@ -29,11 +31,11 @@ def _own(own, _):
 
 @functools.partial(jax.jit, static_argnames="first")
 def _run(model, latents, timestep, text, *, first=0):
-  return model(
+  return model.velocity_and_entries(
     latents,
     timestep,
     text,
-    _place(),
+    _positions(),
     context_of=_own,
     keep=slice(first, None),
   )
@@ -161,20 +163,21 @@ def test_time_embedding_is_cosines_then_sines():
 
 
 def test_dense_1p3b_has_the_published_parameters():
-  model = tiny_model.abstract(wan.wan_1p3b(kind="dense"))
+  model = tiny_model.abstract(wan_config.wan_1p3b(kind="dense"))
   count = sum(leaf.size for leaf in jax.tree.leaves(model))
   assert count == 1_418_996_800
 
 
 def test_dense_14b_is_ten_times_1p3b():
-  model = tiny_model.abstract(wan.wan_14b())
+  model = tiny_model.abstract(wan_config.wan_14b())
   count = sum(leaf.size for leaf in jax.tree.leaves(model))
   assert 14.2e9 < count < 14.4e9
 
 
 def test_latent_1p3b_differs_in_self_attention_only():
   dense, latent = (
-    tiny_model.abstract(wan.wan_1p3b(kind=kind)) for kind in ("dense", "latent")
+    tiny_model.abstract(wan_config.wan_1p3b(kind=kind))
+    for kind in ("dense", "latent")
   )
   shapes = []
   for model in (dense, latent):

@@ -18,9 +18,12 @@ import pytest
 
 from tests import tolerances
 from tests.parity import goldens
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 _ABSOLUTE = ("c3_wfull_s0", "c3_w6_s1", "c3_w7_s1", "c3_w6_s0", "c1_w4_s1")
 _RELATIVE = ("w6_s1", "w9_s1", "w6_s1_flush", "w6_s1_flush_cut")
@@ -41,11 +44,11 @@ class Run(typing.NamedTuple):
     return _FILES[self.name]
 
   @property
-  def positions(self) -> str:
+  def scheme(self) -> str:
     return "absolute" if self.name in _ABSOLUTE else "window"
 
   @property
-  def window(self) -> cache_lib.Window:
+  def window(self) -> window_lib.Window:
     return goldens.window(goldens.config(self.file)["runs"][self.name])
 
   @property
@@ -66,12 +69,12 @@ class Run(typing.NamedTuple):
   def jump_to(self, chunk: int) -> int | None:
     return _CUT if self.name.endswith("cut") and chunk == _SWITCH else None
 
-  def noise(self) -> rollout.Noise:
+  def noise(self) -> sampling.Noise:
     """Recorded noise with a leading chunk axis."""
     start = self.latents("noise")
     chunk = self.window.chunk_frames
     start = start.reshape(len(start), -1, chunk, *start.shape[2:])
-    return rollout.Noise(start.swapaxes(0, 1), self.latents("eps"))
+    return sampling.Noise(start.swapaxes(0, 1), self.latents("eps"))
 
   def empty_cache(self) -> cache_lib.Cache:
     latents = self.latents("latents")
@@ -89,25 +92,28 @@ class Run(typing.NamedTuple):
       return cache_lib.flush(cache, window=self.window)
     return cache
 
-  def sampler(self) -> rollout.Sampler:
+  def sampler(self) -> sampling.Sampler:
     config = goldens.config(self.file)
-    return rollout.few_step(tuple(config["raw_steps"]), shift=config["shift"])
+    return sampling.few_step(tuple(config["raw_steps"]), shift=config["shift"])
 
 
-@functools.partial(jax.jit, static_argnames=("positions", "jump_to"))
+@functools.partial(jax.jit, static_argnames=("window", "scheme", "jump_to"))
 def _call(
-  model: wan.WanDiT, cache, x, timestep, text, *, positions, jump_to
+  model: wan.WanDiT, cache, x, timestep, text, *, window, scheme, jump_to
 ) -> tuple:
-  place = rollout.place_of(cache, x.shape[1], positions=positions)
-  if jump_to is not None:
-    place = rollout.jump(place, x.shape[1], to=jump_to)
-  return (*rollout.forward(model, cache, x, timestep, text, place), place)
+  positions = chunk_pass.positions_of(
+    cache, x.shape[1], window=window, scheme=scheme, jump_to=jump_to
+  )
+  out = chunk_pass.velocity_and_entries(
+    model, cache, x, timestep, text, positions
+  )
+  return (*out, positions)
 
 
-_commit = jax.jit(cache_lib.commit, static_argnames="window")
+_commit = jax.jit(cache_lib.append, static_argnames="window")
 _chunk_step = jax.jit(
-  rollout.chunk_step,
-  static_argnames=("window", "sampler", "positions", "jump_to"),
+  chunk_pass.chunk_step,
+  static_argnames=("window", "sampler", "scheme", "jump_to"),
 )
 
 
@@ -125,17 +131,18 @@ def test_every_call_equals_the_original(name: str) -> None:
     cache = run.enter(cache, m)
     _check_frames(run, m, cache)
     for k, t in enumerate(run["t"][m]):
-      velocity, entries, place = _call(
+      velocity, entries, positions = _call(
         model,
         cache,
         run.latents("x")[m, k],
         jnp.float32(t),
         run.text(m),
-        positions=run.positions,
+        window=run.window,
+        scheme=run.scheme,
         jump_to=run.jump_to(m),
       )
       velocities.append(velocity)
-    _check_positions(run, m, place)
+    _check_positions(run, m, positions)
     cache = _commit(cache, entries, window=run.window)
   golden = run.latents("v")
   ours = np.stack(velocities).reshape(golden.shape)
@@ -147,22 +154,22 @@ def _check_frames(run: Run, m: int, cache: cache_lib.Cache) -> None:
   """Our cache holds what the chunk sees beside itself, in any order."""
   chunk = run.window.chunk_frames
   own = range(m * chunk, (m + 1) * chunk)
-  golden = {int(f) for f in run["slot_frames"][m]} - {cache_lib.EMPTY}
+  golden = {int(f) for f in run["slot_frames"][m]} - {window_lib.EMPTY}
   for stream in np.asarray(cache.frame):
-    held = {int(f) for f in stream} - {cache_lib.EMPTY}
+    held = {int(f) for f in stream} - {window_lib.EMPTY}
     assert held | {*own} == golden
     assert not held & {*own}
 
 
-def _check_positions(run: Run, m: int, place: wan.Place) -> None:
+def _check_positions(run: Run, m: int, positions: window_lib.Positions) -> None:
   """Window-relative coordinates; absolute ones are not recorded."""
-  if run.positions == "absolute":
+  if run.scheme == "absolute":
     return
   golden_keys = run["key_index"][m, -1]
-  valid = np.asarray(place.key_valid)[0, 0]
-  keys = np.asarray(place.key_frame)[0, 0][valid]
+  valid = np.asarray(positions.visible)[0, 0]
+  keys = np.asarray(positions.key)[0, 0][valid]
   assert sorted(keys) == sorted(golden_keys[golden_keys >= 0])
-  queries = np.asarray(place.query_frame)[0, 0]
+  queries = np.asarray(positions.query)[0, 0]
   np.testing.assert_array_equal(queries, run["query_index"][m, -1])
 
 
@@ -171,7 +178,7 @@ def _check_entries(run: Run, cache: cache_lib.Cache) -> None:
   slots = [int(f) for f in run["slot_frames"][-1]]
   entries = cache.entries
   for name in ("key", "value"):
-    if name == "key" and run.positions == "absolute":
+    if name == "key" and run.scheme == "absolute":
       continue  # The original's keys are rotated.
     ours = np.asarray(getattr(entries, name))  # layers B slots P E
     golden = run[f"final_{name[0]}"]
@@ -199,7 +206,7 @@ def test_free_rollout_equals_the_original(name: str) -> None:
     sampler=run.sampler(),
     chunks=run.chunks,
     frame=golden.shape[3:],
-    positions=run.positions,
+    scheme=run.scheme,
   )
   tolerances.assert_close(latents, golden, "golden")
 

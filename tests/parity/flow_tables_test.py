@@ -8,6 +8,7 @@ import pytest
 from tests import tolerances
 from tests.parity import goldens
 from videomla_jax.diffusion import flow
+from videomla_jax.models import wan_config
 
 _TABLES = {
   "n1000_s5": (1000, 5.0),
@@ -33,14 +34,14 @@ def test_table_equals_the_original(table: str) -> None:
   steps, s = _TABLES[table]
   sigmas = flow.sigma_table(steps, s=s)
   _matches(sigmas, _golden(f"{table}/sigmas"))
-  _matches(sigmas * flow.MAX_TIMESTEP, _golden(f"{table}/timesteps"))
+  _matches(sigmas * wan_config.MAX_TIMESTEP, _golden(f"{table}/timesteps"))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_few_steps_equal_the_original(steps: int) -> None:
   raw = tuple(int(t) for t in _golden(f"warped/steps{steps}_raw"))
   sigmas = flow.few_step_sigmas(raw, s=5.0)
-  _matches(sigmas * flow.MAX_TIMESTEP, _golden(f"warped/steps{steps}"))
+  _matches(sigmas * wan_config.MAX_TIMESTEP, _golden(f"warped/steps{steps}"))
 
 
 @pytest.mark.parametrize("table", [*_TABLES, "exact"])
@@ -48,7 +49,7 @@ def test_noising_and_x0_equal_the_original(table: str) -> None:
   # Tables are searched by the original; given its entry, the formulas agree.
   exact = table == "exact"
   sigma = _golden("ex/t" if exact else f"ex/{table}/sigma")
-  sigma = sigma / np.float32(flow.MAX_TIMESTEP) if exact else sigma
+  sigma = sigma / np.float32(wan_config.MAX_TIMESTEP) if exact else sigma
   x = flow.add_noise(_latents("ex/x0"), _latents("ex/eps"), sigma)
   _matches(x, _latents(f"ex/{table}/x_t"))
   x0 = flow.x0_from_velocity(x, _latents("ex/v"), sigma)
@@ -79,7 +80,7 @@ def test_euler_steps_equal_the_original() -> None:
     i = [int(np.argmin(np.abs(np.multiply(levels, 1000) - x))) for x in t]
     following = jnp.asarray([levels[k + 1] for k in i], jnp.float32)
     x, v = (_latents(f"euler/{name}")[:, None] for name in "xv")
-    sigma = t[:, None] / np.float32(flow.MAX_TIMESTEP)
+    sigma = t[:, None] / np.float32(wan_config.MAX_TIMESTEP)
     return flow.euler_step(x, v, sigma, following[:, None])[:, 0]
 
   _matches(step(_golden("euler/t")), _latents("euler/x_next"))

@@ -14,8 +14,9 @@ import numpy as np
 
 from videomla_jax.conversion.names import dit as names
 from videomla_jax.models import attention
-from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "goldens"
 
@@ -46,8 +47,8 @@ def parameters(name: str) -> dict[str, np.ndarray]:
 
 def wan_config(
   sizes: dict[str, typing.Any], *, scan_blocks: bool = True
-) -> wan.WanConfig:
-  return wan.WanConfig(
+) -> wan_config.WanConfig:
+  return wan_config.WanConfig(
     attention=attention.AttentionConfig(
       kind="dense", width=sizes["dim"], num_heads=sizes["num_heads"]
     ),
@@ -67,10 +68,10 @@ def model(name: str) -> wan.WanDiT:
   return names.load_dense(wan_config(config(name)), parameters(name))
 
 
-def window(run: dict[str, typing.Any]) -> cache_lib.Window:
+def window(run: dict[str, typing.Any]) -> window_lib.Window:
   """The originals' window counts the sink; `local_frames` does not."""
   frames, sink = run["local_attn_size"], run["sink_size"]
-  return cache_lib.Window(
+  return window_lib.Window(
     chunk_frames=run["chunk"],
     sink_frames=sink,
     local_frames=None if frames < 0 else frames - sink,

@@ -15,7 +15,8 @@ from tests.parity import goldens
 from videomla_jax.conversion.names import dit as names
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
@@ -31,15 +32,15 @@ def _latents(name: str) -> jax.Array:
   return goldens.channels_last(goldens.load(_NAME)[name])
 
 
-def _window(run: str) -> cache_lib.Window:
+def _window(run: str) -> window_lib.Window:
   # The original's mask has neither window nor sink.
-  return cache_lib.Window(
+  return window_lib.Window(
     chunk_frames=_RUNS[run], sink_frames=0, local_frames=None
   )
 
 
 def _sigma(run: str) -> np.ndarray:
-  return _golden(f"{run}/t") / np.float32(flow.MAX_TIMESTEP)
+  return _golden(f"{run}/t") / np.float32(wan_config.MAX_TIMESTEP)
 
 
 @pytest.mark.parametrize("run", _RUNS)

@@ -9,7 +9,8 @@ from tests import tolerances
 from tests.parity import goldens
 from videomla_jax import shapes
 from videomla_jax.models import layers
-from videomla_jax.models import wan
+from videomla_jax.models import wan_block
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
 
 _NAME = "wan_dit"
@@ -17,9 +18,8 @@ _FRAMES = 6
 _GRID = shapes.Grid(rows=2, columns=3)
 
 
-def _place() -> wan.Place:
-  frame = np.arange(_FRAMES, dtype=np.int32)[None, None]
-  return wan.Place(frame, frame, np.ones_like(frame, bool))
+def _positions() -> window_lib.Positions:
+  return window_lib.all_together(_FRAMES)
 
 
 def _latents() -> jnp.ndarray:
@@ -38,7 +38,7 @@ def _own(own, past):
   return [own]
 
 
-def _block(i: int = 0) -> wan.Block:
+def _block(i: int = 0) -> wan_block.Block:
   return jax.tree.map(lambda p: p[i], goldens.model(_NAME).blocks)
 
 
@@ -50,8 +50,8 @@ def _matches(ours, name: str) -> None:
 def test_velocity_equals_the_original() -> None:
   golden, model = goldens.load(_NAME), goldens.model(_NAME)
   time = jnp.broadcast_to(golden["in/t"][:, None, None], (2, 1, _FRAMES))
-  run = jax.jit(lambda m, *x: m(*x, context_of=_own)[0])
-  out = run(model, _latents(), time, golden["in/text"], _place())
+  run = jax.jit(lambda m, *x: m.velocity_and_entries(*x, context_of=_own)[0])
+  out = run(model, _latents(), time, golden["in/text"], _positions())
   tolerances.assert_close(
     np.moveaxis(out[:, 0], -1, 1), golden["out/v"], "golden"
   )
@@ -82,9 +82,16 @@ def test_block_equals_the_original(i: int) -> None:
   e0 = jnp.asarray(golden["mid/e0"])[:, None, None]
   time = jnp.broadcast_to(e0, (2, 1, _FRAMES, *e0.shape[3:]))
   text = jnp.asarray(golden["mid/text_tokens"])
-  view = model.view(_place(), _GRID, 2)
-  run = jax.jit(lambda block, *args: block(*args, _own))
-  out, entry = run(_block(i), x, time, text, view)
+  rotations = model.rotations(_positions(), _GRID, 2)
+
+  @jax.jit
+  def run(block, x, time, text, rotations):
+    seen = wan_block.Pass(
+      time=time, text=text, rotations=rotations, context_of=_own
+    )
+    return block(x, seen)
+
+  out, entry = run(_block(i), x, time, text, rotations)
   _matches(out, f"mid/block{i}_out")
   if i == 0:  # Entries are what the cache stores: keys are not rotated.
     _matches(entry.key, "mid/block0_sa_k_normed")
@@ -95,10 +102,10 @@ def test_sublayers_equal_the_original() -> None:
   golden, block = goldens.load(_NAME), _block()
   x = _tokens("mid/block0_sa_in")[:, 0]
   layer = block.self_attention
-  view = goldens.model(_NAME).view(_place(), _GRID, 2)
-  view = jax.tree.map(lambda leaf: leaf[:, 0], view)
+  rotations = goldens.model(_NAME).rotations(_positions(), _GRID, 2)
+  rotations = jax.tree.map(lambda leaf: leaf[:, 0], rotations)
   _matches(layer.query_norm(layer.query(x)), "mid/block0_sa_q_normed")
-  _matches(layer.attend(x, [layer.project(x)], view), "mid/block0_sa_out")
+  _matches(layer.attend(x, [layer.project(x)], rotations), "mid/block0_sa_out")
   text = jnp.asarray(golden["mid/text_tokens"])
   out = block.cross_attention(_tokens("mid/block0_ca_in"), text)
   _matches(out, "mid/block0_ca_out")

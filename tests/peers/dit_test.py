@@ -16,7 +16,8 @@ import safetensors
 from tests import tolerances
 from tests.parity import goldens
 from videomla_jax.conversion.names import dit as names
-from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 _FOLDER = os.environ.get("VIDEOMLA_PEERS_DIR")
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _read(name: str) -> tuple[wan.WanConfig, dict[str, np.ndarray]]:
+def _read(name: str) -> tuple[wan_config.WanConfig, dict[str, np.ndarray]]:
   path = pathlib.Path(_FOLDER) / f"{name}.safetensors"
   with safetensors.safe_open(path, framework="numpy") as file:
     config = json.loads(file.metadata()["config"])
@@ -44,14 +45,17 @@ def test_velocity_equals_the_peers(peer: str, size: str) -> None:
     if k.startswith(prefix)
   }
   model = names.load_dense(config, parameters)
-  frame = jnp.arange(tensors["in/t"].shape[1])[None, None]
-  run = jax.jit(lambda m, *x: m(*x, context_of=lambda own, past: [own])[0])
+  run = jax.jit(
+    lambda m, *x: m.velocity_and_entries(
+      *x, context_of=lambda own, past: [own]
+    )[0]
+  )
   velocity = run(
     model,
     jnp.asarray(np.moveaxis(tensors["in/x"], 1, -1)[:, None]),
     jnp.asarray(tensors["in/t"][:, None]),
     jnp.asarray(tensors["in/text"]),
-    wan.Place(frame, frame, jnp.ones_like(frame, bool)),
+    window_lib.all_together(tensors["in/t"].shape[1]),
   )
   theirs = np.moveaxis(tensors["out/v"], 1, -1)
   tolerances.assert_close(velocity[:, 0], theirs, "golden")
@@ -60,6 +64,6 @@ def test_velocity_equals_the_peers(peer: str, size: str) -> None:
 def test_published_names_and_shapes_equal_the_peers() -> None:
   text = (pathlib.Path(_FOLDER) / "diffusers_1p3b.json").read_text()
   shapes = {k: tuple(s) for k, s in json.loads(text).items()}
-  tensors = names.table_of(wan.wan_1p3b(kind="dense"))
+  tensors = names.table_of(wan_config.wan_1p3b(kind="dense"))
   originals = tensors.originals(shapes)  # raises unless equal
   assert set(originals.values()) == tensors.tensors.keys()

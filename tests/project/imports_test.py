@@ -23,11 +23,11 @@ _BELOW: dict[str, set[str]] = {
   "models": {"shapes", "sharding", "storage", "ops"},
   "diffusion": {"shapes", "sharding", "ops", "models"},
   "data": {"storage", "models"},
-  "small_world": {"storage", "models", "diffusion", "data"},
+  "small_world": {"storage", "models", "data"},
   "costs": {"shapes", "sharding", "ops", "models", "diffusion"},
   "conversion": {"storage", "ops", "models", "small_world"},
   "generation": {
-    *("shapes", "storage", "runtime", "models", "diffusion", "data"),
+    *("shapes", "storage", "runtime", "ops", "models", "diffusion", "data"),
     *("small_world", "costs"),
   },
   "training": {

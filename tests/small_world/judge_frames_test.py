@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from videomla_jax.small_world import judge_frames
-from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import world
 
 
 @pytest.fixture
 def sprites():
-  return moving_digits.load_sprites("train")
+  return world.load_sprites("train")
 
 
 def test_every_kind_occurs_with_its_content(sprites, seed):

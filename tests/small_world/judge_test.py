@@ -5,7 +5,8 @@ import pytest
 
 from videomla_jax.small_world import judge as judge_lib
 from videomla_jax.small_world import judge_frames
-from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import judge_network
+from videomla_jax.small_world import world
 
 
 def test_judge_knows_digits_and_contents_of_held_out_sprites(judge_and_report):
@@ -21,10 +22,12 @@ def test_judge_knows_digits_and_contents_of_held_out_sprites(judge_and_report):
 
 def test_judge_says_the_same_at_every_lattice_position(judge, seed):
   rng = np.random.default_rng(seed)
-  sprites, _ = moving_digits.load_sprites("test")
+  sprites, _ = world.load_sprites("test")
   chosen = sprites[rng.choice(len(sprites), 20, replace=False)]
   frames, places = judge_frames.clean_frames(chosen)
-  judged = judge_lib.judge_frames(judge, frames.reshape(20, places, 24, 24, 1))
+  judged = judge_network.judge_frames(
+    judge, frames.reshape(20, places, 24, 24, 1)
+  )
   assert (judged.identity == judged.identity[:, :1]).all()
   assert np.ptp(judged.identity_probability, axis=1).max() < 1e-4
 
@@ -32,9 +35,9 @@ def test_judge_says_the_same_at_every_lattice_position(judge, seed):
 def test_judge_does_not_depend_on_the_batch(judge, seed, monkeypatch):
   rng = np.random.default_rng(seed)
   videos = rng.uniform(size=(3, 7, 24, 24, 1)).astype(np.float32)
-  whole = judge_lib.judge_frames(judge, videos)
-  monkeypatch.setattr(judge_lib, "_BATCH", 8)
-  parts = judge_lib.judge_frames(judge, videos)
+  whole = judge_network.judge_frames(judge, videos)
+  monkeypatch.setattr(judge_network, "_BATCH", 8)
+  parts = judge_network.judge_frames(judge, videos)
   np.testing.assert_array_equal(whole.identity, parts.identity)
   np.testing.assert_array_equal(whole.content, parts.content)
   np.testing.assert_allclose(
@@ -43,7 +46,7 @@ def test_judge_does_not_depend_on_the_batch(judge, seed, monkeypatch):
 
 
 def test_judge_calls_blank_frames_fragments(judge):
-  judged = judge_lib.judge_frames(
+  judged = judge_network.judge_frames(
     judge, np.zeros((1, 2, 24, 24, 1), np.float32)
   )
   assert (judged.content == judge_frames.FRAGMENT).all()
@@ -60,8 +63,8 @@ def test_cache_returns_the_same_judge_without_training(
   assert report == judge_and_report[1]
   frames = np.random.default_rng(seed).uniform(size=(1, 9, 24, 24, 1))
   frames = frames.astype(np.float32)
-  first = judge_lib.judge_frames(judge_and_report[0], frames)
-  second = judge_lib.judge_frames(loaded, frames)
+  first = judge_network.judge_frames(judge_and_report[0], frames)
+  second = judge_network.judge_frames(loaded, frames)
   for a, b in zip(first, second):
     np.testing.assert_array_equal(a, b)
   assert [p.name for p in path.parent.iterdir()] == ["judge.npz"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from videomla_jax.small_world import measures
-from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts as prompts_lib
+from videomla_jax.small_world import world
 
 PROMPTS = prompts_lib.all_prompts()
 NUM_FRAMES = 96
@@ -160,30 +160,6 @@ def test_blank_videos_are_finite_and_bad(judge):
     assert values[f"{name}/all"] == 0
 
 
-def test_path_fit_ignores_the_offset_of_the_handwriting(seed):
-  rng = np.random.default_rng(seed)
-  for prompt in PROMPTS[:6]:
-    clip = moving_digits.sample_clip(rng, prompt, "test", 40)
-    shift = rng.uniform(-1.4, 1.4, 2)
-    track = measures.Track(
-      (clip.positions + shift)[None], np.ones((1, 40), bool)
-    )
-    values = measures.path_measures(track)
-    np.testing.assert_allclose(values["residual_px"], 0, atol=1e-6)
-    np.testing.assert_allclose(values["on_path"], 1)
-
-
-def test_invisible_frames_count_as_off_path(seed):
-  rng = np.random.default_rng(seed)
-  clip = moving_digits.sample_clip(rng, PROMPTS[0], "test", 40)
-  visible = np.ones((1, 40), bool)
-  visible[0, 10:20] = False
-  track = measures.Track(clip.positions[None].astype(float), visible)
-  values = measures.path_measures(track)
-  np.testing.assert_allclose(values["on_path"], 0.75)
-  np.testing.assert_allclose(values["residual_px"], 8)  # sqrt(16² / 4)
-
-
 @pytest.mark.parametrize(("num_frames", "length"), [(240, 40), (30, 30)])
 def test_windows_cover_the_video(num_frames, length):
   windows = measures.time_windows(num_frames, 4)
@@ -236,10 +212,10 @@ def _means(videos, judge) -> dict[str, float]:
 
 def _render(rng, positions, *, rows=8):
   """Draws a held-out digit of each prompt, its upper `rows` rows only."""
-  images, labels = moving_digits.load_sprites("test")
+  images, labels = world.load_sprites("test")
   videos = []
   for prompt, path in zip(PROMPTS, positions):
     sprite = images[rng.choice(np.flatnonzero(labels == prompt.digit))].copy()
     sprite[rows:] = 0
-    videos.append(moving_digits.render(sprite, path.astype(np.int32)))
+    videos.append(world.render(sprite, path.astype(np.int32)))
   return np.stack(videos).astype(np.float32) / 255

@@ -13,11 +13,14 @@ from tests import tiny_videos
 from videomla_jax import prepare
 from videomla_jax import train
 from videomla_jax.conversion import release
+from videomla_jax.conversion import to_latent
 from videomla_jax.data import dataset
 from videomla_jax.generation import mp4
 from videomla_jax.models import released
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.runtime import metrics
 
 TEXT = (20, 32)
@@ -31,10 +34,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   config = tiny_videos.config(videos, root / "data", shard_size=1)
   config.test_fraction = 0.7
   prepare.prepare(config)
-  sizes = wan.tiny(kind="dense", text_dim=TEXT[1], text_tokens=TEXT[0])
+  sizes = wan_config.tiny(kind="dense", text_dim=TEXT[1], text_tokens=TEXT[0])
   released.save(root / "dense", wan.WanDiT(sizes, rngs=nnx.Rngs(0)))
-  released.save(root / "vae", vae.WanVAE(vae.tiny_vae(), rngs=nnx.Rngs(1)))
-  latent = release.Latent(method="spectral", d_c=8, d_rope=8, d_q=16)
+  released.save(
+    root / "vae", vae.WanVAE(vae_config.tiny_vae(), rngs=nnx.Rngs(1))
+  )
+  latent = to_latent.Recipe(method="spectral", d_c=8, d_rope=8, d_q=16)
   with release.open_network(root / "dense") as (network, tensors):
     release.write_model(root / "latent", network, tensors, latent=latent)
   return root
@@ -113,7 +118,7 @@ def test_a_corrupt_shard_ends_training_before_it_starts(root, tmp_path) -> None:
 
 
 def test_networks_must_read_the_text_that_is_there(root, tmp_path) -> None:
-  sizes = wan.tiny(kind="dense", text_dim=TEXT[1], text_tokens=24)
+  sizes = wan_config.tiny(kind="dense", text_dim=TEXT[1], text_tokens=24)
   released.save(tmp_path / "other", wan.WanDiT(sizes, rngs=nnx.Rngs(0)))
   config = _config(root, "pretraining", model=str(tmp_path / "other"))
   with pytest.raises(ValueError, match="networks.model reads 24 tokens"):

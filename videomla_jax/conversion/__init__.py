@@ -1,0 +1,1 @@
+"""From released checkpoints to model folders, to latent attention and back."""

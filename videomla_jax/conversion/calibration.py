@@ -10,29 +10,31 @@ import numpy as np
 from videomla_jax.conversion import moments
 from videomla_jax.models import attention
 from videomla_jax.models import wan
-from videomla_jax.storage import model_folder
-from videomla_jax.storage import tree_names
-
-MAX_TIMESTEP = 1000.0
+from videomla_jax.models import wan_block
+from videomla_jax.models import wan_config
+from videomla_jax.models import window
 
 
 @jax.jit
 def _embed(model, latents, sigma, text):
   timestep = jnp.full(latents.shape[:3], 1, jnp.float32)
-  timestep = timestep * sigma.reshape(-1, 1, 1) * MAX_TIMESTEP
-  frames = jnp.arange(latents.shape[2])[None, None]
-  place = wan.Place(frames, frames, jnp.ones_like(frames, bool))
-  view = model.view(place, model.grid(latents), latents.shape[0])
+  timestep = timestep * sigma.reshape(-1, 1, 1) * wan_config.MAX_TIMESTEP
+  positions = window.all_together(latents.shape[2])
+  rotations = model.rotations(positions, model.grid(latents), latents.shape[0])
   _, time = model.embed_time(timestep)
-  return model.patchify(latents), time, model.text_embed(text), view
+  return model.patchify(latents), time, model.text_embed(text), rotations
 
 
 @jax.jit
-def _block(blocks, n, x, time, text, view):
+def _block(blocks, n, x, time, text, rotations):
   block = jax.tree.map(lambda leaf: leaf[n], blocks)
-  seen = block.attention_input(x, time)
-  x, _ = block(x, time, text, view, lambda own, past: [own])
-  return x, seen
+  seen = wan_block.Pass(
+    time=time,
+    text=text,
+    rotations=rotations,
+    context_of=lambda own, past: [own],
+  )
+  return block(x, seen)[0], block.attention_input(x, time)
 
 
 def inputs(
@@ -49,9 +51,9 @@ def inputs(
     sigma: Noise level of each example, 0..1.
     text: Text embeddings.
   """
-  x, time, tokens, view = _embed(model, latents[:, None], sigma, text)
+  x, time, tokens, rotations = _embed(model, latents[:, None], sigma, text)
   for n in range(model.config.num_layers):
-    x, seen = _block(model.blocks, jnp.int32(n), x, time, tokens, view)
+    x, seen = _block(model.blocks, jnp.int32(n), x, time, tokens, rotations)
     yield seen[:, 0]
 
 
@@ -84,15 +86,9 @@ def collect(
   return kept
 
 
-def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
-  """Parameters of one layer's self-attention, as `latent_layer` takes them."""
-  own = model_folder.model_arrays(model.blocks.self_attention)
-  return {k: np.asarray(x[n]) for k, x in tree_names.flat_dict(own).items()}
-
-
 @jax.jit
-def _attend(layer, x, view):
-  return layer.attend(x, [layer.project(x)], view)
+def _attend(layer, x, rotations):
+  return layer.attend(x, [layer.project(x)], rotations)
 
 
 def output_errors(
@@ -109,8 +105,7 @@ def output_errors(
     tokens share is part of both.
   """
   errors = []
-  frames = jnp.arange(latents.shape[1])[None, None]
-  place = wan.Place(frames, frames, jnp.ones_like(frames, bool))
+  positions = window.all_together(latents.shape[1])
   grid = dense.grid(latents)
   for n, x in enumerate(inputs(dense, latents, sigma, text)):
     outs = []
@@ -118,9 +113,9 @@ def output_errors(
       layer = jax.tree.map(
         lambda leaf, n=n: leaf[n], model.blocks.self_attention
       )
-      view = model.view(place, grid, latents.shape[0])
-      view = jax.tree.map(lambda y: y[:, 0], view)
-      outs.append(_attend(layer, x, attention.View(*view)))
+      rotations = model.rotations(positions, grid, latents.shape[0])
+      rotations = jax.tree.map(lambda y: y[:, 0], rotations)
+      outs.append(_attend(layer, x, attention.Rotations(*rotations)))
     outs = [np.asarray(y, np.float64) for y in outs]
     errors.append(
       float(np.linalg.norm(outs[1] - outs[0]) / np.linalg.norm(outs[0]))

@@ -16,9 +16,8 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from videomla_jax.models import layers
+from videomla_jax.models import wan_config
 from videomla_jax.storage import atomic
-
-MAX_TIMESTEP = 1000.0
 
 Dense = Mapping[str, np.ndarray]
 Tokens = Float[np.ndarray, "n E"]
@@ -55,7 +54,9 @@ def time_table(
     count: Levels t.
   """
   freq_dim = len(arrays["time_embed/into/kernel"])
-  levels = np.float32(MAX_TIMESTEP * (np.arange(count) + 0.5) / count)
+  levels = np.float32(
+    wan_config.MAX_TIMESTEP * (np.arange(count) + 0.5) / count
+  )
   x = np.asarray(layers.sinusoid(jnp.asarray(levels), dim=freq_dim), np.float64)
 
   def linear(name, x):

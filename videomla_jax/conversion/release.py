@@ -19,14 +19,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from videomla_jax.conversion import latent_layer as layer_lib
-from videomla_jax.conversion import moments
-from videomla_jax.conversion import to_latent as model_lib
+from videomla_jax.conversion import to_latent
 from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table as tensor_table_lib
 from videomla_jax.models import released
 from videomla_jax.models import umt5
+from videomla_jax.models import wan_config
 from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import model_reader
@@ -38,27 +37,6 @@ Tensors = Mapping[str, lazy_tensor.LazyTensor]
 Advance = Callable[[], Any]
 
 REPORT = "init_report.json"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Latent:
-  """How dense attention becomes latent.
-
-  Attributes:
-    method: "spectral" or "random".
-    d_c: Content latent.
-    d_rope: Shared positional key.
-    d_q: Query latent.
-    seed: Of random parameters.
-    activations: File of real inputs, or empty.
-  """
-
-  method: layer_lib.Method
-  d_c: int
-  d_rope: int
-  d_q: int
-  seed: int = 0
-  activations: str = ""
 
 
 @contextlib.contextmanager
@@ -96,15 +74,7 @@ def open_network(
 def _open_folder(path) -> tuple[detect.Network, Tensors]:
   """Our own folder, seen as tensors of PyTorch."""
   reader = model_reader.ModelReader(path)
-  architecture = reader.config.get("architecture")
-  if architecture not in released.ARCHITECTURES:
-    raise ValueError(
-      f"source={str(path)!r} is a model folder of another kind; give one that "
-      "convert wrote."
-    )
-  config_type, _ = released.ARCHITECTURES[architecture]
-  config = config_type.from_dict(reader.config["config"])
-  network = detect.network_of(architecture, config)
+  network = detect.network_of(released.config_at(path))
 
   def lazy(tensor: tensor_table_lib.Tensor) -> lazy_tensor.LazyTensor:
     def read() -> np.ndarray:
@@ -124,7 +94,7 @@ def write_model(
   *,
   dtype: str = "source",
   source: Mapping[str, Any] | None = None,
-  latent: Latent | None = None,
+  latent: to_latent.Recipe | None = None,
   advance: Advance = lambda: None,
 ) -> None:
   """Writes a model folder.
@@ -217,13 +187,13 @@ class _Changed:
   blocks: list[dict[str, tensor_table_lib.Tensor]]
 
 
-def _latent_config(network: detect.Network, latent: Latent) -> Any:
+def _latent_config(network: detect.Network, latent: to_latent.Recipe) -> Any:
   if network.architecture != "wan_dit":
     raise ValueError(
       f"--to=latent changes a DiT, but the source is a "
       f"{network.architecture!r}; give the DiT."
     )
-  return model_lib.latent_config(
+  return to_latent.latent_config(
     network.config, d_c=latent.d_c, d_rope=latent.d_rope, d_q=latent.d_q
   )
 
@@ -251,46 +221,47 @@ def _paths(tensors: Mapping[str, tensor_table_lib.Tensor]) -> set[str]:
 
 
 def _write_latent(
-  writer, network, tensors, config, latent: Latent, advance: Advance
+  writer: model_writer.ModelWriter,
+  network: detect.Network,
+  tensors: Tensors,
+  config: wan_config.WanConfig,
+  recipe: to_latent.Recipe,
+  advance: Advance,
 ) -> list[dict[str, Any]]:
-  """Converts block after block; returns what each kept."""
+  """Converts and writes one block after the other; returns what each kept."""
 
   def read(original: str) -> np.ndarray:
     tensor = network.table.tensors[original]
     value = tensor.layout.to_ours(tensors[original].read())
     return np.asarray(value, np.float64)
 
-  paths = {t.path: n for n, t in network.table.tensors.items()}
-  times = moments.time_table(
-    {p: read(n) for p, n in paths.items() if p.startswith("time_")}
+  def read_layer(n: int) -> to_latent.DenseLayer:
+    replaced = dit_names.self_attention(network.config, n)
+    return to_latent.DenseLayer(
+      {
+        tensor.path.removeprefix(to_latent.SELF_ATTENTION): read(name)
+        for name, tensor in replaced.items()
+      },
+      read(f"blocks.{n}.modulation"),
+      recipe.tokens(n),
+    )
+
+  time_parameters = {
+    tensor.path: read(name)
+    for name, tensor in network.table.tensors.items()
+    if tensor.path.startswith("time_")
+  }
+  converted = to_latent.convert_layers(
+    read_layer, time_parameters, config, method=recipe.method, seed=recipe.seed
   )
   reports = []
-  for n in range(config.num_layers):
-    dense = {
-      tensor.path.removeprefix(model_lib.SELF_ATTENTION): read(name)
-      for name, tensor in dit_names.self_attention(network.config, n).items()
-    }
-    modulation = times + read(f"blocks.{n}.modulation")
-    made, report = layer_lib.latent_layer(
-      dense,
-      config.attention,
-      method=latent.method,
-      seed=latent.seed + n,
-      moments=moments.predicted(dense, modulation[:, 0], modulation[:, 1]),
-      tokens=_tokens(latent, n),
-    )
-    for name, value in made.items():
-      writer.write(model_lib.SELF_ATTENTION + name, value, block=n)
+  for n, (arrays, report) in enumerate(converted):
+    for name, value in arrays.items():
+      writer.write(to_latent.SELF_ATTENTION + name, value, block=n)
     reports.append(report.to_dict())
-    for _ in dense:
+    for _ in dit_names.self_attention(network.config, n):
       advance()
   return reports
-
-
-def _tokens(latent: Latent, n: int) -> np.ndarray | None:
-  if not latent.activations or latent.method == "random":
-    return None
-  return moments.load(latent.activations, n)
 
 
 def export(

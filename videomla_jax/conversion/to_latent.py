@@ -1,25 +1,88 @@
-"""A whole network with latent attention made from a dense one, in memory."""
+"""Networks with latent attention, made from networks with dense attention.
 
+Every self-attention is replaced, everything else is kept. One loop converts the
+layers, wherever they lie: tensors of a checkpoint that is read piece by piece
+(`release`), a network in memory, or a small video model with its words.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import os
+from typing import Any, NamedTuple
 
 from flax import nnx
+from jaxtyping import Float
 import numpy as np
 
-from videomla_jax.conversion import latent_layer as layer_lib
+from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import moments
 from videomla_jax.models import attention
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.small_world import model as small_model
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
 SELF_ATTENTION = "blocks/self_attention/"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """How dense attention becomes latent.
+
+  Attributes:
+    method: "spectral" keeps what it can of the dense layers; "random" keeps
+      only their output projections and serves as a control.
+    d_c: Channels of the content latent.
+    d_rope: Channels of the positional key that all heads share.
+    d_q: Channels of the query latent.
+    seed: Seed of random parameters.
+    activations: File of inputs that the layers get on real latents, written by
+      `calibrate`; empty if there is none.
+  """
+
+  method: latent_layer.Method
+  d_c: int
+  d_rope: int
+  d_q: int
+  seed: int = 0
+  activations: str = ""
+
+  def tokens(self, n: int) -> moments.Tokens | None:
+    """Reads the real inputs of layer n, where the method uses them."""
+    if not self.activations or self.method == "random":
+      return None
+    return moments.load(self.activations, n)
+
+
+class DenseLayer(NamedTuple):
+  """What a conversion reads of one layer.
+
+  Attributes:
+    parameters: Parameters of `DenseSelfAttention`, names with slashes.
+    modulation: The block's own modulation, which is added to that of the
+      timestep; its first two rows shift and scale the attention's input.
+    tokens: Inputs that the layer gets on real latents, if they are known.
+  """
+
+  parameters: Mapping[str, np.ndarray]
+  modulation: Float[np.ndarray, "six E"]
+  tokens: moments.Tokens | None = None
+
+
 def latent_config(
-  dense: wan.WanConfig, *, d_c: int, d_rope: int, d_q: int
-) -> wan.WanConfig:
-  """The config of a converted network.
+  dense: wan_config.WanConfig, *, d_c: int, d_rope: int, d_q: int
+) -> wan_config.WanConfig:
+  """Returns the config of a converted network.
+
+  Args:
+    dense: Config of the network to convert.
+    d_c: Channels of the content latent.
+    d_rope: Channels of the shared positional key.
+    d_q: Channels of the query latent.
 
   Raises:
     ValueError: If the network is not dense, or the sizes do not fit.
@@ -40,23 +103,68 @@ def latent_config(
   return dataclasses.replace(dense, attention=sizes)
 
 
+def convert_layers(
+  read_layer: Callable[[int], DenseLayer],
+  time_parameters: Mapping[str, np.ndarray],
+  config: wan_config.WanConfig,
+  *,
+  method: latent_layer.Method,
+  seed: int = 0,
+) -> Iterator[tuple[latent_layer.Arrays, latent_layer.LayerReport]]:
+  """Converts self-attentions one by one, so that only one is in memory.
+
+  Args:
+    read_layer: Returns what is needed of layer n.
+    time_parameters: Parameters of the time embedding and projection, which
+      tell how the inputs of all layers are modulated.
+    config: Config of the result, see `latent_config`.
+    method: How to convert, see `latent_layer.latent_layer`.
+    seed: Seed of random parameters.
+
+  Yields:
+    Parameters of each layer's `LatentSelfAttention`, and what was kept.
+  """
+  times = moments.time_table(time_parameters)
+  for n in range(config.num_layers):
+    layer = read_layer(n)
+    modulation = times + layer.modulation
+    yield latent_layer.latent_layer(
+      layer.parameters,
+      config.attention,
+      method=method,
+      seed=seed + n,
+      moments=moments.predicted(
+        layer.parameters, modulation[:, 0], modulation[:, 1]
+      ),
+      tokens=layer.tokens,
+    )
+
+
+def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
+  """Returns the parameters of the self-attention of layer n, with slashes."""
+  parameters = model_folder.model_arrays(model.blocks.self_attention)
+  flat = tree_names.flat_dict(parameters)
+  return {name: np.asarray(x[n]) for name, x in flat.items()}
+
+
 def to_latent(
   dense: wan.WanDiT,
-  config: wan.WanConfig,
+  config: wan_config.WanConfig,
   *,
-  method: layer_lib.Method,
+  method: latent_layer.Method,
   seed: int = 0,
   tokens: Sequence[moments.Tokens] | None = None,
-) -> tuple[wan.WanDiT, list[layer_lib.LayerReport]]:
-  """Converts every self-attention and keeps everything else.
+) -> tuple[wan.WanDiT, list[latent_layer.LayerReport]]:
+  """Converts a network that is in memory.
 
   Args:
     dense: The network to start from.
-    config: Of the result, see `latent_config`.
-    method: See `layer.latent_layer`.
-    seed: Of random parameters.
-    tokens: Inputs of each layer, see `activations.collect`; without them,
-      moments are predicted from the modulation.
+    config: Config of the result, see `latent_config`.
+    method: How to convert, see `latent_layer.latent_layer`.
+    seed: Seed of random parameters.
+    tokens: Inputs that each layer gets on real latents, see
+      `calibration.collect`; without them, their moments are predicted from the
+      modulation.
 
   Returns:
     The network with latent attention, and what each layer kept.
@@ -64,34 +172,97 @@ def to_latent(
   Raises:
     ValueError: If sizes do not fit.
   """
+  flat = tree_names.flat_dict(model_folder.model_arrays(dense))
   arrays = {
     name: np.asarray(x)
-    for name, x in tree_names.flat_dict(
-      model_folder.model_arrays(dense)
-    ).items()
+    for name, x in flat.items()
+    if not name.startswith(SELF_ATTENTION)
   }
-  own = {
-    name.removeprefix(SELF_ATTENTION): arrays.pop(name)
-    for name in [*arrays]
-    if name.startswith(SELF_ATTENTION)
-  }
-  layers, reports = [], []
-  times = moments.time_table(arrays)
-  for n in range(dense.config.num_layers):
-    layer = {name: x[n] for name, x in own.items()}
-    table = times + arrays["blocks/modulation"][n]
-    made, report = layer_lib.latent_layer(
-      layer,
-      config.attention,
-      method=method,
-      seed=seed + n,
-      moments=moments.predicted(layer, table[:, 0], table[:, 1]),
-      tokens=None if tokens is None else tokens[n],
+
+  def read_layer(n: int) -> DenseLayer:
+    return DenseLayer(
+      dense_layer(dense, n),
+      arrays["blocks/modulation"][n],
+      None if tokens is None else tokens[n],
     )
-    layers.append(made)
-    reports.append(report)
+
+  converted = convert_layers(
+    read_layer, arrays, config, method=method, seed=seed
+  )
+  layers, reports = zip(*converted, strict=True)
   for name in layers[0]:
     arrays[SELF_ATTENTION + name] = np.stack([made[name] for made in layers])
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, tree_names.nested_dict(arrays))
-  return model, reports
+  return model, [*reports]
+
+
+def small_to_latent(
+  model: small_model.VideoModel, recipe: Recipe
+) -> tuple[small_model.VideoModel, list[dict[str, Any]]]:
+  """Converts a small video model; its words stay as they are.
+
+  The sizes are the small network's own, so only d_c and d_rope are free.
+
+  Args:
+    model: A dense model.
+    recipe: How to convert.
+
+  Returns:
+    The model with latent attention, and what each layer kept.
+
+  Raises:
+    ValueError: If it is not dense, or the small network has no such sizes.
+  """
+  if recipe.activations:
+    raise ValueError(
+      f"activations={recipe.activations!r} are of a released model; leave "
+      "--activations out for a small one."
+    )
+  config = dataclasses.replace(
+    model.config, kind="latent", d_c=recipe.d_c, d_rope=recipe.d_rope
+  )
+  d_q = config.network.attention.d_q
+  if recipe.d_q != d_q:
+    raise ValueError(
+      f"d_q={recipe.d_q} does not fit the small network, which has {d_q}; "
+      "leave --d_q out."
+    )
+  sizes = dict(d_c=recipe.d_c, d_rope=recipe.d_rope, d_q=d_q)
+  network = latent_config(model.dit.config, **sizes)
+  dit, reports = to_latent(
+    model.dit, network, method=recipe.method, seed=recipe.seed
+  )
+  made = nnx.eval_shape(
+    lambda: small_model.VideoModel(config, rngs=nnx.Rngs(0))
+  )
+  made.dit, made.text = dit, model.text
+  return made, [report.to_dict() for report in reports]
+
+
+def convert_small(
+  output: str | os.PathLike[str],
+  model: small_model.VideoModel,
+  recipe: Recipe,
+  *,
+  source: str,
+) -> None:
+  """Converts a small video model and writes it with a report of what it kept.
+
+  Args:
+    output: Folder to create or replace.
+    model: A dense model.
+    recipe: How to convert.
+    source: Where the model is from, as its config will say.
+
+  Raises:
+    ValueError: If it is not dense, or the small network has no such sizes.
+  """
+  made, reports = small_to_latent(model, recipe)
+  small_model.save(
+    output,
+    made,
+    init=dataclasses.asdict(recipe),
+    source=dict(files=source),
+    layers=reports,
+  )

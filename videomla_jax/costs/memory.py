@@ -14,6 +14,7 @@ from videomla_jax.models import cache
 from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import feed_forward
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import xla_chunked
 
@@ -102,7 +103,7 @@ def needs(
   *,
   streams: int,
   frame: tuple[int, int, int],
-  window: cache.Window,
+  window: window_lib.Window,
   max_frames: int,
   cache_dtype: str | None = None,
   codec: codec_lib.Codec | None = None,
@@ -182,7 +183,7 @@ def _cache_sizes(
   *,
   streams: int,
   frame: tuple[int, int, int],
-  window: cache.Window,
+  window: window_lib.Window,
   max_frames: int,
   dtype: str | None,
 ) -> _CacheSizes:
@@ -246,7 +247,7 @@ def _block_bytes(
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
   tokens = streams * queries
-  parts = feed_forward.parts_of(width, config.ffn_width)
+  parts = feed_forward.num_slices(width, config.ffn_width)
   attention = tokens * 3 * width * item + 2 * streams * keys * width * item
   ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
   if scores:

@@ -10,9 +10,11 @@ import numpy as np
 
 from videomla_jax import shapes
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
 from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 
 def compiled_bytes(
@@ -20,8 +22,8 @@ def compiled_bytes(
   *,
   batch: int,
   frame: tuple[int, int, int],
-  window: cache.Window,
-  sampler: rollout.Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   num_frames: int,
 ) -> dict[str, int]:
   """Reads the memory of a rollout in one program from the compiler.
@@ -44,7 +46,7 @@ def compiled_bytes(
     lambda keys: rollout.Rollout(
       rollout.empty_cache(
         model,
-        batch=batch * sampler.streams,
+        batch=batch * sampler.rows_per_video,
         frame=frame,
         window=window,
         max_frames=num_frames,
@@ -55,7 +57,11 @@ def compiled_bytes(
     jax.random.split(jax.random.key(0), batch),
   )
   text = jax.ShapeDtypeStruct(
-    (batch * sampler.streams, model.config.text_tokens, model.config.text_dim),
+    (
+      batch * sampler.rows_per_video,
+      model.config.text_tokens,
+      model.config.text_dim,
+    ),
     jnp.float32,
   )
   compiled = rollout.scan_chunks.lower(
@@ -80,8 +86,8 @@ def chunk_seconds(
   *,
   batch: int,
   frame: tuple[int, int, int],
-  window: cache.Window,
-  sampler: rollout.Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   num_frames: int,
 ) -> tuple[Float[np.ndarray, "chunks"], cache.Cache]:
   """Measures the wall time of every chunk of one streamed rollout.
@@ -98,7 +104,11 @@ def chunk_seconds(
     Seconds of each chunk, and the cache behind the last one.
   """
   text = jnp.zeros(
-    (batch * sampler.streams, model.config.text_tokens, model.config.text_dim)
+    (
+      batch * sampler.rows_per_video,
+      model.config.text_tokens,
+      model.config.text_dim,
+    )
   )
   chunks = stream.Stream(
     model,
@@ -116,6 +126,10 @@ def chunk_seconds(
     times.append(now - last)
     last = now
   return np.asarray(times), chunks.state.cache
+
+
+def _text_shape(model: wan.WanDiT, rows: int) -> tuple[int, int, int]:
+  return rows, model.config.text_tokens, model.config.text_dim
 
 
 def time_ratio(seconds: Float[np.ndarray, "chunks"]) -> dict[str, float | int]:

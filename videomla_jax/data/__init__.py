@@ -1,1 +1,1 @@
-"""Data of the small world: prompts, moving digits and the input pipeline."""
+"""Videos and captions on disk, made into latents and embeddings to train on."""

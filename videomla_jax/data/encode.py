@@ -22,11 +22,13 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.storage import model_folder
 
 RANDOM = "random:wan_tiny"
 _RANDOM_TEXTS = ["a quick brown fox jumps over the lazy dog", "a cat sleeps"]
 _PARTS = ("vae", "umt5", "tokenizer")
+_TINY = released.FAMILIES["wan_tiny"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,12 +63,11 @@ class Spec:
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
-  def vae_config(self) -> vae.VaeConfig:
+  def vae_config(self) -> vae_config.VaeConfig:
     """Sizes of the VAE, read without its weights."""
     if self.checkpoint == RANDOM:
-      return vae.tiny_vae(dtype=self.vae_dtype)
-    about = model_folder.check_folder((self._check() / "vae").absolute())
-    sizes = vae.VaeConfig.from_dict(about["config"])
+      return dataclasses.replace(_TINY.vae, dtype=self.vae_dtype)
+    sizes: vae_config.VaeConfig = self._config("vae")
     return dataclasses.replace(sizes, dtype=self.vae_dtype)
 
   def text_width(self) -> int:
@@ -74,9 +75,8 @@ class Spec:
     if self.embeddings:
       return embeddings_lib.width(self.embeddings)
     if self.checkpoint == RANDOM:
-      return umt5.tiny_umt5().width
-    about = model_folder.check_folder((self._check() / "umt5").absolute())
-    return umt5.Umt5Config.from_dict(about["config"]).width
+      return _TINY.text_encoder.width
+    return self._config("umt5").width
 
   def require_texts(self, captions: list[str]) -> None:
     """Raises `ValueError` if captions are missing in the given embeddings."""
@@ -95,6 +95,11 @@ class Spec:
         f" {absent[0]!r}; add them with python -m videomla_jax.embed, or give"
         " none to run the text encoder here."
       )
+
+  def _config(self, part: str) -> Any:
+    folder = (self._check() / part).absolute()
+    model_folder.check_folder(folder)
+    return released.config_at(folder)
 
   def _check(self) -> pathlib.Path:
     root = pathlib.Path(self.checkpoint)
@@ -117,12 +122,13 @@ class Spec:
       ValueError: If the VAE cannot take such clips.
     """
     sizes = self.vae_config()
-    time, space = 2 ** sum(sizes.temporal), 2 ** len(sizes.temporal)
+    time, space = sizes.temporal_stride, sizes.spatial_stride
+    step = released.family_of(sizes).pixel_step
     for name, size in (("height", height), ("width", width)):
-      if size % (2 * space):  # a token is a patch of 2 x 2 latent pixels
+      if size % step:
         raise ValueError(
-          f"clip.{name}={size} must be a multiple of {2 * space}; use"
-          f" {max(1, size // (2 * space)) * 2 * space}."
+          f"clip.{name}={size} must be a multiple of {step}; use"
+          f" {max(1, size // step) * step}."
         )
     if num_frames % time != 1 % time:
       raise ValueError(
@@ -169,13 +175,13 @@ class Encoder:
     if self._spec.checkpoint == RANDOM:
       return vae.WanVAE(self._spec.vae_config(), rngs=nnx.Rngs(0))
     dtype = self._spec.vae_dtype
-    return released.load(self._root / "vae", "wan_vae", dtype=dtype)
+    return released.load(self._root / "vae", "vae", dtype=dtype)
 
   @functools.cached_property
   def _text(self) -> tuple[Any, tokenizer_lib.Tokenizer]:
     if self._spec.checkpoint == RANDOM:
       tokenizer = tokenizer_lib.train_tokenizer(_RANDOM_TEXTS)
-      return umt5.Umt5Encoder(umt5.tiny_umt5(), rngs=nnx.Rngs(1)), tokenizer
+      return umt5.Umt5Encoder(_TINY.text_encoder, rngs=nnx.Rngs(1)), tokenizer
     tokenizer = tokenizer_lib.Tokenizer.load(self._root / "tokenizer")
     return released.load(self._root / "umt5", "umt5"), tokenizer
 

@@ -1,9 +1,9 @@
 """Whole clips at once: Wan's own many-step sampling.
 
-spec/wan.md A2 and spec/diffusion.md section 8. Every frame sees every frame, so
-a clip is as long as the network was trained for (21 latent frames) and nothing
-streams. One compiled step is called for every noise level, which shows progress
-and lets a clip be stopped.
+docs/method.md, section 7.4. Every frame sees every frame, so a clip is as long
+as the network was trained for (21 latent frames) and nothing is shown early.
+One compiled step is called for every noise level, so a caller sees the progress
+and may stop.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 Latents = sampling.Latents
 
@@ -26,38 +27,46 @@ def velocity(
   sigma: Float[Array, "*#B"] | Float[Array, "B T"],
   text: Float[Array, "B M E"],
   *,
-  store: wan.Store | None = None,
+  has_gradients: bool = True,
 ) -> Float[Array, "B T H W C"]:
-  """One pass in which all frames see each other.
+  """Predicts the velocity in one pass in which all frames see each other.
 
   Args:
     model: The network, dense or latent.
     latents: Noisy latents.
-    sigma: Noise level, one for all, one per example or one per frame.
+    sigma: Noise level 0..1, one for all, one per row or one per frame.
     text: Text embeddings.
-    store: `wan.read_only` for a pass without gradients, which needs less.
+    has_gradients: False for a pass without gradients, which needs less memory.
   """
   batch, frames = latents.shape[:2]
-  time = jnp.arange(frames)[None, None]
-  place = wan.Place(time, time, jnp.ones_like(time, bool))
-  timestep = sigma * flow.MAX_TIMESTEP
+  timestep = sigma * wan_config.MAX_TIMESTEP
   if sigma.ndim < 2:
     timestep = jnp.reshape(timestep, (-1, 1))
-  out, _ = model(
+  run = (
+    model.velocity_and_entries if has_gradients else model.velocity_and_history
+  )
+  out, _ = run(
     latents[:, None],
     jnp.broadcast_to(timestep[:, None], (batch, 1, frames)),
     text,
-    place,
+    window_lib.all_together(frames),
     context_of=lambda own, past: [own],
-    store=store,
   )
   return out[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
-def _step(model, state, text, call, *, sampler):
+def _step(
+  model: wan.WanDiT,
+  state: sampling.State,
+  text: Float[Array, "R M E"],
+  call: sampling.Call,
+  *,
+  sampler: sampling.Sampler,
+) -> sampling.State:
+  """Runs one network call of the schedule; the state is donated."""
   network = sampling.guided(
-    lambda x, sigma: velocity(model, x, sigma, text, store=wan.read_only),
+    lambda x, sigma: velocity(model, x, sigma, text, has_gradients=False),
     sampler,
   )
   answer = network(state.x, call.sigma)
@@ -76,23 +85,23 @@ def denoise(
   Args:
     model: The network.
     noise: Gaussian noise of the whole clip.
-    text: Embeddings, with guidance the unconditional ones after the
+    text: Text embeddings, with guidance the unconditional rows after the
       conditional ones.
-    sampler: "euler" or "unipc"; few-step students are causal.
+    sampler: A sampler that adds no noise; few-step students are causal.
 
   Raises:
     ValueError: If the sampler adds fresh noise, or shapes do not fit.
   """
-  if sampler.rule == "renoise":
+  if sampler.step_rule.adds_noise:
     raise ValueError(
-      "sampler.rule='renoise' is for few-step causal students; use 'unipc' or "
-      "'euler' for whole clips."
+      f"sampler.rule={sampler.rule!r} is for few-step causal "
+      "students; use 'unipc' or 'euler' for whole clips."
     )
-  streams = noise.shape[0] * sampler.streams
-  if text.shape[0] != streams:
+  rows = noise.shape[0] * sampler.rows_per_video
+  if text.shape[0] != rows:
     raise ValueError(
       f"text has {text.shape[0]} rows but {noise.shape[0]} clips need "
-      f"{streams}; give conditional, then unconditional embeddings."
+      f"{rows}; give conditional, then unconditional embeddings."
     )
   gaussian = sampling.Noise(jnp.copy(noise), jnp.zeros((0, *noise.shape)))
   calls = sampling.calls(sampler, gaussian)
@@ -112,6 +121,6 @@ def generate(
   *,
   sampler: sampling.Sampler,
 ) -> Latents:
-  """Clean latents of whole clips, see `denoise`."""
+  """Returns clean latents of whole clips, see `denoise`."""
   *_, latents = denoise(model, noise, text, sampler=sampler)
   return latents

@@ -1,106 +1,163 @@
 """One chunk against the rolling cache: coordinates, passes, commit.
 
-spec/rollout.md sections 5, 6 and 13. Denoising passes read the cache and never
+docs/method.md, section 9.1. Denoising passes read the cache and never
 write it; only the pass over the clean chunk at t = 0 commits.
 """
 
-from typing import Literal
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, PyTree
 
-from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import wan_block
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 Latents = sampling.Latents
-Positions = Literal["window", "absolute"]
 
 
-def place_of(
-  cache: cache_lib.Cache, length: int, *, positions: Positions = "window"
-) -> wan.Place:
-  """Temporal coordinates of the next chunk and of what it sees.
+def positions_of(
+  cache: cache_lib.Cache,
+  length: int,
+  *,
+  window: window_lib.Window,
+  scheme: window_lib.Scheme = "window",
+  jump_to: int | None = None,
+) -> window_lib.Positions:
+  """Returns temporal coordinates of the next chunk and of what it sees.
 
-  Window-relative coordinates count visible frames, oldest first, so no
-  coordinate ever leaves the range of training. Absolute ones are those of the
-  first implementations.
+  Args:
+    cache: The cache before the chunk.
+    length: Frames of the chunk.
+    window: The window that the cache was made for.
+    scheme: How frames are counted, see `Window.positions`.
+    jump_to: Coordinate of the chunk's first frame, if it is to be far from its
+      context: a cut (Infinity-RoPE).
   """
-  valid = cache_lib.valid(cache)
-  if positions == "window":
-    past, first = cache_lib.rank(cache), valid.sum(-1, dtype=jnp.int32)
-  else:
-    past, first = cache.frame, cache.next_frame
+  past, first = window.positions(cache.frame, cache.next_frame, scheme=scheme)
+  if jump_to is not None:
+    first = jnp.full_like(first, jump_to)
   query = first[:, None] + jnp.arange(length, dtype=jnp.int32)
-  return wan.Place(
-    query_frame=query[:, None],
-    key_frame=jnp.concatenate([past, query], axis=1)[:, None],
-    key_valid=jnp.concatenate([valid, jnp.ones_like(query, bool)], axis=1)[
-      :, None
-    ],
+  visible = [cache_lib.valid(cache), jnp.ones_like(query, bool)]
+  return window_lib.Positions(
+    query=query[:, None],
+    key=jnp.concatenate([past, query], axis=1)[:, None],
+    visible=jnp.concatenate(visible, axis=1)[:, None],
   )
 
 
-def jump(place: wan.Place, length: int, *, to: int) -> wan.Place:
-  """Moves the chunk to a far temporal coordinate: a cut (Infinity-RoPE)."""
-  target = to + jnp.arange(length, dtype=jnp.int32)
-  return place._replace(
-    query_frame=place.query_frame.at[..., :].set(target),
-    key_frame=place.key_frame.at[..., -length:].set(target),
-  )
+class _Context(TypedDict):
+  """The arguments by which the network sees the cache."""
+
+  context_of: wan_block.ContextOf
+  history: PyTree
 
 
-def forward(
+def _context(cache: cache_lib.Cache) -> _Context:
+  """Returns what a chunk sees: the cache, if it has slots, and itself."""
+
+  def context_of(own: PyTree, past: PyTree) -> list[PyTree]:
+    history = jax.tree.map(lambda x: x[:, None], past)
+    return [history, own] if cache.frame.shape[1] else [own]
+
+  return dict(context_of=context_of, history=cache.entries)
+
+
+def _by_frame(
+  timestep: Float32[Array, "*#B"], latents: Latents
+) -> Float32[Array, "B 1 T"]:
+  """Repeats a timestep of all rows, or of each row, for every frame."""
+  shape = (latents.shape[0], 1, latents.shape[1])
+  return jnp.broadcast_to(timestep.reshape(-1, 1, 1), shape)
+
+
+def velocity_and_entries(
   model: wan.WanDiT,
   cache: cache_lib.Cache,
   latents: Latents,
   timestep: Float32[Array, "*#B"],
   text: Float[Array, "B M E"],
-  place: wan.Place,
-  store: wan.Store | None = None,
+  positions: window_lib.Positions,
 ) -> tuple[Latents, PyTree]:
-  """One pass of a chunk that reads the cache and does not write it.
+  """Runs one pass of a chunk that reads the cache; it has gradients.
 
   Args:
     model: The network.
     cache: Context.
     latents: The chunk, noisy or clean.
-    timestep: 0..1000, one for all or one per stream.
+    timestep: 0..1000, one for all rows or one for each.
     text: Text embeddings.
-    place: Coordinates, see `place_of`.
-    store: Given, the chunk's entries go into the cache's, layer by layer; see
-      `wan.WanDiT`.
+    positions: Coordinates, see `positions_of`.
 
   Returns:
-    Velocity, and the chunk's entries for `cache.commit`; or, with `store`, the
-    cache's.
+    Velocity, and the chunk's entries for `cache.append`.
   """
-
-  def context_of(own, past):
-    history = jax.tree.map(lambda x: x[:, None], past)
-    return [history, own] if cache.frame.shape[1] else [own]
-
-  velocity, entries = model(
+  velocity, entries = model.velocity_and_entries(
     latents[:, None],
-    jnp.broadcast_to(
-      timestep.reshape(-1, 1, 1), (latents.shape[0], 1, latents.shape[1])
-    ),
+    _by_frame(timestep, latents),
     text,
-    place,
-    context_of=context_of,
-    history=cache.entries,
-    store=store,
+    positions,
+    **_context(cache),
   )
-  if store is None:
-    entries = jax.tree.map(lambda e: e[:, :, 0], entries)
-  return velocity[:, 0], entries
+  return velocity[:, 0], jax.tree.map(lambda e: e[:, :, 0], entries)
+
+
+def velocity_and_history(
+  model: wan.WanDiT,
+  cache: cache_lib.Cache,
+  latents: Latents,
+  timestep: Float32[Array, "*#B"],
+  text: Float[Array, "B M E"],
+  positions: window_lib.Positions,
+  *,
+  store: wan.Store = wan.read_only,
+) -> tuple[Latents, PyTree]:
+  """Runs one pass of a chunk without gradients, in less memory.
+
+  Args:
+    model: The network.
+    cache: Context.
+    latents: The chunk, noisy or clean.
+    timestep: 0..1000, one for all rows or one for each.
+    text: Text embeddings.
+    positions: Coordinates, see `positions_of`.
+    store: Puts the entries of a layer into those of the cache.
+
+  Returns:
+    Velocity, and the entries of the cache after the pass.
+  """
+  velocity, history = model.velocity_and_history(
+    latents[:, None],
+    _by_frame(timestep, latents),
+    text,
+    positions,
+    store=store,
+    **_context(cache),
+  )
+  return velocity[:, 0], history
+
+
+def clean_entries(
+  model: wan.WanDiT,
+  cache: cache_lib.Cache,
+  latents: Latents,
+  text: Float[Array, "B M E"],
+  *,
+  window: window_lib.Window,
+) -> PyTree:
+  """Returns the entries of clean latents, for `cache.append`."""
+  positions = positions_of(cache, latents.shape[1], window=window)
+  zero = jnp.zeros((), jnp.float32)
+  return velocity_and_entries(model, cache, latents, zero, text, positions)[1]
 
 
 def repeat(x: Array, sampler: sampling.Sampler) -> Array:
-  """Copies latents for the conditional and the unconditional stream."""
-  return jnp.concatenate([x] * sampler.streams)
+  """Copies latents for the conditional and the unconditional rows."""
+  return jnp.concatenate([x] * sampler.rows_per_video)
 
 
 def commit(
@@ -109,23 +166,39 @@ def commit(
   latents: Latents,
   text: Float[Array, "B M E"],
   *,
-  window: cache_lib.Window,
-  positions: Positions = "window",
+  window: window_lib.Window,
+  scheme: window_lib.Scheme = "window",
   jump_to: int | None = None,
 ) -> cache_lib.Cache:
-  """Runs clean latents at t = 0 and stores their entries."""
-  place = place_of(cache, latents.shape[1], positions=positions)
-  if jump_to is not None:
-    place = jump(place, latents.shape[1], to=jump_to)
-  slot = cache_lib.slots_of(cache, latents.shape[1], window=window)
+  """Runs clean latents at t = 0 and stores their entries.
 
-  def store(stored, own, layer):
+  Args:
+    model: The network.
+    cache: The cache before the chunk.
+    latents: The clean chunk.
+    text: Text embeddings.
+    window: Which frames the cache keeps.
+    scheme: How frames are counted, see `Window.positions`.
+    jump_to: Coordinate of a cut, see `positions_of`.
+
+  Returns:
+    The cache after the chunk.
+  """
+  length = latents.shape[1]
+  positions = positions_of(
+    cache, length, window=window, scheme=scheme, jump_to=jump_to
+  )
+  update = window.update(cache.frame, cache.next_frame, length)
+
+  def store(stored: PyTree, own: PyTree, layer: Array | int) -> PyTree:
     own = jax.tree.map(lambda e: e[:, 0], own)
-    return cache_lib.write(stored, own, slot, layer)
+    return cache_lib.write(stored, own, update, layer)
 
   zero = jnp.zeros((), jnp.float32)
-  _, entries = forward(model, cache, latents, zero, text, place, store)
-  return cache_lib.advance(cache, entries, slot)
+  _, entries = velocity_and_history(
+    model, cache, latents, zero, text, positions, store=store
+  )
+  return cache_lib.advance(cache, entries, update)
 
 
 def denoise(
@@ -134,18 +207,35 @@ def denoise(
   noise: sampling.Noise,
   text: Float[Array, "R M E"],
   *,
+  window: window_lib.Window,
   sampler: sampling.Sampler,
-  positions: Positions = "window",
+  scheme: window_lib.Scheme = "window",
   jump_to: int | None = None,
 ) -> Latents:
-  """Denoises one chunk against the cache; the sampler's passes in a loop."""
-  place = place_of(cache, noise.start.shape[1], positions=positions)
-  if jump_to is not None:
-    place = jump(place, noise.start.shape[1], to=jump_to)
+  """Denoises one chunk against the cache, the sampler's passes in a loop.
 
-  def velocity_of(x, sigma):
-    level = sigma * flow.MAX_TIMESTEP
-    return forward(model, cache, x, level, text, place, wan.read_only)[0]
+  Args:
+    model: The network.
+    cache: The cache before the chunk, which stays as it is.
+    noise: Start and fresh noise.
+    text: Embeddings, with guidance the unconditional ones after the
+      conditional ones.
+    window: The window that the cache was made for.
+    sampler: How to denoise.
+    scheme: How frames are counted, see `Window.positions`.
+    jump_to: Coordinate of a cut, see `positions_of`.
+
+  Returns:
+    Clean latents of the chunk.
+  """
+  length = noise.start.shape[1]
+  positions = positions_of(
+    cache, length, window=window, scheme=scheme, jump_to=jump_to
+  )
+
+  def velocity_of(x: Latents, sigma: Array) -> Latents:
+    level = sigma * wan_config.MAX_TIMESTEP
+    return velocity_and_history(model, cache, x, level, text, positions)[0]
 
   return sampling.solve(velocity_of, noise, sampler=sampler)
 
@@ -156,27 +246,27 @@ def chunk_step(
   noise: sampling.Noise,
   text: Float[Array, "R M E"],
   *,
-  window: cache_lib.Window,
+  window: window_lib.Window,
   sampler: sampling.Sampler,
-  positions: Positions = "window",
+  scheme: window_lib.Scheme = "window",
   jump_to: int | None = None,
 ) -> tuple[Latents, cache_lib.Cache]:
   """Generates one chunk and commits it.
 
   Args:
     model: The network.
-    cache: Window before the chunk.
+    cache: The cache before the chunk.
     noise: Start and fresh noise.
-    text: Embeddings, first conditional then unconditional with guidance.
+    text: Embeddings, with guidance the unconditional ones after the
+      conditional ones.
     window: Which frames the cache keeps.
     sampler: How to denoise.
-    positions: See `place_of`.
+    scheme: How frames are counted, see `Window.positions`.
     jump_to: Temporal coordinate of a cut, if this chunk starts a new scene.
 
   Returns:
     Clean latents of the chunk and the cache after it.
   """
-  where = dict(positions=positions, jump_to=jump_to)
+  where: dict[str, Any] = dict(window=window, scheme=scheme, jump_to=jump_to)
   x0 = denoise(model, cache, noise, text, sampler=sampler, **where)
-  clean = repeat(x0, sampler)
-  return x0, commit(model, cache, clean, text, window=window, **where)
+  return x0, commit(model, cache, repeat(x0, sampler), text, **where)

@@ -20,12 +20,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 Latents = Float[Array, "B T H W C"]
 # (noisy latents, σ of each frame) -> velocity.
@@ -33,7 +34,6 @@ VelocityOf = Callable[[Latents, Float32[Array, "B T"]], Latents]
 
 NUM_LEVELS = 48
 GUIDANCE = 3.0
-DECAY = 0.99
 
 
 class Draws(NamedTuple):
@@ -169,7 +169,7 @@ def causal(
   clean: Latents,
   text: Float[Array, "B M E"],
   *,
-  window: cache.Window,
+  window: window_lib.Window,
   first_chunk: int | None = None,
 ) -> VelocityOf:
   """A network that sees clean history, see `teacher_forcing.velocity`."""
@@ -179,7 +179,7 @@ def causal(
       model,
       clean,
       x,
-      sigma * flow.MAX_TIMESTEP,
+      sigma * wan_config.MAX_TIMESTEP,
       text,
       window=window,
       first_chunk=first_chunk,
@@ -195,7 +195,7 @@ def causal_guided(
   negative: Float[Array, "B M E"],
   *,
   weight: float,
-  window: cache.Window,
+  window: window_lib.Window,
   first_chunk: int | None = None,
 ) -> VelocityOf:
   """`causal` with guidance; both prompts run as one batch.
@@ -217,65 +217,3 @@ def causal_guided(
     return flow.guide(answers[:, 0], answers[:, 1], weight)
 
   return velocity_of
-
-
-def gradients(
-  student: wan.WanDiT,
-  target: wan.WanDiT,
-  teacher: wan.WanDiT,
-  clean: Latents,
-  draws: Draws,
-  text: Float[Array, "B M E"],
-  negative: Float[Array, "B M E"],
-  *,
-  window: cache.Window,
-  first_chunk: int | None = None,
-  guidance: float = GUIDANCE,
-  num_levels: int = NUM_LEVELS,
-  s: float = 5.0,
-) -> tuple[tuple[Float32[Array, ""], Float32[Array, "B T"]], wan.WanDiT]:
-  """Loss and its gradient to the student's parameters.
-
-  Args:
-    student: The network that is trained.
-    target: Its exponential average, see `update_target`.
-    teacher: The stage-1 network.
-    clean: Clean latents, whole chunks.
-    draws: See `draw`.
-    text: Embeddings of the prompts.
-    negative: Embeddings of the negative prompt.
-    window: What chunks see.
-    first_chunk: See `teacher_forcing.plan`.
-    guidance: w of the teacher, in `uncond + w (cond - uncond)`.
-    num_levels: Entries of the grid.
-    s: Warp of the grid.
-
-  Returns:
-    Loss and loss of each frame; gradients in the structure of the student.
-  """
-  where = dict(window=window, first_chunk=first_chunk)
-  steps = teacher_forcing.plan(clean.shape[1], **where)
-  guided = causal_guided(
-    teacher, clean, text, negative, weight=guidance, **where
-  )
-
-  def loss_of(student):
-    return loss(
-      causal(student, clean, text, **where),
-      causal(target, clean, text, **where),
-      guided,
-      clean,
-      draws,
-      num_levels=num_levels,
-      s=s,
-      trained=jnp.asarray(steps.trained.reshape(-1)),
-    )
-
-  return jax.value_and_grad(loss_of, has_aux=True)(student)
-
-
-def update_target(
-  target: PyTree, student: PyTree, *, decay: float = DECAY
-) -> PyTree:
-  """Moves the target network towards the student, after every step."""
-  return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, target, student)

@@ -34,6 +34,8 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 Latents = Float[Array, "B T H W C"]
 Text = Float[Array, "B M E"]
@@ -53,7 +55,7 @@ class Setup:
   the real score; the reference's 3.0 is added to the conditional, hence 4.0.
   """
 
-  window: cache_lib.Window
+  window: window_lib.Window
   sampler: sampling.Sampler
   clip_frames: int = 21
   guidance: float = 4.0
@@ -76,7 +78,13 @@ class ScoreDraws(NamedTuple):
 
 
 class RolloutDraws(NamedTuple):
-  """Noise of every chunk (leading axis); e - 1, one for chunks and examples."""
+  """What a rollout draws at random.
+
+  Attributes:
+    noise: Noise of every chunk, leaves with a leading chunk axis.
+    exit_call: Network calls before the exit call, 0 to K - 1, the same for all
+      chunks and rows.
+  """
 
   noise: sampling.Noise
   exit_call: Int[Array, ""]
@@ -84,14 +92,16 @@ class RolloutDraws(NamedTuple):
 
 def score_sigma(raw: Int[Array, "B"], *, s: float) -> Float32[Array, "B"]:
   """Level of a drawn integer 0..999, spec/diffusion.md Eq. (17)."""
-  level = flow.shift(raw.astype(jnp.float32) / flow.MAX_TIMESTEP, s)
+  level = flow.shift(raw.astype(jnp.float32) / wan_config.MAX_TIMESTEP, s)
   return jnp.clip(level, *SCORE_SIGMAS)
 
 
 def draw_score(key: Array, shape: tuple[int, ...], *, s: float) -> ScoreDraws:
   """Draws for a clip of shape B, T, H, W, C."""
   key_level, key_noise = jax.random.split(key)
-  raw = jax.random.randint(key_level, shape[:1], 0, int(flow.MAX_TIMESTEP))
+  raw = jax.random.randint(
+    key_level, shape[:1], 0, int(wan_config.MAX_TIMESTEP)
+  )
   noise = jax.random.normal(key_noise, shape, jnp.float32)
   return ScoreDraws(score_sigma(raw, s=s), noise)
 
@@ -103,9 +113,14 @@ def draw_rollout(
   key_noise, key_exit = jax.random.split(key)
   length, sampler = setup.window.chunk_frames, setup.sampler
   keys = rollout.split_keys(key_noise, shape[0])
-  given = dict(shape=(length, *shape[2:]), sampler=sampler)
   chunks = jnp.arange(-(-shape[1] // length))
-  noise = jax.vmap(lambda m: sampling.chunk_noise(keys, m, **given))(chunks)
+
+  def draw(chunk: Array) -> sampling.Noise:
+    return sampling.chunk_noise(
+      keys, chunk, shape=(length, *shape[2:]), sampler=sampler
+    )
+
+  noise = jax.vmap(draw)(chunks)
   exit_call = jax.random.randint(key_exit, (), 0, len(sampler.sigmas))
   return RolloutDraws(noise, exit_call)
 
@@ -119,13 +134,32 @@ class Texts(NamedTuple):
   critic: Text
 
 
-class SelfRollout(NamedTuple):
-  """A rollout and what its gradient needs."""
+class Trained(NamedTuple):
+  """What the gradient of a chunk needs; with a leading axis, of several.
 
-  latents: Latents  # predictions at the exit call
-  record: PyTree  # exit input and clean entries of each trained (last) chunk
-  before: cache_lib.Cache  # the cache before the first trained chunk
-  cache: cache_lib.Cache  # the cache after all, to continue from
+  Attributes:
+    exit_input: Noisy latents that the exit call saw.
+    entries: Entries of the clean chunk, leaves `[layers, B, T, P, ...]`.
+  """
+
+  exit_input: Float[Array, "*m B T H W C"]
+  entries: PyTree
+
+
+class SelfRollout(NamedTuple):
+  """A rollout and what its gradient needs.
+
+  Attributes:
+    latents: Predictions at the exit call.
+    trained: The trained chunks, which are the last ones; None if none are.
+    before: The cache before the first trained chunk.
+    cache: The cache after all chunks, to continue from.
+  """
+
+  latents: Latents
+  trained: Trained | None
+  before: cache_lib.Cache
+  cache: cache_lib.Cache
 
 
 def predict(
@@ -134,33 +168,62 @@ def predict(
   x: Latents,
   sigma: Scalar,
   text: Text,
+  *,
+  window: window_lib.Window,
 ) -> Latents:
-  """x0 of a chunk, the one pass that has a gradient; the cache has none."""
-  cache = jax.lax.stop_gradient(cache)
-  place = chunk_pass.place_of(cache, x.shape[1])
-  t = sigma * flow.MAX_TIMESTEP
-  velocity, _ = chunk_pass.forward(model, cache, x, t, text, place)
-  return flow.x0_from_velocity(x, velocity, sigma[None])
+  """Predicts x0 of a chunk, the one pass with a gradient; the cache has none.
+
+  Args:
+    model: The student.
+    cache: The cache before the chunk.
+    x: The chunk at noise level `sigma`.
+    sigma: Noise level, 0..1.
+    text: Text embeddings.
+    window: The window that the cache was made for.
+
+  Returns:
+    Predicted clean latents.
+  """
+  velocity = _velocity(model, jax.lax.stop_gradient(cache), text, window=window)
+  return flow.x0_from_velocity(x, velocity(x, sigma), sigma[None])
 
 
-def _roll_chunk(model, cache, noise, exit_call, text, setup):
-  """One chunk: the next cache, the exit prediction and its record."""
-  calls = sampling.calls(setup.sampler, noise)
-  place = chunk_pass.place_of(cache, noise.start.shape[1])
+def _velocity(
+  model: wan.WanDiT,
+  cache: cache_lib.Cache,
+  text: Text,
+  *,
+  window: window_lib.Window,
+) -> Callable[[Latents, Array], Latents]:
+  """Returns the network as a function of the next chunk and its level."""
 
-  def one_call(k, state):
-    call = jax.tree.map(lambda leaf: leaf[k], calls)
-    t = call.sigma * flow.MAX_TIMESTEP
-    answer, _ = chunk_pass.forward(model, cache, state.x, t, text, place)
-    return sampling.step(setup.sampler, state, answer, call)
+  def velocity_of(x: Latents, sigma: Array) -> Latents:
+    positions = chunk_pass.positions_of(cache, x.shape[1], window=window)
+    level = sigma * wan_config.MAX_TIMESTEP
+    return chunk_pass.velocity_and_entries(
+      model, cache, x, level, text, positions
+    )[0]
 
-  state = sampling.start(setup.sampler, noise)
-  x = jax.lax.fori_loop(0, exit_call, one_call, state).x
-  x0 = predict(model, cache, x, calls.sigma[exit_call, 0], text)
-  t = jnp.zeros((), jnp.float32)
-  _, entries = chunk_pass.forward(model, cache, x0, t, text, place)
-  cache = cache_lib.commit(cache, entries, window=setup.window)
-  return cache, x0, (x, entries)
+  return velocity_of
+
+
+def _roll_chunk(
+  model: wan.WanDiT,
+  cache: cache_lib.Cache,
+  noise: sampling.Noise,
+  exit_call: Int[Array, ""],
+  text: Text,
+  setup: Setup,
+) -> tuple[cache_lib.Cache, Latents, Trained]:
+  """Returns the cache after a chunk, its exit prediction and its record."""
+  window, sampler = setup.window, setup.sampler
+  network = _velocity(model, cache, text, window=window)
+  x = sampling.solve(network, noise, sampler=sampler, num_calls=exit_call)
+  sigma = jnp.asarray(sampler.sigmas, jnp.float32)[exit_call]
+  x0 = predict(model, cache, x, sigma, text, window=window)
+  entries = chunk_pass.clean_entries(model, cache, x0, text, window=window)
+  after = cache_lib.append(cache, entries, window=window)
+  return after, x0, Trained(x, entries)
 
 
 def self_rollout(
@@ -174,32 +237,47 @@ def self_rollout(
 ) -> SelfRollout:
   """Generates as at inference up to the exit call; has no gradient.
 
-  The cache is empty, or what an earlier rollout left (streaming). The last
-  `num_trained` frames, whole chunks, are recorded for `chunk_gradients`.
+  Args:
+    model: The student.
+    cache: An empty cache, or what an earlier rollout left (long tuning).
+    draws: Noise of every chunk and the exit call.
+    text: Text embeddings.
+    setup: Window and sampler.
+    num_trained: The last frames, whole chunks, that `chunk_gradients` needs.
+
+  Returns:
+    Latents of all chunks and what the gradient of the last ones needs.
   """
   model, cache, text = jax.lax.stop_gradient((model, cache, text))
-
-  def run(cache, part, record):
-    def step(cache, noise):
-      out = _roll_chunk(model, cache, noise, draws.exit_call, text, setup)
-      return out[0], (out[1], out[2] if record else None)
-
-    part = jax.tree.map(lambda leaf: leaf[part], draws.noise)
-    return jax.lax.scan(step, cache, part)
-
-  chunks, record = draws.noise.start.shape[0], None
+  chunks = draws.noise.start.shape[0]
   first = chunks - num_trained // setup.window.chunk_frames
-  before, pieces = cache, []
+
+  def run(
+    cache: cache_lib.Cache, some: slice, *, keep: bool
+  ) -> tuple[cache_lib.Cache, tuple[Latents, Trained | None]]:
+    """Rolls some chunks; keeps what their gradient needs if asked to."""
+
+    def step(cache: cache_lib.Cache, noise: sampling.Noise) -> PyTree:
+      after, x0, trained = _roll_chunk(
+        model, cache, noise, draws.exit_call, text, setup
+      )
+      return after, (x0, trained if keep else None)
+
+    return jax.lax.scan(
+      step, cache, jax.tree.map(lambda leaf: leaf[some], draws.noise)
+    )
+
+  before, clips, trained = cache, [], None
   if first:
-    before, (x0, _) = run(cache, slice(first), False)
-    pieces.append(x0)
-  cache = before
+    before, (x0, _) = run(cache, slice(first), keep=False)
+    clips.append(x0)
+  after = before
   if first < chunks:
-    cache, (x0, record) = run(cache, slice(first, None), True)
-    pieces.append(x0)
-  latents = jnp.moveaxis(jnp.concatenate(pieces), 0, 1)
+    after, (x0, trained) = run(before, slice(first, None), keep=True)
+    clips.append(x0)
+  latents = jnp.moveaxis(jnp.concatenate(clips), 0, 1)
   latents = latents.reshape(latents.shape[0], -1, *latents.shape[3:])
-  return SelfRollout(latents, record, before, cache)
+  return SelfRollout(latents, trained, before, after)
 
 
 def chunk_gradients(
@@ -211,22 +289,42 @@ def chunk_gradients(
   *,
   setup: Setup,
 ) -> wan.WanDiT:
-  """Pulls `cotangent`, of the trained frames, back and sums, Eq. (7)."""
+  """Sums the gradients of all trained chunks, Eq. (7).
+
+  Args:
+    model: The student.
+    rolled: Its rollout.
+    cotangent: Gradient of the loss to the latents of the trained frames.
+    exit_call: The call whose predictions the latents are.
+    text: Text embeddings.
+    setup: Window and sampler.
+
+  Returns:
+    The gradient to the student's parameters.
+  """
+  assert rolled.trained is not None
+  window = setup.window
   sigma = jnp.asarray(setup.sampler.sigmas, jnp.float32)[exit_call]
-  chunks, batch, length = rolled.record[0].shape[:3]
+  chunks, batch, length = rolled.trained.exit_input.shape[:3]
   pulls = cotangent.reshape(batch, chunks, length, *cotangent.shape[2:])
 
-  def step(carry, chunk):
+  def step(carry: PyTree, chunk: tuple[Trained, Array]) -> PyTree:
     cache, total = carry
-    (x, entries), pull = chunk
-    _, back = jax.vjp(lambda m: predict(m, cache, x, sigma, text), model)
+    trained, pull = chunk
+
+    def x0_of(model: wan.WanDiT) -> Latents:
+      x = trained.exit_input
+      return predict(model, cache, x, sigma, text, window=window)
+
+    _, back = jax.vjp(x0_of, model)
     total = jax.tree.map(jnp.add, total, back(pull)[0])
-    cache = cache_lib.commit(cache, entries, window=setup.window)
+    cache = cache_lib.append(cache, trained.entries, window=window)
     return (cache, total), None
 
-  start = rolled.before, jax.tree.map(jnp.zeros_like, model)
-  xs = rolled.record, jnp.moveaxis(pulls, 1, 0)
-  return jax.lax.scan(step, start, xs)[0][1]
+  zeros = jax.tree.map(jnp.zeros_like, model)
+  every_chunk = (rolled.trained, jnp.moveaxis(pulls, 1, 0))
+  (_, total), _ = jax.lax.scan(step, (rolled.before, zeros), every_chunk)
+  return total
 
 
 def num_trained(new_frames: int, total_frames: int, *, setup: Setup) -> int:
@@ -331,29 +429,54 @@ def gradients(
   previous: Latents | None = None,
   image_latent: ImageLatent | None = None,
 ) -> tuple[tuple[Scalar, SelfRollout], wan.WanDiT]:
-  """Generator loss and rollout, and the gradient to the student's parameters.
+  """Computes the generator's loss, its rollout and the student's gradient.
 
-  The cache is empty, or of the rollout that made the `previous` frames.
+  Args:
+    student: The network that is trained.
+    real: The frozen real score, bidirectional.
+    critic: The critic, bidirectional.
+    cache: An empty cache, or that of the rollout that made `previous`.
+    draws: Noise of the rollout, and of the clip that is judged.
+    texts: Prompts as each network reads them.
+    setup: What stays fixed over a run.
+    previous: Frames before this rollout, if it goes on with a video.
+    image_latent: See `clip_of`.
+
+  Returns:
+    Loss and rollout; the gradient to the student's parameters.
   """
-  roll, score = draws
-  new = length = roll.noise.start.shape[0] * setup.window.chunk_frames
-  length += 0 if previous is None else previous.shape[1]
-  trained = num_trained(new, length, setup=setup)
+  rollout_draws, score_draws = draws
+  new = rollout_draws.noise.start.shape[0] * setup.window.chunk_frames
+  total = new + (0 if previous is None else previous.shape[1])
+  trained = num_trained(new, total, setup=setup)
   rolled = self_rollout(
-    student, cache, roll, texts.student, setup=setup, num_trained=trained
+    student,
+    cache,
+    rollout_draws,
+    texts.student,
+    setup=setup,
+    num_trained=trained,
   )
   video = rolled.latents
   if previous is not None:
     video = jnp.concatenate([previous, video], axis=1)
-  x = clip_of(video, setup=setup, image_latent=image_latent)
+  clip = clip_of(video, setup=setup, image_latent=image_latent)
 
-  def guided(x, sigma):
-    pair = (whole(real, t)(x, sigma) for t in (texts.real, texts.negative))
-    return flow.guide(*pair, setup.guidance)
+  def guided_real(x: Latents, sigma: Array) -> Latents:
+    conditional = whole(real, texts.real)(x, sigma)
+    unconditional = whole(real, texts.negative)(x, sigma)
+    return flow.guide(conditional, unconditional, setup.guidance)
 
-  g = compare(guided, whole(critic, texts.critic), x, score)
-  counted = slice(x.shape[1] - trained, None)
-  loss, cotangent = jax.value_and_grad(generator_loss)(x, g, counted)
-  pull, given = cotangent[:, -trained:], (roll.exit_call, texts.student)
-  total = chunk_gradients(student, rolled, pull, *given, setup=setup)
-  return (loss, rolled), total
+  fake = whole(critic, texts.critic)
+  gradient = compare(guided_real, fake, clip, score_draws)
+  counted = slice(clip.shape[1] - trained, None)
+  loss, cotangent = jax.value_and_grad(generator_loss)(clip, gradient, counted)
+  student_gradient = chunk_gradients(
+    student,
+    rolled,
+    cotangent[:, -trained:],
+    rollout_draws.exit_call,
+    texts.student,
+    setup=setup,
+  )
+  return (loss, rolled), student_gradient

@@ -1,20 +1,21 @@
 """Chunk-autoregressive generation through the rolling cache.
 
-spec/rollout.md. For every chunk: start from noise, denoise against the cache
-in a few passes that only read it, then one pass over the clean chunk at t = 0
-whose entries are committed. The cache has a fixed size, so minute ten costs
-what second ten cost.
+docs/method.md, section 9. Every chunk starts from noise and is denoised against
+the cache in a few passes that only read it; one more pass over the clean chunk
+at t = 0 makes the entries that are committed. The cache has a fixed size, so
+minute ten costs what second ten cost.
 
-`generate` is one jit over all chunks; `stream` hands out chunk after chunk and
-takes new prompts on the way.
+`generate` runs all chunks in one jit; `stream.Stream` hands out chunk after
+chunk and takes new prompts on the way.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32, Key, PyTree, Shaped
 
 from videomla_jax import shapes
 from videomla_jax import sharding
@@ -22,55 +23,50 @@ from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 
 Latents = sampling.Latents
-Positions = chunk_pass.Positions
-
-
-# One chunk, its sampler and its noise are part of this module's surface.
-Sampler = sampling.Sampler
-Noise = sampling.Noise
-few_step = sampling.few_step
-euler = sampling.euler
-unipc = sampling.unipc
-chunk_noise = sampling.chunk_noise
-place_of = chunk_pass.place_of
-jump = chunk_pass.jump
-forward = chunk_pass.forward
-commit = chunk_pass.commit
-denoise = chunk_pass.denoise
-chunk_step = chunk_pass.chunk_step
 
 
 class Rollout(NamedTuple):
   """State between two chunks; a pytree that can be saved and resumed.
 
   Attributes:
-    cache: Entries of the window; twice the batch with guidance.
-    keys: Random key of every example, never changed.
-    chunk: Chunks generated so far.
+    cache: Entries of the window; two rows per video with guidance.
+    keys: Random key of every video, which never changes.
+    chunk: Number of chunks generated so far.
   """
 
   cache: cache_lib.Cache
-  keys: Array
-  chunk: Array
+  keys: Key[Array, "b"]
+  chunk: Int32[Array, ""]
 
 
 def check_latents(
   model: wan.WanDiT,
-  text: Array,
+  text: Shaped[Array, "..."],
   latents: Float[Array, "..."] | jax.ShapeDtypeStruct,
   *,
   batch: int,
 ) -> None:
-  """Refuses latents or text that the network cannot take, before compiling."""
+  """Refuses latents or text that the network cannot take, before compiling.
+
+  Args:
+    model: The network.
+    text: Text embeddings, `[rows, M, Et]`.
+    latents: Latents or their shape, `[videos, T, H, W, C]`.
+    batch: Number of videos.
+
+  Raises:
+    ValueError: If shapes do not fit each other or the model.
+  """
   config = model.config
   grid = shapes.token_grid(*latents.shape[-3:-1], patch=config.patch)
-  given = latents.shape[-1]
-  if given != config.channels:
+  channels = latents.shape[-1]
+  if channels != config.channels:
     raise ValueError(
-      f"latents have {given} channels but the model takes "
+      f"latents have {channels} channels but the model takes "
       f"{config.channels}; use the codec the model was trained with."
     )
   expected = config.learned_grid
@@ -96,19 +92,19 @@ def empty_cache(
   *,
   batch: int,
   frame: tuple[int, int, int],
-  window: cache_lib.Window,
+  window: window_lib.Window,
   max_frames: int,
-  dtype: Any = None,
+  dtype: DTypeLike | None = None,
 ) -> cache_lib.Cache:
-  """Allocates the cache of a rollout.
+  """Allocates an empty cache for a rollout.
 
   Args:
     model: The network.
-    batch: Streams; twice the examples with guidance.
+    batch: Rows; two per video with guidance.
     frame: H, W, C of one latent frame.
     window: Which frames to keep.
     max_frames: Latent frames of the rollout.
-    dtype: Of the stored entries; the model's own by default. int8 and
+    dtype: Dtype of the stored entries; the model's own by default. int8 and
       float8_e4m3fn add a scale per token.
   """
   config = model.config
@@ -118,7 +114,7 @@ def empty_cache(
     jnp.dtype(config.dtype),
   )
 
-  def project(model, x):
+  def project(model: wan.WanDiT, x: Array) -> PyTree:
     block = jax.tree.map(lambda p: p[0], model.blocks)
     return block.self_attention.project(x)
 
@@ -131,57 +127,64 @@ def empty_cache(
     entry,
   )
   cache = cache_lib.empty(stacked, window=window, max_frames=max_frames)
-  split = lambda x: sharding.constrain(x, "cache")
-  return cache._replace(entries=jax.tree.map(split, cache.entries))
+  entries = jax.tree.map(
+    lambda x: sharding.constrain(x, "cache"), cache.entries
+  )
+  return cache._replace(entries=entries)
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("window", "sampler", "chunks", "frame", "positions"),
+  static_argnames=("window", "sampler", "chunks", "frame", "scheme"),
   donate_argnames="state",
 )
 def scan_chunks(
   model: wan.WanDiT,
   state: Rollout,
   text: Float[Array, "R M E"],
-  noise: Noise | None = None,
+  noise: sampling.Noise | None = None,
   *,
-  window: cache_lib.Window,
-  sampler: Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   chunks: int,
   frame: tuple[int, int, int],
-  positions: Positions = "window",
+  scheme: window_lib.Scheme = "window",
 ) -> tuple[Float[Array, "G b T H W C"], Rollout]:
-  """Generates `chunks` chunks in one program; the cache is updated in place.
+  """Generates chunks in one program, which updates the cache in place.
 
   Args:
     model: The network.
-    state: Window, keys and chunk counter; donated.
-    text: Embeddings, first conditional then unconditional with guidance.
-    noise: Given noise, leaves with a leading chunk axis; drawn from the keys
-      if None.
+    state: Cache, keys and chunk counter; donated.
+    text: Text embeddings, with guidance the unconditional rows after the
+      conditional ones.
+    noise: Noise to use, leaves with a leading chunk axis; None draws it from
+      the keys.
     window: Which frames the cache keeps.
     sampler: How to denoise.
-    chunks: Number of chunks.
+    chunks: Number of chunks to generate.
     frame: H, W, C of a latent frame.
-    positions: See `place_of`.
+    scheme: How frames are counted, see `Window.positions`.
 
   Returns:
     Clean latents chunk by chunk, and the state after them.
   """
   shape = (window.chunk_frames, *frame)
 
-  def step(state, given):
-    if given is None:
-      given = chunk_noise(state.keys, state.chunk, shape=shape, sampler=sampler)
-    x0, cache = chunk_step(
+  def step(
+    state: Rollout, noise: sampling.Noise | None
+  ) -> tuple[Rollout, Latents]:
+    if noise is None:
+      noise = sampling.chunk_noise(
+        state.keys, state.chunk, shape=shape, sampler=sampler
+      )
+    x0, cache = chunk_pass.chunk_step(
       model,
       state.cache,
-      given,
+      noise,
       text,
       window=window,
       sampler=sampler,
-      positions=positions,
+      scheme=scheme,
     )
     return Rollout(cache, state.keys, state.chunk + 1), x0
 
@@ -191,11 +194,22 @@ def scan_chunks(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("window", "positions"),
+  static_argnames=("window", "scheme"),
   donate_argnames="cache",
 )
-def _commit_jit(model, cache, latents, text, *, window, positions):
-  return commit(model, cache, latents, text, window=window, positions=positions)
+def _commit(
+  model: wan.WanDiT,
+  cache: cache_lib.Cache,
+  latents: Latents,
+  text: Float[Array, "B M E"],
+  *,
+  window: window_lib.Window,
+  scheme: window_lib.Scheme,
+) -> cache_lib.Cache:
+  """Compiles `chunk_pass.commit` and updates the cache in place."""
+  return chunk_pass.commit(
+    model, cache, latents, text, window=window, scheme=scheme
+  )
 
 
 def prefill(
@@ -204,25 +218,36 @@ def prefill(
   latents: Latents,
   text: Float[Array, "B M E"],
   *,
-  window: cache_lib.Window,
-  positions: Positions = "window",
+  window: window_lib.Window,
+  scheme: window_lib.Scheme = "window",
 ) -> cache_lib.Cache:
   """Commits given frames: an image (one frame) or a clip to continue.
 
   The first piece takes what does not fill a chunk, so one frame is a piece of
   its own, as when the model was trained with a given first frame.
+
+  Args:
+    model: The network.
+    cache: An empty cache, which is donated.
+    latents: Clean latents of the given frames.
+    text: Text embeddings.
+    window: Which frames the cache keeps.
+    scheme: How frames are counted, see `Window.positions`.
+
+  Returns:
+    The cache after the given frames.
   """
-  given, chunk = latents.shape[1], window.chunk_frames
-  ends = [*range(given % chunk or chunk, given + 1, chunk)] if given else []
+  frames, chunk = latents.shape[1], window.chunk_frames
+  ends = [*range(frames % chunk or chunk, frames + 1, chunk)] if frames else []
   start = 0
   for end in ends:
-    cache = _commit_jit(
+    cache = _commit(
       model,
       cache,
       latents[:, start:end],
       text,
       window=window,
-      positions=positions,
+      scheme=scheme,
     )
     start = end
   return cache
@@ -234,37 +259,41 @@ def start(
   keys: Array,
   *,
   frame: tuple[int, int, int],
-  window: cache_lib.Window,
-  sampler: Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   max_frames: int,
   context: Float[Array, "b K H W C"] | None = None,
-  positions: Positions = "window",
-  cache_dtype: Any = None,
+  scheme: window_lib.Scheme = "window",
+  cache_dtype: DTypeLike | None = None,
 ) -> Rollout:
   """Checks the inputs, allocates the cache and commits given frames.
 
   Args:
     model: The network.
-    text: Embeddings `[streams * B, M, E]`: with guidance the conditional ones
-      first, then the unconditional ones.
-    keys: One random key per example.
+    text: Text embeddings, with guidance the unconditional rows after the
+      conditional ones.
+    keys: One random key per video.
     frame: H, W, C of a latent frame.
     window: Which frames the cache keeps.
     sampler: How chunks will be denoised.
     max_frames: Latent frames of the whole video.
-    context: Given first frames.
-    positions: See `place_of`.
-    cache_dtype: Of the stored entries; the model's own by default.
+    context: First frames that are given, clean latents.
+    scheme: How frames are counted, see `Window.positions`.
+    cache_dtype: Dtype of the stored entries; the model's own by default.
+
+  Returns:
+    The state before the first chunk.
 
   Raises:
     ValueError: If shapes do not fit each other or the model.
   """
   batch = keys.shape[0]
-  if text.shape[0] != batch * sampler.streams:
+  rows = batch * sampler.rows_per_video
+  if text.shape[0] != rows:
     raise ValueError(
-      f"text has {text.shape[0]} rows for {batch} examples; give "
-      f"{batch * sampler.streams}: conditional rows, and with guidance as "
-      "many unconditional ones after them."
+      f"text has {text.shape[0]} rows for {batch} examples; give {rows}: "
+      "conditional rows, and with guidance as many unconditional ones after "
+      "them."
     )
   if max_frames < 1:
     raise ValueError(f"num_frames={max_frames} must be at least 1.")
@@ -277,7 +306,7 @@ def start(
     )
   cache = empty_cache(
     model,
-    batch=batch * sampler.streams,
+    batch=rows,
     frame=frame,
     window=window,
     max_frames=max_frames,
@@ -290,7 +319,7 @@ def start(
       chunk_pass.repeat(context, sampler),
       text,
       window=window,
-      positions=positions,
+      scheme=scheme,
     )
   # The state is donated; the keys stay the caller's.
   return Rollout(cache, jnp.copy(keys), jnp.zeros((), jnp.int32))
@@ -303,24 +332,24 @@ def generate(
   *,
   frame: tuple[int, int, int],
   num_frames: int,
-  window: cache_lib.Window,
-  sampler: Sampler,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
   context: Float[Array, "b K H W C"] | None = None,
-  cache_dtype: Any = None,
+  cache_dtype: DTypeLike | None = None,
 ) -> Latents:
   """Generates whole videos in one jit.
 
   Args:
     model: The network.
-    text: Embeddings, see `start`.
-    key: One key, split into one per example, or one per example.
+    text: Text embeddings, see `start`.
+    key: One random key for all videos, or one per video.
     frame: H, W, C of a latent frame.
-    num_frames: Latent frames, given ones included; any number (whole chunks
-      are generated and cropped).
+    num_frames: Latent frames, given ones included. Whole chunks are generated
+      and cropped, so any number works.
     window: Which frames the cache keeps.
     sampler: How chunks are denoised.
-    context: Given first frames: an image or a clip.
-    cache_dtype: Of the stored entries; the model's own by default.
+    context: First frames that are given, an image or a clip, as clean latents.
+    cache_dtype: Dtype of the stored entries; the model's own by default.
 
   Returns:
     Clean latents `[B, num_frames, H, W, C]`, given frames first.
@@ -330,10 +359,10 @@ def generate(
   """
   if num_frames < 1:
     raise ValueError(f"num_frames={num_frames} must be at least 1.")
-  keys = split_keys(key, text.shape[0] // sampler.streams)
-  given = 0 if context is None else context.shape[1]
+  keys = split_keys(key, text.shape[0] // sampler.rows_per_video)
+  known = 0 if context is None else context.shape[1]
   chunk = window.chunk_frames
-  total = given + shapes.round_up(max(num_frames - given, 0), chunk)
+  total = known + shapes.round_up(max(num_frames - known, 0), chunk)
   state = start(
     model,
     text,
@@ -346,14 +375,14 @@ def generate(
     cache_dtype=cache_dtype,
   )
   pieces = [] if context is None else [context]
-  if total > given:
+  if total > known:
     latents, _ = scan_chunks(
       model,
       state,
       text,
       window=window,
       sampler=sampler,
-      chunks=(total - given) // chunk,
+      chunks=(total - known) // chunk,
       frame=frame,
     )
     moved = jnp.moveaxis(latents, 0, 1)
@@ -362,11 +391,11 @@ def generate(
 
 
 def split_keys(key: Array, batch: int) -> Array:
-  """One key per example, from one key or as given.
+  """Returns one key per video, folded from one key or as they are.
 
   Args:
     key: Typed key or keys; raw ones of `jax.random.PRNGKey` are wrapped.
-    batch: Examples.
+    batch: Number of videos.
   """
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)

@@ -1,47 +1,47 @@
 """How latents are denoised: noise levels, step rule, guidance, noise.
 
-spec/diffusion.md sections 7 and 8. Few-step students jump to x0 and add fresh
+docs/method.md, section 7. Few-step students jump to x0 and add fresh
 noise; many-step models follow the flow ODE with Euler or UniPC steps and
-guidance. `solve` runs a whole schedule inside one program, `step` one network
-call of it.
+guidance. A step rule is a class, a row of `RULES` at the end of this file;
+`solve` runs a whole schedule inside one program, `step` one network call of it.
 """
 
 from collections.abc import Callable
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import unipc as unipc_lib
+from videomla_jax.models import wan_config
 
-# Examples b are half of the network's batch B under guidance.
+# With guidance the network has two rows for each of the b videos.
 Latents = Float[Array, "b T H W C"]
-Rule = Literal["renoise", "euler", "unipc"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-  """How latents are denoised.
+  """Noise levels, step rule and guidance of a schedule.
 
   Attributes:
     sigmas: Noise levels of the network calls, descending from at most 1; the
       level after the last is 0.
-    rule: "renoise" jumps to x0 and adds fresh noise (few-step students),
-      "euler" and "unipc" follow the flow ODE (many-step models).
+    rule: Name in `RULES`: "renoise" jumps to x0 and adds fresh noise (few-step
+      students), "euler" and "unipc" follow the flow ODE (many-step models).
     guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
       pass.
   """
 
   sigmas: tuple[float, ...]
-  rule: Rule
+  rule: str
   guidance: float | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     levels = (*self.sigmas, 0.0)
     descends = all(a > b for a, b in itertools.pairwise(levels))
     if len(levels) < 2 or levels[0] > 1 or not descends:
@@ -49,25 +49,44 @@ class Sampler:
         f"sampler.sigmas={self.sigmas} must descend from at most 1 and stay "
         "above 0; list the noise levels of the network calls."
       )
-    if self.rule == "unipc":
-      unipc_lib.weights(self.sigmas)  # raises where it cannot work
+    if self.rule not in RULES:
+      raise ValueError(
+        f"sampler.rule={self.rule!r} is unknown; use one of {sorted(RULES)}."
+      )
+    self.step_rule.weights(self.sigmas)  # raises where it cannot work
 
   @property
-  def streams(self) -> int:
-    """Network inputs per example: two with guidance."""
+  def step_rule(self) -> "Rule":
+    """The rule, from the table."""
+    return RULES[self.rule]
+
+  @property
+  def rows_per_video(self) -> int:
+    """Network inputs per video: two with guidance."""
     return 1 if self.guidance is None else 2
 
 
 def few_step(
   steps: tuple[int, ...] = (1000, 750, 500, 250), *, shift: float = 5.0
 ) -> Sampler:
-  """The distilled student's sampler, spec/diffusion.md Eq. (15) and (16)."""
+  """Returns the distilled student's sampler, docs/method.md, section 7.2.
+
+  Args:
+    steps: Timesteps of the network calls, 0..1000, before the shift.
+    shift: Warp of the schedule.
+  """
   sigmas = flow.few_step_sigmas(steps, s=shift)
   return Sampler(sigmas=tuple(map(float, sigmas)), rule="renoise")
 
 
 def euler(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
-  """The many-step sampler of stage-1 models, with guidance.
+  """Returns the many-step sampler of stage-1 models.
+
+  Args:
+    num_steps: Network calls.
+    shift: Warp of the schedule.
+    guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
+      rows.
 
   Raises:
     ValueError: If there is no step.
@@ -80,15 +99,21 @@ def euler(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
 
 
 def unipc(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
-  """Wan's own many-step sampler.
+  """Returns Wan's own many-step sampler.
 
   Levels start at S(0.999), the last entry of the table Wan was trained on.
+
+  Args:
+    num_steps: Network calls.
+    shift: Warp of the schedule.
+    guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
+      rows.
 
   Raises:
     ValueError: If there is no step.
   """
   _check_steps(num_steps)
-  levels = np.linspace(1 - 1 / flow.MAX_TIMESTEP, 0, num_steps + 1)[:-1]
+  levels = np.linspace(1 - 1 / wan_config.MAX_TIMESTEP, 0, num_steps + 1)[:-1]
   sigmas = flow.shift(levels, shift)
   return Sampler(
     sigmas=tuple(map(float, sigmas)), rule="unipc", guidance=guidance
@@ -96,6 +121,7 @@ def unipc(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
 
 
 def _check_steps(num_steps: int) -> None:
+  """Refuses a schedule without steps."""
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps} must be at least 1; use 10.")
 
@@ -104,8 +130,9 @@ class Noise(NamedTuple):
   """Gaussian noise of one chunk.
 
   Attributes:
-    start: What the chunk starts from.
-    fresh: Noise of each re-noising step, one fewer than the network calls.
+    start: Noise that the chunk starts from.
+    fresh: Noise that is added after each call but the last, if the rule adds
+      any.
   """
 
   start: Latents
@@ -115,17 +142,19 @@ class Noise(NamedTuple):
 def chunk_noise(
   keys: Array, chunk: Array, *, shape: tuple[int, ...], sampler: Sampler
 ) -> Noise:
-  """Noise of one chunk from the keys alone: no chunk depends on the length.
+  """Draws the noise of one chunk from the keys and its number alone.
+
+  So no chunk depends on the length of the video, nor a video on its batch.
 
   Args:
-    keys: One key per example, so a video does not depend on its batch.
+    keys: One random key per video.
     chunk: Index of the chunk.
     shape: T, H, W, C of the chunk.
     sampler: Sets how often noise is added again.
   """
-  count = len(sampler.sigmas) if sampler.rule == "renoise" else 1
+  count = len(sampler.sigmas) if sampler.step_rule.adds_noise else 1
 
-  def draw(key):
+  def draw(key: Array) -> Array:
     key = jax.random.fold_in(key, chunk)
     return jax.random.normal(key, (count, *shape), jnp.float32)
 
@@ -139,15 +168,15 @@ class Call(NamedTuple):
   Attributes:
     sigma: Noise level of the call; the axis of one stands for all frames.
     next_sigma: Level after it.
-    fresh: Noise to add, of "renoise" only.
-    weights: Of "unipc" only.
+    fresh: Noise to add, for rules that add any.
+    weights: Constants of the rule for this call, if it has any.
     first: Whether this is the first call.
   """
 
   sigma: Float[Array, "*K 1"]
   next_sigma: Float[Array, "*K 1"]
   fresh: Array | None
-  weights: unipc_lib.Weights | None
+  weights: PyTree
   first: Array
 
 
@@ -155,27 +184,99 @@ class State(NamedTuple):
   """Latents on their way, and what a multistep rule remembers."""
 
   x: Latents
-  history: unipc_lib.History | None
+  history: PyTree
+
+
+class Rule:
+  """How latents move from one noise level to the next; the base of all rules.
+
+  Attributes:
+    adds_noise: Whether every call but the last is followed by fresh noise.
+  """
+
+  adds_noise = False
+
+  def weights(self, sigmas: tuple[float, ...]) -> PyTree:
+    """Returns constants of all calls, leading axis K, or None.
+
+    Raises:
+      ValueError: If the rule cannot work with these levels.
+    """
+    del sigmas
+
+  def start(self, noise: Latents) -> PyTree:
+    """Returns what the rule remembers before the first call, or None."""
+    del noise
+
+  def step(self, state: State, velocity: Latents, call: Call) -> State:
+    """Moves latents from the level of a call to the next level."""
+    raise NotImplementedError
+
+
+class Renoise(Rule):
+  """Jumps to x0 and adds fresh noise, docs/method.md, Eq. (7.2)."""
+
+  adds_noise = True
+
+  def step(self, state: State, velocity: Latents, call: Call) -> State:
+    """Predicts x0 and noises it to the next level."""
+    x0 = flow.x0_from_velocity(state.x, velocity, call.sigma)
+    return State(flow.add_noise(x0, call.fresh, call.next_sigma), None)
+
+
+class Euler(Rule):
+  """Follows the flow ODE with first-order steps."""
+
+  def step(self, state: State, velocity: Latents, call: Call) -> State:
+    """Goes straight along the velocity."""
+    x = flow.euler_step(state.x, velocity, call.sigma, call.next_sigma)
+    return State(x, None)
+
+
+class UniPC(Rule):
+  """Follows the flow ODE with Wan's multistep solver, see `unipc`."""
+
+  def weights(self, sigmas: tuple[float, ...]) -> unipc_lib.Weights:
+    """Returns the weights of predictor and corrector."""
+    return unipc_lib.weights(sigmas)
+
+  def start(self, noise: Latents) -> unipc_lib.History:
+    """Returns a history whose weights are zero."""
+    return unipc_lib.start(noise)
+
+  def step(self, state: State, velocity: Latents, call: Call) -> State:
+    """Corrects the last step and takes the next one."""
+    x0 = flow.x0_from_velocity(state.x, velocity, call.sigma)
+    return State(
+      *unipc_lib.step(
+        state.x, x0, state.history, call.weights, first=call.first
+      )
+    )
+
+
+RULES: dict[str, Rule] = {
+  "renoise": Renoise(),
+  "euler": Euler(),
+  "unipc": UniPC(),
+}
 
 
 def calls(sampler: Sampler, noise: Noise) -> Call:
-  """All network calls of a schedule, as arrays with a leading axis."""
+  """Returns all network calls of a schedule, with a leading axis."""
   sigmas = jnp.asarray((*sampler.sigmas, 0.0), jnp.float32)[:, None]
-  fresh = rows = None
-  if sampler.rule == "renoise":  # The last call is followed by no noise.
+  fresh = None
+  if sampler.step_rule.adds_noise:  # The last call is followed by no noise.
     last = jnp.zeros_like(noise.start)[None]
     fresh = jnp.concatenate([noise.fresh, last])
-  if sampler.rule == "unipc":
-    rows = unipc_lib.weights(sampler.sigmas)
-    rows = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), rows)
+  rows = sampler.step_rule.weights(sampler.sigmas)
+  rows = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), rows)
   first = jnp.arange(len(sampler.sigmas)) == 0
   return Call(sigmas[:-1], sigmas[1:], fresh, rows, first)
 
 
 def start(sampler: Sampler, noise: Noise) -> State:
-  """The state before the first network call."""
-  multistep = sampler.rule == "unipc"
-  return State(noise.start, unipc_lib.start(noise.start) if multistep else None)
+  """Returns the state before the first network call."""
+  return State(noise.start, sampler.step_rule.start(noise.start))
 
 
 def step(
@@ -185,35 +286,26 @@ def step(
 
   Args:
     sampler: Names the rule.
-    state: What the network saw.
-    velocity: What it answered, guidance applied.
-    call: This call.
+    state: Latents that the network saw.
+    velocity: Its answer, guidance applied.
+    call: The call that it answered.
   """
-  x, sigma = state.x, call.sigma
-  if sampler.rule == "euler":
-    return State(flow.euler_step(x, velocity, sigma, call.next_sigma), None)
-  x0 = flow.x0_from_velocity(x, velocity, sigma)
-  if sampler.rule == "renoise":
-    return State(flow.add_noise(x0, call.fresh, call.next_sigma), None)
-  return State(
-    *unipc_lib.step(x, x0, state.history, call.weights, first=call.first)
-  )
+  return sampler.step_rule.step(state, velocity, call)
 
 
 def guided(
   velocity_of: Callable[[Latents, Array], Latents], sampler: Sampler
 ) -> Callable[[Latents, Array], Latents]:
-  """Turns a network of `streams` inputs per example into one of one input.
+  """Turns a network of conditional and unconditional rows into a guided one.
 
   Args:
-    velocity_of: From latents, conditional then unconditional, and a noise
-      level to velocities.
-    sampler: Sets the guidance.
+    velocity_of: Network of two rows per video, the conditional ones first.
+    sampler: Sets the guidance; without guidance the network stays as it is.
   """
   if sampler.guidance is None:
     return velocity_of
 
-  def guide(x, sigma):
+  def guide(x: Latents, sigma: Array) -> Latents:
     both = velocity_of(jnp.concatenate([x, x]), sigma)
     return flow.guide(*jnp.split(both, 2), sampler.guidance)
 
@@ -225,6 +317,7 @@ def solve(
   noise: Noise,
   *,
   sampler: Sampler,
+  num_calls: Int[Array, ""] | None = None,
 ) -> Latents:
   """Denoises from pure noise to x0 in one loop.
 
@@ -232,11 +325,21 @@ def solve(
     velocity_of: The network, see `guided`; its level has shape `[1]`.
     noise: Start and fresh noise.
     sampler: Levels, rule and guidance.
+    num_calls: Network calls after which to stop; all by default.
+
+  Returns:
+    Clean latents, or those that the call after the last one would see.
   """
   network = guided(velocity_of, sampler)
+  begin, every_call = start(sampler, noise), calls(sampler, noise)
 
-  def body(state, call):
+  def body(state: State, call: Call) -> tuple[State, None]:
     return step(sampler, state, network(state.x, call.sigma), call), None
 
-  state, _ = jax.lax.scan(body, start(sampler, noise), calls(sampler, noise))
-  return state.x
+  if num_calls is None:
+    return jax.lax.scan(body, begin, every_call)[0].x
+
+  def numbered(k: Array, state: State) -> State:
+    return body(state, jax.tree.map(lambda leaf: leaf[k], every_call))[0]
+
+  return jax.lax.fori_loop(0, num_calls, numbered, begin).x

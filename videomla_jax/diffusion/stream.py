@@ -4,7 +4,7 @@
 
 Chunk k + 1 is dispatched before chunk k is handed out, so the device computes
 while the caller decodes, shows or writes. One program serves every length.
-Between chunks the prompt can change (spec/rollout.md sections 6 and 9).
+Between chunks the prompt can change, docs/method.md, section 9.3.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,19 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from videomla_jax import shapes
+from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 
 Switch = Literal["keep", "flush", "recache"]
+Frame = tuple[int, Float[Array, "b H W C"]]  # its number and its latents
 
 
 @functools.partial(
@@ -29,14 +34,24 @@ Switch = Literal["keep", "flush", "recache"]
   static_argnames=("window", "sampler", "frame", "jump_to"),
   donate_argnames="state",
 )
-def _next_chunk(model, state, text, *, window, sampler, frame, jump_to):
-  noise = rollout.chunk_noise(
+def _next_chunk(
+  model: wan.WanDiT,
+  state: rollout.Rollout,
+  text: Float[Array, "R M E"],
+  *,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
+  frame: tuple[int, int, int],
+  jump_to: int | None,
+) -> tuple[sampling.Latents, rollout.Rollout]:
+  """Generates one chunk; the state is donated."""
+  noise = sampling.chunk_noise(
     state.keys,
     state.chunk,
     shape=(window.chunk_frames, *frame),
     sampler=sampler,
   )
-  latents, cache = rollout.chunk_step(
+  latents, cache = chunk_pass.chunk_step(
     model,
     state.cache,
     noise,
@@ -58,30 +73,30 @@ class Stream(Iterator[Any]):
     key: Array,
     *,
     frame: tuple[int, int, int],
-    window: cache_lib.Window,
-    sampler: rollout.Sampler,
+    window: window_lib.Window,
+    sampler: sampling.Sampler,
     max_frames: int | None = None,
     context: Float[Array, "b T H W C"] | None = None,
-    cache_dtype: Any = None,
-    then: Callable[[rollout.Latents], Any] | None = None,
-  ):
-    """Allocates the cache and commits given frames; compiles nothing big.
+    cache_dtype: DTypeLike | None = None,
+    then: Callable[[sampling.Latents], Any] | None = None,
+  ) -> None:
+    """Allocates the cache and commits given frames.
 
     Args:
       model: The network.
-      text: Embeddings, with guidance the unconditional ones after the
+      text: Text embeddings, with guidance the unconditional rows after the
         conditional ones.
-      key: One key, or one per example.
+      key: One random key for all videos, or one per video.
       frame: H, W, C of a latent frame.
       window: Which frames the cache keeps.
       sampler: How chunks are denoised.
       max_frames: Latent frames to come, rounded up to chunks; None never ends
-        (not with a window that keeps every frame).
-      context: Given first frames; they are not handed out again.
-      cache_dtype: Of the stored entries; the model's own by default.
-      then: Applied to each chunk as soon as it is dispatched, before the next
-        one is; what it returns is handed out instead. A decoder here shows
-        chunk k while chunk k + 1 is computed.
+        and needs a window that forgets frames.
+      context: First frames that are given; they are not handed out again.
+      cache_dtype: Dtype of the stored entries; the model's own by default.
+      then: Function that is applied to each chunk as soon as it is dispatched,
+        before the next one is; what it returns is handed out instead. With a
+        decoder here chunk k is shown while chunk k + 1 is computed.
 
     Raises:
       ValueError: If shapes do not fit, or an endless stream keeps all frames.
@@ -93,28 +108,28 @@ class Stream(Iterator[Any]):
       )
     self._call = dict(window=window, sampler=sampler, frame=tuple(frame))
     self._model, self._text, self._then = model, text, then
-    self._given = 0 if context is None else context.shape[1]
+    self._end = 0 if context is None else context.shape[1]
     self._left = max_frames
     if max_frames is None:
       bound = window.sink_frames + (window.local_frames or 0)
     else:
       bound = shapes.round_up(max_frames, window.chunk_frames)
-    keys = rollout.split_keys(key, text.shape[0] // sampler.streams)
+    keys = rollout.split_keys(key, text.shape[0] // sampler.rows_per_video)
     self._state = rollout.start(
       model,
       text,
-      jnp.copy(keys),  # every step takes its state over; keys are the caller's
+      jnp.copy(keys),  # Every step donates its state; keys are the caller's.
       frame=frame,
       window=window,
       sampler=sampler,
-      max_frames=self._given + bound,
+      max_frames=self._end + bound,
       context=context,
       cache_dtype=cache_dtype,
     )
     self._jump_to: int | None = None
     self._ahead: Any = None
-    # Chunks start at multiples of `chunk_frames` after these frames.
-    self._first = self._given % window.chunk_frames
+    # Given frames that do not fill a chunk come before the first whole one.
+    self._first = self._end % window.chunk_frames
     # Clean latents of the frames in the window, for `recache`.
     self._recent = [] if context is None else self._frames_of(context, 0)
     self._trim()
@@ -142,11 +157,11 @@ class Stream(Iterator[Any]):
     """Changes the prompt from the first chunk that is not under way yet.
 
     Args:
-      text: New embeddings, in the layout of the constructor.
+      text: New text embeddings, in the layout of the constructor.
       how: "keep" leaves the cache (smooth, slow to follow), "flush" keeps the
         sink and the newest frames, "recache" runs the frames of the window
         again under the new prompt, in order.
-      jump_to: Temporal coordinate of the next chunk: a hard cut.
+      jump_to: Temporal coordinate of the next chunk, for a hard cut.
 
     Raises:
       ValueError: If the text has another shape or `how` is unknown.
@@ -183,47 +198,57 @@ class Stream(Iterator[Any]):
     self._jump_to = None
     if self._left is not None:
       self._left -= chunk
-    self._recent += self._frames_of(latents, self._given)
-    self._given += chunk
+    self._recent += self._frames_of(latents, self._end)
+    self._end += chunk
     self._trim()
     return latents if self._then is None else self._then(latents)
 
-  def _frames_of(self, latents, first):
+  def _frames_of(self, latents: sampling.Latents, first: int) -> list[Frame]:
+    """Splits latents into frames and their numbers."""
     return [(first + i, latents[:, i]) for i in range(latents.shape[1])]
 
-  def _trim(self):
-    """Forgets frames that left the window."""
+  def _trim(self) -> None:
+    """Forgets the latents of frames that left the window."""
     window = self._call["window"]
-    if window.local_frames is None:
-      return
-    last = self._recent[-1][0] if self._recent else -1
-    oldest = last + 1 - (window.local_frames - window.chunk_frames)
+    end = self._recent[-1][0] + 1 if self._recent else 0
     self._recent = [
-      (f, x) for f, x in self._recent if f < window.sink_frames or f >= oldest
+      (frame, x)
+      for frame, x in self._recent
+      if window.visible(frame, next_frame=end)
     ]
 
-  def _recached(self, text) -> cache_lib.Cache:
-    """The window computed again under another prompt, oldest frame first."""
+  def _recached(self, text: Float[Array, "R M E"]) -> cache_lib.Cache:
+    """Computes the window again under another prompt, oldest frame first.
+
+    An averaging sink begins anew with the first frames, whose latents are the
+    only ones that are still known.
+    """
     window, sampler = self._call["window"], self._call["sampler"]
     cache = self._state.cache
     end = cache.next_frame
-    cache = cache._replace(frame=jnp.full_like(cache.frame, cache_lib.EMPTY))
+    cache = cache._replace(frame=jnp.full_like(cache.frame, window_lib.EMPTY))
     for run in _runs(self._recent, window.chunk_frames, first=self._first):
       first = jnp.full_like(end, run[0][0])
       latents = jnp.stack([x for _, x in run], axis=1)
       cache = rollout.prefill(
         self._model,
         cache._replace(next_frame=first),
-        jnp.concatenate([latents] * sampler.streams),
+        chunk_pass.repeat(latents, sampler),
         text,
         window=window,
       )
     return cache._replace(next_frame=end)
 
 
-def _runs(frames, chunk, *, first):
-  """Splits frames into what is left of the chunks they were generated in."""
-  runs: list[list] = []
+def _runs(frames: list[Frame], chunk: int, *, first: int) -> list[list[Frame]]:
+  """Splits frames into what is left of the chunks they were generated in.
+
+  Args:
+    frames: Numbers and latents in order.
+    chunk: Frames of a chunk.
+    first: Number of a frame that begins a chunk.
+  """
+  runs: list[list[Frame]] = []
   for index, latents in frames:
     new_chunk = (index - first) % chunk == 0
     if not runs or new_chunk or runs[-1][-1][0] + 1 != index:

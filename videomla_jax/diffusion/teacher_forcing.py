@@ -15,32 +15,39 @@ from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
 import numpy as np
 
 from videomla_jax.diffusion import flow
-from videomla_jax.models import cache
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
 
 
 class Plan(NamedTuple):
-  """What each chunk of a clip sees; plain numpy, fixed before compilation.
+  """What each chunk of a clip sees; plain NumPy, fixed before compilation.
 
   Attributes:
-    history: Clip frame of each context slot, -1 where empty.
-    place: Temporal coordinates of chunks and what they see.
+    history: Clip frame of each context slot, oldest first, -1 where empty.
+    mixture: Weights of all clip frames in the first R slots, where the window
+      mixes frames; None where each slot holds one frame as it is.
+    positions: Temporal coordinates of chunks and what they see.
     trained: False for padding in front of a short first chunk.
   """
 
   history: Int[np.ndarray, "G S"]
-  place: wan.Place
+  mixture: Float[np.ndarray, "G R F"] | None
+  positions: window_lib.Positions
   trained: Bool[np.ndarray, "G T"]
 
 
 def plan(
-  num_frames: int, *, window: cache.Window, first_chunk: int | None = None
+  num_frames: int,
+  *,
+  window: window_lib.Window,
+  first_chunk: int | None = None,
 ) -> Plan:
   """Lists the frames that every chunk of a clip sees.
 
   Args:
     num_frames: Frames of the clip, a multiple of the chunk.
-    window: Sink, local and chunk frames.
+    window: What chunks see, as in a rollout.
     first_chunk: Real frames of the first chunk, 1..chunk. Fewer than a chunk
       trains what a given first frame needs at rollout: the clip then starts
       with padding frames that nothing sees.
@@ -51,7 +58,7 @@ def plan(
   Raises:
     ValueError: If the clip is not made of whole chunks.
   """
-  chunk, sink = window.chunk_frames, window.sink_frames
+  chunk = window.chunk_frames
   if num_frames < chunk or num_frames % chunk:
     raise ValueError(
       f"clip of {num_frames} frames must be a positive multiple of "
@@ -64,27 +71,50 @@ def plan(
     )
   chunks = num_frames // chunk
   slots = window.slots(num_frames - chunk)
-  history = np.full((chunks, slots), -1)
+  history = np.full((chunks, slots), window_lib.EMPTY)
   for m in range(chunks):
     start = m * chunk
-    local = window.local_frames
-    oldest = 0 if local is None else start + chunk - local
-    seen = [
-      f for f in range(padding, start) if f < padding + sink or f >= oldest
-    ]
+    # A rollout counts frames from the first real one.
+    past = np.arange(padding, start)
+    seen = past[window.visible(past - padding, next_frame=start - padding)]
     history[m, : len(seen)] = seen
-  own = np.arange(num_frames).reshape(chunks, chunk)
-  trained = own >= padding
-  count = (history >= 0).sum(1, keepdims=True)
-  position = count + np.cumsum(trained, axis=1) - 1
-  place = wan.Place(
-    query_frame=position[None],
-    key_frame=np.concatenate(
-      [np.broadcast_to(np.arange(slots), history.shape), position], 1
-    )[None],
-    key_valid=np.concatenate([history >= 0, trained], 1)[None],
+  trained = np.arange(num_frames).reshape(chunks, chunk) >= padding
+  key, first = window.positions(history, np.arange(chunks) * chunk)
+  query = first[:, None] + np.cumsum(trained, axis=1) - 1
+  positions = window_lib.Positions(
+    query=query[None],
+    key=np.concatenate([key, query], 1)[None],
+    visible=np.concatenate([history != window_lib.EMPTY, trained], 1)[None],
   )
-  return Plan(history, place, trained)
+  mixture = _mixture(num_frames, window=window, padding=padding)
+  return Plan(history, mixture, positions, trained)
+
+
+def _mixture(
+  num_frames: int, *, window: window_lib.Window, padding: int
+) -> Float[np.ndarray, "G R F"] | None:
+  """Weights of clip frames in the slots that the window mixes, or None.
+
+  The rollout's updates are applied to frame numbers instead of entries: what a
+  slot holds is a row of weights over the frames of the clip.
+  """
+  chunk, frames = window.chunk_frames, np.eye(num_frames)
+  slots = window.slots(num_frames - chunk)
+  held = np.full((1, slots), window_lib.EMPTY)
+  weights, rows, start = np.zeros((slots, num_frames)), 0, padding
+  every_chunk = []
+  for end in range(chunk, num_frames + 1, chunk):
+    every_chunk.append(weights)
+    update = window.update(held, np.asarray([start - padding]), end - start)
+    seen = np.concatenate([weights, frames[start:end]])
+    weights = update.matrix(slots)[0] @ seen
+    for frame, slot in enumerate(update.slot[0], start - padding):
+      if slot < slots:
+        held[0, slot] = frame
+    if update.mixture is not None:
+      rows = update.mixture.keep.shape[1]
+    start = end
+  return np.stack(every_chunk)[:, :rows] if rows else None
 
 
 def _take(entry: Array, history: np.ndarray, chunk: int) -> Array:
@@ -100,6 +130,23 @@ def _take(entry: Array, history: np.ndarray, chunk: int) -> Array:
   return jnp.stack(rows, axis=1)
 
 
+def _mix(
+  past: Array, entry: Array, mixture: Float[np.ndarray, "G R F"], chunk: int
+) -> Array:
+  """Replaces the first slots of each chunk by mixtures of clean frames."""
+  chunks, rows, _ = mixture.shape
+  clean = entry[:, : chunks - 1]
+  clean = clean.reshape(clean.shape[0], -1, *clean.shape[3:])
+  weights = jnp.asarray(mixture[..., : clean.shape[1]], jnp.float32)
+  mixed = jnp.einsum(
+    "GRF,BF...->BGR...",
+    weights,
+    clean.astype(jnp.float32),
+    precision="highest",
+  )
+  return past.at[:, :, :rows].set(mixed.astype(past.dtype))
+
+
 def context(own: PyTree, plan: Plan) -> PyTree:
   """Joins the clean history and the own tokens of clean and noisy chunks.
 
@@ -113,10 +160,12 @@ def context(own: PyTree, plan: Plan) -> PyTree:
   """
   chunks, slots = plan.history.shape
 
-  def join(entry):
+  def join(entry: Array) -> Array:
     if not slots:
       return entry
     past = _take(entry, plan.history, entry.shape[2])
+    if plan.mixture is not None:
+      past = _mix(past, entry, plan.mixture, entry.shape[2])
     past = jnp.concatenate([past[:, : chunks - 1], past], axis=1)
     return jnp.concatenate([past, entry], axis=2)
 
@@ -130,7 +179,7 @@ def velocity(
   timestep: Float32[Array, "B T"],
   text: Float[Array, "B M E"],
   *,
-  window: cache.Window,
+  window: window_lib.Window,
   first_chunk: int | None = None,
 ) -> Float32[Array, "B T H W C"]:
   """Velocity of every noisy chunk given its clean history.
@@ -159,14 +208,14 @@ def velocity(
   latents = jnp.concatenate([split(clean, chunks - 1), split(noisy, chunks)], 1)
   times = split(timestep, chunks)
   times = jnp.concatenate([jnp.zeros_like(times[:, 1:]), times], 1)
-  place = jax.tree.map(
-    lambda x: np.concatenate([x[:, :-1], x], axis=1), steps.place
+  positions = jax.tree.map(
+    lambda x: np.concatenate([x[:, :-1], x], axis=1), steps.positions
   )
-  out, _ = model(
+  out, _ = model.velocity_and_entries(
     latents,
     times,
     text,
-    place,
+    positions,
     context_of=lambda own, _: [context(own, steps)],
     keep=slice(chunks - 1, None),
   )
@@ -180,7 +229,7 @@ def loss(
   sigma: Float32[Array, "B T"],
   text: Float[Array, "B M E"],
   *,
-  window: cache.Window,
+  window: window_lib.Window,
   first_chunk: int | None = None,
   weight: Float32[Array, "B T"] | None = None,
 ) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
@@ -204,7 +253,7 @@ def loss(
     model,
     clean,
     noisy,
-    sigma * flow.MAX_TIMESTEP,
+    sigma * wan_config.MAX_TIMESTEP,
     text,
     window=window,
     first_chunk=first_chunk,

@@ -1,6 +1,6 @@
 """UniPC, the multistep solver of Wan's many-step sampling (arXiv:2302.04867).
 
-Order 2, B(h) = e^h - 1, in terms of x0; spec/diffusion.md section 8. With
+Order 2, B(h) = e^h - 1, in terms of x0; docs/method.md, section 7.3. With
 alpha = 1 - sigma, lambda = log(alpha / sigma) and h the step in lambda, every
 step is linear in states and predictions. The weights follow from the noise
 levels alone, so they are computed once, in float64 on the host, and a step is
@@ -25,8 +25,10 @@ class Weights(NamedTuple):
   """One row per network call; fields in the order of the module's docstring.
 
   Attributes:
-    correct: Of start, old, older and new prediction; the first row keeps x.
-    predict: Of corrected state, new and old prediction.
+    correct: Weights of start, old, older and new prediction, in the correction
+      of the last step. The first row is not used.
+    predict: Weights of corrected state, new and old prediction, in the next
+      step.
   """
 
   correct: Float[np.ndarray | Array, "*K four"]
@@ -73,14 +75,31 @@ def weights(sigmas: tuple[float, ...]) -> Weights:
   return Weights(np.asarray(correct), np.asarray(predict))
 
 
-def _predictor(decay: float, growth: float, ratio: float | None):
-  """Decay x + growth (m + (older - m) / (2 ratio))."""
+def _predictor(
+  decay: float, growth: float, ratio: float | None
+) -> tuple[float, float, float]:
+  """Returns the weights of decay x + growth (m + (older - m) / (2 ratio)).
+
+  Args:
+    decay: Ratio of the noise levels, next to this one.
+    growth: alpha_t (1 - e^-h), the share of the predictions.
+    ratio: The last step in lambda over this one; None if there was none.
+  """
   older = 0.0 if ratio is None else 0.5 / ratio
   return decay, growth * (1 - older), growth * older
 
 
-def _corrector(decay: float, growth: float, ratio: float | None, h: float):
-  """As the predictor, with the difference to the new prediction as well."""
+def _corrector(
+  decay: float, growth: float, ratio: float | None, h: float
+) -> tuple[float, float, float, float]:
+  """Returns the weights of the predictor with the new prediction added.
+
+  Args:
+    decay: See `_predictor`, like the next two.
+    growth: See there.
+    ratio: See there.
+    h: The step in lambda.
+  """
   older, new = 0.0, 0.5
   if ratio is not None:
     # The weights reproduce the first two moments of the exponential integral.
@@ -94,7 +113,7 @@ def _corrector(decay: float, growth: float, ratio: float | None, h: float):
 
 
 def start(noise: Frames) -> History:
-  """History before the first call; its weights are zero."""
+  """Returns a history before the first call, whose weights are zero."""
   return History(noise, jnp.zeros_like(noise), jnp.zeros_like(noise))
 
 
@@ -104,11 +123,14 @@ def step(
   """Corrects the last step with the new prediction, then takes the next one.
 
   Args:
-    x: State that the network saw.
-    x0: Its prediction.
-    history: From the last call.
+    x: Latents that the network saw.
+    x0: Clean latents that it predicted.
+    history: What the last call left.
     row: Weights of this call.
     first: Whether this is the first call, which corrects nothing.
+
+  Returns:
+    Latents of the next call, and the history for it.
   """
   a, b, c, d = row.correct
   corrected = a * history.start + b * history.old + c * history.older + d * x0

@@ -1,11 +1,11 @@
 """Self-attention, dense or latent behind one interface, and cross-attention.
 
-A self-attention layer works in two steps, so that training, rollout and
-prefill share one path:
+A self-attention layer works in two steps, so that training, rollout and given
+frames share one path:
 
-  project(x)               -> Entry, what the cache stores of these tokens
-  attend(x, context, view) -> output, `context` being a list of entries of any
-                              frames: the ring and the own chunk, say
+  project(x)                    -> Entry, what the cache stores of these tokens
+  attend(x, context, rotations) -> output, `context` being a list of entries of
+                                   any frames, such as the cache and the chunk
 
 Keys are stored without rotation; `attend` rotates them with the temporal
 coordinates of the current window.
@@ -13,12 +13,13 @@ coordinates of the current window.
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
 from videomla_jax import sharding
@@ -31,20 +32,22 @@ from videomla_jax.ops.latent_attention import types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-  """Self-attention of one layer.
+  """Kind and sizes of the self-attention of one layer.
 
   Attributes:
-    kind: Row of the table at the end of this file.
+    kind: Name in `SELF_ATTENTION` at the end of this file.
     width: Model width E.
-    num_heads: Heads N; the head dim is E / N.
-    d_c: Content latent, cached (latent attention only).
-    d_rope: Shared positional key, cached (latent attention only).
-    d_q: Query latent, never cached (latent attention only).
-    form: Arrangement of latent attention, see `api.latent_attention`.
-    implementation: Name in the table of `api`, or None for the best.
+    num_heads: Heads N; a head has E / N channels.
+    d_c: Channels of the content latent, which is cached (latent attention).
+    d_rope: Channels of the shared positional key, which is cached (latent
+      attention).
+    d_q: Channels of the query latent, which is never cached (latent attention).
+    form: Order of the products, see `api.latent_attention`.
+    implementation: Name in the table of `api`; None takes the best one that
+      runs.
   """
 
-  kind: Literal["dense", "latent"]
+  kind: str
   width: int
   num_heads: int
   d_c: int = 192
@@ -53,7 +56,7 @@ class AttentionConfig:
   form: types.Form = "auto"
   implementation: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.kind not in SELF_ATTENTION:
       raise ValueError(
         f"attention.kind={self.kind!r} is unknown; use one of "
@@ -72,77 +75,91 @@ class AttentionConfig:
 
   @property
   def head_dim(self) -> int:
-    """D, channels of one head."""
+    """Channels D of one head."""
     return self.width // self.num_heads
 
   @property
   def d_nope(self) -> int:
-    """d_n, content channels of a latent-attention head."""
+    """Content channels of a latent-attention head, d_n."""
     return self.head_dim - self.d_rope
 
   @property
   def bands(self) -> rope.Bands:
-    """Frequencies of the rotated channels."""
+    """Frequencies by which the positional channels are rotated."""
     dim = self.head_dim if self.kind == "dense" else self.d_rope
     return rope.wan_bands(self.head_dim, rope_dim=dim)
 
   @property
   def cached_scalars(self) -> int:
-    """Scalars that the cache holds per token and layer."""
+    """Number of scalars that the cache holds per token and layer."""
     if self.kind == "dense":
       return 2 * self.width
     return self.d_c + self.d_rope
 
 
-class View(NamedTuple):
-  """Where queries and keys stand, shared by all layers of one pass.
+class Rotations(NamedTuple):
+  """Rotations of queries and keys, shared by all layers of one pass.
 
   Attributes:
     query: Rotation of the query tokens.
     key: Rotation of the key tokens.
-    key_valid: False for frames that must not be seen.
+    visible: False for key frames that must not be seen.
   """
 
   query: rope.Rotation
   key: rope.Rotation
-  key_valid: Bool[Array, "*B K"]
+  visible: Bool[Array, "*B K"]
 
 
 class DenseEntry(NamedTuple):
-  """Per-head keys, normalised and not rotated, and values."""
+  """What dense attention caches: the keys and values of all heads.
+
+  Attributes:
+    key: Keys, normalised and not rotated.
+    value: Values.
+  """
 
   key: Float[Array, "B T P E"] | quantise.Quantised
   value: Float[Array, "B T P E"] | quantise.Quantised
 
 
 class LatentEntry(NamedTuple):
-  """Normalised content latents and shared keys, not rotated."""
+  """What latent attention caches, shared by all heads.
+
+  Attributes:
+    content: Content latents, normalised.
+    key_rope: Positional keys, not rotated.
+  """
 
   content: Float[Array, "B T P d_c"] | quantise.Quantised
   key_rope: Float[Array, "B T P d_r"] | quantise.Quantised
 
 
 def _by_frame(angles: rope.Rotation, tokens: int) -> rope.Rotation:
-  """Angles with frames and tokens apart: `[B, T, P, pairs]`."""
+  """Separates frames and tokens of angles: `[B, T, P, pairs]`."""
   return jax.tree.map(
     lambda a: rearrange(a, "B (T P) i -> B T P i", P=tokens), angles
   )
 
 
 def _flat(x: Num[Array, "B T P ..."]) -> Num[Array, "B S ..."]:
-  """Joins frames and tokens."""
+  """Joins frames and tokens of a frame."""
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _rotate(x: Float[Array, "B T P N D"], angles: rope.Rotation) -> Array:
-  """Rotated tokens, frames and tokens joined: `[B, S, N, D]`."""
+def _rotate(
+  x: Float[Array, "B T P N D"], angles: rope.Rotation
+) -> Float[Array, "B S N D"]:
+  """Rotates tokens and joins their frames."""
   return rope.rotate(_flat(x), jax.tree.map(_flat, angles))
 
 
 class DenseSelfAttention(nnx.Module):
   """Wan's self-attention: RMSNorm over all heads, then 3D RoPE."""
 
-  def __init__(self, config: AttentionConfig, *, dtype, rngs: nnx.Rngs):
+  def __init__(
+    self, config: AttentionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ) -> None:
     self.config = config
     width = config.width
     self.query, self.key, self.value, self.out = (
@@ -152,18 +169,27 @@ class DenseSelfAttention(nnx.Module):
     self.key_norm = layers.RMSNorm(width)
 
   def project(self, x: Float[Array, "B T P E"]) -> DenseEntry:
-    """What the cache stores of these tokens: 2 E scalars each."""
+    """Returns what the cache stores of these tokens, 2 E scalars each."""
     return DenseEntry(self.key_norm(self.key(x)), self.value(x))
 
   def attend(
-    self, x: Float[Array, "B T P E"], context: list[DenseEntry], view: View
+    self,
+    x: Float[Array, "B T P E"],
+    context: list[DenseEntry],
+    rotations: Rotations,
   ) -> Float[Array, "B T P E"]:
-    """Attends from the tokens of `x` to the frames of `context`."""
+    """Attends from the tokens of `x` to the frames of `context`.
+
+    Args:
+      x: Tokens of the frames that are computed.
+      context: Entries of the frames that are seen, in the order of `rotations`.
+      rotations: Rotations of queries and keys in the current window.
+    """
     heads = self.config.num_heads
     query = self.query_norm(self.query(x))
     key, value = (
-      jnp.concatenate([quantise.dequantise(y, x.dtype) for y in parts], axis=1)
-      for parts in zip(*context, strict=True)
+      jnp.concatenate([quantise.dequantise(y, x.dtype) for y in pieces], axis=1)
+      for pieces in zip(*context, strict=True)
     )
     query, key, value = (
       rearrange(y, "B T P (N D) -> B T P N D", N=heads)
@@ -171,12 +197,19 @@ class DenseSelfAttention(nnx.Module):
     )
     tokens, scale = x.shape[2], 1 / math.sqrt(self.config.head_dim)
 
-    def run(query, turn, key, key_turn, value, valid):
+    def run(
+      query: Array,
+      query_rotation: rope.Rotation,
+      key: Array,
+      key_rotation: rope.Rotation,
+      value: Array,
+      visible: Array,
+    ) -> Array:
       out = api.dense_attention(
-        _rotate(query, turn),
-        _rotate(key, key_turn),
+        _rotate(query, query_rotation),
+        _rotate(key, key_rotation),
         _flat(value),
-        valid,
+        visible,
         scale=scale,
       )
       return out.reshape(query.shape)
@@ -184,11 +217,11 @@ class DenseSelfAttention(nnx.Module):
     out = sharding.per_device(
       run,
       ("queries", query),
-      ("angles", _by_frame(view.query, tokens)),
+      ("angles", _by_frame(rotations.query, tokens)),
       ("keys", key),
-      ("batch", _by_frame(view.key, tokens)),
+      ("batch", _by_frame(rotations.key, tokens)),
       ("keys", value),
-      ("batch", view.key_valid),
+      ("batch", rotations.visible),
     )
     return self.out(out.reshape(x.shape))
 
@@ -196,17 +229,19 @@ class DenseSelfAttention(nnx.Module):
 class LatentSelfAttention(nnx.Module):
   """Multi-head latent attention, VideoMLA (arXiv:2605.30351), Eq. (1)-(7).
 
-  Both latents pass an RMSNorm before their up-projections (appendix D.2); the
-  content latent is cached after it. Queries and the positional key have
-  biases, since Wan's have; a bias of content keys cannot change a softmax and
-  one of values is a bias of the output projection, so neither exists.
+  Both latents pass an RMSNorm before their up-projections (appendix D.2), and
+  the content latent is cached after it. Queries and the positional key have
+  biases, since Wan's have. Content keys and values have none: a bias of keys
+  cannot change a softmax, and one of values is a bias of the output projection.
   """
 
-  def __init__(self, config: AttentionConfig, *, dtype, rngs: nnx.Rngs):
+  def __init__(
+    self, config: AttentionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ) -> None:
     self.config = config
     width, heads = config.width, config.num_heads
 
-    def linear(inputs, outputs, bias):
+    def linear(inputs: int, outputs: int, bias: bool) -> nnx.Linear:
       return layers.linear(inputs, outputs, dtype=dtype, rngs=rngs, bias=bias)
 
     self.w_dkv = linear(width, config.d_c, False)
@@ -221,13 +256,22 @@ class LatentSelfAttention(nnx.Module):
     self.query_norm = layers.RMSNorm(config.d_q)
 
   def project(self, x: Float[Array, "B T P E"]) -> LatentEntry:
-    """What the cache stores of these tokens: d_c + d_r scalars each."""
+    """Returns what the cache stores of these tokens, d_c + d_r scalars each."""
     return LatentEntry(self.content_norm(self.w_dkv(x)), self.w_kr(x))
 
   def attend(
-    self, x: Float[Array, "B T P E"], context: list[LatentEntry], view: View
+    self,
+    x: Float[Array, "B T P E"],
+    context: list[LatentEntry],
+    rotations: Rotations,
   ) -> Float[Array, "B T P E"]:
-    """Attends from the tokens of `x` to the frames of `context`."""
+    """Attends from the tokens of `x` to the frames of `context`.
+
+    Args:
+      x: Tokens of the frames that are computed.
+      context: Entries of the frames that are seen, in the order of `rotations`.
+      rotations: Rotations of queries and keys in the current window.
+    """
     heads = self.config.num_heads
     with jax.named_scope("query"):
       q_latent = self.query_norm(self.w_dq(x))
@@ -236,53 +280,73 @@ class LatentSelfAttention(nnx.Module):
         for w in (self.w_uq, self.w_qr)
       )
     with jax.named_scope("latent_attention"):
-      # Every device has all latents, which are small, and its own queries.
+      # Every device has all latents, 448 B per token, and its own queries.
       out = sharding.per_device(
         self._attend,
         ("queries", (content, q_rope)),
-        ("angles", _by_frame(view.query, x.shape[2])),
-        ("batch", (context, view.key, view.key_valid)),
-        ("heads", self._up_projections(x.dtype)),
+        ("angles", _by_frame(rotations.query, x.shape[2])),
+        ("batch", (context, rotations.key, rotations.visible)),
+        ("heads", self.up_projections(x.dtype)),
       )
     return self.w_o(out.reshape(x.shape))
 
-  def _attend(self, queries, turn, seen, up) -> Float[Array, "B T P N D"]:
-    """Attention of some queries and heads."""
+  def _attend(
+    self,
+    queries: tuple[Array, Array],
+    rotation: rope.Rotation,
+    seen: tuple[list[LatentEntry], rope.Rotation, Array],
+    up: types.UpProjections,
+  ) -> Float[Array, "B T P N D"]:
+    """Attends with the queries and heads that one device has."""
     content, q_rope = queries
     out = api.latent_attention(
-      types.Queries(_flat(content), _rotate(q_rope, turn)),
-      self._segments(*seen, content.dtype),
+      types.Queries(_flat(content), _rotate(q_rope, rotation)),
+      self._segments(*seen, dtype=content.dtype),
       up,
       form=self.config.form,
       implementation=self.config.implementation,
     )
     return out.reshape(*content.shape[:-1], -1)
 
-  def _segments(self, context, angles, valid, dtype) -> list[types.Keys]:
-    """Keys of each part of the context, rotated; nothing is joined."""
+  def _segments(
+    self,
+    context: list[LatentEntry],
+    rotation: rope.Rotation,
+    visible: Bool[Array, "B K"],
+    *,
+    dtype: DTypeLike,
+  ) -> list[types.Keys]:
+    """Returns the rotated keys of each entry of the context.
+
+    Entries stay apart, since joining them would copy the cache.
+    """
     segments, frame = [], 0
     for entry in context:
       frames, tokens = entry.content.shape[1:3]
-      part = slice(frame * tokens, (frame + frames) * tokens)
+      some = slice(frame * tokens, (frame + frames) * tokens)
       with jax.named_scope("rotate_keys"):
-        # Out of eight bits here, content in the kernel: positions are rotated
-        # anew in every window, and angles have more bytes than these keys.
+        # Positional keys leave eight bits here and content only in the kernel:
+        # they are rotated anew in every window, and their angles have more
+        # bytes than the keys themselves.
         k_rope = quantise.dequantise(entry.key_rope, dtype)
         k_rope = rearrange(k_rope, "B T P r -> B (T P) 1 r")
-        turn = jax.tree.map(lambda a, part=part: a[:, part], angles)
-        k_rope = rope.rotate(k_rope, turn)[:, :, 0]
+        own = jax.tree.map(lambda a, some=some: a[:, some], rotation)
+        k_rope = rope.rotate(k_rope, own)[:, :, 0]
       content = entry.content
       if not isinstance(content, quantise.Quantised):
         content = content.astype(dtype)
       segments.append(
         types.Keys(
-          jax.tree.map(_flat, content), k_rope, valid[:, frame : frame + frames]
+          jax.tree.map(_flat, content),
+          k_rope,
+          visible[:, frame : frame + frames],
         )
       )
       frame += frames
     return segments
 
-  def _up_projections(self, dtype) -> types.UpProjections:
+  def up_projections(self, dtype: DTypeLike) -> types.UpProjections:
+    """Returns W_uk and W_uv by head, in the dtype of a product."""
     heads = self.config.num_heads
     key, value = (
       rearrange(w.kernel[...].astype(dtype), "c (N d) -> c N d", N=heads)
@@ -294,7 +358,9 @@ class LatentSelfAttention(nnx.Module):
 class CrossAttention(nnx.Module):
   """Attention from video tokens to text tokens: RMSNorm, no RoPE, no mask."""
 
-  def __init__(self, width: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+  def __init__(
+    self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ) -> None:
     self.num_heads = num_heads
     self.query, self.key, self.value, self.out = (
       layers.linear(width, width, dtype=dtype, rngs=rngs) for _ in range(4)
@@ -305,7 +371,10 @@ class CrossAttention(nnx.Module):
   def __call__(
     self, x: Float[Array, "B G T P E"], text: Float[Array, "B M E"]
   ) -> Float[Array, "B G T P E"]:
-    """Attends from every video token to every text token, padding included."""
+    """Attends from every video token to every text token.
+
+    Padding is seen as well: its embedding is that of zeros, as in Wan.
+    """
     query = self.query_norm(self.query(x))
     key = self.key_norm(self.key(text))
     query, key, value = (
@@ -313,7 +382,7 @@ class CrossAttention(nnx.Module):
       for y in (query, key, self.value(text))
     )
 
-    def run(query, key, value):
+    def run(query: Array, key: Array, value: Array) -> Array:
       out = api.dense_attention(
         rearrange(query, "B G T P N D -> B (G T P) N D"),
         key,

@@ -1,68 +1,21 @@
-"""The rolling cache: a functional ring buffer of latent frames.
+"""The rolling cache: what attention stores of the frames in the window.
 
-Slots 0..sink-1 hold the first frames for ever, the others the newest frames in
-a ring. Nothing is shifted: frame f lives at slot
-
-  f                                  if f < sink
-  sink + (f - sink) mod history      otherwise
-
-`local_frames` COUNTS the chunk that is being denoised, whose own keys are
-never stored while it is noisy, so history = local_frames - chunk_frames.
+A pytree of fixed size. `Window` says which frame goes into which slot and what
+happens to the frames that leave; nothing is ever shifted. The chunk that is
+being denoised is not in the cache: only its clean entries are appended.
 """
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, PyTree
 
 from videomla_jax import sharding
+from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 
-EMPTY = -1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Window:
-  """Which latent frames a chunk sees.
-
-  Attributes:
-    chunk_frames: Frames denoised together.
-    sink_frames: First frames of the video, kept for ever.
-    local_frames: Newest frames, counting the chunk itself; None keeps every
-      frame of a rollout of bounded length.
-  """
-
-  chunk_frames: int = 3
-  sink_frames: int = 1
-  local_frames: int | None = 6
-
-  def __post_init__(self):
-    if self.chunk_frames < 1 or self.sink_frames < 0:
-      raise ValueError(
-        f"window.chunk_frames={self.chunk_frames} must be at least 1 and "
-        f"window.sink_frames={self.sink_frames} at least 0."
-      )
-    if self.local_frames is not None and (
-      self.local_frames < self.chunk_frames
-    ):
-      raise ValueError(
-        f"window.local_frames={self.local_frames} must be at least "
-        f"chunk_frames={self.chunk_frames}, since it counts the chunk "
-        f"itself; use {self.chunk_frames} or more."
-      )
-
-  def history(self, max_frames: int) -> int:
-    """Ring slots of a rollout of `max_frames` latent frames."""
-    bounded = max(0, max_frames - self.sink_frames)
-    if self.local_frames is None:
-      return bounded
-    return min(self.local_frames - self.chunk_frames, bounded)
-
-  def slots(self, max_frames: int) -> int:
-    """Frames the cache stores: sink and history."""
-    return min(self.sink_frames, max_frames) + self.history(max_frames)
+Layer = Int32[Array, ""] | int
 
 
 class Cache(NamedTuple):
@@ -71,7 +24,7 @@ class Cache(NamedTuple):
   Attributes:
     entries: What attention stores; leaves are `[layers, B, slots, P, ...]`.
     frame: Absolute latent frame of each slot, EMPTY (-1) if none.
-    next_frame: Frames seen so far by each stream.
+    next_frame: Frames seen so far in each row.
   """
 
   entries: PyTree
@@ -79,8 +32,10 @@ class Cache(NamedTuple):
   next_frame: Int32[Array, "B"]
 
 
-def empty(entry: PyTree, *, window: Window, max_frames: int) -> Cache:
-  """Allocates a cache.
+def empty(
+  entry: PyTree, *, window: window_lib.Window, max_frames: int
+) -> Cache:
+  """Allocates a cache without frames.
 
   Args:
     entry: Shapes and dtypes of one chunk's entries, leaves
@@ -89,7 +44,7 @@ def empty(entry: PyTree, *, window: Window, max_frames: int) -> Cache:
     max_frames: Latent frames of the rollout; bounds the buffer.
 
   Returns:
-    A cache without frames.
+    A cache of zeros in which every slot is empty.
   """
   slots = window.slots(max_frames)
   batch = jax.tree.leaves(entry)[0].shape[1]
@@ -98,126 +53,177 @@ def empty(entry: PyTree, *, window: Window, max_frames: int) -> Cache:
       lambda x: jnp.zeros((*x.shape[:2], slots, *x.shape[3:]), x.dtype),
       entry,
     ),
-    frame=jnp.full((batch, slots), EMPTY, jnp.int32),
+    frame=jnp.full((batch, slots), window_lib.EMPTY, jnp.int32),
     next_frame=jnp.zeros((batch,), jnp.int32),
   )
 
 
-def commit(cache: Cache, entries: PyTree, *, window: Window) -> Cache:
+def append(
+  cache: Cache, entries: PyTree, *, window: window_lib.Window
+) -> Cache:
   """Stores a finished chunk and forgets what leaves the window.
 
   Args:
     cache: The cache before the chunk.
     entries: The chunk's entries, leaves `[layers, B, T, P, ...]`, see `write`.
-    window: The window the cache was made for.
+    window: The window that the cache was made for.
 
   Returns:
-    The cache with every stream advanced by T frames. Streams may be at
-    different frames.
+    The cache with every row advanced by T frames. Rows may be at different
+    frames.
   """
   length = jax.tree.leaves(entries)[0].shape[2]
-  slot = slots_of(cache, length, window=window)
-  return advance(cache, write(cache.entries, entries, slot), slot)
-
-
-def slots_of(
-  cache: Cache, length: int, *, window: Window
-) -> Int32[Array, "B {length}"]:
-  """Slot of each of the next frames; past the end if it is not kept.
-
-  Args:
-    cache: The cache before them.
-    length: Frames.
-    window: The window the cache was made for.
-  """
-  slots = cache.frame.shape[1]
-  frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
-  end = cache.next_frame[:, None] + length
-  sink = min(window.sink_frames, slots)
-  history = slots - sink
-  ring = sink + (frame - sink) % max(history, 1)
-  # Frames that this very chunk pushes out again are not written: two writes to
-  # one slot would have no order.
-  stays = frame >= jnp.maximum(end - history, sink)
-  return jnp.where(frame < sink, frame, jnp.where(stays, ring, slots))
+  update = window.update(cache.frame, cache.next_frame, length)
+  return advance(cache, write(cache.entries, entries, update), update)
 
 
 def write(
   stored: PyTree,
   entries: PyTree,
-  slot: Int32[Array, "B T"],
-  layer: Int32[Array, ""] | int | None = None,
+  update: window_lib.Update,
+  layer: Layer | None = None,
 ) -> PyTree:
   """Writes a chunk's entries of all layers, or of one.
 
   Args:
     stored: Entries of the cache, leaves `[layers, B, slots, P, ...]`.
-    entries: Of the chunk, leaves `[layers, B, T, P, ...]`, without layers if
-      one is named; they are cast, or quantised with a scale per token, to what
-      the cache stores.
-    slot: See `slots_of`.
-    layer: Which one.
+    entries: Entries of the chunk, leaves `[layers, B, T, P, ...]`, without the
+      layer axis if a layer is named; they are cast, or quantised with a scale
+      per token, to what the cache stores.
+    update: Where they go, see `Window.update`.
+    layer: Index of the only layer to write; None writes all of them.
+
+  Returns:
+    The entries of the cache after the chunk.
   """
-  own = "cache" if layer is None else "batch"
   if not jax.tree.leaves(stored)[0].shape[2]:
     return stored  # Scatter into nothing has no gradient rule.
+  new = quantise.store_like(entries, stored)
+  written = _put(stored, new, update.slot, layer)
+  if update.mixture is None:
+    return written
+  return _mix(written, stored, entries, update.mixture, layer)
 
-  def put(buffer, new, slot, layer):
+
+def _put(
+  stored: PyTree,
+  new: PyTree,
+  slot: Int32[Array, "B T"],
+  layer: Layer | None = None,
+) -> PyTree:
+  """Writes every frame of `new` into its slot; others are dropped."""
+  name = "cache" if layer is None else "batch"
+
+  def put(buffer: Array, new: Array, slot: Array, layer: Layer | None) -> Array:
     row = jnp.arange(slot.shape[0])[:, None]
     where = (slice(None) if layer is None else layer, row, slot)
     return buffer.at[where].set(new, mode="drop")
 
-  def put_locally(buffer, new):
+  def put_locally(buffer: Array, new: Array) -> Array:
     # A batch that is split over devices is written where it is.
     return sharding.per_device(
-      put, ("cache", buffer), (own, new), ("batch", slot), ("whole", layer)
+      put, ("cache", buffer), (name, new), ("batch", slot), ("whole", layer)
     )
 
-  return jax.tree.map(put_locally, stored, quantise.store_like(entries, stored))
+  return jax.tree.map(put_locally, stored, new)
 
 
-def advance(cache: Cache, entries: PyTree, slot: Int32[Array, "B T"]) -> Cache:
-  """The cache after a chunk whose entries have been written.
+def _mix(
+  written: PyTree,
+  before: PyTree,
+  entries: PyTree,
+  mixture: window_lib.Mixture,
+  layer: Layer | None,
+) -> PyTree:
+  """Replaces the first slots by their mixture, computed in float32.
 
   Args:
-    cache: The cache before the chunk.
-    entries: Of all layers, after the chunk.
-    slot: See `slots_of`.
+    written: Entries of the cache with the chunk in its slots.
+    before: Entries of the cache before the chunk.
+    entries: Entries of the chunk.
+    mixture: Weights of the first slots.
+    layer: As for `write`.
   """
-  length = slot.shape[1]
-  frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
-  return Cache(
-    entries=entries,
-    frame=write(cache.frame[None], frame[None], slot)[0],
-    next_frame=cache.next_frame + length,
+  name = "cache" if layer is None else "batch"
+  rows = mixture.keep.shape[1]
+  f32 = jnp.float32
+
+  def mix(
+    written: PyTree,
+    before: PyTree,
+    new: Array,
+    weights: window_lib.Mixture,
+    layer: Layer | None,
+  ) -> PyTree:
+    where = slice(None) if layer is None else layer
+    own, old = (
+      quantise.dequantise(jax.tree.map(lambda leaf: leaf[where], x), f32)
+      for x in (written, before)
+    )
+    seen = jnp.concatenate([old, new.astype(f32)], axis=-3)
+    flow = jnp.einsum(
+      "BRK,...BKPd->...BRPd", weights.share, seen, precision="highest"
+    )
+    own = own[..., :rows, :, :]
+    mixed = quantise.store_like(
+      weights.keep[..., None, None] * own + flow, written
+    )
+    return jax.tree.map(
+      lambda leaf, x: leaf.at[where, :, :rows].set(x), written, mixed
+    )
+
+  def mix_locally(written: PyTree, before: PyTree, new: Array) -> PyTree:
+    return sharding.per_device(
+      mix,
+      ("cache", written),
+      ("cache", before),
+      (name, new),
+      ("batch", mixture),
+      ("whole", layer),
+    )
+
+  return jax.tree.map(
+    mix_locally,
+    written,
+    before,
+    entries,
+    is_leaf=lambda x: isinstance(x, quantise.Quantised),
   )
 
 
-def flush(cache: Cache, *, window: Window) -> Cache:
-  """Keeps the sink and so many newest frames that a chunk is filled.
+def advance(cache: Cache, entries: PyTree, update: window_lib.Update) -> Cache:
+  """Returns the cache after a chunk whose entries have been written.
 
-  The cheap context cut at a change of scene (Infinity-RoPE); no frame is
-  computed again.
+  Args:
+    cache: The cache before the chunk.
+    entries: Entries of all layers after the chunk.
+    update: Where the chunk went, see `Window.update`.
   """
-  keep = max(window.chunk_frames - window.sink_frames, 1)
-  newest = cache.frame >= cache.next_frame[:, None] - keep
-  kept = newest | (cache.frame < window.sink_frames)
-  return cache._replace(frame=jnp.where(kept, cache.frame, EMPTY))
+  length = update.slot.shape[1]
+  frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
+  label = cache.frame
+  if label.shape[1]:
+    label = _put(label[None], frame[None], update.slot)[0]
+  return Cache(entries, label, cache.next_frame + length)
+
+
+def flush(cache: Cache, *, window: window_lib.Window) -> Cache:
+  """Keeps the sink and as many newest frames as fill up a chunk with it.
+
+  This is the cheap context cut at a change of scene (Infinity-RoPE); no frame
+  is computed again.
+  """
+  kept = window.kept_by_flush(cache.frame, cache.next_frame)
+  return cache._replace(frame=jnp.where(kept, cache.frame, window_lib.EMPTY))
 
 
 def valid(cache: Cache) -> Bool[Array, "B slots"]:
-  """True where a slot holds a frame."""
-  return cache.frame != EMPTY
+  """Returns True where a slot holds a frame."""
+  return cache.frame != window_lib.EMPTY
 
 
-def rank(cache: Cache) -> Int32[Array, "B slots"]:
-  """Window-relative temporal coordinate: older frames in the window."""
-  older = cache.frame[:, None, :] < cache.frame[:, :, None]
-  return (older & valid(cache)[:, None, :]).sum(-1, dtype=jnp.int32)
-
-
-def num_bytes(cache: Cache | Any) -> int:
-  """Bytes of the stored entries, from shapes alone."""
+def num_bytes(cache: Cache) -> int:
+  """Returns the bytes of the stored entries, from shapes alone."""
   return sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.entries)
   )

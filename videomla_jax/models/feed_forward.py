@@ -1,8 +1,11 @@
-"""The feed-forward of a block, whole or by parts of its hidden channels."""
+"""The feed-forward of a block, whole or by slices of its hidden channels."""
+
+from collections.abc import Callable
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from videomla_jax import sharding
@@ -10,29 +13,47 @@ from videomla_jax.models import layers
 
 
 def gelu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-  """GELU, tanh approximation, as everywhere in Wan."""
+  """Applies the tanh approximation of GELU, as everywhere in Wan."""
   return jax.nn.gelu(x, approximate=True)
 
 
 class MLP(nnx.Module):
-  """Two linear layers with an activation between, which lies as `hidden`."""
+  """Two linear layers with an activation between them."""
 
-  def __init__(self, sizes, activation, *, hidden, dtype, rngs):
+  def __init__(
+    self,
+    sizes: tuple[int, int, int],
+    activation: Callable[[Array], Array],
+    *,
+    hidden: str,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ) -> None:
+    """Makes both layers.
+
+    Args:
+      sizes: Input, hidden and output channels.
+      activation: Applied to the hidden channels.
+      hidden: Name of the hidden channels in `sharding.ACTIVATIONS`, which says
+        how they are split over devices.
+      dtype: Dtype of the products.
+      rngs: Random keys.
+    """
     self.activation, self.hidden = activation, hidden
     self.into = layers.linear(sizes[0], sizes[1], dtype=dtype, rngs=rngs)
     self.out = layers.linear(sizes[1], sizes[2], dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """Applies both layers."""
+    """Applies both layers to the last axis."""
     between = sharding.constrain(self.activation(self.into(x)), self.hidden)
     return self.out(between)
 
 
-def parts_of(width: int, hidden: int) -> int:
-  """Fewest parts of the hidden channels, each at most 3 widths.
+def num_slices(width: int, hidden: int) -> int:
+  """Returns how many slices of hidden channels `by_slices` works through.
 
-  So a part takes no more than queries, keys and values did, which are gone by
-  then.
+  A slice has at most three times the channels of a token. It then takes no more
+  memory than queries, keys and values did, which are gone by then.
 
   Args:
     width: Channels of a token.
@@ -41,24 +62,22 @@ def parts_of(width: int, hidden: int) -> int:
   return -(-hidden // (3 * width))
 
 
-def by_parts(
+def by_slices(
   stack: MLP, layer: Array | int, x: Float[Array, "*B I"]
 ) -> Float32[Array, "*B O"]:
-  """Applies one MLP of a stack, some hidden channels after the others.
+  """Applies one MLP of a stack, one slice of hidden channels after the other.
 
-  For passes without gradients. The same function as `MLP`, spec/wan.md A3:
-  W₂ a(W₁ x) is the sum over parts p of W₂ₚ a(W₁ₚ x). Nothing of a part, not
-  even its weights outside the stack, exists before the part in front of it has
-  ended; left alone, a compiler copies the weights of a whole layer ahead. Each
-  device takes parts of the channels that it has.
+  For passes without gradients. The result is that of `MLP`, docs/method.md,
+  Eq. (2.8): W₂ a(W₁ x) is the sum over slices p of W₂ₚ a(W₁ₚ x), where every
+  device slices the channels that it has.
 
   Args:
     stack: MLPs of all layers, leaves `[layers, ...]`.
-    layer: Which one.
+    layer: Index of the layer to apply.
     x: Input; the products have its dtype.
 
   Returns:
-    The sum of all parts and the last bias, in float32.
+    The sum of all slices and the last bias, in float32.
   """
   assert stack.into.bias is not None
   assert stack.out.bias is not None
@@ -66,13 +85,15 @@ def by_parts(
   devices = sharding.devices_along("tensor")
   _, width, hidden = weights[0].shape
   own = hidden // devices
-  parts = parts_of(width, own)
+  count = num_slices(width, own)
   done: list[Array] = []
-  for part in range(parts):
-    channels = range(part * own // parts, (part + 1) * own // parts)
+  for number in range(count):
+    channels = range(number * own // count, (number + 1) * own // count)
+    # Nothing of a slice may exist before the slice in front of it has ended.
+    # Without the barrier XLA copies the weights of a whole layer ahead.
     weights, x, done = jax.lax.optimization_barrier((weights, x, done))
     into, bias, out = (
-      _cut(w, layer, axis, channels, devices).astype(x.dtype)
+      _slice(w, layer, axis, channels, devices).astype(x.dtype)
       for w, axis in zip(weights, (2, 1, 1), strict=True)
     )
     between = stack.activation(x @ into + bias)
@@ -81,14 +102,20 @@ def by_parts(
   return sum((y.astype(jnp.float32) for y in done), start=bias)
 
 
-def _cut(
+def _slice(
   stack: Array, layer: Array | int, axis: int, channels: range, devices: int
 ) -> Array:
-  """One layer's hidden channels, along `axis`, the same ones of each device.
+  """Takes the same hidden channels of each device out of one layer.
 
-  A single slice, which XLA can copy while it computes.
+  Args:
+    stack: Weights of all layers.
+    layer: Index of the layer.
+    axis: Axis of the hidden channels.
+    channels: Channels to take, counted on each device.
+    devices: Devices that the hidden channels are split over.
   """
   before, after = stack.shape[1:axis], stack.shape[axis + 1 :]
+  # One slice of layer and channels, which XLA copies while it computes.
   cut = jax.lax.dynamic_slice(
     stack.reshape(-1, *before, devices, stack.shape[axis] // devices, *after),
     (layer, *(0 for _ in before), 0, channels.start, *(0 for _ in after)),

@@ -1,8 +1,9 @@
-"""Layers that every part of the DiT shares."""
+"""Norms, projections and the time embedding that the DiT is made of."""
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from videomla_jax.ops import rope
@@ -11,9 +12,22 @@ EPSILON = 1e-6  # every norm of Wan
 
 
 def linear(
-  features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs, bias=True
+  features_in: int,
+  features_out: int,
+  *,
+  dtype: DTypeLike,
+  rngs: nnx.Rngs,
+  bias: bool = True,
 ) -> nnx.Linear:
-  """A Wan projection: Xavier-uniform weights, float32 master copy."""
+  """Makes a projection as Wan initialises it, with Xavier-uniform weights.
+
+  Args:
+    features_in: Input channels.
+    features_out: Output channels.
+    dtype: Dtype of the product; master weights are float32.
+    rngs: Random keys.
+    bias: Whether a bias is added.
+  """
   return nnx.Linear(
     features_in,
     features_out,
@@ -26,9 +40,12 @@ def linear(
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) in float32, cast to the dtype of x, times a learned gain."""
+  """Divides by the root mean square and multiplies by a learned gain.
 
-  def __init__(self, features: int):
+  The division is in float32, the gain in the dtype of the input, as in Wan.
+  """
+
+  def __init__(self, features: int) -> None:
     self.gain = nnx.Param(jnp.ones((features,), jnp.float32))
 
   def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
@@ -40,7 +57,7 @@ class RMSNorm(nnx.Module):
 
 
 def layer_norm(x: Float32[Array, "*B E"]) -> Float32[Array, "*B E"]:
-  """LayerNorm without gain or bias, in float32."""
+  """Normalises the last axis to mean 0 and variance 1, in float32."""
   centred = x - x.mean(-1, keepdims=True)
   variance = jnp.mean(centred * centred, -1, keepdims=True)
   return centred * jax.lax.rsqrt(variance + EPSILON)
@@ -49,7 +66,7 @@ def layer_norm(x: Float32[Array, "*B E"]) -> Float32[Array, "*B E"]:
 class AffineLayerNorm(nnx.Module):
   """LayerNorm with gain and bias, in float32: Wan's `norm3`."""
 
-  def __init__(self, features: int):
+  def __init__(self, features: int) -> None:
     self.gain = nnx.Param(jnp.ones((features,), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
@@ -61,7 +78,12 @@ class AffineLayerNorm(nnx.Module):
 def sinusoid(
   timestep: Float32[Array, "*B"], *, dim: int
 ) -> Float32[Array, "*B {dim}"]:
-  """Wan's time embedding of timesteps in 0..1000: cosines, then sines."""
+  """Embeds timesteps as cosines, then sines, of Wan's frequencies.
+
+  Args:
+    timestep: Timesteps, 0 (clean) to 1000 (noise).
+    dim: Channels, an even number.
+  """
   half = dim // 2
   frequency = rope.THETA ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = timestep[..., None] * frequency

@@ -1,12 +1,16 @@
-"""Parts of a converted release, each a model folder that says what it is.
+"""Released networks: what each family is, and its networks as model folders.
 
-`config.json` of a part holds `architecture`, a row of the table below, and
-`config`, the sizes.
+A release holds three networks and a tokenizer. `convert` turns each network
+into a model folder of its own: its `config.json` holds `architecture`, a row of
+`ARCHITECTURES`, and `config`, the sizes. What a family is beyond the sizes of
+its networks stands in one row of `FAMILIES`: another Wan is another row.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import os
-from typing import Any
+import pathlib
+from typing import Any, Literal, NamedTuple, overload
 
 from flax import nnx
 import jax
@@ -14,61 +18,256 @@ import jax.numpy as jnp
 
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 
-ARCHITECTURES: dict[str, tuple[Any, Any]] = {
-  "wan_dit": (wan.WanConfig, wan.WanDiT),
-  "wan_vae": (vae.VaeConfig, vae.WanVAE),
-  "umt5": (umt5.Umt5Config, umt5.Umt5Encoder),
+type PathLike = str | os.PathLike[str]
+type Config = wan_config.WanConfig | vae_config.VaeConfig | umt5.Umt5Config
+type Network = wan.WanDiT | vae.WanVAE | umt5.Umt5Encoder
+
+
+class Architecture(NamedTuple):
+  """A kind of network that a release may hold.
+
+  Attributes:
+    part: Role in a release and name of the folder: "dit", "vae" or "umt5".
+    config: Class that holds the sizes.
+    module: Class of the network, made from a config and `rngs`.
+  """
+
+  part: str
+  config: type[Config]
+  module: type[Network]
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+  "wan_dit": Architecture("dit", wan_config.WanConfig, wan.WanDiT),
+  "wan_vae": Architecture("vae", vae_config.VaeConfig, vae.WanVAE),
+  "umt5": Architecture("umt5", umt5.Umt5Config, umt5.Umt5Encoder),
 }
 
 
-def load(
-  path: str | os.PathLike[str],
-  architecture: str,
-  *,
-  half_weights: bool = False,
-  **changes: Any,
-) -> Any:
-  """Loads one part.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+  """Networks that were released together, and the videos they were made for.
+
+  Attributes:
+    files: Part to the pattern of its files in the release's own folder; the
+      parts are "dit", "vae", "umt5" and "tokenizer". Empty if nothing was
+      released and the networks exist with random weights only.
+    dit: Sizes of the network, with dense attention; holds the number of text
+      tokens.
+    vae: Sizes of the VAE, its strides and the statistics of its latents.
+    text_encoder: Sizes of the text encoder.
+    fps: Pixel frames per second.
+    shift: Warp of the noise schedule, where nothing else is asked for.
+    height: Pixel rows of a usual video.
+    width: Pixel columns of a usual video.
+  """
+
+  files: Mapping[str, str]
+  dit: wan_config.WanConfig
+  vae: vae_config.VaeConfig
+  text_encoder: umt5.Umt5Config
+  fps: int
+  shift: float
+  height: int
+  width: int
+
+  @property
+  def pixel_step(self) -> int:
+    """Pixels per token along one side, which divide height and width."""
+    return self.vae.spatial_stride * self.dit.patch
+
+
+_WAN_2_1_FILES = {
+  "dit": "diffusion_pytorch_model*.safetensors*",
+  "vae": "Wan2.1_VAE.pth",
+  "umt5": "models_t5_umt5-xxl-enc-bf16.pth",
+  "tokenizer": "google/umt5-xxl/spiece.model",
+}
+
+# The first row stands in for networks of sizes that no row has.
+FAMILIES: dict[str, Family] = {
+  "wan_1p3b": Family(  # Wan2.1-T2V-1.3B
+    files=_WAN_2_1_FILES,
+    dit=wan_config.wan_1p3b(kind="dense"),
+    vae=vae_config.wan_vae(),
+    text_encoder=umt5.umt5_xxl(),
+    fps=16,
+    shift=5.0,
+    height=480,
+    width=832,
+  ),
+  "wan_14b": Family(  # Wan2.1-T2V-14B
+    files=_WAN_2_1_FILES,
+    dit=wan_config.wan_14b(kind="dense"),
+    vae=vae_config.wan_vae(),
+    text_encoder=umt5.umt5_xxl(),
+    fps=16,
+    shift=5.0,
+    height=720,
+    width=1280,
+  ),
+  "wan_tiny": Family(  # random weights, to try the machinery in seconds
+    files={},
+    dit=wan_config.tiny(kind="dense"),
+    vae=vae_config.tiny_vae(),
+    text_encoder=umt5.tiny_umt5(),
+    fps=16,
+    shift=5.0,
+    height=32,
+    width=48,
+  ),
+}
+
+
+def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
+  """Returns the family that a DiT or a VAE belongs to, told from its sizes.
+
+  A network of other sizes, as training may make one, counts to the first family
+  whose latents have as many channels, and without such to the first of all.
 
   Args:
-    path: Its model folder.
-    architecture: What it must be, a name in `ARCHITECTURES`.
+    config: Sizes of the network, of either kind of attention.
+  """
+  part = "vae" if isinstance(config, vae_config.VaeConfig) else "dit"
+
+  def likeness(family: Family) -> tuple[bool, bool]:
+    own = getattr(family, part)
+    return own.channels == config.channels, _sizes(own) == _sizes(config)
+
+  return max(FAMILIES.values(), key=likeness)
+
+
+def _sizes(
+  config: wan_config.WanConfig | vae_config.VaeConfig,
+) -> tuple[object, ...]:
+  """The sizes that tell one release from another."""
+  if isinstance(config, vae_config.VaeConfig):
+    return config.width, config.temporal
+  return config.width, config.num_layers
+
+
+def family_at(path: PathLike) -> Family:
+  """Returns the family of a DiT or a VAE on disk, reading no weights.
+
+  Args:
+    path: Model folder that `convert` or training wrote.
+
+  Raises:
+    ValueError: If the folder is missing or holds another network.
+  """
+  config = config_at(path)
+  if isinstance(config, umt5.Umt5Config):
+    raise ValueError(
+      f"checkpoint={str(path)!r} is a text encoder, which several families "
+      "share; give the folder of the DiT or of the VAE."
+    )
+  return family_of(config)
+
+
+def config_at(path: PathLike) -> Config:
+  """Returns the sizes of a network on disk, reading no weights.
+
+  Args:
+    path: Model folder of a released network.
+
+  Raises:
+    ValueError: If the folder is missing or holds another kind of model.
+  """
+  about = model_folder.read_config(pathlib.Path(path))
+  architecture = about.get("architecture", "video model")
+  if architecture not in ARCHITECTURES:
+    raise ValueError(
+      f"checkpoint={str(path)!r} holds a {architecture!r}; give a folder that "
+      "convert wrote."
+    )
+  return ARCHITECTURES[architecture].config.from_dict(about["config"])
+
+
+@overload
+def load(
+  path: PathLike,
+  needed: Literal["dit", "wan_dit"],
+  *,
+  half_weights: bool = ...,
+  **changes: str | bool | int,
+) -> wan.WanDiT: ...
+
+
+@overload
+def load(
+  path: PathLike,
+  needed: Literal["vae", "wan_vae"],
+  *,
+  half_weights: bool = ...,
+  **changes: str | bool | int,
+) -> vae.WanVAE: ...
+
+
+@overload
+def load(
+  path: PathLike,
+  needed: Literal["umt5"],
+  *,
+  half_weights: bool = ...,
+  **changes: str | bool | int,
+) -> umt5.Umt5Encoder: ...
+
+
+def load(
+  path: PathLike,
+  needed: str,
+  *,
+  half_weights: bool = False,
+  **changes: str | bool | int,
+) -> Network:
+  """Loads one network of a release.
+
+  Args:
+    path: Model folder of the network.
+    needed: What it must be: a part such as "vae", or an architecture such as
+      "wan_vae".
     half_weights: Keep kernels that are used in bfloat16 in bfloat16 only,
       which halves their memory; not for training.
     **changes: Fields of the config to replace, such as `dtype`.
 
   Raises:
-    ValueError: If the folder is missing, damaged or another architecture.
+    ValueError: If the folder is missing, damaged or holds something else.
   """
   arrays, about = model_folder.load_model_state(path)
   found = about.get("architecture", "video model")
-  if found != architecture:
+  row = ARCHITECTURES.get(found)
+  if row is None or needed not in (found, row.part):
     raise ValueError(
-      f"checkpoint={str(path)!r} holds a {found!r} where a {architecture!r} is "
+      f"checkpoint={str(path)!r} holds a {found!r} where a {needed!r} is "
       "needed; give the folder that convert wrote for it."
     )
-  config_type, module = ARCHITECTURES[architecture]
-  config = dataclasses.replace(
-    config_type.from_dict(about["config"]), **changes
-  )
-  model = nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))
+  sizes: Any = row.config.from_dict(about["config"])
+  config = dataclasses.replace(sizes, **changes)
+  model = nnx.eval_shape(lambda: row.module(config, rngs=nnx.Rngs(0)))
   if half_weights:
     halve(model)
   model_folder.update_model(model, arrays)
   return model
 
 
-def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
-  """Writes one part.
+def save(path: PathLike, model: nnx.Module, **about: Any) -> None:
+  """Writes one network of a release as a model folder.
+
+  Args:
+    path: Folder to create or replace.
+    model: A network of a class in `ARCHITECTURES`.
+    **about: More JSON values to keep in the folder's config.
 
   Raises:
-    ValueError: If the module is no part.
+    ValueError: If the network is of no such class.
   """
-  for architecture, (_, module) in ARCHITECTURES.items():
-    if type(model) is module:
+  for architecture, row in ARCHITECTURES.items():
+    if type(model) is row.module:
       config = model.config.to_dict()
       about |= dict(architecture=architecture, config=config)
       return model_folder.save_model(path, model, about, keep_dtypes=True)
@@ -79,7 +278,11 @@ def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
 
 
 def halve(model: nnx.Module) -> None:
-  """Sets abstract kernels of bfloat16 products to bfloat16, in place."""
+  """Sets abstract kernels of bfloat16 products to bfloat16, in place.
+
+  Args:
+    model: Network with shapes in place of arrays.
+  """
   for _, module in nnx.iter_modules(model):
     if isinstance(module, nnx.Linear) and module.dtype == jnp.bfloat16:
       shape = jax.ShapeDtypeStruct(module.kernel.shape, jnp.bfloat16)

@@ -1,7 +1,7 @@
-"""Text to token ids as Wan does it: clean, SentencePiece, `</s>`, pad.
+"""Turns text into token ids as Wan does: clean, cut into pieces, end, pad.
 
-spec/wan.md part C. The vocabulary is a SentencePiece file, for Wan that of
-UMT5 (`google/umt5-xxl/spiece.model` in the release).
+docs/method.md, section 5.1. The vocabulary is a SentencePiece file; Wan's is
+that of UMT5 (`google/umt5-xxl/spiece.model` in the release).
 """
 
 import html
@@ -14,25 +14,25 @@ from jaxtyping import Int
 import numpy as np
 import sentencepiece
 
-MAX_TOKENS = 512
+MAX_TOKENS = 512  # M of every Wan
 FILE = "spiece.model"
 _PAD, _EOS = 0, 1
 
 
 def clean(text: str) -> str:
-  """Mends encodings, unescapes HTML twice, collapses white space."""
+  """Returns text without broken encodings, HTML and runs of white space."""
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split())
 
 
 class Tokenizer:
-  """SentencePiece with T5's special ids: 0 pads, 1 ends a text."""
+  """Cuts texts into pieces and adds T5's special ids: 0 pads, 1 ends a text."""
 
   def __init__(self, model: bytes, *, max_tokens: int = MAX_TOKENS):
     """Reads a serialised SentencePiece model.
 
     Args:
-      model: Content of the file.
+      model: Bytes of the file.
       max_tokens: M, length of the padded ids, `</s>` included.
 
     Raises:
@@ -56,8 +56,14 @@ class Tokenizer:
     self.max_tokens = max_tokens
 
   @classmethod
-  def load(cls, path: str | os.PathLike[str], **kwargs) -> "Tokenizer":
-    """Reads a file, or `spiece.model` in a folder.
+  def load(
+    cls, path: str | os.PathLike[str], *, max_tokens: int = MAX_TOKENS
+  ) -> "Tokenizer":
+    """Reads a SentencePiece model.
+
+    Args:
+      path: The file, or the folder that holds `spiece.model`.
+      max_tokens: M, length of the padded ids, `</s>` included.
 
     Raises:
       ValueError: If the file is missing or no tokenizer.
@@ -71,20 +77,21 @@ class Tokenizer:
         f"tokenizer={str(path)!r} cannot be read; give the {FILE} of the "
         "release (google/umt5-xxl)."
       ) from error
-    return cls(model, **kwargs)
+    return cls(model, max_tokens=max_tokens)
 
   @property
   def vocabulary(self) -> int:
-    """Number of ids."""
+    """Number of different token ids."""
     return self._pieces.vocab_size()
 
   def __call__(
     self, texts: list[str]
   ) -> tuple[Int[np.ndarray, "B M"], Int[np.ndarray, "B"]]:
-    """Token ids, zero-padded, and the number of real ones.
+    """Returns token ids, zero-padded, and how many of each row are real.
 
     Args:
-      texts: Cleaned here; a long text is cut, `</s>` stays.
+      texts: Texts as the user wrote them; they are cleaned here. Of a long one
+        the first M - 1 pieces are taken, so that `</s>` has a place.
     """
     ids = np.full((len(texts), self.max_tokens), _PAD, np.int32)
     lengths = np.zeros(len(texts), np.int32)
@@ -96,11 +103,11 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: list[str], *, vocabulary: int = 512) -> Tokenizer:
-  """A small vocabulary made from a few texts, to try the machinery.
+  """Makes a small vocabulary from a few texts, to try the machinery.
 
   Args:
-    texts: What it must be able to write; other characters are unknown.
-    vocabulary: At most so many ids.
+    texts: Texts that it must be able to write; other characters are unknown.
+    vocabulary: Most ids that it may have.
   """
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(

@@ -1,9 +1,9 @@
-"""The UMT5 encoder: Wan's text encoder.
+"""The UMT5 encoder, which turns prompts into what Wan's DiT reads.
 
-spec/wan.md part C. Text tokens attend to each other without scaling and with a
-learned bias per relative distance, which every layer has for itself. Norms and
-softmax are float32; padding keys are masked, padding positions are zeroed after
-the last layer.
+docs/method.md, section 5. Text tokens attend to each other without scaling and
+with a learned bias per relative distance; every layer has a table of its own.
+Norms and softmax are float32. Keys of padding are masked, and positions of
+padding are set to zero after the last layer.
 """
 
 import dataclasses
@@ -13,30 +13,34 @@ from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 import numpy as np
 
 from videomla_jax.models import tokenizer as tokenizer_lib
+from videomla_jax.storage import plain_config
 
-_EPSILON = 1e-6
+_EPSILON = 1e-6  # under the root of the norms, as released
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Umt5Config:
-  """Sizes of the encoder.
+class Umt5Config(plain_config.PlainConfig):
+  """Describes a text encoder by its sizes.
 
   Attributes:
-    vocabulary: Token ids.
-    width: Channels E.
-    num_heads: Heads N.
-    head_dim: Channels of a head D.
-    ffn_width: Channels of the gated feed-forward F.
-    num_layers: Blocks.
+    vocabulary: Number of token ids.
+    width: Channels E of a token.
+    num_heads: Attention heads N.
+    head_dim: Channels D of a head.
+    ffn_width: Channels F of the gated feed-forward.
+    num_layers: Number of blocks.
     num_buckets: Rows of a table of relative distances, half for each sign.
-    max_distance: Distance from which all share a bucket.
-    dtype: Of the matrix products.
-    param_dtype: Of the weights; the released ones are bfloat16.
+    max_distance: Distance in tokens from which all share a bucket.
+    dtype: Type of the matrix products.
+    param_dtype: Type of the weights; the released ones are bfloat16.
   """
+
+  title = "UMT5 config"
 
   vocabulary: int
   width: int
@@ -49,27 +53,13 @@ class Umt5Config:
   dtype: str = "bfloat16"
   param_dtype: str = "bfloat16"
 
-  @classmethod
-  def from_dict(cls, config: dict[str, Any]) -> "Umt5Config":
-    """Reads the dict that `to_dict` made.
 
-    Raises:
-      ValueError: If a field is missing or unknown.
-    """
-    try:
-      return cls(**config)
-    except TypeError as error:
-      raise ValueError(
-        f"UMT5 config does not fit this version ({error}); convert it again."
-      ) from error
+def umt5_xxl(**changes: Any) -> Umt5Config:
+  """Returns the encoder of Wan2.1, which has 5,680,910,336 parameters.
 
-  def to_dict(self) -> dict[str, Any]:
-    """Plain JSON values."""
-    return dataclasses.asdict(self)
-
-
-def umt5_xxl(**kwargs) -> Umt5Config:
-  """The encoder of Wan2.1: 5,680,910,336 parameters."""
+  Args:
+    **changes: Fields to replace.
+  """
   values = dict(
     vocabulary=256384,
     width=4096,
@@ -78,11 +68,15 @@ def umt5_xxl(**kwargs) -> Umt5Config:
     ffn_width=10240,
     num_layers=24,
   )
-  return Umt5Config(**(values | kwargs))
+  return Umt5Config(**(values | changes))
 
 
-def tiny_umt5(**kwargs) -> Umt5Config:
-  """The same layers with few channels, to try the machinery."""
+def tiny_umt5(**changes: Any) -> Umt5Config:
+  """Returns the same layers with few channels, to try the machinery.
+
+  Args:
+    **changes: Fields to replace.
+  """
   values = dict(
     vocabulary=512,
     width=32,
@@ -93,47 +87,49 @@ def tiny_umt5(**kwargs) -> Umt5Config:
     dtype="float32",
     param_dtype="float32",
   )
-  return umt5_xxl(**(values | kwargs))
+  return umt5_xxl(**(values | changes))
 
 
 def relative_buckets(
   distance: Int[np.ndarray, "..."], *, num_buckets: int, max_distance: int
 ) -> Int[np.ndarray, "..."]:
-  """Row of the bias table for key minus query positions.
+  """Returns the row of the bias table for each relative distance.
 
-  Half of the rows are for later keys. Within a half, short distances have rows
-  of their own and longer ones share them, logarithmically.
+  docs/method.md, Eq. (5.3). Half of the rows are for later keys. Within a half,
+  each short distance has its row and longer ones share rows, logarithmically.
 
   Args:
-    distance: Key minus query position.
+    distance: Key position minus query position, in tokens.
     num_buckets: Rows of the table.
-    max_distance: From here on everything is in the last row.
+    max_distance: Distance from which all share the last row of a half.
   """
   half = num_buckets // 2
-  own = half // 2
+  exact = half // 2  # distances that have a row for themselves
   size = np.abs(distance)
   # The original computes in float32, which decides where rows begin.
-  log = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(own))
-  log = log / np.float32(np.log(max_distance / own)) * (half - own)
-  shared = np.minimum(own + log.astype(np.int64), half - 1)
-  return np.where(size < own, size, shared) + half * (distance > 0)
+  log = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
+  log = log / np.float32(np.log(max_distance / exact)) * (half - exact)
+  shared = np.minimum(exact + log.astype(np.int64), half - 1)
+  return np.where(size < exact, size, shared) + half * (distance > 0)
 
 
 class Norm(nnx.Module):
-  """x / rms(x) in float32, times a gain; no mean, no bias."""
+  """Divides by the root mean square in float32 and multiplies by a gain."""
 
-  def __init__(self, features: int, *, param_dtype):
+  def __init__(self, features: int, *, param_dtype: DTypeLike):
     self.gain = nnx.Param(jnp.ones((features,), param_dtype))
 
   def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
-    """Normalises the last axis."""
+    """Returns `x` normalised over its last axis, in its own type."""
     x32 = x.astype(jnp.float32)
     square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     normed = x32 * jax.lax.rsqrt(square + _EPSILON)
     return normed.astype(x.dtype) * self.gain[...].astype(x.dtype)
 
 
-def _linear(inputs: int, outputs: int, config: Umt5Config, rngs: nnx.Rngs):
+def _linear(
+  inputs: int, outputs: int, config: Umt5Config, rngs: nnx.Rngs
+) -> nnx.Linear:
   return nnx.Linear(
     inputs,
     outputs,
@@ -145,7 +141,10 @@ def _linear(inputs: int, outputs: int, config: Umt5Config, rngs: nnx.Rngs):
 
 
 class Attention(nnx.Module):
-  """Self-attention with a bias per relative distance."""
+  """Self-attention with a bias per relative distance.
+
+  docs/method.md, Eq. (5.2).
+  """
 
   def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
     self.config = config
@@ -159,7 +158,11 @@ class Attention(nnx.Module):
     self.distance = nnx.Param(table.astype(config.param_dtype))
 
   def bias(self, length: int) -> Float32[Array, "N M M"]:
-    """Bias of every query and key position."""
+    """Returns the bias of every query position (rows) and key position.
+
+    Args:
+      length: Positions M of a padded text.
+    """
     position = np.arange(length)
     rows = relative_buckets(
       position[None] - position[:, None],
@@ -171,7 +174,7 @@ class Attention(nnx.Module):
   def __call__(
     self, x: Float[Array, "B M E"], valid: Bool[Array, "B M"]
   ) -> Float[Array, "B M E"]:
-    """Attends to the valid positions."""
+    """Returns what each position attends to among the valid ones."""
     query, key, value = (
       rearrange(w(x), "B M (N D) -> B N M D", N=self.config.num_heads)
       for w in (self.query, self.key, self.value)
@@ -188,7 +191,7 @@ class Attention(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-  """Two linear branches, one through GELU, multiplied."""
+  """Multiplies two linear branches, one of them through a GELU."""
 
   def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
     width, ffn = config.width, config.ffn_width
@@ -197,13 +200,16 @@ class GatedMLP(nnx.Module):
     self.out = _linear(ffn, width, config, rngs)
 
   def __call__(self, x: Float[Array, "B M E"]) -> Float[Array, "B M E"]:
-    """Applies the layers."""
+    """Returns the output of the feed-forward."""
     gate = jax.nn.gelu(self.gate(x), approximate=True)
     return self.out(self.into(x) * gate)
 
 
 class Block(nnx.Module):
-  """Attention and feed-forward, each behind a norm."""
+  """Adds attention and feed-forward, each behind a norm, to its input.
+
+  docs/method.md, Eq. (5.1).
+  """
 
   def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
     dtype = jnp.dtype(config.param_dtype)
@@ -215,13 +221,13 @@ class Block(nnx.Module):
   def __call__(
     self, x: Float[Array, "B M E"], valid: Bool[Array, "B M"]
   ) -> Float[Array, "B M E"]:
-    """Applies the block."""
+    """Returns the tokens after the block."""
     x = x + self.attention(self.attention_norm(x), valid)
     return x + self.ffn(self.ffn_norm(x))
 
 
 class Umt5Encoder(nnx.Module):
-  """Token ids to embeddings."""
+  """Turns token ids into embeddings."""
 
   def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
     self.config = config
@@ -238,11 +244,11 @@ class Umt5Encoder(nnx.Module):
   def __call__(
     self, ids: Int[Array, "B M"], valid: Bool[Array, "B M"]
   ) -> Float[Array, "B M E"]:
-    """Embeds every position, padding included.
+    """Returns the embedding of every position, padding included.
 
     Args:
       ids: Token ids, zero-padded.
-      valid: True for real tokens, `</s>` among them.
+      valid: Whether a token is real; `</s>` is.
     """
     x = self.tokens[...][ids].astype(self.config.dtype)
     x, _ = jax.lax.scan(
@@ -253,19 +259,26 @@ class Umt5Encoder(nnx.Module):
   def embed(
     self, ids: Int[Array, "B M"], lengths: Int[Array, "B"]
   ) -> Float32[Array, "B M E"]:
-    """What Wan's DiT takes: zeros beyond the real tokens."""
+    """Returns what Wan's DiT reads: embeddings, and zeros for padding.
+
+    Args:
+      ids: Token ids, zero-padded.
+      lengths: Number of real tokens in each row, `</s>` included.
+    """
     valid = jnp.arange(ids.shape[1]) < lengths[:, None]
     x = self(ids, valid).astype(jnp.float32)
     return jnp.where(valid[..., None], x, 0)
 
 
 def abstract(config: Umt5Config) -> Umt5Encoder:
-  """The network with shapes in place of arrays."""
+  """Returns the network with shapes in place of arrays."""
   return nnx.eval_shape(lambda: Umt5Encoder(config, rngs=nnx.Rngs(0)))
 
 
 @jax.jit
-def _embed(encoder, ids, lengths):
+def _embed(
+  encoder: Umt5Encoder, ids: Int[Array, "B M"], lengths: Int[Array, "B"]
+) -> Float32[Array, "B M E"]:
   return encoder.embed(ids, lengths)
 
 
@@ -274,11 +287,14 @@ def embed_texts(
   tokenizer: tokenizer_lib.Tokenizer,
   texts: list[str],
 ) -> Float32[Array, "B M E"]:
-  """Embeds texts one by one: one program and the memory of one text.
+  """Returns embeddings of texts, zero for padding.
+
+  Texts are embedded one by one, which needs one program for any number of them
+  and the memory of one.
 
   Args:
     encoder: The network.
-    tokenizer: Its vocabulary.
+    tokenizer: The vocabulary that the network was trained with.
     texts: Prompts, as the user wrote them.
 
   Raises:

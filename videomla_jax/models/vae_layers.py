@@ -1,29 +1,42 @@
-"""Layers of the Wan VAE, each a function of its input and its memory.
+"""Layers of the Wan VAE: docs/method.md, section 4.1.
 
-spec/wan.md B1 and B3. A layer is called frame group after frame group: it takes
-what it remembers of earlier frames and returns what to remember next, so video
-may be cut anywhere. `first` marks the group of the single first frame, which
-the temporal resamplers treat apart; it is a Python bool and compiles once each.
-Layout `[B, T, H, W, C]`.
+A layer takes the next frames and its memory, and returns what to remember for
+the frames after them, so video may be cut anywhere. `first` marks the group
+that holds the first frame alone, which the temporal resamplers leave as it is.
+It is a Python bool, so each of its values compiles to a program of its own.
+The layout is `[B, T, H, W, C]`.
 """
 
 import math
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from videomla_jax.ops.latent_attention import reference
 
 Video = Float[Array, "B T H W C"]
 Out = Float[Array, "B t h w c"]
-_EPSILON = 1e-12  # on the norm, not on its square
+_EPSILON = 1e-12  # bounds the length from below, not its square
 
 
-def conv_2d(x: Video, kernel: Array, *, stride: int = 1, pad=(1, 1)) -> Out:
-  """Convolves every frame by itself; `pad` is before and after, both axes."""
+def conv_2d(
+  x: Video,
+  kernel: Float[Array, "p q C c"],
+  *,
+  stride: int = 1,
+  pad: tuple[int, int] = (1, 1),
+) -> Out:
+  """Returns every frame convolved by itself.
+
+  Args:
+    x: Frames.
+    kernel: Weights; p and q are the window in pixels.
+    stride: Pixels from one window to the next, along both axes.
+    pad: Zeros before and after each axis.
+  """
   batch, frames = x.shape[:2]
   out = jax.lax.conv_general_dilated(
     x.reshape(-1, *x.shape[2:]),
@@ -36,13 +49,30 @@ def conv_2d(x: Video, kernel: Array, *, stride: int = 1, pad=(1, 1)) -> Out:
 
 
 class Conv(nnx.Module):
-  """Weights of a convolution, `[*window, in, out]`, float32 master copies."""
+  """Holds the weights of a convolution as float32 master copies."""
 
-  def __init__(self, window, inputs: int, outputs: int, *, dtype, rngs):
+  def __init__(
+    self,
+    window: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    """Draws the weights as PyTorch does.
+
+    Args:
+      window: Frames, rows and columns that one output sees.
+      inputs: Channels in.
+      outputs: Channels out.
+      dtype: Type of the products.
+      rngs: Source of the weights.
+    """
     self.dtype = dtype
     bound = 1 / math.sqrt(math.prod(window) * inputs)
 
-    def uniform(*shape):
+    def uniform(*shape: int) -> Array:
       key = rngs.params()
       return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -50,78 +80,98 @@ class Conv(nnx.Module):
     self.bias = nnx.Param(uniform(outputs))
 
   def weights(self) -> tuple[Array, Array]:
-    """Kernel and bias in the dtype of the products."""
+    """Returns kernel `[*window, in, out]` and bias in the products' type."""
     return self.kernel[...].astype(self.dtype), self.bias[...].astype(
       self.dtype
     )
 
 
 class Pointwise(Conv):
-  """1 x 1 x 1 convolution: no memory."""
+  """A 1 x 1 x 1 convolution, which needs no memory."""
 
-  def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+  def __init__(
+    self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ):
     super().__init__((), inputs, outputs, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Video) -> Out:
-    """Applies the product to every pixel."""
+    """Returns the product for every pixel."""
     kernel, bias = self.weights()
     return x.astype(self.dtype) @ kernel + bias
 
 
 class FrameConv(Conv):
-  """3 x 3 convolution of single frames: no memory."""
+  """A 3 x 3 convolution of single frames, which needs no memory."""
 
-  def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+  def __init__(
+    self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ):
     super().__init__((3, 3), inputs, outputs, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: Video, *, stride: int = 1, pad=(1, 1)) -> Out:
-    """Applies the convolution."""
+  def __call__(
+    self, x: Video, *, stride: int = 1, pad: tuple[int, int] = (1, 1)
+  ) -> Out:
+    """Returns the convolved frames; `stride` and `pad` as in `conv_2d`."""
     kernel, bias = self.weights()
     return conv_2d(x.astype(self.dtype), kernel, stride=stride, pad=pad) + bias
 
 
 class CausalConv(Conv):
-  """Convolution over three frames: this one and the two before it.
+  """A convolution over three frames: this one and the two before it.
 
-  A sum of three products over single frames, which is up to twice as fast as
-  one over space and time on a CPU.
+  It is computed as a sum of three convolutions of single frames, which on a CPU
+  is up to twice as fast as one convolution over space and time.
   """
 
   def __init__(
-    self, inputs: int, outputs: int, *, dtype, rngs, spatial: int = 3
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    spatial: int = 3,
   ):
     window = (3, spatial, spatial)
     super().__init__(window, inputs, outputs, dtype=dtype, rngs=rngs)
 
   def start(self, batch: int, height: int, width: int) -> Array:
-    """Memory before the first frame: zeros, which is left padding."""
+    """Returns two frames of zeros, which pad the video on the left."""
     shape = (batch, 2, height, width, self.kernel.shape[-2])
     return jnp.zeros(shape, self.dtype)
 
   def __call__(self, x: Video, memory: Array) -> tuple[Out, Array]:
-    """Convolves, with the last two input frames as memory."""
-    seen = jnp.concatenate([memory, x.astype(self.dtype)], axis=1)
-    return self.over(seen), seen[:, -2:]
+    """Returns the convolved frames and the last two inputs as memory."""
+    frames = jnp.concatenate([memory, x.astype(self.dtype)], axis=1)
+    return self.over(frames), frames[:, -2:]
 
-  def over(self, seen: Video, *, stride: int = 1) -> Out:
-    """Output of every third frame onward, `stride` frames apart."""
+  def over(self, frames: Video, *, stride: int = 1) -> Out:
+    """Returns the outputs that see three of the given frames.
+
+    Args:
+      frames: At least three frames.
+      stride: Frames from one output to the next.
+    """
     kernel, bias = self.weights()
     pad = (kernel.shape[1] // 2,) * 2
-    last = seen.shape[1] - 2
+    last = frames.shape[1] - 2
     return bias + sum(
-      conv_2d(seen[:, i : i + last : stride], kernel[i], pad=pad)
+      conv_2d(frames[:, i : i + last : stride], kernel[i], pad=pad)
       for i in range(3)
     )
 
 
 class Norm(nnx.Module):
-  """Unit length over channels, times sqrt(C) and a gain; in float32."""
+  """Scales each pixel to length sqrt(C) and by a gain, in float32.
+
+  docs/method.md, Eq. (4.1).
+  """
 
   def __init__(self, features: int):
     self.gain = nnx.Param(jnp.ones((features,), jnp.float32))
 
   def __call__(self, x: Video) -> Out:
-    """Normalises each pixel."""
+    """Returns normalised pixels in the type of `x`."""
     x32 = x.astype(jnp.float32)
     length = jnp.sqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True))
     unit = x32 / jnp.maximum(length, _EPSILON)
@@ -129,9 +179,11 @@ class Norm(nnx.Module):
 
 
 class Residual(nnx.Module):
-  """Two norms, SiLUs and causal convolutions beside a shortcut."""
+  """Adds two causal convolutions, each behind a norm and SiLU, to the input."""
 
-  def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
+  def __init__(
+    self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ):
     self.norm_in, self.norm_out = Norm(inputs), Norm(outputs)
     self.conv_in = CausalConv(inputs, outputs, dtype=dtype, rngs=rngs)
     self.conv_out = CausalConv(outputs, outputs, dtype=dtype, rngs=rngs)
@@ -141,14 +193,14 @@ class Residual(nnx.Module):
       self.shortcut = Pointwise(inputs, outputs, dtype=dtype, rngs=rngs)
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """Memory of both convolutions."""
+    """Returns the memory of both convolutions before the first frame."""
     convs = (self.conv_in, self.conv_out)
     return tuple(c.start(batch, height, width) for c in convs)
 
   def __call__(
     self, x: Video, memory: PyTree, *, first: bool
   ) -> tuple[Out, PyTree]:
-    """Applies the block."""
+    """Returns the block's output and the memory of both convolutions."""
     del first
     y, before = self.conv_in(jax.nn.silu(self.norm_in(x)), memory[0])
     y, after = self.conv_out(jax.nn.silu(self.norm_out(y)), memory[1])
@@ -159,22 +211,22 @@ class Residual(nnx.Module):
 
 
 class FrameAttention(nnx.Module):
-  """Single-head attention among the pixels of a frame: no memory."""
+  """Adds single-head attention among the pixels of each frame."""
 
-  def __init__(self, features: int, *, dtype, rngs):
+  def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.norm = Norm(features)
     self.qkv = Pointwise(features, 3 * features, dtype=dtype, rngs=rngs)
     self.out = Pointwise(features, features, dtype=dtype, rngs=rngs)
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """Nothing."""
+    """Returns an empty memory: a frame attends to itself alone."""
     del batch, height, width
     return ()
 
   def __call__(
     self, x: Video, memory: PyTree, *, first: bool
   ) -> tuple[Out, PyTree]:
-    """Attends frame by frame."""
+    """Returns the frames with what their pixels attend to added."""
     del first
     batch, frames, height, width, features = x.shape
     tokens = self.qkv(self.norm(x)).reshape(
@@ -194,10 +246,17 @@ class FrameAttention(nnx.Module):
 class Downsample(nnx.Module):
   """Halves rows and columns, and with `temporal` the frames after the first.
 
-  Frames: y_0 = x_0 and y_j = conv(x_{2j-2}, x_{2j-1}, x_{2j}).
+  docs/method.md, Eq. (4.2).
   """
 
-  def __init__(self, features: int, *, temporal: bool, dtype, rngs):
+  def __init__(
+    self,
+    features: int,
+    *,
+    temporal: bool,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
     self.frame_conv = FrameConv(features, features, dtype=dtype, rngs=rngs)
     self.time_conv = (
       CausalConv(features, features, dtype=dtype, rngs=rngs, spatial=1)
@@ -206,7 +265,7 @@ class Downsample(nnx.Module):
     )
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """The last frame, at the smaller size."""
+    """Returns a frame of zeros, at the size after halving, or no memory."""
     if self.time_conv is None:
       return ()
     whole = self.time_conv.start(batch, height // 2, width // 2)
@@ -215,7 +274,14 @@ class Downsample(nnx.Module):
   def __call__(
     self, x: Video, memory: PyTree, *, first: bool
   ) -> tuple[Out, PyTree]:
-    """Zeros are padded below and to the right only."""
+    """Returns smaller frames, and the last of them as memory.
+
+    Args:
+      x: One frame if `first`, else an even number of frames.
+      memory: From `start` or from the call before.
+      first: Whether `x` holds the first frame of the video alone.
+    """
+    # Zeros lie below and to the right only, as in the released network.
     y = self.frame_conv(x, stride=2, pad=(0, 1))
     if self.time_conv is None:
       return y, memory
@@ -228,11 +294,18 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
   """Doubles rows and columns, and with `temporal` the frames after the first.
 
-  The time convolution sees frames from the second on; its two halves of
-  channels are the even and the odd frames.
+  docs/method.md, Eq. (4.3): the two halves of the time convolution's channels
+  are two frames.
   """
 
-  def __init__(self, features: int, *, temporal: bool, dtype, rngs):
+  def __init__(
+    self,
+    features: int,
+    *,
+    temporal: bool,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
     self.frame_conv = FrameConv(features, features // 2, dtype=dtype, rngs=rngs)
     self.time_conv = (
       CausalConv(features, 2 * features, dtype=dtype, rngs=rngs, spatial=1)
@@ -241,7 +314,7 @@ class Upsample(nnx.Module):
     )
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """Memory of the time convolution; the first frame never enters it."""
+    """Returns the memory of the time convolution, if there is one."""
     if self.time_conv is None:
       return ()
     return self.time_conv.start(batch, height, width)
@@ -249,7 +322,14 @@ class Upsample(nnx.Module):
   def __call__(
     self, x: Video, memory: PyTree, *, first: bool
   ) -> tuple[Out, PyTree]:
-    """Doubles time, then space (nearest neighbour)."""
+    """Returns larger frames; each pixel is repeated before the convolution.
+
+    Args:
+      x: Frames.
+      memory: From `start` or from the call before; the first frame of a video
+        never enters it.
+      first: Whether `x` holds the first frame of the video alone.
+    """
     if self.time_conv is not None and not first:
       y, memory = self.time_conv(x, memory)
       pair = jnp.stack(jnp.split(y, 2, axis=-1), axis=2)
@@ -258,14 +338,17 @@ class Upsample(nnx.Module):
     return self.frame_conv(x), memory
 
 
-class Chain(nnx.Module):
-  """Layers one after the other; its memory is a tuple with theirs."""
+type Layer = Residual | FrameAttention | Downsample | Upsample
 
-  def __init__(self, layers: list[Any]):
+
+class Chain(nnx.Module):
+  """Applies layers one after the other and keeps the memory of each."""
+
+  def __init__(self, layers: list[Layer]):
     self.layers = nnx.List(layers)
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """Memory of every layer, at the size that reaches it."""
+    """Returns the memory of every layer, at the size that reaches it."""
     memory = []
     for layer in self.layers:
       memory.append(layer.start(batch, height, width))
@@ -278,7 +361,7 @@ class Chain(nnx.Module):
   def __call__(
     self, x: Video, memory: PyTree, *, first: bool
   ) -> tuple[Out, PyTree]:
-    """Applies all layers."""
+    """Returns the output of the last layer and the memory of all."""
     after = []
     for layer, past in zip(self.layers, memory, strict=True):
       x, past = layer(x, past, first=first)

@@ -1,15 +1,16 @@
 """The VAE on overlapping tiles of a frame, for frames larger than memory.
 
-Every tile streams by itself with a memory of its own, one after the other, so
-activations are those of one tile. Where tiles overlap they are blended
-linearly. The attention in the middle of the VAE sees one tile only and borders
-see zeros, so the result is close to that of the whole frame, not equal.
+docs/method.md, section 4.6. Every tile has a state of its own and tiles are
+computed one after the other, so the activations in memory are those of one
+tile. Where tiles overlap they are blended linearly. The attention in the middle
+of the VAE sees one tile only and borders see zeros, so the result is close to
+that of the whole frame, but not equal.
 """
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 import numpy as np
 
 from videomla_jax.models import vae as vae_lib
@@ -19,11 +20,11 @@ Weights = Float[np.ndarray, "h w"]
 
 
 def starts(length: int, *, tile: int, overlap: int) -> list[int]:
-  """First positions of equal tiles that cover an axis, spread evenly.
+  """Returns the first positions of equal tiles that cover an axis evenly.
 
   Args:
-    length: Of the axis.
-    tile: Of a tile, shorter axes have one tile.
+    length: Positions of the axis.
+    tile: Positions of a tile; a shorter axis has one tile.
     overlap: Fewest positions that neighbours share.
   """
   if tile >= length:
@@ -33,19 +34,26 @@ def starts(length: int, *, tile: int, overlap: int) -> list[int]:
 
 
 def ramp(length: int, *, overlap: int) -> Float[np.ndarray, "n"]:
-  """Blending weight along a tile: rises from both ends over the overlap."""
-  place = np.arange(length) + 0.5
-  return np.minimum(np.minimum(place, length - place) / overlap, 1)
+  """Returns weights along a tile that rise from both ends to 1.
+
+  docs/method.md, Eq. (4.5).
+
+  Args:
+    length: Positions of the tile.
+    overlap: Positions over which the weight rises.
+  """
+  position = np.arange(length) + 0.5
+  return np.minimum(np.minimum(position, length - position) / overlap, 1)
 
 
 class TiledVAE(nnx.Module):
-  """A `WanVAE` that looks at one tile at a time, with the same interface."""
+  """A `WanVAE` that computes one tile at a time, with the same interface."""
 
   def __init__(self, vae: vae_lib.WanVAE, *, tile: int, overlap: int = 4):
-    """Wraps a VAE.
+    """Wraps a VAE that is loaded already.
 
     Args:
-      vae: The network.
+      vae: The whole network.
       tile: Side of a tile in latent pixels.
       overlap: Latent pixels that neighbours share at least.
 
@@ -64,8 +72,8 @@ class TiledVAE(nnx.Module):
   temporal_stride = property(lambda self: self.vae.temporal_stride)
   spatial_stride = property(lambda self: self.vae.spatial_stride)
 
-  def _corners(self, height: int, width: int) -> np.ndarray:
-    """Top left latent pixel of every tile."""
+  def _corners(self, height: int, width: int) -> Int[np.ndarray, "n 2"]:
+    """Returns row and column of the first latent pixel of every tile."""
     rows, columns = (
       starts(n, tile=self.tile, overlap=self.overlap) for n in (height, width)
     )
@@ -75,7 +83,7 @@ class TiledVAE(nnx.Module):
     return min(self.tile, height), min(self.tile, width)
 
   def start(self, batch: int, height: int, width: int) -> vae_lib.State:
-    """State of every tile before the first latent frame."""
+    """Returns the state of every tile before the first latent frame."""
     count = len(self._corners(height, width))
     one = self.vae.start(batch, *self._sides(height, width))
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
@@ -83,26 +91,28 @@ class TiledVAE(nnx.Module):
   def decode_chunk(
     self, latents: Video, state: vae_lib.State
   ) -> tuple[Float[Array, "B t h w 3"], vae_lib.State]:
-    """As `WanVAE.decode_chunk`, tile by tile."""
+    """Returns what `WanVAE.decode_chunk` does, tile by tile."""
     height, width = latents.shape[2:4]
     sides = self._sides(height, width)
 
-    def one(tile):
+    def decode_tile(
+      tile: tuple[Int[Array, "2"], vae_lib.State],
+    ) -> tuple[Float[Array, "B t h w 3"], vae_lib.State]:
       corner, memory = tile
       crop = _crop(latents, corner, sides)
       return self.vae.decode_chunk(crop, memory)
 
     corners = self._corners(height, width)
-    pieces, state = jax.lax.map(one, (jnp.asarray(corners), state))
+    pieces, state = jax.lax.map(decode_tile, (jnp.asarray(corners), state))
     return self._blend(pieces, corners, (height, width), enlarge=True), state
 
   def decode(self, latents: Video) -> Float[Array, "B t h w 3"]:
-    """Pixels of a whole clip."""
+    """Returns the pixels of a whole clip in [0, 1]."""
     state = self.start(latents.shape[0], *latents.shape[2:4])
     return self.decode_chunk(latents, state)[0]
 
   def encode(self, video: UInt8[Array, "B t h w 3"]) -> Video:
-    """As `WanVAE.encode`, tile by tile."""
+    """Returns what `WanVAE.encode` does, tile by tile."""
     stride = self.spatial_stride
     height, width = (n // stride for n in video.shape[2:4])
     self.vae.start_encode(1, *video.shape[2:4])  # raises for odd sizes
@@ -114,8 +124,22 @@ class TiledVAE(nnx.Module):
     )
     return self._blend(pieces, corners, (height, width), enlarge=False)
 
-  def _blend(self, pieces: PyTree, corners, size, *, enlarge: bool) -> Array:
-    """Weighted mean of the tiles, in pixels or in latent pixels."""
+  def _blend(
+    self,
+    pieces: Float[Array, "n B t h w c"],
+    corners: Int[np.ndarray, "n 2"],
+    size: tuple[int, int],
+    *,
+    enlarge: bool,
+  ) -> Float[Array, "B t hh ww c"]:
+    """Returns the weighted mean of overlapping tiles.
+
+    Args:
+      pieces: Tiles of pixels or of latents.
+      corners: Row and column of each tile's first latent pixel.
+      size: Latent rows and columns of the whole frame.
+      enlarge: Whether the tiles are pixels.
+    """
     scale = self.spatial_stride if enlarge else 1
     if len(corners) == 1:
       return pieces[0]
@@ -126,13 +150,15 @@ class TiledVAE(nnx.Module):
     total = jnp.zeros((*full, pieces.shape[-1]), pieces.dtype)
     norm = np.zeros((*full[2:], 1), np.float32)
     for piece, (row, column) in zip(pieces, corners * scale, strict=True):
-      where = np.s_[row : row + shape[0], column : column + shape[1]]
-      total = total.at[:, :, *where].add(piece * weight)
-      norm[where] += weight
+      inside = np.s_[row : row + shape[0], column : column + shape[1]]
+      total = total.at[:, :, *inside].add(piece * weight)
+      norm[inside] += weight
     return total / norm
 
 
-def _crop(x: Array, corner: Array, sides: tuple[int, ...]) -> Array:
-  """Rows and columns of `[B, T, H, W, C]` from a corner that is an array."""
+def _crop(
+  x: Shaped[Array, "B T H W C"], corner: Int[Array, "2"], sides: tuple[int, ...]
+) -> Shaped[Array, "B T h w C"]:
+  """Cuts rows and columns out of `[B, T, H, W, C]` from a traced corner."""
   x = jax.lax.dynamic_slice_in_dim(x, corner[0], sides[0], axis=2)
   return jax.lax.dynamic_slice_in_dim(x, corner[1], sides[1], axis=3)

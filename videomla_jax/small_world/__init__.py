@@ -1,0 +1,1 @@
+"""A world of moving digits that a laptop trains on: data, model and judge."""

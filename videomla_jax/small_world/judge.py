@@ -1,10 +1,8 @@
-"""A judge of generated frames: which digit, and is it one whole digit.
+"""Judges of generated frames: trained, tested and kept in a cache.
 
-Top-1 of ten digits forgives broken and doubled digits, so the judge has a
-second head for the content of the frame. It is trained on the training
-sprites, drawn in the world and damaged as a generative model would damage
-them, and it is tested on the held-out sprites; its report belongs beside every
-number that it helps to measure.
+A judge is trained on the training sprites, drawn in the world and damaged as a
+generative model would damage them, and it is tested on the held-out sprites;
+its report belongs beside every number that it helps to measure.
 """
 
 import contextlib
@@ -13,22 +11,21 @@ import hashlib
 import json
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 import numpy as np
 import optax
 
 from videomla_jax.small_world import judge_frames as judge_frames_lib
-from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import judge_network
+from videomla_jax.small_world import world
 
-WHOLE = judge_frames_lib.WHOLE
 _VERSION = 1  # raise when the code below changes what a recipe trains
-_BATCH = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,60 +94,9 @@ class JudgeReport:
     )
 
 
-class Judgement(NamedTuple):
-  """What the judge says about every frame of every video."""
-
-  identity: Int[np.ndarray, "V T"]
-  identity_probability: Float[np.ndarray, "V T"]
-  content: Int[np.ndarray, "V T"]
-
-
-class Judge(nnx.Module):
-  """Identity from the best 8x8 crop, content from the frame and the crop."""
-
-  def __init__(self, *, dropout: float, rngs: nnx.Rngs) -> None:
-    self.crop1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
-    self.crop2 = nnx.Conv(32, 64, (3, 3), strides=2, rngs=rngs)
-    self.crop3 = nnx.Conv(64, 64, (3, 3), rngs=rngs)
-    self.crop_hidden = nnx.Linear(4 * 4 * 64, 128, rngs=rngs)
-    self.identity = nnx.Linear(128, 10, rngs=rngs)
-    self.frame1 = nnx.Conv(1, 16, (5, 5), strides=2, rngs=rngs)
-    self.frame2 = nnx.Conv(16, 48, (3, 3), strides=2, rngs=rngs)
-    # 2x2 cells of 4 px: one output for each lattice position.
-    self.frame3 = nnx.Conv(48, 64, (2, 2), padding="VALID", rngs=rngs)
-    self.content_hidden = nnx.Linear(2 * 64 + 128, 64, rngs=rngs)
-    self.content = nnx.Linear(64, 3, rngs=rngs)
-    self.drop = nnx.Dropout(dropout)
-
-  def __call__(
-    self,
-    frames: Float[Array, "n 24 24 1"],
-    *,
-    rngs: nnx.Rngs | None = None,
-  ) -> tuple[Float[Array, "n 10"], Float[Array, "n 3"]]:
-    """Returns identity and content logits of frames in [0, 1].
-
-    Args:
-      frames: Grey frames.
-      rngs: Source of dropout in training; None switches dropout off.
-    """
-
-    def drop(x: Array) -> Array:
-      return self.drop(x, deterministic=rngs is None, rngs=rngs)
-
-    x = jax.nn.gelu(self.crop1(_best_crop(frames)))
-    x = jax.nn.gelu(self.crop3(jax.nn.gelu(self.crop2(x))))
-    shape = jax.nn.gelu(self.crop_hidden(drop(x.reshape(len(x), -1))))
-    y = jax.nn.gelu(self.frame2(jax.nn.gelu(self.frame1(frames))))
-    y = jax.nn.gelu(self.frame3(y)).reshape(len(y), -1, 64)
-    features = jnp.concatenate([y.max(1), y.sum(1) / 5, shape], axis=-1)
-    hidden = jax.nn.gelu(self.content_hidden(features))
-    return self.identity(drop(shape)), self.content(hidden)
-
-
 def train_judge(
   seed: int, *, recipe: JudgeRecipe = JudgeRecipe()
-) -> tuple[Judge, JudgeReport]:
+) -> tuple[judge_network.Judge, JudgeReport]:
   """Trains a judge on the training sprites and tests it on the others.
 
   Args:
@@ -162,7 +108,7 @@ def train_judge(
   """
   start = time.monotonic()
   rng = np.random.default_rng((seed, 0))
-  sprites, labels = moving_digits.load_sprites("train")
+  sprites, labels = world.load_sprites("train")
   copies = [sprites] + [
     judge_frames_lib.warp(rng, sprites) for _ in range(recipe.num_warps)
   ]
@@ -172,7 +118,7 @@ def train_judge(
     np.tile(labels, len(copies)),
     num_frames=recipe.num_frames,
   )
-  judge = Judge(dropout=recipe.dropout, rngs=nnx.Rngs(seed))
+  judge = judge_network.Judge(dropout=recipe.dropout, rngs=nnx.Rngs(seed))
   judge = _fit(judge, data, rng=rng, key=jax.random.key(seed), recipe=recipe)
   seconds = time.monotonic() - start
   report = examine_judge(judge, seed=seed, train_seconds=seconds)
@@ -185,7 +131,7 @@ def load_or_train_judge(
   *,
   seed: int = 0,
   recipe: JudgeRecipe = JudgeRecipe(),
-) -> tuple[Judge, JudgeReport]:
+) -> tuple[judge_network.Judge, JudgeReport]:
   """Loads a cached judge, or trains one and caches it.
 
   Args:
@@ -198,7 +144,7 @@ def load_or_train_judge(
     The judge and the report of its training.
   """
   path, fingerprint = os.fspath(path), _fingerprint(seed, recipe)
-  empty = Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0))
+  empty = judge_network.Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0))
   if (cached := _read(path, empty, fingerprint)) is not None:
     return cached
   judge, report = train_judge(seed, recipe=recipe)
@@ -206,46 +152,26 @@ def load_or_train_judge(
   return judge, report
 
 
-def judge_frames(
-  judge: Judge, videos: Float[np.ndarray, "V T 24 24 1"]
-) -> Judgement:
-  """Judges every frame of every video on its own.
-
-  Args:
-    judge: A trained judge.
-    videos: Grey videos in [0, 1].
-
-  Returns:
-    Digit 0..9, its probability, and content class 0..2.
-  """
-  frames = np.asarray(videos, np.float32).reshape(-1, *videos.shape[2:])
-  parts = [
-    _judge_batch(judge, frames[i : i + _BATCH], size=min(len(frames), _BATCH))
-    for i in range(0, len(frames), _BATCH)
-  ]
-  shape = videos.shape[:2]
-  return Judgement(*(np.concatenate(p).reshape(shape) for p in zip(*parts)))
-
-
 def examine_judge(
-  judge: Judge, *, seed: int, train_seconds: float = 0.0
+  judge: judge_network.Judge, *, seed: int, train_seconds: float = 0.0
 ) -> JudgeReport:
   """Measures a judge on held-out sprites, see `JudgeReport`."""
-  sprites, labels = moving_digits.load_sprites("test")
+  sprites, labels = world.load_sprites("test")
   rng = np.random.default_rng((seed, 1))
   data = judge_frames_lib.synthesise(rng, sprites, labels, num_frames=8000)
-  damaged = judge_frames(judge, data.images[None] / np.float32(255))
+  images = data.images[None] / np.float32(255)
+  damaged = judge_network.judge_frames(judge, images)
   correct = damaged.content[0] == data.content
   clean_frames, places = judge_frames_lib.clean_frames(sprites)
-  clean = judge_frames(judge, clean_frames[None])
-  whole = data.content == WHOLE
+  clean = judge_network.judge_frames(judge, clean_frames[None])
+  whole = data.content == judge_frames_lib.WHOLE
   confusion = np.zeros((3, 3))
   np.add.at(confusion, (data.content, damaged.content[0]), 1)
   return JudgeReport(
     identity=float((damaged.identity[0] == data.identity)[whole].mean()),
     identity_clean=float((clean.identity[0] == labels.repeat(places)).mean()),
     content=float(correct.mean()),
-    whole_clean=float((clean.content == WHOLE).mean()),
+    whole_clean=float((clean.content == judge_frames_lib.WHOLE).mean()),
     confusion=(confusion / confusion.sum(1, keepdims=True)).tolist(),
     kinds={
       name: float(correct[data.kind == index].mean())
@@ -256,13 +182,13 @@ def examine_judge(
 
 
 def _fit(
-  judge: Judge,
+  judge: judge_network.Judge,
   data: judge_frames_lib.SyntheticFrames,
   *,
   rng: np.random.Generator,
   key: PRNGKeyArray,
   recipe: JudgeRecipe,
-) -> Judge:
+) -> judge_network.Judge:
   """Runs AdamW over shuffled epochs, batches dispatched ahead."""
   steps_per_epoch = len(data.images) // recipe.batch_size
   num_steps = steps_per_epoch * recipe.num_epochs
@@ -300,68 +226,24 @@ def _loss(
   """Cross-entropies; identity counts only where one whole digit is shown."""
   targets = optax.smooth_labels(jax.nn.one_hot(batch.identity, 10), 0.1)
   identity = optax.softmax_cross_entropy(identity_logits, targets)
-  whole = batch.content == WHOLE
+  whole = batch.content == judge_frames_lib.WHOLE
   content = optax.softmax_cross_entropy_with_integer_labels(
     content_logits, batch.content
   )
   return (identity * whole).sum() / (whole.sum() + 1) + content.mean()
 
 
-def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
-  """Cuts out the box of the sprite's size with the most ink.
-
-  Boxes with almost the same ink, as a thin digit has, are averaged; they may
-  stand out of the frame, so that a digit looks the same at a wall.
-  """
-  size = moving_digits.World().sprite_size
-  margin = size // 2
-  frames = jnp.pad(frames, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)))
-  ink = jnp.where(frames > 0.2, frames, 0.0)[..., 0]
-  sums = jax.lax.reduce_window(
-    ink, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
-  )
-  best = sums >= 0.97 * sums.max((1, 2), keepdims=True)
-  place = jnp.arange(sums.shape[-1])
-  count = best.sum((1, 2))
-  row = jnp.rint((best.sum(2) @ place) / count).astype(jnp.int32)
-  column = jnp.rint((best.sum(1) @ place) / count).astype(jnp.int32)
-
-  def crop(frame: Array, row: Array, column: Array) -> Array:
-    return jax.lax.dynamic_slice(frame, (row, column, 0), (size, size, 1))
-
-  return jax.vmap(crop)(frames, row, column)
-
-
-@jax.jit
-def _apply(
-  judge: Judge, frames: Float[Array, "n 24 24 1"]
-) -> tuple[Int[Array, "n"], Float[Array, "n"], Int[Array, "n"]]:
-  """Returns identity, its probability and content."""
-  identity, content = judge(frames)
-  probability = jax.nn.softmax(identity).max(-1)
-  return identity.argmax(-1), probability, content.argmax(-1)
-
-
-def _judge_batch(
-  judge: Judge, frames: Float[np.ndarray, "n 24 24 1"], *, size: int
-) -> tuple[np.ndarray, ...]:
-  """Judges at most `size` frames, padded so that one program serves all."""
-  padding = [(0, size - len(frames))] + [(0, 0)] * 3
-  outputs = _apply(judge, jax.device_put(np.pad(frames, padding)))
-  return tuple(out[: len(frames)] for out in jax.device_get(outputs))
-
-
 def _fingerprint(seed: int, recipe: JudgeRecipe) -> str:
   """Returns a hash of everything that decides what a judge becomes."""
   fields = [_VERSION, seed, dataclasses.asdict(recipe)]
   digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-  digest.update(moving_digits.load_sprites("train")[0].tobytes())
+  digest.update(world.load_sprites("train")[0].tobytes())
   return digest.hexdigest()
 
 
 def _read(
-  path: str, judge: Judge, fingerprint: str
-) -> tuple[Judge, JudgeReport] | None:
+  path: str, judge: judge_network.Judge, fingerprint: str
+) -> tuple[judge_network.Judge, JudgeReport] | None:
   """Loads a cache file into `judge`, or returns None if it does not fit."""
   leaves, tree = jax.tree.flatten(judge)
   try:
@@ -380,7 +262,7 @@ def _read(
 
 
 def _write(
-  path: str, judge: Judge, report: JudgeReport, fingerprint: str
+  path: str, judge: judge_network.Judge, report: JudgeReport, fingerprint: str
 ) -> None:
   """Writes the cache under a temporary name and renames it when complete."""
   leaves = enumerate(jax.tree.leaves(judge))

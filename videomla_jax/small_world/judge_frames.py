@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
-from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import world
 
 FRAGMENT, WHOLE, DOUBLED = range(3)
 CONTENTS = ("none or fragment", "one whole digit", "two or doubled")
@@ -27,7 +27,7 @@ _KINDS = {
 }
 KIND_NAMES = tuple(_KINDS)
 
-_WORLD = moving_digits.World()
+_WORLD = world.World()
 
 
 class SyntheticFrames(NamedTuple):

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from videomla_jax.data import batching
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import world
 
 Record = dict[str, UInt8[np.ndarray, "T H W 1"] | Int32[np.ndarray, "4"]]
 
@@ -116,9 +117,9 @@ def open_source(
     ValueError: If the split is unknown, or the data set is missing and cannot
       or may not be built, or its files are damaged.
   """
-  if split not in moving_digits.SPLITS:
+  if split not in world.SPLITS:
     raise ValueError(
-      f"split={split!r} must be one of {', '.join(moving_digits.SPLITS)}."
+      f"split={split!r} must be one of {', '.join(world.SPLITS)}."
     )
   builder = _make_builder(data_dir, config)
   if not _is_built(builder):

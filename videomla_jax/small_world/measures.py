@@ -3,21 +3,20 @@
 Every measure is taken in windows (the first and the last ten seconds, four
 quarters, the whole video), so that drift shows, and is calibrated on real
 clips: `real_videos` gives the row that belongs beside every model's.
-`MEASURES` says what each one is. A track is the ink's centroid; since a digit
-keeps its shape, the track of a real clip is its motion exactly, but for a
-constant offset of the handwriting.
+`MEASURES` says what each one is.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
 
-from videomla_jax.small_world import judge as judge_lib
-from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import judge_frames
+from videomla_jax.small_world import judge_network
+from videomla_jax.small_world import motion
 from videomla_jax.small_world import prompts as prompts_lib
+from videomla_jax.small_world import world
 
 MEASURES = {
   "identity": "share of frames that show the prompt's digit",
@@ -40,27 +39,15 @@ MEASURES = {
   "ink_drift": "ink of the last / of the first ten seconds",
 }
 
-_WORLD = moving_digits.World()
+_WORLD = world.World()
 _SECONDS = 10  # length of the first and of the last window
 _MIN_FRAMES = 12  # a quarter shorter than three frames fits any motion
-_TOLERANCE_PX = 2.0  # half a lattice step
-_THRESHOLD = 0.2  # fainter pixels are noise, and would pull the centroid
-_MIN_INK = 3.0  # of about 19; less has no position
-_MAX_OFFSET_PX = 1.5  # centroid of a real digit against its box: at most 1.3
-_AXES = {"horizontal": (1, 0), "vertical": (0, 1), "diagonal": (1, 1)}
-
-
-class Track(NamedTuple):
-  """Where the ink is; positions are (x, y) of the 8x8 box in pixels."""
-
-  position: Float[np.ndarray, "V T 2"]
-  visible: Bool[np.ndarray, "V T"]
 
 
 def measure(
   videos: Float[np.ndarray, "V T 24 24 1"],
   prompts: Sequence[prompts_lib.Prompt],
-  judge: judge_lib.Judge,
+  judge: judge_network.Judge,
   fps: int | float = _WORLD.fps,
 ) -> dict[str, Float[np.ndarray, "V"]]:
   """Takes every measure of every video in every window.
@@ -79,22 +66,22 @@ def measure(
     ValueError: If counts differ, pixels leave [0, 1] or a video is too short.
   """
   _require_videos(videos, prompts)
-  judged = judge_lib.judge_frames(judge, videos)
-  track = track_ink(videos)
+  judged = judge_network.judge_frames(judge, videos)
+  track = motion.track_ink(videos)
   windows = time_windows(videos.shape[1], fps)
   first = windows["first"]
   handwriting = _handwriting(videos, track, first)
   home = _mode(judged.identity[:, first])
   measures: dict[str, np.ndarray] = {}
   for name, window in windows.items():
-    part = judge_lib.Judgement(*(array[:, window] for array in judged))
+    part = judge_network.Judgement(*(array[:, window] for array in judged))
     values = identity_measures(part, prompts, home=home)
     values["handwriting"] = handwriting[:, window].mean(1)
-    seen = Track(*(array[:, window] for array in track))
-    values |= motion_measures(seen, prompts) | path_measures(seen)
+    seen = motion.Track(*(array[:, window] for array in track))
+    values |= motion.motion_measures(seen, prompts) | motion.path_measures(seen)
     values |= ink_measures(videos[:, window])
     measures |= {f"{key}/{name}": value for key, value in values.items()}
-  start = np.maximum(measures["ink/first"], _MIN_INK)
+  start = np.maximum(measures["ink/first"], motion.MIN_INK)
   measures["ink_drift"] = measures["ink/last"] / start
   return measures
 
@@ -148,7 +135,7 @@ def real_videos(
   """Draws one true clip of held-out handwriting for each prompt, in [0, 1]."""
   rng = np.random.default_rng(seed)
   clips = [
-    moving_digits.sample_clip(rng, prompt, "test", num_frames).video
+    world.sample_clip(rng, prompt, "test", num_frames).video
     for prompt in prompts
   ]
   return np.stack(clips).astype(np.float32) / 255
@@ -169,28 +156,8 @@ def time_windows(num_frames: int, fps: int | float) -> dict[str, slice]:
   }
 
 
-def track_ink(videos: Float[np.ndarray, "V T 24 24 1"]) -> Track:
-  """Follows the centroid of the ink.
-
-  Args:
-    videos: Grey videos in [0, 1].
-
-  Returns:
-    Centroid as the corner of a box around it, and whether there is enough ink
-    to have one; without, the position is that of a box in the middle.
-  """
-  ink = np.where(videos[..., 0] > _THRESHOLD, videos[..., 0], 0.0)
-  total = ink.sum((2, 3))
-  place = np.arange(ink.shape[-1]) - (_WORLD.sprite_size - 1) / 2
-  moments = np.stack([ink.sum(2) @ place, ink.sum(3) @ place], axis=-1)
-  visible = total >= _MIN_INK
-  position = moments / np.maximum(total, _MIN_INK)[..., None]
-  middle = _WORLD.reach / 2
-  return Track(np.where(visible[..., None], position, middle), visible)
-
-
 def identity_measures(
-  judged: judge_lib.Judgement,
+  judged: judge_network.Judgement,
   prompts: Sequence[prompts_lib.Prompt],
   *,
   home: Int[np.ndarray, "V"],
@@ -207,7 +174,7 @@ def identity_measures(
   """
   wanted = np.array([prompt.digit for prompt in prompts])
   right = judged.identity == wanted[:, None]
-  whole = judged.content == judge_lib.WHOLE
+  whole = judged.content == judge_frames.WHOLE
   same = judged.identity[:, 1:] == judged.identity[:, :-1]
   return {
     "identity": right.mean(1),
@@ -218,81 +185,6 @@ def identity_measures(
   }
 
 
-def motion_measures(
-  track: Track, prompts: Sequence[prompts_lib.Prompt]
-) -> dict[str, Float[np.ndarray, "V"]]:
-  """Compares steps between frames with the prompt's direction and speed.
-
-  A pair with an invisible frame has no step: it is left out of the means and
-  counts as disobeyed in `steps`.
-
-  Args:
-    track: Positions in one window.
-    prompts: What each video should show.
-
-  Returns:
-    direction, direction_error, speed, speed_ratio, speed_px, steps,
-    dynamic_px.
-  """
-  axes = np.array([_AXES[prompt.direction] for prompt in prompts])
-  nominal = np.array([_WORLD.speed(prompt) for prompt in prompts])
-  step = np.diff(track.position, axis=1)
-  both = track.visible[:, 1:] & track.visible[:, :-1]
-  count = np.maximum(both.sum(1), 1)
-  moved = (np.abs(step) * both[..., None]).sum(1) / count[:, None]
-  # Vertical share of the motion: 0 horizontal, 1/2 diagonal, 1 vertical.
-  balance = moved[:, 1] / np.maximum(moved.sum(1), 1e-6)
-  moves = np.stack([balance < 0.75, balance > 0.25], axis=-1)
-  alive = moved.max(1) > 1.0
-  error = np.abs(balance - axes[:, 1] / axes.sum(1))
-  speed = (moved * moves).sum(1) / moves.sum(1)
-  wanted = (axes * nominal[:, None])[:, None]
-  obeyed = (np.abs(np.abs(step) - wanted) < _TOLERANCE_PX).all(-1) & both
-  return {
-    "direction": ((moves == axes).all(1) & alive).astype(float),
-    "direction_error": np.where(alive, error, 1.0),
-    "speed": (np.abs(speed - nominal) < _TOLERANCE_PX).astype(float),
-    "speed_ratio": speed / nominal,
-    "speed_px": speed,
-    "steps": obeyed.mean(1),
-    "dynamic_px": (np.linalg.norm(step, axis=-1) * both).sum(1) / count,
-  }
-
-
-def path_measures(track: Track) -> dict[str, Float[np.ndarray, "V"]]:
-  """Measures the distance from the nearest lawful motion, whatever the prompt.
-
-  All motions of the world are tried: each axis rests or bounces, with one
-  speed, from any start. An invisible frame is as far off as the world allows.
-
-  Args:
-    track: Positions in one window.
-
-  Returns:
-    residual_px, on_path.
-  """
-  num_frames = track.position.shape[1]
-  costs, distances = [], []
-  for paths in _axis_paths(num_frames):
-    cost, distance = _fit_axis(track, paths)
-    costs.append(cost)
-    distances.append(distance)
-  rest, slow, fast = range(3)
-  pairs = [(g, h) for g in (slow, fast) for h in (g, rest)]
-  pairs += [(rest, slow), (rest, fast)]
-  total = np.stack([costs[g][:, 0] + costs[h][:, 1] for g, h in pairs])
-  offsets = np.stack(
-    [np.hypot(distances[g][..., 0], distances[h][..., 1]) for g, h in pairs]
-  )
-  best = total.argmin(0)
-  offset = offsets[best, np.arange(len(best))]
-  offset = np.where(track.visible, offset, _WORLD.reach)
-  return {
-    "residual_px": np.sqrt((offset**2).mean(1)),
-    "on_path": (offset < _TOLERANCE_PX).mean(1),
-  }
-
-
 def ink_measures(
   videos: Float[np.ndarray, "V T 24 24 1"],
 ) -> dict[str, Float[np.ndarray, "V"]]:
@@ -300,46 +192,11 @@ def ink_measures(
   ink = videos.sum((2, 3, 4), dtype=np.float64)
   mean = ink.mean(1)
   change = np.abs(np.diff(ink, axis=1)).mean(1)
-  return {"ink": mean, "ink_flicker": change / np.maximum(mean, _MIN_INK)}
-
-
-def _axis_paths(num_frames: int) -> list[Float[np.ndarray, "p T"]]:
-  """Returns all motions of one axis: resting, slow and fast."""
-  reach, time = _WORLD.reach, np.arange(num_frames)
-  rest = np.arange(0, reach + 1, _WORLD.lattice, dtype=float)
-  paths = [np.repeat(rest[:, None], num_frames, axis=1)]
-  for speed in (_WORLD.slow, _WORLD.fast):
-    start = np.arange(0, 2 * reach, speed)[:, None]  # a phase: both senses
-    wave = reach - np.abs((start + speed * time) % (2 * reach) - reach)
-    paths.append(wave.astype(float))
-  return paths
-
-
-def _fit_axis(
-  track: Track, paths: Float[np.ndarray, "p T"]
-) -> tuple[Float[np.ndarray, "V 2"], Float[np.ndarray, "V T 2"]]:
-  """Finds the best path of each axis, free of the handwriting's offset.
-
-  Args:
-    track: Positions in one window.
-    paths: Candidates for one axis.
-
-  Returns:
-    Sum of squared distances over the visible frames, and every distance.
-  """
-  away = track.position[:, None] - paths[None, :, :, None]  # [V, p, T, 2]
-  seen = track.visible[:, None, :, None]
-  count = np.maximum(seen.sum(2, keepdims=True), 1)
-  shift = (away * seen).sum(2, keepdims=True) / count
-  away = away - np.clip(shift, -_MAX_OFFSET_PX, _MAX_OFFSET_PX)
-  cost = (away**2 * seen).sum(2)  # [V, p, 2]
-  best = cost.argmin(1)[:, None]  # [V, 1, 2]
-  chosen = np.take_along_axis(away, best[:, :, None], axis=1)
-  return np.take_along_axis(cost, best, axis=1)[:, 0], chosen[:, 0]
+  return {"ink": mean, "ink_flicker": change / np.maximum(mean, motion.MIN_INK)}
 
 
 def _handwriting(
-  videos: Float[np.ndarray, "V T 24 24 1"], track: Track, first: slice
+  videos: Float[np.ndarray, "V T 24 24 1"], track: motion.Track, first: slice
 ) -> Float[np.ndarray, "V T"]:
   """Returns the cosine of each frame's digit with the mean early digit."""
   margin = _WORLD.sprite_size // 2  # a centroid can be off its box at a wall

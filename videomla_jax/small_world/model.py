@@ -1,5 +1,8 @@
 """A complete small video model: words, DiT and pixel codec.
 
+The codec moves pixels into channels and has no parameters, so that everything
+there is to learn lies in the DiT and in one vector per word.
+
 `config` is the plain dict that lies beside every checkpoint, so a model can be
 built and loaded without the file that trained it.
 """
@@ -9,22 +12,28 @@ import os
 import pathlib
 from typing import Any
 
+from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
 
-from videomla_jax.models import cache
-from videomla_jax.models import codec
 from videomla_jax.models import wan
-from videomla_jax.small_world import text
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
+from videomla_jax.small_world import prompts
 from videomla_jax.storage import model_folder
+from videomla_jax.storage import plain_config
+
+SHIPPED = "shipped:"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoModelConfig:
+class VideoModelConfig(plain_config.PlainConfig):
   """What a checkpoint says about its model.
 
   Attributes:
-    size: Name in `wan.SIZES`.
+    size: Name in `wan_config.SIZES`.
     kind: "latent" or "dense" self-attention.
     vocabulary: Word ids, padding included.
     latent_height: Latent rows of the trained frames.
@@ -36,6 +45,8 @@ class VideoModelConfig:
     d_rope: Positional key; None is the size's own.
   """
 
+  remedy = "retrain or use the version that wrote the checkpoint"
+
   size: str
   kind: str
   vocabulary: int
@@ -43,43 +54,98 @@ class VideoModelConfig:
   latent_width: int
   fps: float
   shift: float
-  window: cache.Window
+  window: window_lib.Window
   d_c: int | None = None
   d_rope: int | None = None
 
   def __post_init__(self):
-    if self.size not in wan.SIZES:
+    if self.size not in wan_config.SIZES:
       raise ValueError(
-        f"model.size={self.size!r} is unknown; use one of {sorted(wan.SIZES)}."
+        f"model.size={self.size!r} is unknown; use one of "
+        f"{sorted(wan_config.SIZES)}."
       )
 
-  @classmethod
-  def from_dict(cls, config: dict[str, Any]) -> "VideoModelConfig":
-    """Reads the dict that `to_dict` made.
-
-    Raises:
-      ValueError: If a field is missing or unknown.
-    """
-    values = dict(config)
-    try:
-      values["window"] = cache.Window(**values["window"])
-      return cls(**values)
-    except (KeyError, TypeError) as error:
-      raise ValueError(
-        f"model config does not fit this version ({error}); retrain or use "
-        "the version that wrote the checkpoint."
-      ) from error
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain JSON values."""
-    return dataclasses.asdict(self)
-
   @property
-  def network(self) -> wan.WanConfig:
+  def network(self) -> wan_config.WanConfig:
     """Sizes of the DiT."""
     own = dict(d_c=self.d_c, d_rope=self.d_rope)
     sizes = {name: size for name, size in own.items() if size is not None}
-    return wan.SIZES[self.size](kind=self.kind, **sizes)
+    return wan_config.SIZES[self.size](kind=self.kind, **sizes)
+
+
+class WordEncoder(nnx.Module):
+  """Embeds word ids; padding gives exact zeros, as Wan's text padding does."""
+
+  def __init__(self, vocabulary: int, features: int, *, rngs: nnx.Rngs):
+    shape = (vocabulary, features)
+    self.table = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
+
+  def __call__(self, tokens: Int[Array, "B M"]) -> Float[Array, "B M E"]:
+    """Looks the words up; a product with one-hot rows has a cheap gradient."""
+    one_hot = jax.nn.one_hot(tokens, self.table.shape[0], dtype=jnp.float32)
+    known = (tokens != prompts.PADDING)[..., None]
+    return jnp.where(known, one_hot @ self.table[...], 0.0)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelCodec:
+  """Space to depth: a square of pixels becomes the channels of a latent pixel.
+
+  Attributes:
+    block: Side of the square.
+    pixel_channels: 1 (grey) or 3.
+  """
+
+  block: int = 4
+  pixel_channels: int = 1
+  temporal_stride: int = 1
+
+  @property
+  def spatial_stride(self) -> int:
+    """Pixels per latent pixel."""
+    return self.block
+
+  @property
+  def channels(self) -> int:
+    """Latent channels C."""
+    return self.block**2 * self.pixel_channels
+
+  def encode(
+    self, video: UInt8[Array, "B T h w c"]
+  ) -> Float[Array, "B T H W C"]:
+    """Pixels 0..255 to latents in [-1, 1]."""
+    pixels = video.astype(jnp.float32) / 127.5 - 1
+    return rearrange(
+      pixels,
+      "B T (H p) (W q) c -> B T H W (p q c)",
+      p=self.block,
+      q=self.block,
+    )
+
+  def decode(
+    self, latents: Float[Array, "B T H W C"]
+  ) -> Float[Array, "B T h w c"]:
+    """Latents to pixels in [0, 1], clipped."""
+    pixels = rearrange(
+      latents,
+      "B T H W (p q c) -> B T (H p) (W q) c",
+      p=self.block,
+      q=self.block,
+      c=self.pixel_channels,
+    )
+    return jnp.clip(0.5 * pixels + 0.5, 0, 1)
+
+  def start(self, batch: int, height: int, width: int) -> tuple[()]:
+    """No state: frames are independent."""
+    del batch, height, width
+    return ()
+
+  def decode_chunk(
+    self, latents: Float[Array, "B T H W C"], state: tuple[()]
+  ) -> tuple[Float[Array, "B T h w c"], tuple[()]]:
+    """As `decode`."""
+    return self.decode(latents), state
 
 
 class VideoModel(nnx.Module):
@@ -94,8 +160,8 @@ class VideoModel(nnx.Module):
   def __init__(self, config: VideoModelConfig, *, rngs: nnx.Rngs):
     network = config.network
     self.config = config
-    self.codec = codec.PixelCodec()
-    self.text = text.WordEncoder(config.vocabulary, network.text_dim, rngs=rngs)
+    self.codec = PixelCodec()
+    self.text = WordEncoder(config.vocabulary, network.text_dim, rngs=rngs)
     self.dit = wan.WanDiT(network, rngs=rngs)
 
   def encode_text(self, tokens: Int[Array, "B M"]) -> Float[Array, "B M E"]:
@@ -106,9 +172,6 @@ class VideoModel(nnx.Module):
     """H, W, C of one latent frame."""
     config = self.config
     return config.latent_height, config.latent_width, self.codec.channels
-
-
-SHIPPED = "shipped:"
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -128,6 +191,13 @@ def checkpoint_path(path: str | os.PathLike[str]) -> pathlib.Path:
       f"{[SHIPPED + s for s in shipped]}."
     )
   return folder / name.removeprefix(SHIPPED)
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+  """Says whether a folder holds a small model, words included."""
+  if not (pathlib.Path(path) / model_folder.CONFIG).is_file():
+    return False
+  return "model" in model_folder.read_config(path)
 
 
 def load(path: str | os.PathLike[str]) -> VideoModel:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import io
 import pathlib
 import pickle
-from typing import Any, NamedTuple
+from typing import Any, IO, NamedTuple
 import zipfile
 
 import ml_dtypes
@@ -101,7 +101,7 @@ class _Unpickler(pickle.Unpickler):
 
   def __init__(
     self,
-    file: io.BufferedIOBase,
+    file: IO[bytes] | io.BufferedIOBase,
     archive: zipfile.ZipFile,
     folder: str,
     path: pathlib.Path,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from videomla_jax import sharding
 from videomla_jax.models import released as components_lib
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training.stages import table
 
@@ -26,12 +27,13 @@ def abstract_networks(config: Any, sizes: dict[str, str]) -> dict[str, Any]:
 
   Args:
     config: Of a stage with released networks.
-    sizes: Role -> name in `wan.SIZES`; the config's model.size by default.
+    sizes: Role -> name in `wan_config.SIZES`; the config's model.size by
+      default.
   """
   made = {}
   for role in table.get(config).STARTS_FROM:
     kind = "dense" if role in _DENSE else config.model.kind
-    size = wan.SIZES[sizes.get(role, config.model.size)]
+    size = wan_config.SIZES[sizes.get(role, config.model.size)]
     network = size(kind=kind, **config.network.to_dict())
     made[role] = nnx.eval_shape(
       lambda network=network: wan.WanDiT(network, rngs=nnx.Rngs(0))

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
+from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 
 BEGINS, GOES_ON = 0, 1  # variants of a step
@@ -96,7 +97,7 @@ def empty_cache(model: Any, batch: int, config: Any) -> cache_lib.Cache:
     inputs.dit(model),
     batch=batch,
     frame=tuple(config.data.latent_shape),
-    window=cache_lib.Window(**config.window),
+    window=window_lib.Window(**config.window),
     max_frames=frames,
   )
 

@@ -11,11 +11,11 @@ from typing import Any
 from flax import nnx
 import jax
 
-from videomla_jax.models import cache
 from videomla_jax.models import released
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import world as world_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
 
@@ -114,7 +114,7 @@ def build(config: Any) -> model_lib.VideoModel:
 
 def _small_config(config: Any) -> model_lib.VideoModelConfig:
   """Of the small world's frames."""
-  world = moving_digits.World()
+  world = world_lib.World()
   latent = world.frame_size // 4  # a codec block is 4 pixels
   return model_lib.VideoModelConfig(
     size=config.model.size,
@@ -126,7 +126,7 @@ def _small_config(config: Any) -> model_lib.VideoModelConfig:
     latent_width=latent,
     fps=float(world.fps),
     shift=config.diffusion.shift,
-    window=cache.Window(**config.window),
+    window=window_lib.Window(**config.window),
   )
 
 
@@ -154,7 +154,7 @@ def prepare(model: nnx.Module, config: Any) -> nnx.Module:
     changed = dataclasses.replace(
       model.config,
       shift=config.diffusion.shift,
-      window=cache.Window(**config.window),
+      window=window_lib.Window(**config.window),
     )
     graph, state = nnx.split(model)
     model = nnx.merge(graph, state)

@@ -10,12 +10,14 @@ import numpy as np
 
 from videomla_jax.data import reader
 from videomla_jax.diffusion import sampling
+from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline
+from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import sources
-from videomla_jax.models import cache
 from videomla_jax.models import released
 from videomla_jax.models import wan
+from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 
@@ -34,7 +36,7 @@ def sampler_of(config: Any) -> sampling.Sampler:
 class _Given(NamedTuple):
   """What videos are made from: networks, captions and their embeddings."""
 
-  parts: pipeline.Parts
+  parts: pipeline.Pipeline
   words: list[str]
   text: Array
 
@@ -56,7 +58,7 @@ def _prepared(model: wan.WanDiT, config: Any, guided: bool) -> _Given:
   )
   if guided:
     text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
-  parts = pipeline.Parts(
+  parts = pipeline.Pipeline(
     dit=model,
     codec=released.load(config.samples.codec, "wan_vae"),
     frame=tuple(config.data.latent_shape),
@@ -110,19 +112,21 @@ def write(
       num_frames=(config.data.num_frames - 1) * stride + 1,
     )
   else:
-    pieces = pipeline.roll_out(
+    pieces = pipeline.PixelStream(
       parts,
       text,
       key,
-      window=cache.Window(**config.window),
+      window=window_lib.Window(**config.window),
       sampler=sampler,
       num_frames=round(config.samples.seconds * parts.fps),
     )
   pixels = np.concatenate([np.asarray(x) for x in pieces], axis=1)
-  frames = mp4.to_uint8(pixels)
+  frames = pixels_lib.to_uint8(pixels)
   folder.mkdir(parents=True, exist_ok=True)
   sheet = folder / f"step-{step:07d}.png"
-  mp4.write_png(sheet, mp4.contact_sheet(frames, words, fps=parts.fps))
+  contact_sheet.write_png(
+    sheet, contact_sheet.draw(frames, words, fps=parts.fps)
+  )
   film = folder / f"step-{step:07d}.mp4"
   scale = 8 if small else 1
   mp4.write_mp4(film, _grid(frames), fps=parts.fps, scale=scale)

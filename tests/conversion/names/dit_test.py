@@ -9,10 +9,11 @@ import pytest
 from videomla_jax.conversion.names import dit as names
 from videomla_jax.models import attention
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
-_CONFIG = wan.WanConfig(
+_CONFIG = wan_config.WanConfig(
   attention=attention.AttentionConfig(kind="dense", width=12, num_heads=2),
   num_layers=2,
   ffn_width=16,
@@ -67,7 +68,7 @@ def _leaves(model: wan.WanDiT) -> dict[str, np.ndarray]:
   [("wan_1p3b", 825, 1_418_996_800), ("wan_14b", 1095, 14_288_491_584)],
 )
 def test_table_counts_the_published_network(size, count, parameters) -> None:
-  tensors = names.table_of(wan.SIZES[size](kind="dense")).tensors
+  tensors = names.table_of(wan_config.SIZES[size](kind="dense")).tensors
   assert len(tensors) == count
   assert sum(math.prod(t.shape) for t in tensors.values()) == parameters
 
@@ -75,7 +76,7 @@ def test_table_counts_the_published_network(size, count, parameters) -> None:
 @pytest.mark.parametrize("kind", ["dense", "latent"])
 @pytest.mark.parametrize("size", ["wan_1p3b", "wan_14b"])
 def test_table_fills_every_parameter_once(size: str, kind: str) -> None:
-  config = wan.SIZES[size](kind=kind)
+  config = wan_config.SIZES[size](kind=kind)
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   wanted = {path: leaf.shape for path, leaf in _leaves(model).items()}
   tensors = names.table_of(config)
@@ -158,4 +159,4 @@ def test_two_networks_in_one_file_are_refused(seed: int) -> None:
 def test_other_architectures_are_refused(size: str) -> None:
   kind = "dense" if size == "small" else "latent"
   with pytest.raises(ValueError, match="learned_grid|attention.kind"):
-    names.load_dense(wan.SIZES[size](kind=kind), {})
+    names.load_dense(wan_config.SIZES[size](kind=kind), {})

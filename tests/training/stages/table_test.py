@@ -11,8 +11,7 @@ import pytest
 
 from tests import tiny_project
 from videomla_jax import train
-from videomla_jax.conversion import release
-from videomla_jax.conversion import small_models
+from videomla_jax.conversion import to_latent
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
@@ -44,8 +43,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
   configs = {"pretraining": run("pretraining", "init=")}
   dense = root / "pretraining" / "model"
-  latent = release.Latent(method="spectral", d_c=16, d_rope=8, d_q=64)
-  small_models.convert(
+  latent = to_latent.Recipe(method="spectral", d_c=16, d_rope=8, d_q=64)
+  to_latent.convert_small(
     root / "converted", model_lib.load(dense), latent, source=str(dense)
   )
   configs["teacher_forcing"] = run(
@@ -162,8 +161,8 @@ def test_sizes_of_latent_attention_are_arguments(tmp_path) -> None:
   dense = model_lib.VideoModel(
     dataclasses.replace(made.config, kind="dense"), rngs=nnx.Rngs(0)
   )
-  latent = release.Latent(method="spectral", d_c=8, d_rope=4, d_q=64)
-  converted, _ = small_models.to_latent(dense, latent)
+  latent = to_latent.Recipe(method="spectral", d_c=8, d_rope=4, d_q=64)
+  converted, _ = to_latent.small_to_latent(dense, latent)
   networks.prepare(converted, config)  # a converted model has them, too
 
 

@@ -1,4 +1,9 @@
-"""What network a checkpoint holds, told from names and shapes."""
+"""What network a checkpoint holds, told from names and shapes.
+
+Shapes tell most sizes. What no shape tells, such as the number of heads or the
+statistics of latents, is that of the released family with the same sizes
+(`released.FAMILIES`).
+"""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -11,35 +16,41 @@ from videomla_jax.conversion.names import tensor_table
 from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import attention
+from videomla_jax.models import released
 from videomla_jax.models import umt5
-from videomla_jax.models import vae
-from videomla_jax.models import wan
+from videomla_jax.models import vae_config
+from videomla_jax.models import wan_config
 
-Shapes = Mapping[str, tensor_table.Shape]
+type Shapes = Mapping[str, tensor_table.Shape]
 
 
 class Network(NamedTuple):
   """A network and its tensors.
 
   Attributes:
-    architecture: Name in `components.ARCHITECTURES`.
-    config: Its sizes.
-    table: All tensors.
+    architecture: A name in `released.ARCHITECTURES`.
+    config: Sizes of the network.
+    table: All tensors of the network.
   """
 
   architecture: str
-  config: Any
+  config: released.Config
   table: tensor_table.Table
 
 
-def network_of(architecture: str, config: Any) -> Network:
-  """The network of a config."""
-  tables: dict[str, Callable[[Any], tensor_table.Table]] = {
-    "wan_dit": dit_names.table_of,
-    "wan_vae": vae_names.table_of,
-    "umt5": umt5_names.table_of,
-  }
-  return Network(architecture, config, tables[architecture](config))
+_TABLES: dict[str, Callable[[Any], tensor_table.Table]] = {
+  "wan_dit": dit_names.table_of,
+  "wan_vae": vae_names.table_of,
+  "umt5": umt5_names.table_of,
+}
+
+
+def network_of(config: released.Config) -> Network:
+  """Returns the network that has these sizes, with the names of its tensors."""
+  for architecture, row in released.ARCHITECTURES.items():
+    if type(config) is row.config:
+      return Network(architecture, config, _TABLES[architecture](config))
+  raise TypeError(f"{type(config).__name__} is no config of a released network")
 
 
 def detect(shapes: Shapes, *, num_heads: int | None = None) -> Network:
@@ -58,17 +69,22 @@ def detect(shapes: Shapes, *, num_heads: int | None = None) -> Network:
   """
   bare = {tensor_table.unwrapped(name): tuple(s) for name, s in shapes.items()}
   if "patch_embedding.weight" in bare:
-    return network_of("wan_dit", _dit(bare, num_heads))
+    return network_of(_dit(bare, num_heads))
   for name in ("token_embedding.weight", "shared.weight"):
     if name in bare:
-      return network_of("umt5", _umt5(bare, bare[name]))
+      return network_of(_umt5(bare, bare[name]))
   for name in ("encoder.conv1.weight", "encoder.conv_in.weight"):
     if name in bare and len(bare[name]) == 5:
-      return network_of("wan_vae", _vae(bare, bare[name]))
+      return network_of(_vae(bare, bare[name]))
   raise ValueError(
     f"source holds no network known here (it begins with {sorted(bare)[:4]}); "
     "give Wan's DiT, VAE or UMT5 encoder."
   )
+
+
+def _families() -> list[released.Family]:
+  """The families whose files can be met."""
+  return [f for f in released.FAMILIES.values() if f.files]
 
 
 def _first(
@@ -87,11 +103,11 @@ def _count(bare: Shapes, pattern: str) -> int:
   return max((int(m[1]) for m in found if m), default=0) + 1
 
 
-def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
+def _dit(bare: Shapes, num_heads: int | None) -> wan_config.WanConfig:
   patch = bare["patch_embedding.weight"]
   width, layers = patch[0], _count(bare, r"blocks\.(\d+)\.")
-  for make in (wan.wan_1p3b, wan.wan_14b):
-    config = make(kind="dense")
+  for family in _families():
+    config = family.dit
     if (config.width, config.num_layers) == (width, layers):
       sizes = _attention(bare, width, config.attention.num_heads)
       return dataclasses.replace(config, attention=sizes)
@@ -115,7 +131,7 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan.WanConfig:
     r"condition_embedder\.text_embedder\.linear_1\.weight",
     default=(width, 4096),
   )
-  return wan.WanConfig(
+  return wan_config.WanConfig(
     attention=_attention(bare, width, num_heads or width // 128),
     num_layers=layers,
     ffn_width=ffn[0],
@@ -145,20 +161,24 @@ def _attention(
   )
 
 
-def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae.VaeConfig:
+def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae_config.VaeConfig:
   channels = _first(
     bare, r"conv2\.weight", r"post_quant_conv\.weight", default=(16,)
   )[0]
-  # Four resolutions and three halvings lie flat in one list.
   layers = _count(bare, r"encoder\.(?:downsamples|down_blocks)\.(\d+)\.")
-  blocks = max(1, (layers - 3) // 4)
-  published = vae.wan_vae()
-  if channels == published.channels:
-    return vae.wan_vae(width=stem[0], num_blocks=blocks)
-  return vae.wan_vae(
-    width=stem[0],
+
+  def sized(config: vae_config.VaeConfig) -> vae_config.VaeConfig:
+    # The blocks of all resolutions and the halvings between them lie flat in
+    # one list.
+    blocks = (layers - len(config.temporal)) // len(config.multipliers)
+    return dataclasses.replace(config, width=stem[0], num_blocks=max(1, blocks))
+
+  fitting = [f.vae for f in _families() if f.vae.channels == channels]
+  if fitting:
+    return sized(max(fitting, key=lambda config: config == sized(config)))
+  return dataclasses.replace(
+    sized(_families()[0].vae),
     channels=channels,
-    num_blocks=blocks,
     mean=(0.0,) * channels,
     std=(1.0,) * channels,
   )

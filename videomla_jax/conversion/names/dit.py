@@ -13,6 +13,7 @@ import numpy as np
 
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import wan
+from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
@@ -48,7 +49,7 @@ def to_diffusers(name: str) -> str:
   return name
 
 
-def table_of(config: wan.WanConfig) -> tensor_table.Table:
+def table_of(config: wan_config.WanConfig) -> tensor_table.Table:
   """All tensors of a network, spec/wan.md A7; with latent attention, ours."""
   width, patch = config.width, config.patch
   inputs = config.channels * patch**2
@@ -82,7 +83,9 @@ def _mlp(name: str, path: str, inputs: int, width: int):
   }
 
 
-def _block(config: wan.WanConfig, n: int) -> dict[str, tensor_table.Tensor]:
+def _block(
+  config: wan_config.WanConfig, n: int
+) -> dict[str, tensor_table.Tensor]:
   width, ffn = config.width, config.ffn_width
   name = f"blocks.{n}"
   return {
@@ -105,7 +108,7 @@ def _block(config: wan.WanConfig, n: int) -> dict[str, tensor_table.Tensor]:
 
 
 def self_attention(
-  config: wan.WanConfig, n: int
+  config: wan_config.WanConfig, n: int
 ) -> dict[str, tensor_table.Tensor]:
   """Tensors of the self-attention of block n, what a conversion replaces."""
   name, path = f"blocks.{n}.self_attn", "blocks/self_attention"
@@ -157,7 +160,7 @@ def _attention(name: str, path: str, width: int, n: int):
   return tensors
 
 
-def check_dense(config: wan.WanConfig) -> None:
+def check_dense(config: wan_config.WanConfig) -> None:
   """Raises `ValueError` unless Wan's checkpoints fit this architecture."""
   if config.attention.kind != "dense":
     raise ValueError(
@@ -172,7 +175,7 @@ def check_dense(config: wan.WanConfig) -> None:
 
 
 def load_dense(
-  config: wan.WanConfig, tensors: Mapping[str, np.ndarray]
+  config: wan_config.WanConfig, tensors: Mapping[str, np.ndarray]
 ) -> wan.WanDiT:
   """Builds a dense network from PyTorch tensors.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import vae
+from videomla_jax.models import vae_config
 from videomla_jax.models import vae_layers as layers
 
 # Convolutions of one pixel and gains have axes of one in PyTorch only.
@@ -78,6 +79,7 @@ def _chain(name: str, path: str, chain: layers.Chain) -> Tensors:
     if isinstance(layer, layers.Residual):
       tensors |= _residual(*names, *layer.conv_in.kernel.shape[-2:])
       continue
+    assert not isinstance(layer, layers.FrameAttention)  # in the middle only
     sizes = layer.frame_conv.kernel.shape[-2:]
     pair = (f"{names[0]}.resample.1", f"{names[1]}/frame_conv")
     tensors |= _conv(*pair, *sizes, (3, 3))
@@ -119,7 +121,7 @@ def _to_diffusers(name: str, *, blocks: int) -> str:
   return f"decoder.up_blocks.{level}.{kind}.{found[2]}"
 
 
-def table_of(config: vae.VaeConfig) -> tensor_table.Table:
+def table_of(config: vae_config.VaeConfig) -> tensor_table.Table:
   """All tensors of a VAE, spec/wan.md B5."""
   model = vae.abstract(config)
   width = config.width * config.multipliers[-1]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32
 
 from videomla_jax.diffusion import consistency
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 
 TITLE = "consistency"
@@ -23,7 +23,7 @@ STARTS_FROM = {
 
 def check(config: Any) -> None:
   """Refuses configs of this stage that cannot be trained."""
-  window = cache.Window(**config.window)
+  window = window_lib.Window(**config.window)
   teacher_forcing.plan(config.data.num_frames, window=window)
   consistency.check_levels(config.diffusion.num_levels)
   if config.optim.ema_decay == 0:
@@ -45,7 +45,7 @@ def loss(
   """Consistency loss of clips at random levels, see `regression`."""
   clean = inputs.latents(model, batch)
   where: dict[str, Any] = dict(
-    window=cache.Window(**config.window), first_chunk=first_chunk
+    window=window_lib.Window(**config.window), first_chunk=first_chunk
   )
   own, target = (
     consistency.causal(inputs.dit(m), clean, inputs.text(m, batch), **where)

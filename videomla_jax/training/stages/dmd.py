@@ -14,7 +14,7 @@ from jaxtyping import Array, Int32, PyTree
 
 from videomla_jax.diffusion import dmd
 from videomla_jax.diffusion import sampling
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import long_tuning
 from videomla_jax.training import optim
@@ -63,7 +63,7 @@ def setup(config: Any) -> dmd.Setup:
   Raises:
     ValueError: If window, schedule or clip do not fit each other.
   """
-  window = cache.Window(**config.window)
+  window = window_lib.Window(**config.window)
   sampler = sampling.few_step(
     tuple(config.diffusion.timesteps), shift=config.diffusion.shift
   )

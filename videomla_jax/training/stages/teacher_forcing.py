@@ -12,7 +12,7 @@ from jaxtyping import Array, Float32
 
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
-from videomla_jax.models import cache
+from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 
 TITLE = "teacher forcing"
@@ -24,7 +24,7 @@ _WEIGHTS = ("none", "bell")
 
 def check(config: Any) -> None:
   """Refuses configs of this stage that cannot be trained."""
-  window = cache.Window(**config.window)
+  window = window_lib.Window(**config.window)
   teacher_forcing.plan(config.data.num_frames, window=window)
   if config.diffusion.loss_weight not in _WEIGHTS:
     raise ValueError(
@@ -45,7 +45,7 @@ def loss(
 ) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
   """Loss of clips at random noise levels, see `regression`."""
   del average, frozen
-  window = cache.Window(**config.window)
+  window = window_lib.Window(**config.window)
   clean = inputs.latents(model, batch)
   key_noise, key_sigma = jax.random.split(key)
   sigma = teacher_forcing.sample_sigma(

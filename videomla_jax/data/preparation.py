@@ -1,0 +1,312 @@
+"""Making a data set of clips: planned, made shard by shard, put together.
+
+  plan -> run here or through Apache Beam -> finish
+
+Until it is finished a data set lives in OUTPUT/video_latents/1.0.0.incomplete
+beside its plan, so that the same command goes on after any interruption. The
+finished folder, see `dataset`, appears by one rename.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from videomla_jax.data import batching
+from videomla_jax.data import dataset
+from videomla_jax.data import records
+from videomla_jax.data import shards
+from videomla_jax.data import table
+from videomla_jax.storage import atomic
+
+_PLAN_FILE = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """All shards of a data set.
+
+  Attributes:
+    folder: Of the finished data set.
+    jobs: One per shard, and one for the negative prompt.
+    excluded: Inputs that the table's facts ruled out, by rule.
+    settings: How inputs are treated.
+    identity: Digest of everything that the data depend on.
+  """
+
+  folder: pathlib.Path
+  jobs: tuple[shards.Job, ...]
+  excluded: dict[str, int]
+  settings: shards.Settings
+  identity: str
+
+  @property
+  def work(self) -> pathlib.Path:
+    """Folder of the unfinished data set."""
+    return self.folder.with_name(self.folder.name + ".incomplete")
+
+  @property
+  def num_items(self) -> int:
+    """Inputs that are looked at."""
+    return sum(len(job.items) for job in self.jobs)
+
+
+def plan(
+  items: Sequence[table.Item],
+  excluded: dict[str, int],
+  *,
+  videos: str,
+  output: str | os.PathLike[str],
+  settings: shards.Settings,
+  shard_size: int,
+  test_fraction: float | int,
+) -> Plan:
+  """Deals inputs out to splits and shards, by nothing but themselves.
+
+  Args:
+    items: Inputs that are left after the table's filters.
+    excluded: Those that are not, by rule.
+    videos: Folder that their paths start from.
+    output: Root of TFDS data sets.
+    settings: How every input is treated.
+    shard_size: Inputs of a shard.
+    test_fraction: Chance of a video to be held out; all its segments are.
+
+  Raises:
+    ValueError: If sizes are out of range, or the folder holds another data set
+      or another unfinished one.
+  """
+  if shard_size < 1:
+    raise ValueError(f"shard_size={shard_size} must be positive; use 64.")
+  batching.check_chance("test_fraction", test_fraction)
+  folder = pathlib.Path(output).absolute() / dataset.NAME / dataset.VERSION
+  work = str(folder.with_name(folder.name + ".incomplete"))
+  dealt: dict[str, list[table.Item]] = {split: [] for split in dataset.SPLITS}
+  for item in items:
+    dealt[_split_of(item, test_fraction)].append(item)
+  common = dict(videos=videos, folder=work, settings=settings)
+  jobs = [shards.Job(split=shards.NULL_TEXT, index=0, items=(), **common)]
+  for split, part in dealt.items():
+    for index, first in enumerate(range(0, len(part), shard_size)):
+      inputs = tuple(part[first : first + shard_size])
+      jobs.append(shards.Job(split=split, index=index, items=inputs, **common))
+  made = Plan(
+    folder=folder,
+    jobs=tuple(jobs),
+    excluded=dict(excluded),
+    settings=settings,
+    identity=_identity(jobs, excluded, settings),
+  )
+  _require_same(made)
+  return made
+
+
+def is_finished(made: Plan) -> bool:
+  """Whether the folder is complete."""
+  return made.folder.is_dir()
+
+
+def run(made: Plan, on_item: Callable[[int], Any] = lambda n: None) -> None:
+  """Makes all missing shards in this process.
+
+  Args:
+    made: What to do.
+    on_item: Called with the number of inputs that were dealt with.
+  """
+  _begin(made)
+  for job in made.jobs:
+    if job.is_done:
+      on_item(len(job.items))
+    else:
+      shards.run(job, lambda: on_item(1))
+
+
+def run_beam(made: Plan, options: Sequence[str]) -> None:
+  """Makes all missing shards through Apache Beam, on any of its runners.
+
+  Args:
+    made: What to do; workers must see the same folders.
+    options: Of Beam, such as "--runner=FlinkRunner".
+
+  Raises:
+    ValueError: If Beam is not installed.
+  """
+  try:
+    import apache_beam as beam
+    from apache_beam.options import pipeline_options
+  except ImportError as error:
+    raise ValueError(
+      "runner='beam' needs Apache Beam; install videomla-jax[beam], or use"
+      " runner='local'."
+    ) from error
+  _begin(made)
+  jobs = [job for job in made.jobs if not job.is_done]
+  flags = pipeline_options.PipelineOptions(list(options))
+  with beam.Pipeline(options=flags) as pipeline:
+    _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(shards.run)
+
+
+def finish(made: Plan) -> dict[str, Any]:
+  """Puts the shards together; returns the report.
+
+  Raises:
+    ValueError: If shards are missing or damaged, or nothing is in them.
+  """
+  counts = {job: shards.read_counts(job) for job in made.jobs}
+  clips = collections.Counter[str]()
+  for job, count in counts.items():
+    clips[job.split] += count["clips"]
+  report = _report(made, counts, clips)
+  if not clips.total():
+    atomic.write_text(made.work / dataset.QUARANTINE_FILE, _quarantine(counts))
+    raise ValueError(
+      f"none of {report['inputs']} inputs is left: excluded"
+      f" {report['excluded']}, quarantined {report['quarantined']}; relax"
+      f" config.filters, or see {str(made.work / dataset.QUARANTINE_FILE)!r}."
+    )
+  staged = made.work / "finished"
+  shutil.rmtree(staged, ignore_errors=True)
+  staged.mkdir()
+  _put_shards(made, counts, staged)
+  (staged / dataset.QUARANTINE_FILE).write_text(_quarantine(counts))
+  (staged / dataset.REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
+  os.replace(staged, made.folder)
+  shutil.rmtree(made.work, ignore_errors=True)
+  return report
+
+
+def _split_of(item: table.Item, test_fraction: float | int) -> str:
+  text = item.video or item.caption
+  digest = hashlib.sha256(text.encode()).digest()
+  share = int.from_bytes(digest[:8], "big") / 2**64
+  return "test" if share < test_fraction else "train"
+
+
+def _identity(
+  jobs: Sequence[shards.Job],
+  excluded: dict[str, int],
+  settings: shards.Settings,
+) -> str:
+  """Digest of inputs, weights and settings, not of where they lie."""
+  about = dataclasses.asdict(settings)
+  about["encoder"] = settings.encoder.identity()
+  inputs = [
+    [job.split, [dataclasses.astuple(item) for item in job.items]]
+    for job in jobs
+  ]
+  text = json.dumps([about, excluded, inputs], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require_same(made: Plan) -> None:
+  for path, what in (
+    (made.folder / dataset.REPORT_FILE, "another data set"),
+    (made.work / _PLAN_FILE, "another unfinished data set"),
+  ):
+    if not path.exists():
+      continue
+    if json.loads(path.read_text())["identity"] != made.identity:
+      raise ValueError(
+        f"output: {str(path.parent)!r} is {what} (other inputs, encoders or"
+        " settings); give another folder, or delete that one."
+      )
+
+
+def _begin(made: Plan) -> None:
+  made.work.mkdir(parents=True, exist_ok=True)
+  atomic.write_text(
+    made.work / _PLAN_FILE, json.dumps(dict(identity=made.identity)) + "\n"
+  )
+
+
+def _report(
+  made: Plan, counts: dict[shards.Job, dict], clips: collections.Counter[str]
+) -> dict[str, Any]:
+  """What became of every input: used + excluded + quarantined = inputs."""
+  excluded = collections.Counter(made.excluded)
+  quarantined = 0
+  for count in counts.values():
+    excluded.update(count.get("excluded", {}))
+    quarantined += len(count.get("quarantined", ()))
+  inputs = made.num_items + sum(made.excluded.values())
+  sizes = made.settings.sizes
+  return {
+    "identity": made.identity,
+    "inputs": inputs,
+    "used": inputs - excluded.total() - quarantined,
+    "excluded": dict(sorted(excluded.items())),
+    "quarantined": quarantined,
+    "clips": {split: clips[split] for split in dataset.SPLITS},
+    "latent_shape": sizes.latents,
+    "text_width": sizes.text_width,
+    "max_tokens": max(count["max_tokens"] for count in counts.values()),
+    "settings": dataclasses.asdict(made.settings),
+    "shards": {
+      name: dict(bytes=counts[job]["bytes"], sha256=counts[job]["sha256"])
+      for job, name in _final_names(counts).items()
+    },
+  }
+
+
+def _final_names(counts: dict[shards.Job, dict]) -> dict[shards.Job, str]:
+  """TFDS's names of the shards that hold something."""
+  names = {}
+  for split in dataset.SPLITS:
+    full = [j for j, c in counts.items() if j.split == split and c["clips"]]
+    for index, job in enumerate(full):
+      names[job] = records.file_name(
+        split, index, len(full), dataset=dataset.NAME
+      )
+  (null_text,) = (job for job in counts if job.split == shards.NULL_TEXT)
+  return names | {null_text: dataset.NULL_TEXT_FILE}
+
+
+def _put_shards(
+  made: Plan, counts: dict[shards.Job, dict], staged: pathlib.Path
+) -> None:
+  names = _final_names(counts)
+  for job, name in names.items():
+    records.link_or_copy(job.data, staged / name)
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=staged, dataset_name=dataset.NAME, filetype_suffix="array_record"
+  )
+  infos = []
+  for split in dataset.SPLITS:
+    jobs = [job for job in names if job.split == split]
+    if jobs:
+      infos.append(
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=[counts[job]["clips"] for job in jobs],
+          num_bytes=sum(counts[job]["bytes"] for job in jobs),
+          filename_template=template.replace(split=split),
+        )
+      )
+  tfds.folder_dataset.write_metadata(
+    data_dir=staged,
+    features=records.features(made.settings.sizes),
+    split_infos=infos,
+    version=dataset.VERSION,
+    filename_template=template,
+    check_data=False,  # needs TensorFlow
+    description="Latents of video clips and embeddings of their captions.",
+  )
+
+
+def _quarantine(counts: dict[shards.Job, dict]) -> str:
+  lines = [
+    json.dumps(about, sort_keys=True)
+    for count in counts.values()
+    for about in sorted(
+      count.get("quarantined", ()), key=lambda about: about["index"]
+    )
+  ]
+  return "".join(line + "\n" for line in lines)

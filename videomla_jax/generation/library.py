@@ -1,0 +1,363 @@
+"""Videos from Python: what `import videomla_jax` offers.
+
+  model = videomla_jax.load("shipped:small_student")
+  video = videomla_jax.generate(model, "a slow three moving horizontally")
+  print(videomla_jax.save(video, "out"))
+
+Arguments have the names and the meaning of the keys in `configs/sample.py`, and
+the same seed gives the same bytes as `python -m videomla_jax.sample`.
+"""
+
+import base64
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import html
+import os
+import pathlib
+import tempfile
+from typing import TypedDict, Unpack
+
+from jaxtyping import UInt8
+import numpy as np
+
+from videomla_jax.diffusion import stream as stream_lib
+from videomla_jax.generation import job as job_lib
+from videomla_jax.generation import mp4
+from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import pixels as pixels_lib
+from videomla_jax.generation import request as request_lib
+from videomla_jax.generation import sources
+from videomla_jax.generation import video_files
+from videomla_jax.models import window as window_lib
+from videomla_jax.runtime import config_reader
+from videomla_jax.storage import output_folder
+
+Videos = UInt8[np.ndarray, "B t h w c"]
+
+_SHOWN_HEIGHT = 288  # Screen pixels to which `save` enlarges small videos.
+
+
+class Options(TypedDict, total=False):
+  """What may be said about a generation beside prompts and length.
+
+  Attributes:
+    seed: Seed of the noise; 0 by default.
+    negative_prompt: Text that guidance steers away from; empty by default.
+    image: Picture file of the first frame.
+    clip: MP4 file of a clip to continue.
+    sampler: Any of `kind`, `num_steps`, `guidance` and `shift`; the model's own
+      by default.
+    window: Any of the fields of `Window`; that of training by default.
+    cache_dtype: Number format of cached entries; the model's own by default.
+  """
+
+  seed: int
+  negative_prompt: str
+  image: str
+  clip: str
+  sampler: Mapping[str, object]
+  window: Mapping[str, object]
+  cache_dtype: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A model whose files were checked; its networks are loaded at first use.
+
+  Attributes:
+    networks: What was opened.
+    source: Embeds prompts and loads networks.
+  """
+
+  networks: request_lib.Networks
+  source: sources.Source
+
+  @functools.cached_property
+  def pipeline(self) -> pipeline_lib.Pipeline:
+    """Network and codec, which stay in memory as long as the model does."""
+    return self.source.load()
+
+  def __repr__(self) -> str:
+    height, width = self.source.pixels
+    return (
+      f"Model({self.networks.checkpoint!r}, {height} x {width} pixels, "
+      f"{self.source.fps:g} frames per second)"
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Video:
+  """Finished videos, one per prompt.
+
+  Attributes:
+    pixels: Grey or RGB frames, 0..255.
+    fps: Frames per second.
+    prompts: What each video shows.
+  """
+
+  pixels: Videos
+  fps: float | int
+  prompts: tuple[str, ...]
+
+  def __repr__(self) -> str:
+    shape = " x ".join(map(str, self.pixels.shape))
+    return f"Video({self.prompts}, {shape}, {self.fps:g} frames per second)"
+
+  def _repr_html_(self) -> str:
+    """Shows the videos in a notebook."""
+    # A notebook keeps its outputs, so the files go into the page itself.
+    with tempfile.TemporaryDirectory() as folder:
+      files = [pathlib.Path(path).read_bytes() for path in save(self, folder)]
+    return "".join(
+      f"<figure><video controls loop src='data:video/mp4;base64,"
+      f"{base64.b64encode(data).decode()}'></video>"
+      f"<figcaption>{html.escape(prompt)}</figcaption></figure>"
+      for data, prompt in zip(files, self.prompts, strict=True)
+    )
+
+
+class VideoStream(Iterator[Videos]):
+  """Chunks of frames `[B, t, h, w, c]`, 0..255, as they are made.
+
+  The next chunk is computed while the caller shows this one.
+
+  Attributes:
+    fps: Frames per second.
+  """
+
+  def __init__(
+    self, job: job_lib.Job, pipeline: pipeline_lib.Pipeline, *, endless: bool
+  ) -> None:
+    """Embeds the prompts and allocates the cache.
+
+    Args:
+      job: What to make.
+      pipeline: Network and codec.
+      endless: Whether frames come for ever.
+    """
+    self.fps = job.source.fps
+    self._job = job
+    text = job.embed(job.request.prompts)
+    # Given frames come out once, so that the chunks are the whole video.
+    self._first: Videos | None = job.first_frames(pipeline)
+    self._chunks = job.stream(pipeline, text, endless=endless)
+
+  def __next__(self) -> Videos:
+    first, self._first = self._first, None
+    if first is not None and first.shape[1]:
+      return first
+    return pixels_lib.to_uint8(np.asarray(next(self._chunks)))
+
+  def switch(
+    self,
+    prompts: str | Sequence[str],
+    *,
+    how: stream_lib.Switch = "recache",
+    jump_to: int | None = None,
+  ) -> None:
+    """Changes the prompts from the first chunk that is not under way yet.
+
+    Args:
+      prompts: New texts, in the number that the stream was opened with.
+      how: "keep" leaves the cache (smooth, slow to follow), "flush" keeps the
+        sink and the newest frames, "recache" runs the frames of the window
+        again under the new prompts.
+      jump_to: Temporal coordinate of the next chunk: a hard cut.
+
+    Raises:
+      ValueError: If the model cannot take the prompts, their number changed, or
+        `how` is unknown.
+    """
+    prompts = _as_tuple(prompts)
+    if len(prompts) != len(self._job.request.prompts):
+      raise ValueError(
+        f"prompts are {len(prompts)} but the stream shows "
+        f"{len(self._job.request.prompts)} videos; give one for each."
+      )
+    self._job.source.check(prompts)
+    self._chunks.switch(self._job.embed(prompts), how=how, jump_to=jump_to)
+
+
+def load(
+  checkpoint: str | os.PathLike[str],
+  *,
+  parts: Mapping[str, object] | None = None,
+  embeddings: str = "",
+  height: int = 0,
+  width: int = 0,
+  half_weights: bool = False,
+  vae_tile: int = 0,
+  vae_dtype: str = "float32",
+  seed: int = 0,
+) -> Model:
+  """Opens a model and checks its files; networks are loaded at first use.
+
+  Args:
+    checkpoint: `shipped:NAME`, a folder of `train` or of `convert`, or
+      `random:NAME`.
+    parts: Folders of a converted release that lie elsewhere, by "dit", "vae",
+      "umt5" and "tokenizer".
+    embeddings: File of `embed`, in place of the text encoder.
+    height: Pixel rows of Wan's videos; 0 is the usual size of the release.
+    width: Pixel columns, likewise.
+    half_weights: Whether kernels are held in bfloat16 only: half the memory.
+    vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
+    vae_dtype: Number format in which the VAE computes.
+    seed: Seed of the weights of `random:NAME`.
+
+  Returns:
+    The model, for `generate` and `stream`.
+
+  Raises:
+    ValueError: If it is no model, or files of it are missing or damaged.
+  """
+  folders = config_reader.read(request_lib.Folders, parts or {}, at="parts.")
+  networks = request_lib.Networks(
+    checkpoint=str(checkpoint),
+    parts=folders,
+    embeddings=embeddings,
+    height=height,
+    width=width,
+    half_weights=half_weights,
+    vae_tile=vae_tile,
+    vae_dtype=vae_dtype,
+    seed=seed,
+  )
+  return Model(networks, sources.open_source(networks))
+
+
+def generate(
+  model: Model,
+  prompts: str | Sequence[str],
+  *,
+  seconds: float | int = 10.0,
+  mode: str = "causal",
+  **options: Unpack[Options],
+) -> Video:
+  """Makes one video per prompt.
+
+  Args:
+    model: What `load` opened.
+    prompts: What to show: one text, or one per video.
+    seconds: Length of every video, given frames included.
+    mode: "causal" makes a video chunk by chunk, "bidirectional" makes a whole
+      clip at once, for models such as Wan2.1 itself.
+    **options: Seed, sampler, window and so on, see `Options`.
+
+  Returns:
+    The videos, in the order of the prompts.
+
+  Raises:
+    ValueError: If a name is unknown, or the model cannot take a value.
+  """
+  job = _job(model, prompts, seconds=seconds, mode=mode, options=options)
+  # The encoder is freed before the networks are loaded for the first time.
+  text = job.embed(job.request.prompts)
+  first = job.first_frames(model.pipeline)
+  chunks = [first, *job.chunks(model.pipeline, text)]
+  return Video(
+    pixels=np.concatenate(chunks, axis=1),
+    fps=model.source.fps,
+    prompts=job.request.prompts,
+  )
+
+
+def stream(
+  model: Model,
+  prompts: str | Sequence[str],
+  *,
+  seconds: float | int | None = None,
+  **options: Unpack[Options],
+) -> VideoStream:
+  """Makes videos chunk by chunk, for as long as someone watches.
+
+  Args:
+    model: What `load` opened, a causal model.
+    prompts: What to show: one text, or one per video.
+    seconds: Length of every video, given frames included; None never ends.
+    **options: Seed, sampler, window and so on, see `Options`.
+
+  Returns:
+    An iterator over chunks of frames, whose prompts may be switched.
+
+  Raises:
+    ValueError: If a name is unknown, or the model cannot take a value.
+  """
+  endless = seconds is None
+  # Any length will do for an endless video: nothing is cut to it.
+  length = 1.0 if seconds is None else seconds
+  job = _job(model, prompts, seconds=length, mode="causal", options=options)
+  if endless and job.given is not None:
+    # An endless video continues the end of a clip, however long that is.
+    job = dataclasses.replace(job, num_frames=len(job.given))
+  return VideoStream(job, model.pipeline, endless=endless)
+
+
+def save(
+  video: Video,
+  folder: str | os.PathLike[str],
+  *,
+  name: str = "video",
+  scale: int = 0,
+) -> list[str]:
+  """Writes one MP4 file per video.
+
+  Args:
+    video: The videos.
+    folder: Where to write; created if it is missing.
+    name: First word of every file name; the prompt follows.
+    scale: Screen pixels per pixel, along one side; 0 makes small videos large
+      enough to look at.
+
+  Returns:
+    The paths of the files, in the order of the prompts.
+
+  Raises:
+    ValueError: If the folder is not writable, or the scale is negative.
+  """
+  scale = scale or max(1, _SHOWN_HEIGHT // video.pixels.shape[2])
+  files = video_files.paths(
+    output_folder.check(folder), video.prompts, name=name
+  )
+  for path, frames in zip(files, video.pixels, strict=True):
+    mp4.write_mp4(path, frames, fps=video.fps, scale=scale)
+  return [str(path) for path in files]
+
+
+def _as_tuple(prompts: str | Sequence[str]) -> tuple[str, ...]:
+  """Makes one prompt a list of one; semicolons stay part of a prompt."""
+  return (prompts,) if isinstance(prompts, str) else tuple(prompts)
+
+
+def _job(
+  model: Model,
+  prompts: str | Sequence[str],
+  *,
+  seconds: float | int,
+  mode: str,
+  options: Options,
+) -> job_lib.Job:
+  """Reads arguments as a config is read, and checks them against the model."""
+  # Names of `load` are known to a request, too, but come too late here.
+  unknown = sorted(options.keys() - Options.__annotations__.keys())
+  if unknown:
+    raise ValueError(
+      f"{unknown[0]} is unknown; use one of {[*Options.__annotations__]}."
+    )
+  window = dataclasses.asdict(model.source.window)
+  values = dict(options) | dict(
+    checkpoint=model.networks.checkpoint,
+    prompts=_as_tuple(prompts),
+    seconds=seconds,
+    mode=mode,
+    window=config_reader.read(
+      window_lib.Window, window | dict(options.get("window", {})), at="window."
+    ),
+  )
+  request = config_reader.read(request_lib.Request, values)
+  # Only the name went through the reader; the model was opened with more.
+  request = dataclasses.replace(request, networks=model.networks)
+  return job_lib.prepare(request, model.source)

@@ -1,0 +1,215 @@
+"""Wan as a source: networks in folders of `convert`, or random tiny ones."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import functools
+import pathlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from videomla_jax.costs import memory
+from videomla_jax.data import embeddings
+from videomla_jax.generation import pipeline
+from videomla_jax.generation import request
+from videomla_jax.models import codec as codec_lib
+from videomla_jax.models import released
+from videomla_jax.models import tokenizer as tokenizer_lib
+from videomla_jax.models import umt5
+from videomla_jax.models import vae
+from videomla_jax.models import vae_tiling
+from videomla_jax.models import wan
+from videomla_jax.models import wan_config
+from videomla_jax.models import window as window_lib
+
+RANDOM = "random:"
+
+# The window of VideoMLA; the files of a release do not say it.
+_WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+
+TextRows = Float[Array, "B M E"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanSource:
+  """Wan: three networks that are loaded one after the other.
+
+  Attributes:
+    encode_text: Embeds prompts; its networks are freed when it returns.
+    load_dit: Loads the network.
+    load_codec: Loads the VAE.
+    pixels: Height and width of the video.
+    fps: Pixel frames per second.
+    shift: Warp of the noise schedule that the model was trained with.
+    pixel_channels: Channels of a pixel: RGB.
+    window: Window of a rollout; the files do not say what training used.
+    distilled: Whether it needs a few steps only, which the files do not say.
+  """
+
+  encode_text: Callable[[Sequence[str]], TextRows]
+  load_dit: Callable[[], wan.WanDiT]
+  load_codec: Callable[[], codec_lib.Codec]
+  pixels: tuple[int, int]
+  fps: float | int
+  shift: float | int
+  pixel_channels: int = 3
+  window: window_lib.Window = _WINDOW
+  distilled: bool = False
+
+  def check(self, prompts: Sequence[str]) -> None:
+    """Raises `ValueError` for an empty prompt; anything else is allowed."""
+    for i, prompt in enumerate(prompts):
+      if not prompt:
+        raise ValueError(f"prompts[{i}] is empty; write what to show.")
+
+  def embed(
+    self, prompts: Sequence[str], *, negative: str | None
+  ) -> Float[Array, "R M E"]:
+    """Runs the text encoder once per prompt, and once for the negative one."""
+    wanted = [*prompts] if negative is None else [*prompts, negative]
+    # One call for all of them: the encoder (11.4 GB) is loaded only once.
+    rows = self.encode_text(wanted)
+    if negative is not None:
+      index = [*range(len(prompts)), *[len(prompts)] * len(prompts)]
+      rows = rows[jnp.asarray(index)]
+    return rows
+
+  def load(self) -> pipeline.Pipeline:
+    """Loads the VAE, then the network, and keeps neither."""
+    codec = self.load_codec()
+    height, width = (size // codec.spatial_stride for size in self.pixels)
+    return pipeline.Pipeline(
+      dit=self.load_dit(),
+      codec=codec,
+      frame=(height, width, codec.channels),
+      fps=self.fps,
+    )
+
+
+def _pixels(
+  networks: request.Networks, family: released.Family
+) -> tuple[int, int]:
+  """Chooses height and width of the video, and checks them.
+
+  Raises:
+    ValueError: If one of them is no multiple of a token's side.
+  """
+  step = family.pixel_step
+  pixels = networks.height or family.height, networks.width or family.width
+  for name, size in zip(("height", "width"), pixels, strict=True):
+    if size < step or size % step:
+      raise ValueError(
+        f"{name}={size} must be a positive multiple of {step}; use "
+        f"{max(step, size // step * step)}."
+      )
+  return pixels
+
+
+def from_folders(path: pathlib.Path, networks: request.Networks) -> WanSource:
+  """Checks that the folders of a converted release exist; loads nothing.
+
+  Args:
+    path: Folder that holds dit/, vae/, umt5/ and tokenizer/.
+    networks: Folders that lie elsewhere, size and precision.
+
+  Raises:
+    ValueError: If a folder is missing, or the size of the video does not fit.
+  """
+  folders = {
+    name: pathlib.Path(given or path / name)
+    for name, given in dataclasses.asdict(networks.parts).items()
+  }
+  # Stored embeddings replace the text encoder, so its files may be missing.
+  needed = {"dit", "vae"}
+  if not networks.embeddings:
+    needed |= {"umt5", "tokenizer"}
+  missing = sorted(str(folders[n]) for n in needed if not folders[n].exists())
+  if missing:
+    raise ValueError(
+      f"checkpoint={str(path)!r} lacks {missing}; convert them, name others in "
+      "config.parts, or give prompts embedded before in config.embeddings."
+    )
+  family = released.family_at(folders["dit"])
+  return WanSource(
+    encode_text=functools.partial(_encode_text, folders, networks.embeddings),
+    load_dit=lambda: released.load(
+      folders["dit"], "dit", half_weights=networks.half_weights
+    ),
+    load_codec=lambda: _load_codec(folders["vae"], networks),
+    pixels=_pixels(networks, family),
+    fps=family.fps,
+    shift=family.shift,
+  )
+
+
+def _load_codec(
+  folder: pathlib.Path, networks: request.Networks
+) -> codec_lib.Codec:
+  """Loads the VAE, in tiles if they are wanted."""
+  codec = released.load(folder, "vae", dtype=networks.vae_dtype)
+  if not networks.vae_tile:
+    return codec
+  return vae_tiling.TiledVAE(codec, tile=networks.vae_tile)
+
+
+def _encode_text(
+  folders: dict[str, pathlib.Path], stored: str, prompts: Sequence[str]
+) -> TextRows:
+  """Reads embeddings that `embed` stored, or runs the text encoder."""
+  if stored:
+    return jnp.asarray(embeddings.read(stored, [*prompts]))
+  tokenizer = tokenizer_lib.Tokenizer.load(folders["tokenizer"])
+  encoder = released.load(folders["umt5"], "umt5")
+  sizes = memory.described("text encoder", encoder)
+  print(f"{sizes}, freed after the prompts are embedded", flush=True)
+  return umt5.embed_texts(encoder, tokenizer, [*prompts])
+
+
+def random_source(networks: request.Networks) -> WanSource:
+  """Makes a whole Wan of tiny sizes with random weights.
+
+  Args:
+    networks: Name after `random:`, size of the video, and seed.
+
+  Raises:
+    ValueError: If the name is unknown, or the size of the video does not fit.
+  """
+  name = networks.checkpoint.removeprefix(RANDOM)
+  kinds = {"wan_tiny": "latent", "wan_tiny_dense": "dense"}
+  if name not in kinds:
+    raise ValueError(
+      f"checkpoint='{RANDOM}{name}' is unknown; use one of "
+      f"{[RANDOM + n for n in kinds]}."
+    )
+  family = released.FAMILIES["wan_tiny"]
+
+  @functools.cache
+  def build() -> tuple[umt5.Umt5Encoder, vae.WanVAE, wan.WanDiT]:
+    # All three at once: a seed names the same weights however often and in
+    # which order they are asked for.
+    rngs = nnx.Rngs(networks.seed)
+    encoder = umt5.Umt5Encoder(family.text_encoder, rngs=rngs)
+    codec = vae.WanVAE(family.vae, rngs=rngs)
+    dit = wan.WanDiT(wan_config.tiny(kind=kinds[name]), rngs=rngs)
+    # Untrained networks start with a head of zeros, which predicts nothing.
+    kernel = dit.head.kernel
+    noise = jax.random.normal(rngs.params(), kernel.shape)
+    kernel[...] = noise / np.sqrt(kernel.shape[0])
+    return encoder, codec, dit
+
+  def encode_text(prompts: Sequence[str]) -> TextRows:
+    tokenizer = tokenizer_lib.train_tokenizer([*prompts])
+    return umt5.embed_texts(build()[0], tokenizer, [*prompts])
+
+  return WanSource(
+    encode_text=encode_text,
+    load_dit=lambda: build()[2],
+    load_codec=lambda: build()[1],
+    pixels=_pixels(networks, family),
+    fps=family.fps,
+    shift=family.shift,
+  )

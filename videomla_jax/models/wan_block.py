@@ -1,0 +1,132 @@
+"""One block of the Wan DiT, and what all blocks of a pass see."""
+
+from collections.abc import Callable
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, PyTree
+
+from videomla_jax import sharding
+from videomla_jax.models import attention
+from videomla_jax.models import feed_forward
+from videomla_jax.models import layers
+from videomla_jax.models import wan_config
+
+# (own entries [B G T P ...], the layer's history [B slots P ...]) -> the
+# entries that each chunk attends to, a list whose frames [B G . P ...] add up
+# to the K of `Positions`.
+ContextOf = Callable[[PyTree, PyTree], list[PyTree]]
+
+# Modulated tokens -> what the block adds to the residual tokens.
+FeedForward = Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pass:
+  """What all blocks see in one pass beside the tokens.
+
+  Attributes:
+    time: Six projections of each frame's timestep, `[B, G, T, 6, E]`.
+    text: Embedded text tokens, `[B, M, E]`.
+    rotations: Rotations of queries and keys, leaves `[B, G, tokens, ...]`.
+    context_of: What each chunk attends to.
+  """
+
+  time: Float32[Array, "B G T 6 E"]
+  text: Float[Array, "B M E"]
+  rotations: attention.Rotations
+  context_of: ContextOf
+
+
+def _settle(x: Array) -> Array:
+  """Makes XLA write a sum in place of its first term.
+
+  Without the barrier XLA keeps both terms alive until the end of the block and
+  adds them again for each reader, 15 MB per term at 480p.
+  """
+  return jax.lax.optimization_barrier(x)
+
+
+def _merge(x: Array) -> Array:
+  """Joins rows and chunks: `[B, G, ...]` to `[B G, ...]`."""
+  return x.reshape(-1, *x.shape[2:])
+
+
+class Block(nnx.Module):
+  """One block of the network, docs/method.md, section 2.5."""
+
+  def __init__(self, config: wan_config.WanConfig, *, rngs: nnx.Rngs) -> None:
+    dtype, width = jnp.dtype(config.dtype), config.width
+    self.dtype = dtype
+    kind = attention.SELF_ATTENTION[config.attention.kind]
+    self.self_attention = kind(config.attention, dtype=dtype, rngs=rngs)
+    self.cross_norm = layers.AffineLayerNorm(width)
+    self.cross_attention = attention.CrossAttention(
+      width, config.attention.num_heads, dtype=dtype, rngs=rngs
+    )
+    sizes = (width, config.ffn_width, width)
+    self.ffn = feed_forward.MLP(
+      sizes, feed_forward.gelu, hidden="hidden", dtype=dtype, rngs=rngs
+    )
+    noise = jax.random.normal(rngs.params(), (6, width), jnp.float32)
+    self.modulation = nnx.Param(noise / width**0.5)
+
+  def _modulation(
+    self, time: Float32[Array, "B G T 6 E"]
+  ) -> Float32[Array, "B G T 1 6 E"]:
+    """Adds the block's own modulation; the axis of one stands for tokens."""
+    return (time + self.modulation[...])[..., None, :, :]
+
+  def attention_input(
+    self, x: Float32[Array, "B G T P E"], time: Float32[Array, "B G T 6 E"]
+  ) -> Float[Array, "B G T P E"]:
+    """Returns what self-attention sees of the residual tokens."""
+    m = self._modulation(time)
+    a = layers.layer_norm(x) * (1 + m[..., 1, :]) + m[..., 0, :]
+    return a.astype(self.dtype)
+
+  def __call__(
+    self,
+    x: Float32[Array, "B G T P E"],
+    seen: Pass,
+    history: PyTree = None,
+    *,
+    keep: slice = slice(None),
+    ffn: FeedForward | None = None,
+  ) -> tuple[Float32[Array, "B g T P E"], PyTree]:
+    """Applies the block.
+
+    Args:
+      x: Residual tokens.
+      seen: Time, text, rotations and context of the pass.
+      history: This layer's part of the cache, leaves `[B, slots, P, ...]`.
+      keep: Chunks whose output is wanted; entries are made for all.
+      ffn: A feed-forward to apply in place of `self.ffn`.
+
+    Returns:
+      The residual tokens of the kept chunks and the entries of all tokens,
+      leaves `[B, G, T, P, ...]`.
+    """
+    m = self._modulation(seen.time)
+    a = self.attention_input(x, seen.time)
+    own = self.self_attention.project(_merge(a))
+    own = jax.tree.map(lambda y: y.reshape(*a.shape[:2], *y.shape[1:]), own)
+    context = (seen.context_of(own, history), seen.rotations)
+    x, a, m, context = jax.tree.map(lambda y: y[:, keep], (x, a, m, context))
+    # Residual sums are float32; products have the dtype of the config.
+    with jax.named_scope("self_attention"):
+      out = self.self_attention.attend(
+        _merge(a), *jax.tree.map(_merge, context)
+      )
+      x = _settle(x + out.reshape(x.shape).astype(jnp.float32) * m[..., 2, :])
+    with jax.named_scope("cross_attention"):
+      tokens = self.cross_norm(x).astype(self.dtype)
+      out = self.cross_attention(tokens, seen.text).astype(jnp.float32)
+      x = _settle(x + out)
+    with jax.named_scope("ffn"):
+      b = layers.layer_norm(x) * (1 + m[..., 4, :]) + m[..., 3, :]
+      out = (ffn or self.ffn)(b.astype(self.dtype)).astype(jnp.float32)
+      x = x + out * m[..., 5, :]
+    return sharding.constrain(x, "residual"), own

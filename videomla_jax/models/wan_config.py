@@ -1,0 +1,113 @@
+"""Sizes of the Wan DiT, published ones by name."""
+
+import dataclasses
+from typing import Any
+
+from videomla_jax.models import attention
+from videomla_jax.storage import plain_config
+
+MAX_TIMESTEP = 1000.0  # what the network is told at pure noise; 0 is clean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanConfig(plain_config.PlainConfig):
+  """Sizes of the network; functions below return the published ones.
+
+  Attributes:
+    attention: Sizes of self-attention, among them the width E and the heads N.
+    num_layers: Number of blocks.
+    ffn_width: Hidden channels F of the feed-forward.
+    channels: Latent channels C, in and out.
+    patch: Side of a square spatial patch in latent pixels.
+    freq_dim: Channels of the sinusoidal time embedding.
+    text_dim: Channels of the text encoder's output.
+    text_tokens: Text tokens M, padding included.
+    learned_grid: Token rows and columns of a learned position embedding; None
+      (Wan) leaves position to RoPE and fits every frame size.
+    dtype: Dtype of the matrix products; master weights are float32.
+    remat: Whether each block is computed again in the backward pass.
+    scan_blocks: Whether one compiled block serves all layers; False unrolls
+      them, which compiles longer and runs faster on a CPU.
+  """
+
+  title = "DiT config"
+
+  attention: attention.AttentionConfig
+  num_layers: int
+  ffn_width: int
+  channels: int = 16
+  patch: int = 2
+  freq_dim: int = 256
+  text_dim: int = 4096
+  text_tokens: int = 512
+  learned_grid: tuple[int, int] | None = None
+  dtype: str = "bfloat16"
+  remat: bool = False
+  scan_blocks: bool = True
+
+  @property
+  def width(self) -> int:
+    """The model width E."""
+    return self.attention.width
+
+
+def wan_1p3b(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
+  """Returns Wan2.1-T2V-1.3B; with dense attention 1,418,996,800 parameters."""
+  sizes = attention.AttentionConfig(
+    kind=kind,
+    width=1536,
+    num_heads=12,
+    **{k: kwargs.pop(k) for k in ("d_c", "d_rope", "d_q") if k in kwargs},
+  )
+  return WanConfig(attention=sizes, num_layers=30, ffn_width=8960, **kwargs)
+
+
+def wan_14b(*, kind: str = "dense", **kwargs: Any) -> WanConfig:
+  """Returns Wan2.1-T2V-14B, the teacher of released students."""
+  sizes = attention.AttentionConfig(
+    kind=kind, width=5120, num_heads=40, d_c=640, d_q=2560
+  )
+  return WanConfig(attention=sizes, num_layers=40, ffn_width=13824, **kwargs)
+
+
+def small(
+  *, kind: str = "latent", d_c: int = 16, d_rope: int = 8, **kwargs: Any
+) -> WanConfig:
+  """Returns the small world's network, latents in the paper's proportions."""
+  sizes = attention.AttentionConfig(
+    kind=kind, width=128, num_heads=4, d_c=d_c, d_rope=d_rope, d_q=64
+  )
+  values = dict(
+    num_layers=4,
+    ffn_width=256,
+    freq_dim=64,
+    text_dim=64,
+    text_tokens=4,
+    learned_grid=(3, 3),
+    dtype="float32",
+    scan_blocks=False,
+  )
+  return WanConfig(attention=sizes, **(values | kwargs))
+
+
+def tiny(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
+  """Returns Wan with every dimension small, to try everything in seconds.
+
+  Latents and text have the sizes of `vae.tiny_vae` and `umt5.tiny_umt5`.
+  """
+  sizes = attention.AttentionConfig(
+    kind=kind, width=64, num_heads=4, d_c=16, d_rope=8, d_q=32
+  )
+  values = dict(
+    num_layers=2,
+    ffn_width=128,
+    channels=4,
+    freq_dim=32,
+    text_dim=32,
+    dtype="float32",
+  )
+  return WanConfig(attention=sizes, **(values | kwargs))
+
+
+# Sizes that configs name.
+SIZES = {"wan_1p3b": wan_1p3b, "wan_14b": wan_14b, "small": small}

@@ -1,0 +1,124 @@
+"""From a config to frozen dataclasses: the door of every command.
+
+A config file gives a `ConfigDict`, in which any name may hold anything. A
+command reads it once, into dataclasses whose fields have the names of the
+config's keys; what lies below the command sees only those.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import typing
+from typing import Any
+
+import ml_collections
+
+type Values = Mapping[str, object] | ml_collections.ConfigDict
+
+# Metadata of a field whose own keys lie beside the others, in no group.
+INLINE = {"inline": True}
+
+
+def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
+  """Builds a dataclass from the config group of the same keys.
+
+  A field that is a dataclass is read from a group of its own; with the metadata
+  `INLINE` its keys are expected beside the others. A tuple of strings may be
+  written as one string with semicolons.
+
+  Args:
+    kind: The dataclass. A key may be missing only if its field has a default.
+    config: The group.
+    at: Name of the group in messages, with a full stop at its end.
+
+  Raises:
+    ValueError: If a key is unknown or missing, or a value has another type.
+  """
+  values = dict(config.items())  # A `ConfigDict` is no `Mapping`.
+  known = [*dict.fromkeys(_keys(kind))]
+  unknown = sorted(values.keys() - set(known))
+  if unknown:
+    raise ValueError(f"{at}{unknown[0]} is unknown; use one of {known}.")
+  return _build(kind, values, at)
+
+
+def split(text: str) -> tuple[str, ...]:
+  """Splits one string at its semicolons; those at the end do not count."""
+  return tuple(part.strip() for part in text.rstrip("; ").split(";"))
+
+
+def to_dict(group: object) -> dict[str, object]:
+  """Gives the plain values of a group, sorted by key as a config sorts them."""
+  values = dataclasses.asdict(typing.cast(Any, group))
+  return dict(sorted(values.items()))
+
+
+def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+  """Lists the fields of a dataclass, which `type` does not promise to be."""
+  return dataclasses.fields(kind)
+
+
+def _keys(kind: object) -> list[str]:
+  """Lists the keys of a group, those of inline fields included."""
+  keys: list[str] = []
+  for field in _fields(kind):
+    inline = field.metadata.get("inline")
+    keys += _keys(field.type) if inline else [field.name]
+  return keys
+
+
+def _build(kind: Any, values: dict[str, object], at: str) -> Any:
+  """Fills the fields that have a value; the others keep their defaults."""
+  given: dict[str, object] = {}
+  for field in _fields(kind):
+    if field.metadata.get("inline"):
+      given[field.name] = _build(field.type, values, at)
+    elif field.name in values:
+      value = values[field.name]
+      given[field.name] = _value(field.type, value, f"{at}{field.name}")
+    elif (
+      field.default is dataclasses.MISSING
+      and field.default_factory is dataclasses.MISSING
+    ):
+      raise ValueError(f"{at}{field.name} is missing; add it to the config.")
+  return kind(**given)
+
+
+def _value(kind: object, value: object, name: str) -> object:
+  """Checks one value against its field's annotation, and freezes it."""
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if isinstance(value, kind):
+      return value
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+      return read(kind, value, at=f"{name}.")
+  elif origin is Mapping:
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+      return {
+        k: _value(arguments[1], v, f"{name}.{k}") for k, v in value.items()
+      }
+  elif origin is tuple:
+    if isinstance(value, str):
+      value = split(value)
+    if isinstance(value, (list, tuple)):
+      return tuple(_value(arguments[0], x, name) for x in value)
+  elif _fits(arguments or (kind,), value):
+    return value
+  raise ValueError(f"{name}={value!r} must be {_described(kind)}.")
+
+
+def _fits(allowed: tuple[Any, ...], value: object) -> bool:
+  """Says whether a plain value is of one of some types."""
+  if isinstance(value, bool) and bool not in allowed:
+    return False  # Python's booleans are integers, too.
+  return isinstance(value, allowed)
+
+
+def _described(kind: object) -> str:
+  """Words an annotation for a message."""
+  if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is Mapping:
+    return "a group of keys"
+  if typing.get_origin(kind) is tuple:
+    return f"a list of {_described(typing.get_args(kind)[0])}"
+  kinds = typing.get_args(kind) or (kind,)
+  names = [str(getattr(k, "__name__", k)) for k in kinds]
+  return " or ".join("None" if n == "NoneType" else n for n in names)

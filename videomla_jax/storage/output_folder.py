@@ -1,0 +1,30 @@
+"""Folders for results, proved to be writable before any work is done."""
+
+import os
+import pathlib
+import tempfile
+
+
+def check(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Creates a folder and proves that files can be written there.
+
+  Args:
+    path: Folder for results.
+
+  Returns:
+    The folder.
+
+  Raises:
+    ValueError: If the folder cannot be created or written to.
+  """
+  folder = pathlib.Path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f"output folder {str(path)!r} cannot be written"
+      f" ({error.strerror or error}); choose a folder that you may write to"
+    ) from error
+  return folder
