@@ -14,7 +14,8 @@ def test_token_grid_of_480p_has_1560_tokens():
 
 def test_token_index_follows_frame_row_column():
   grid = shapes.token_grid(60, 104, patch=2)
-  assert 2 * grid.tokens + 3 * grid.columns + 4 == 3280  # spec/wan.md A8
+  # docs/method.md, section 2.12
+  assert 2 * grid.tokens + 3 * grid.columns + 4 == 3280
 
 
 @pytest.mark.parametrize("size", [(0, 2), (3, 2), (2, 1), (2, 5), (-2, 2)])

@@ -190,7 +190,7 @@ def dense_attention(
     scale: Logit multiplier, positive.
 
   Returns:
-    softmax(scale Q Kᵀ) V per head over the valid keys, spec/wan.md A3.
+    softmax(scale Q Kᵀ) V per head over the valid keys, docs/method.md, Eq. (2.10).
   """
   try:
     flash = _flash_of("pallas_triton")
