@@ -190,7 +190,8 @@ def dense_attention(
     scale: Logit multiplier, positive.
 
   Returns:
-    softmax(scale Q Kᵀ) V per head over the valid keys, docs/method.md, Eq. (2.10).
+    softmax(scale Q Kᵀ) V of every head over the valid keys, docs/method.md,
+    Eq. (2.10).
   """
   try:
     flash = _flash_of("pallas_triton")
