@@ -1,11 +1,13 @@
-# make demo | test | lint | types | test-aot | test-clips | test-peers | clean
+# make demo | test | lint | types | clean
+# make test-aot | test-clips | test-peers | test-wheel
 #
 # Needs python3 >= 3.12 and pip; everything else is put into .venv.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format types test-aot test-clips test-peers clean
+.PHONY: demo test lint format types test-aot test-clips test-peers test-wheel \
+  clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +18,7 @@ PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 PEERS_OUT := .peers
 CLIPS := .clips
+WHEEL := .venv-wheel
 PYENV_ROOT ?= $(HOME)/.pyenv
 
 # Prints the first interpreter of a list that runs, is of a version and can
@@ -83,6 +86,24 @@ test-clips: $(STAMP)
 	  $(BIN)/python -m pytest -q -o addopts="--import-mode=importlib \
 	  --jaxtyping-packages=videomla_jax,beartype.beartype" tests/clips
 
+# A wheel, installed in an empty environment and used in an empty folder. What
+# an older build left in build/ would get into it.
+test-wheel:
+	@if [ -z "$(PYTHON)" ]; then echo "No Python >= 3.12 with venv and pip was\
+	 found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; fi
+	rm -rf build $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip wheel --quiet --disable-pip-version-check \
+	  --no-deps --wheel-dir $(WHEEL)/dist .
+	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt $(WHEEL)/dist/*.whl
+	mkdir $(WHEEL)/empty
+	cd $(WHEEL)/empty && for variant in demo wan_tiny; do \
+	  PYTHONPATH= JAX_PLATFORMS=cpu ../bin/python -m videomla_jax.sample \
+	  --config=configs/sample.py:$$variant --config.seconds=4; done
+	test -s $(WHEEL)/empty/out/demo-sheet.png
+	test -s $(WHEEL)/empty/out/sample-sheet.png
+
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "No Python >= 3.12 with venv and pip was\
 	 found; install one (for example 'pyenv install 3.12'), or name it:\
@@ -118,6 +139,6 @@ $(PEERS_STAMP): constraints-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(AOT) $(PEERS) $(PEERS_OUT) $(CLIPS) build dist *.egg-info \
+	rm -rf $(VENV) $(AOT) $(PEERS) $(WHEEL) $(PEERS_OUT) $(CLIPS) build dist *.egg-info \
 	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
