@@ -1,4 +1,4 @@
-# make demo | test | lint | types | clean
+# make demo | test | lint | types | docs | clean
 # make test-aot | test-clips | test-peers | test-wheel
 #
 # Needs python3 >= 3.12 and pip; everything else is put into .venv.
@@ -6,12 +6,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format types test-aot test-clips test-peers test-wheel \
-  clean
+.PHONY: demo test docs lint format types test-aot test-clips test-peers \
+  test-wheel clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs
+SITE := docs/_build
 AOT := .venv-aot
 AOT_STAMP := $(AOT)/.installed
 PEERS := .venv-peers
@@ -59,6 +61,14 @@ format: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# Builds the site from what is here: nothing is fetched, no notebook runs, and a
+# warning, such as of a link without a target, ends the build.
+docs: $(DOCS_STAMP)
+	rm -rf $(SITE)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs \
+	  -d $(SITE)/doctrees . $(SITE)/html
+	@echo "The site is at $(SITE)/html/index.html."
 
 # Compiles for GPUs that are not here. An environment of its own: JAX's CUDA
 # plugin in the main one would look for a GPU at every start.
@@ -114,6 +124,11 @@ $(STAMP): pyproject.toml constraints.txt
 	  -c constraints.txt -e '.[dev,notebook,beam]'
 	touch $@
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[docs]'
+	touch $@
+
 $(AOT_STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "No Python >= 3.12 with venv and pip was\
 	 found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; fi
@@ -139,6 +154,6 @@ $(PEERS_STAMP): constraints-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(AOT) $(PEERS) $(WHEEL) $(PEERS_OUT) $(CLIPS) build dist *.egg-info \
-	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(AOT) $(PEERS) $(WHEEL) $(PEERS_OUT) $(CLIPS) $(SITE) \
+	  build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
