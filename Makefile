@@ -1,4 +1,4 @@
-# make demo | test | lint | types | docs | clean
+# make demo | test | lint | types | docs | pictures | clean
 # make test-aot | test-clips | test-peers | test-wheel
 #
 # Needs python3 >= 3.12 and pip; everything else is put into .venv.
@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test docs lint format types test-aot test-clips test-peers \
+.PHONY: demo test docs pictures lint format types test-aot test-clips test-peers \
   test-wheel clean
 
 VENV := .venv
@@ -69,6 +69,10 @@ docs: $(DOCS_STAMP)
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs \
 	  -d $(SITE)/doctrees . $(SITE)/html
 	@echo "The site is at $(SITE)/html/index.html."
+
+# The pictures of the README: a part of the demo, and what the cache holds.
+pictures: demo
+	JAX_PLATFORMS=cpu $(BIN)/python docs/make_pictures.py out docs
 
 # Compiles for GPUs that are not here. An environment of its own: JAX's CUDA
 # plugin in the main one would look for a GPU at every start.
