@@ -115,18 +115,17 @@ def test_config_is_looked_up_here_then_in_the_package(
   (package / "configs").mkdir()
   assert cli.config_folder() == package / "configs"
 
-  for name in ("both.py", "installed.py", "common.py"):
+  for name in ("both.py", "common.py", "theirs.py"):
     (package / "configs" / name).touch()
   (here / "configs" / "both.py").touch()
   (here / "own.py").touch()
-  for name in ("configs/both.py", "own.py"):
-    assert cli.find_config(name).resolve() == here / name
-  installed = package / "configs" / "installed.py"
-  assert cli.find_config("configs/installed.py") == installed
-  for name in ("installed.py", "other/installed.py", "configs/none.py"):
-    with pytest.raises(
-      ValueError, match=r"py, configs/installed\.py\.$"
-    ) as end:
+  for path in (here / "configs" / "both.py", here / "own.py"):
+    name = str(path.relative_to(here))
+    assert cli.find_config(name).resolve() == path
+  theirs = str(pathlib.Path("configs", "theirs.py"))
+  assert cli.find_config(theirs) == package / theirs
+  for name in ("theirs.py", "other/theirs.py", "configs/none.py"):
+    with pytest.raises(ValueError, match=rf"py, {theirs}\.$") as end:
       cli.find_config(name)
     assert repr(name) in str(end.value)
     assert "common" not in str(end.value)
