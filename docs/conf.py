@@ -6,12 +6,15 @@ Notebooks are shown with their stored outputs and are not run.
 """
 
 import pathlib
+import sys
 
 from docutils import nodes
 from sphinx import addnodes
 import sphinx.application
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs"))
+import docstrings  # noqa: E402
 
 project = "videomla_jax"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
@@ -61,12 +64,14 @@ CHANGELOG
 """
 
 
-def add_contents(
+def add_generated(
   app: sphinx.application.Sphinx, docname: str, source: list[str]
 ) -> None:
-  """Adds the table of contents to the opening page."""
+  """Adds the table of contents to the opening page, docstrings to theirs."""
   if docname == app.config.root_doc:
     source[0] += _CONTENTS
+  if docname == "docs/api":
+    source[0] += docstrings.page(ROOT / "videomla_jax")
 
 
 def keep_equations(
@@ -102,7 +107,7 @@ def add_index(app: sphinx.application.Sphinx, error: Exception | None) -> None:
 
 def setup(app: sphinx.application.Sphinx) -> None:
   """Connects the functions above with the build."""
-  app.connect("source-read", add_contents)
+  app.connect("source-read", add_generated)
   app.connect("doctree-read", keep_equations)
   app.connect("doctree-read", show_folders)
   app.connect("build-finished", add_index)
