@@ -248,7 +248,7 @@ def test_plan_is_the_windowed_mask_of_the_specification(
   padding = chunk - first
   plan = teacher_forcing.plan(chunk * chunks, window=window, first_chunk=first)
   for m in range(chunks):
-    end = (m + 1) * chunk  # e_q of spec/training.md (TF-window)
+    end = (m + 1) * chunk  # e of docs/method.md, Eq. (10.1)
     allowed = [
       frame
       for frame in range(padding, m * chunk)

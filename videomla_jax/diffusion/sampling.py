@@ -139,6 +139,12 @@ class Noise(NamedTuple):
   fresh: Float[Array, "K B T H W C"]
 
 
+def joined(chunks: Float[Array, "G b T H W C"]) -> Float[Array, "b GT H W C"]:
+  """Joins the frames of chunks that were made one after the other."""
+  latents = jnp.moveaxis(chunks, 0, 1)
+  return latents.reshape(latents.shape[0], -1, *latents.shape[3:])
+
+
 def split_keys(key: Shaped[Array, "..."], batch: int) -> Key[Array, "b"]:
   """Returns one key per video, folded from one key or as they are.
 
@@ -305,7 +311,7 @@ def step(
   Args:
     sampler: Names the rule.
     state: Latents that the network saw.
-    velocity: Its answer, guidance applied.
+    velocity: Velocity that the network predicted, guidance applied.
     call: The call that it answered.
   """
   return sampler.step_rule.step(state, velocity, call)
@@ -354,6 +360,8 @@ def solve(
   def body(state: State, call: Call) -> tuple[State, None]:
     return step(sampler, state, network(state.x, call.sigma), call), None
 
+  # A scan is differentiable and its length is known; a loop up to a traced call
+  # is neither, which a rollout that stops early does not need.
   if num_calls is None:
     return jax.lax.scan(body, begin, every_call)[0].x
 

@@ -28,6 +28,8 @@ from videomla_jax.models import window as window_lib
 Switch = Literal["keep", "flush", "recache"]
 Frame = tuple[int, Float[Array, "b H W C"]]  # its number and its latents
 
+_ENDLESS = 2**30  # more frames than any window stores
+
 
 @functools.partial(
   jax.jit,
@@ -94,9 +96,8 @@ class Stream(Iterator[Any]):
         and needs a window that forgets frames.
       context: First frames that are given; they are not handed out again.
       cache_dtype: Dtype of the stored entries; the model's own by default.
-      then: Function that is applied to each chunk as soon as it is dispatched,
-        before the next one is; what it returns is handed out instead. With a
-        decoder here chunk k is shown while chunk k + 1 is computed.
+      then: Function, such as a decoder, that is applied to each chunk before
+        the next one is dispatched; its result is handed out instead.
 
     Raises:
       ValueError: If shapes do not fit, or an endless stream keeps all frames.
@@ -109,10 +110,8 @@ class Stream(Iterator[Any]):
     self._call = dict(window=window, sampler=sampler, frame=tuple(frame))
     self._model, self._text, self._then = model, text, then
     self._end = 0 if context is None else context.shape[1]
-    self._left = max_frames
-    if max_frames is None:
-      bound = window.sink_frames + (window.local_frames or 0)
-    else:
+    self._left, bound = max_frames, _ENDLESS
+    if max_frames is not None:
       bound = shapes.round_up(max_frames, window.chunk_frames)
     keys = sampling.split_keys(key, text.shape[0] // sampler.rows_per_video)
     self._state = rollout.start(
@@ -130,12 +129,14 @@ class Stream(Iterator[Any]):
     self._ahead: Any = None
     # Given frames that do not fill a chunk come before the first whole one.
     self._first = self._end % window.chunk_frames
-    # Clean latents of the frames in the window, for `recache`.
+    # Only latents can be computed again under another prompt; entries cannot.
     self._recent = [] if context is None else self._frames_of(context, 0)
     self._trim()
 
   def __next__(self) -> Any:
     """Hands out the next chunk, with the one after it already under way."""
+    # JAX returns before the device is done, so the next chunk is computed while
+    # the caller decodes this one.
     current = self._dispatch() if self._ahead is None else self._ahead
     if current is None:
       raise StopIteration
@@ -226,6 +227,7 @@ class Stream(Iterator[Any]):
     window, sampler = self._call["window"], self._call["sampler"]
     cache = self._state.cache
     end = cache.next_frame
+    # Old entries stay where they are and are overwritten or never visible.
     cache = cache._replace(frame=jnp.full_like(cache.frame, window_lib.EMPTY))
     for run in _runs(self._recent, window.chunk_frames, first=self._first):
       first = jnp.full_like(end, run[0][0])

@@ -95,9 +95,9 @@ def _corrector(
   """Returns the weights of the predictor with the new prediction added.
 
   Args:
-    decay: See `_predictor`, like the next two.
-    growth: See there.
-    ratio: See there.
+    decay: Ratio of the noise levels, next to this one.
+    growth: alpha_t (1 - e^-h), the share of the predictions.
+    ratio: The last step in lambda over this one; None if there was none.
     h: The step in lambda.
   """
   older, new = 0.0, 0.5

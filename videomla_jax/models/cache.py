@@ -19,7 +19,7 @@ Layer = Int32[Array, ""] | int
 
 
 class Cache(NamedTuple):
-  """State of a rollout.
+  """Entries of the frames in the window, row by row.
 
   Attributes:
     entries: What attention stores; leaves are `[layers, B, slots, P, ...]`.
@@ -135,46 +135,23 @@ def _mix(
   mixture: window_lib.Mixture,
   layer: Layer | None,
 ) -> PyTree:
-  """Replaces the first slots by their mixture, computed in float32.
+  """Replaces the first slots by their mixture.
 
   Args:
     written: Entries of the cache with the chunk in its slots.
     before: Entries of the cache before the chunk.
     entries: Entries of the chunk.
     mixture: Weights of the first slots.
-    layer: As for `write`.
+    layer: Index of the only layer to change; None changes all of them.
+
+  Returns:
+    The entries of the cache with mixed first slots.
   """
   name = "cache" if layer is None else "batch"
-  rows = mixture.keep.shape[1]
-  f32 = jnp.float32
-
-  def mix(
-    written: PyTree,
-    before: PyTree,
-    new: Array,
-    weights: window_lib.Mixture,
-    layer: Layer | None,
-  ) -> PyTree:
-    where = slice(None) if layer is None else layer
-    own, old = (
-      quantise.dequantise(jax.tree.map(lambda leaf: leaf[where], x), f32)
-      for x in (written, before)
-    )
-    seen = jnp.concatenate([old, new.astype(f32)], axis=-3)
-    flow = jnp.einsum(
-      "BRK,...BKPd->...BRPd", weights.share, seen, precision="highest"
-    )
-    own = own[..., :rows, :, :]
-    mixed = quantise.store_like(
-      weights.keep[..., None, None] * own + flow, written
-    )
-    return jax.tree.map(
-      lambda leaf, x: leaf.at[where, :, :rows].set(x), written, mixed
-    )
 
   def mix_locally(written: PyTree, before: PyTree, new: Array) -> PyTree:
     return sharding.per_device(
-      mix,
+      _mixed,
       ("cache", written),
       ("cache", before),
       (name, new),
@@ -188,6 +165,34 @@ def _mix(
     before,
     entries,
     is_leaf=lambda x: isinstance(x, quantise.Quantised),
+  )
+
+
+def _mixed(
+  written: PyTree,
+  before: PyTree,
+  new: Array,
+  mixture: window_lib.Mixture,
+  layer: Layer | None,
+) -> PyTree:
+  """Mixes one kind of entries, see `_mix`."""
+  where = slice(None) if layer is None else layer
+  rows = mixture.keep.shape[1]
+  # Weights near 1 need more digits than the cache has: float32 until the end.
+  f32 = jnp.float32
+  own, old = (
+    quantise.dequantise(jax.tree.map(lambda leaf: leaf[where], x), f32)
+    for x in (written, before)
+  )
+  seen = jnp.concatenate([old, new.astype(f32)], axis=-3)
+  flow = jnp.einsum(
+    "BRK,...BKPd->...BRPd", mixture.share, seen, precision="highest"
+  )
+  kept = mixture.keep[..., None, None] * own[..., :rows, :, :]
+  return jax.tree.map(
+    lambda leaf, x: leaf.at[where, :, :rows].set(x),
+    written,
+    quantise.store_like(kept + flow, written),
   )
 
 

@@ -185,11 +185,11 @@ class WanDiT(nnx.Module):
     Entries of all layers never exist at once, nor all of a layer's weights.
 
     Args:
-      latents: As for `velocity_and_entries`, like all that is not named here.
-      timestep: See there.
-      text: See there.
-      positions: See there.
-      context_of: See there.
+      latents: Noisy or clean latents.
+      timestep: Timestep of each frame, 0 (clean) to 1000 (noise).
+      text: Output of the text encoder, zero-padded to M tokens.
+      positions: Temporal coordinates of each chunk and what it sees.
+      context_of: What each chunk's attention sees.
       history: Cached entries, leaves `[layers, B, slots, P, ...]`.
       store: Puts a layer's entries into the history, which has been read.
 

@@ -97,7 +97,7 @@ class Block(nnx.Module):
     keep: slice = slice(None),
     ffn: FeedForward | None = None,
   ) -> tuple[Float32[Array, "B g T P E"], PyTree]:
-    """Applies the block.
+    """Applies the block to the tokens of chunks side by side.
 
     Args:
       x: Residual tokens.

@@ -47,7 +47,7 @@ class WanConfig(plain_config.PlainConfig):
 
   @property
   def width(self) -> int:
-    """The model width E."""
+    """Channels E of a token, the model width."""
     return self.attention.width
 
 
