@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32, Key, PyTree
+from jaxtyping import Array, Float, Int32, Key, PyTree, Shaped
 
 from videomla_jax import shapes
 from videomla_jax import sharding
@@ -215,7 +215,7 @@ def prefill(
 def start(
   model: wan.WanDiT,
   text: Float[Array, "R M E"],
-  keys: Array,
+  keys: Key[Array, "b"],
   *,
   frame: tuple[int, int, int],
   window: window_lib.Window,
@@ -225,7 +225,7 @@ def start(
   scheme: window_lib.Scheme = "window",
   cache_dtype: DTypeLike | None = None,
 ) -> Rollout:
-  """Checks the inputs, allocates the cache and commits given frames.
+  """Checks the inputs and returns the state after the given frames.
 
   Args:
     model: The network.
@@ -238,9 +238,6 @@ def start(
     context: First frames that are given, clean latents.
     scheme: How frames are counted, see `Window.positions`.
     cache_dtype: Dtype of the stored entries; the model's own by default.
-
-  Returns:
-    The state before the first chunk.
 
   Raises:
     ValueError: If shapes do not fit each other or the model.
@@ -278,7 +275,7 @@ def start(
 def generate(
   model: wan.WanDiT,
   text: Float[Array, "R M E"],
-  key: Array,
+  key: Shaped[Array, "..."],
   *,
   frame: tuple[int, int, int],
   num_frames: int,
@@ -309,8 +306,7 @@ def generate(
   rollout_inputs.check_length(num_frames)
   keys = sampling.split_keys(key, text.shape[0] // sampler.rows_per_video)
   known = 0 if context is None else context.shape[1]
-  chunk = window.chunk_frames
-  total = known + shapes.round_up(max(num_frames - known, 0), chunk)
+  num_chunks = -(-max(num_frames - known, 0) // window.chunk_frames)
   state = start(
     model,
     text,
@@ -318,20 +314,20 @@ def generate(
     frame=frame,
     window=window,
     sampler=sampler,
-    max_frames=max(total, num_frames),
+    max_frames=known + num_chunks * window.chunk_frames,
     context=context,
     cache_dtype=cache_dtype,
   )
   # Whole chunks are generated; what is too much is cropped at the end.
   clips = [] if context is None else [context]
-  if total > known:
+  if num_chunks:
     chunks, _ = scan_chunks(
       model,
       state,
       text,
       window=window,
       sampler=sampler,
-      chunks=(total - known) // chunk,
+      chunks=num_chunks,
       frame=frame,
     )
     clips.append(sampling.joined(chunks))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from videomla_jax import shapes
 from videomla_jax.diffusion import chunk_pass
@@ -72,7 +72,7 @@ class Stream(Iterator[Any]):
     self,
     model: wan.WanDiT,
     text: Float[Array, "R M E"],
-    key: Array,
+    key: Shaped[Array, "..."],
     *,
     frame: tuple[int, int, int],
     window: window_lib.Window,
@@ -102,22 +102,15 @@ class Stream(Iterator[Any]):
     Raises:
       ValueError: If shapes do not fit, or an endless stream keeps all frames.
     """
-    if max_frames is None and window.local_frames is None:
-      raise ValueError(
-        "max_frames=None needs a bounded window: set window.local_frames, or "
-        "say how long the video is."
-      )
     self._call = dict(window=window, sampler=sampler, frame=tuple(frame))
     self._model, self._text, self._then = model, text, then
     self._end = 0 if context is None else context.shape[1]
-    self._left, bound = max_frames, _ENDLESS
-    if max_frames is not None:
-      bound = shapes.round_up(max_frames, window.chunk_frames)
-    keys = sampling.split_keys(key, text.shape[0] // sampler.rows_per_video)
+    self._left = max_frames
+    bound = _frames_to_come(max_frames, window=window)
     self._state = rollout.start(
       model,
       text,
-      jnp.copy(keys),  # Every step donates its state; keys are the caller's.
+      sampling.split_keys(key, text.shape[0] // sampler.rows_per_video),
       frame=frame,
       window=window,
       sampler=sampler,
@@ -240,6 +233,20 @@ class Stream(Iterator[Any]):
         window=window,
       )
     return cache._replace(next_frame=end)
+
+
+def _frames_to_come(
+  max_frames: int | None, *, window: window_lib.Window
+) -> int:
+  """Returns how many frames the cache must be made for."""
+  if max_frames is not None:
+    return shapes.round_up(max_frames, window.chunk_frames)
+  if window.local_frames is None:
+    raise ValueError(
+      "max_frames=None needs a bounded window: set window.local_frames, or say "
+      "how long the video is."
+    )
+  return _ENDLESS
 
 
 def _runs(frames: list[Frame], chunk: int, *, first: int) -> list[list[Frame]]:
