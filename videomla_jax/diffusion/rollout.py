@@ -215,7 +215,7 @@ def prefill(
 def start(
   model: wan.WanDiT,
   text: Float[Array, "R M E"],
-  keys: Key[Array, "b"],
+  keys: Key[Array, "videos"],
   *,
   frame: tuple[int, int, int],
   window: window_lib.Window,
