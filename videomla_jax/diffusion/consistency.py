@@ -92,6 +92,7 @@ def levels(
     num_levels: Number of levels of the grid.
     s: Warp of the grid, see `flow.shift`.
   """
+  # The grid does not depend on the row, so it is a constant of the program.
   grid = jnp.asarray(flow.sigma_table(num_levels, s=s), jnp.float32)
   return grid[index], grid[index + 1]
 
@@ -117,6 +118,7 @@ def distance(
   """
   jump = flow.x0_from_velocity(x, velocity, sigma)
   target = flow.x0_from_velocity(next_x, next_velocity, next_sigma)
+  # The target is a constant, or both jumps would agree on anything.
   error = jump - jax.lax.stop_gradient(target)
   return jnp.mean(error**2, axis=(2, 3, 4), dtype=jnp.float32)
 
@@ -164,6 +166,7 @@ def loss(
     target(next_x, next_sigma),
     next_sigma,
   )
+  # Padding in front of a short first chunk counts for nothing.
   if trained is None:
     return error.mean(), error
   total = jnp.where(trained, error, 0.0).sum()

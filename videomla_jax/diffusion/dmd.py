@@ -81,6 +81,7 @@ class ScoreDraws(NamedTuple):
 
 def score_sigma(raw: Int[Array, "B"], *, s: float) -> Float32[Array, "B"]:
   """Returns the level of an integer 0..999, docs/method.md, Eq. (6.12)."""
+  # The ends are cut off: a clip without noise, or of noise only, says nothing.
   level = flow.shift(raw.astype(jnp.float32) / wan_config.MAX_TIMESTEP, s)
   return jnp.clip(level, *SCORE_SIGMAS)
 
@@ -155,6 +156,8 @@ def clip_of(
     image_latent: Decodes the frames up to the clip's first and encodes the last
       pixel frame as an image; codecs of single frames need none.
   """
+  # A VAE makes the first latent of a clip from one pixel frame, later ones from
+  # four; the scores know no clip that begins in the middle.
   start = latents.shape[1] - setup.clip_frames
   if not start or image_latent is None:
     return latents[:, start:]
@@ -187,6 +190,7 @@ def critic_loss(
   counted: Counted = slice(None),
 ) -> Scalar:
   """Returns L_C of Eq. (12.4) for a clip, which is a constant."""
+  # No gradient may reach the student from the loss of the critic.
   x = jax.lax.stop_gradient(x)
   noisy = flow.add_noise(x, draws.noise, draws.sigma[:, None])
   error = critic(noisy, draws.sigma) - flow.velocity_target(x, draws.noise)
@@ -269,6 +273,7 @@ def gradients(
     Loss and rollout; the gradient to the student's parameters.
   """
   rollout_draws, score_draws = draws
+  # Frames of an earlier rollout are known; only new ones are generated.
   new = rollout_draws.noise.start.shape[0] * setup.window.chunk_frames
   total = new + (0 if previous is None else previous.shape[1])
   trained = num_trained(new, total, setup=setup)

@@ -196,6 +196,7 @@ def prefill(
   Returns:
     The cache after the given frames.
   """
+  # Pieces have at most two lengths, hence at most two programs are compiled.
   frames, chunk = latents.shape[1], window.chunk_frames
   ends = [*range(frames % chunk or chunk, frames + 1, chunk)] if frames else []
   start = 0
@@ -259,6 +260,7 @@ def start(
     max_frames=max_frames,
     dtype=cache_dtype,
   )
+  # With guidance both kinds of rows see the given frames.
   if context is not None:
     cache = prefill(
       model,

@@ -58,6 +58,7 @@ def draw(
     window: Sets the frames of a chunk.
     sampler: Sets the number of calls.
   """
+  # The exit call is shared, so that all devices run the same number of passes.
   key_noise, key_exit = jax.random.split(key)
   length = window.chunk_frames
   keys = sampling.split_keys(key_noise, shape[0])

@@ -189,7 +189,7 @@ class Stream(Iterator[Any]):
       jump_to=self._jump_to,
       **self._call,
     )
-    self._jump_to = None
+    self._jump_to = None  # a jump moves one chunk only
     if self._left is not None:
       self._left -= chunk
     self._recent += self._frames_of(latents, self._end)
@@ -203,6 +203,7 @@ class Stream(Iterator[Any]):
 
   def _trim(self) -> None:
     """Forgets the latents of frames that left the window."""
+    # Asked like the cache, so `recache` finds the frames that the cache shows.
     window = self._call["window"]
     end = self._recent[-1][0] + 1 if self._recent else 0
     self._recent = [
@@ -259,6 +260,8 @@ def _runs(frames: list[Frame], chunk: int, *, first: int) -> list[list[Frame]]:
   """
   runs: list[list[Frame]] = []
   for index, latents in frames:
+    # A run may neither cross a chunk nor skip a frame: frames of a run see each
+    # other, as they did when they were generated.
     new_chunk = (index - first) % chunk == 0
     if not runs or new_chunk or runs[-1][-1][0] + 1 != index:
       runs.append([])

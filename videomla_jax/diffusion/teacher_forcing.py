@@ -98,6 +98,7 @@ def _mixture(
   The rollout's updates are applied to frame numbers instead of entries: what a
   slot holds is a row of weights over the frames of the clip.
   """
+  # A frame is a row of the unit matrix, an average a mixture of rows.
   chunk, frames = window.chunk_frames, np.eye(num_frames)
   slots = window.slots(num_frames - chunk)
   held = np.full((1, slots), window_lib.EMPTY)
@@ -135,6 +136,7 @@ def _mix(
   chunks, rows, _ = mixture.shape
   clean = entry[:, : chunks - 1]
   clean = clean.reshape(clean.shape[0], -1, *clean.shape[3:])
+  # In float32 like the cache: the weights are near 1 and near 0.
   weights = jnp.asarray(mixture[..., : clean.shape[1]], jnp.float32)
   mixed = jnp.einsum(
     "GRF,BF...->BGR...",
@@ -164,6 +166,7 @@ def context(own: PyTree, plan: Plan) -> PyTree:
     past = _take(entry, plan.history, entry.shape[2])
     if plan.mixture is not None:
       past = _mix(past, entry, plan.mixture, entry.shape[2])
+    # A noisy chunk sees what the clean chunk of the same number saw.
     past = jnp.concatenate([past[:, : chunks - 1], past], axis=1)
     return jnp.concatenate([past, entry], axis=2)
 
@@ -261,6 +264,7 @@ def loss(
   error = (out - flow.velocity_target(clean, noise)) ** 2
   per_frame = error.mean(axis=(2, 3, 4))
   steps = plan(clean.shape[1], window=window, first_chunk=first_chunk)
+  # Padding frames hold whatever the clip held there and count for nothing.
   trained = steps.trained.reshape(1, -1)
   scaled = per_frame if weight is None else per_frame * weight
   total = jnp.where(trained, scaled, 0.0).sum()

@@ -46,6 +46,7 @@ def empty(
   Returns:
     A cache of zeros in which every slot is empty.
   """
+  # Zeros, since hidden keys have weight 0 and 0 times NaN would be NaN.
   slots = window.slots(max_frames)
   batch = jax.tree.leaves(entry)[0].shape[1]
   return Cache(
@@ -98,6 +99,7 @@ def write(
   """
   if not jax.tree.leaves(stored)[0].shape[2]:
     return stored  # Scatter into nothing has no gradient rule.
+  # Rounded first, so the scatter moves the bytes that are stored.
   new = quantise.store_like(entries, stored)
   written = _put(stored, new, update.slot, layer)
   if update.mixture is None:
@@ -204,6 +206,7 @@ def advance(cache: Cache, entries: PyTree, update: window_lib.Update) -> Cache:
     entries: Entries of all layers after the chunk.
     update: Where the chunk went, see `Window.update`.
   """
+  # Frame numbers are never mixed: an average stands for the first frames.
   length = update.slot.shape[1]
   frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
   label = cache.frame
@@ -218,6 +221,7 @@ def flush(cache: Cache, *, window: window_lib.Window) -> Cache:
   This is the cheap context cut at a change of scene (Infinity-RoPE); no frame
   is computed again.
   """
+  # Entries stay in memory; without a frame number nothing sees them.
   kept = window.kept_by_flush(cache.frame, cache.next_frame)
   return cache._replace(frame=jnp.where(kept, cache.frame, window_lib.EMPTY))
 

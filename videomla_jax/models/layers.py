@@ -51,6 +51,8 @@ class RMSNorm(nnx.Module):
   def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
     """Normalises the last axis of an array."""
     x32 = x.astype(jnp.float32)
+    # Wan casts before it multiplies by the gain; the other order rounds once
+    # less and gives other bits.
     square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     normed = (x32 * jax.lax.rsqrt(square + EPSILON)).astype(x.dtype)
     return normed * self.gain.astype(x.dtype)
