@@ -97,7 +97,7 @@ def test_keep_drops_only_outputs_that_nobody_wants(seed, kind, scan_blocks):
 
 
 @KINDS
-def test_prompt_of_another_stream_has_exactly_zero_gradient(seed, kind):
+def test_prompt_of_another_row_has_exactly_zero_gradient(seed, kind):
   rng = np.random.default_rng(seed)
   model, inputs = tiny_model.build(kind, rng), _inputs(rng)
   only_first = jnp.zeros(inputs[0].shape).at[0].set(1.0)

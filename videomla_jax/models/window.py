@@ -280,13 +280,13 @@ class AverageSink(FirstFrames):
   that leave with this chunk, among them frames of the chunk itself that are
   never stored. A slot to which no leaving frame belongs stays as it is. With a
   sink of one chunk, frame j of a chunk therefore flows into slot j; with one
-  sink frame all of them flow into it. The average stands at the positions of the
-  first frames.
+  sink frame all of them flow into it. The average stands at the positions of
+  the first frames.
 
   Keys and values are linear in entries, so an average of entries expands to the
   average of keys and values. The cache rounds it to its own dtype after each
-  chunk. Steps of 0.001 vanish in bfloat16 or eight bits unless entries differ by
-  several times their size, so use a float32 cache.
+  chunk. Steps of 0.001 vanish in bfloat16 or eight bits unless entries differ
+  by several times their size, so use a float32 cache.
   """
 
   def mixture(
