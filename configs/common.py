@@ -4,6 +4,8 @@ from typing import Any
 
 import ml_collections
 
+Config = ml_collections.ConfigDict
+
 # Size -> what it changes, by group of the config. Groups start with the values
 # of `training` below, those of the reference for released networks; `data` and
 # `network` are a size's own. Stages have a table of the same kind.
@@ -112,7 +114,7 @@ def training(
   stage: str,
   sizes: dict[str, dict[str, Any]],
   **further: Any,
-) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
+) -> tuple[dict[str, Any], Config]:
   """Returns what the stages of training have in common.
 
   Args:
@@ -142,7 +144,7 @@ def training(
       f"{tuple(SIZES)}."
     )
   size = SIZES[arg["size"]]
-  config = ml_collections.ConfigDict()
+  config = Config()
   config.stage = stage
   config.seed = arg["seed"]
   config.networks = {}  # role -> folder, filled in by the stage
@@ -192,7 +194,7 @@ def training(
   return arg, config
 
 
-def change(config: ml_collections.ConfigDict, size: dict[str, Any]) -> None:
+def change(config: Config, size: dict[str, Any]) -> None:
   """Changes what a size changes.
 
   Args:
@@ -205,7 +207,7 @@ def change(config: ml_collections.ConfigDict, size: dict[str, Any]) -> None:
       config[group].update(values)
 
 
-def run_locally(config: ml_collections.ConfigDict) -> None:
+def run_locally(config: Config) -> None:
   """Makes a training config so small that it runs in seconds, for tests."""
   config.data.update(num_clips=64, batch_size=2, num_frames=6, clip_frames=6)
   config.optim.update(steps=min(config.optim.steps, 6), warmup_steps=2)
