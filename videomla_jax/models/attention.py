@@ -27,7 +27,7 @@ from videomla_jax.models import layers
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class AttentionConfig:
   d_c: int = 192
   d_rope: int = 32
   d_q: int = 768
-  form: specs.Form = "auto"
+  form: types.Form = "auto"
   implementation: str | None = None
 
   def __post_init__(self) -> None:
@@ -295,12 +295,12 @@ class LatentSelfAttention(nnx.Module):
     queries: tuple[Array, Array],
     rotation: rope.Rotation,
     seen: tuple[list[LatentEntry], rope.Rotation, Array],
-    up: api.UpProjections,
+    up: types.UpProjections,
   ) -> Float[Array, "B T P N D"]:
     """Attends with the queries and heads that one device has."""
     content, q_rope = queries
     out = api.latent_attention(
-      api.Queries(_flat(content), _rotate(q_rope, rotation)),
+      types.Queries(_flat(content), _rotate(q_rope, rotation)),
       self._segments(*seen, dtype=content.dtype),
       up,
       form=self.config.form,
@@ -315,7 +315,7 @@ class LatentSelfAttention(nnx.Module):
     visible: Bool[Array, "B K"],
     *,
     dtype: DTypeLike,
-  ) -> list[api.Keys]:
+  ) -> list[types.Keys]:
     """Returns the rotated keys of each entry of the context.
 
     Entries stay apart, since joining them would copy the cache.
@@ -336,7 +336,7 @@ class LatentSelfAttention(nnx.Module):
       if not isinstance(content, quantise.Quantised):
         content = content.astype(dtype)
       segments.append(
-        api.Keys(
+        types.Keys(
           jax.tree.map(_flat, content),
           k_rope,
           visible[:, frame : frame + frames],
@@ -345,14 +345,14 @@ class LatentSelfAttention(nnx.Module):
       frame += frames
     return segments
 
-  def up_projections(self, dtype: DTypeLike) -> api.UpProjections:
+  def up_projections(self, dtype: DTypeLike) -> types.UpProjections:
     """Returns W_uk and W_uv by head, in the dtype of a product."""
     heads = self.config.num_heads
     key, value = (
       rearrange(w.kernel[...].astype(dtype), "c (N d) -> c N d", N=heads)
       for w in (self.w_uk, self.w_uv)
     )
-    return api.UpProjections(key, value)
+    return types.UpProjections(key, value)
 
 
 SELF_ATTENTION = {"dense": DenseSelfAttention, "latent": LatentSelfAttention}
