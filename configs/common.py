@@ -69,7 +69,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     **defaults: Names, types and default values.
 
   Returns:
-    The defaults with the given values.
+    The defaults, with the values of the argument in their place.
 
   Raises:
     ValueError: If a name is unknown or a value has the wrong type.
@@ -77,12 +77,12 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
   values = dict(defaults)
   first = next(iter(defaults), None)
   for part in filter(None, (arg or "").split(",")):
-    name, given, text = part.partition("=")
-    if not given and isinstance(defaults.get(name), bool):
+    name, equals, text = part.partition("=")
+    if not equals and isinstance(defaults.get(name), bool):
       values[name] = True
-    elif not given and isinstance(defaults.get(first), str):
+    elif not equals and isinstance(defaults.get(first), str):
       values[first] = name
-    elif name not in defaults or not given:
+    elif name not in defaults or not equals:
       raise ValueError(
         f"config argument {part!r} is unknown; use one of "
         f"{', '.join(f'{k}={v}' for k, v in defaults.items())}."
@@ -93,6 +93,16 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def _typed(name: str, text: str, default: Any) -> Any:
+  """Returns the value of one argument in the type of its default.
+
+  Args:
+    name: Name of the argument, for messages.
+    text: What stands behind "=".
+    default: A value of the wanted type.
+
+  Raises:
+    ValueError: If the text is no such value.
+  """
   if isinstance(default, bool):
     if text not in ("true", "false", "True", "False"):
       raise ValueError(
