@@ -272,7 +272,8 @@ def _job(
   unknown = sorted(options.keys() - Options.__annotations__.keys())
   if unknown:
     raise ValueError(
-      f"{unknown[0]} is unknown; use one of {[*Options.__annotations__]}."
+      f"{unknown[0]} is unknown; use one of "
+      f"{', '.join(Options.__annotations__)}."
     )
   window = dataclasses.asdict(model.source.window)
   values = dict(options) | dict(

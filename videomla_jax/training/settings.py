@@ -7,13 +7,11 @@ the values stand beside them in the config files. A stage adds its own fields in
 a subclass in its own file.
 """
 
-from collections.abc import Mapping
 import dataclasses
-import types
-import typing
 from typing import Any
 
 from videomla_jax.models import window as window_lib
+from videomla_jax.runtime import config_reader
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,7 +245,7 @@ class Training:
   networks: dict[str, str]
   model: Model
   network: dict[str, Any]
-  data: Data
+  data: Data = dataclasses.field(metadata=config_reader.chosen_by("kind", DATA))
   window: window_lib.Window
   diffusion: Diffusion
   optim: Optim
@@ -256,74 +254,3 @@ class Training:
   log: Log
   eval: Eval
   samples: Samples
-
-
-def read[T](kind: type[T], values: Mapping[str, Any], *, group: str = "") -> T:
-  """Builds a dataclass from plain values, field by field.
-
-  Args:
-    kind: The dataclass; its fields may be dataclasses as well.
-    values: Field name -> value, a dictionary where a field is a dataclass.
-    group: Path of `values` in the config with a dot at its end, for messages.
-
-  Raises:
-    ValueError: If a field is unknown, missing or of another type.
-  """
-  fields = {x.name: x for x in dataclasses.fields(typing.cast(Any, kind))}
-  # First, since a field that is misspelt is missing as well.
-  for name, value in values.items():
-    if name not in fields:
-      raise ValueError(
-        f"config field {group}{name}={value!r} is unknown here; leave it out, "
-        f"or use one of {', '.join(fields)}."
-      )
-  for name, field in fields.items():
-    if name not in values and field.default is dataclasses.MISSING:
-      raise ValueError(
-        f"config field {group}{name} is missing; give it a value, as the "
-        "files in configs/ do."
-      )
-  # A stage's subclass narrows the types of groups.
-  hints = typing.get_type_hints(kind)
-  return kind(
-    **{k: _typed(hints[k], v, f"{group}{k}") for k, v in values.items()}
-  )
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-  """Returns the value of one field in the type that the field declares.
-
-  Raises:
-    ValueError: If the value is of another type.
-  """
-  # The one group whose class depends on a value in it.
-  if hint is Data and isinstance(value, Mapping):
-    hint = _data_kind(value.get("kind"))
-  origin = typing.get_origin(hint)
-  options = typing.get_args(hint) if origin is types.UnionType else (hint,)
-  if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-    return read(typing.cast(type, hint), value, group=f"{name}.")
-  if origin is dict and isinstance(value, Mapping):
-    return dict(value)
-  if origin is tuple and isinstance(value, (list, tuple)):
-    return tuple(value)
-  if float in options and type(value) is int:
-    return float(value)  # "=1" on a command line means 1.0
-  # True is an instance of int, so the type itself is compared.
-  if type(value) in options:
-    return value
-  wanted = getattr(hint, "__name__", str(hint))
-  raise ValueError(f"config field {name}={value!r} must be of type {wanted}.")
-
-
-def _data_kind(kind: Any) -> type[Data]:
-  """Returns the class of a source of data.
-
-  Raises:
-    ValueError: If there is no such source.
-  """
-  if kind not in DATA:
-    raise ValueError(
-      f"data.kind={kind!r} is unknown; use one of {tuple(DATA)}."
-    )
-  return DATA[kind]

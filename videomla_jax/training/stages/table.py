@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from videomla_jax.runtime import config_reader
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import consistency
 from videomla_jax.training.stages import dmd
@@ -36,8 +37,8 @@ def read(
       f"stage={name!r} is unknown; use one of {', '.join(STAGES)}."
     )
   stage = STAGES[name]
-  settings = settings_lib.read(stage.settings, config)
-  # Roles are the keys of a dictionary, which `settings.read` takes as it is.
+  settings = config_reader.read(stage.settings, config)
+  # Roles are the keys of a dictionary, which the reader takes as it is.
   if set(settings.networks) != set(stage.starts_from):
     raise ValueError(
       f"networks has {', '.join(settings.networks) or 'no role'} but "
