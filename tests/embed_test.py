@@ -35,7 +35,7 @@ def test_prompts_come_from_config_and_file_without_repeats(
     (dict(prompts_file="missing.txt"), "cannot be read"),
     (dict(prompts="a fox", checkpoint="missing"), "missing"),
     (dict(save_every=0), "must be at least 1"),
-    (dict(save_every="all"), "save_every='all' must be of type int"),
+    (dict(save_every="all"), "save_every='all' must be int"),
   ],
 )
 def test_mistakes_are_refused(changes: dict[str, Any], said: str) -> None:

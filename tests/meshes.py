@@ -66,7 +66,7 @@ def settings(stage: str) -> Any:
   config.diffusion.update(shift=5.0, **_DIFFUSION[stage])
   if stage == "dmd":
     config.rollout.update(num_frames=FRAMES)
-  return table.read(config.to_dict())[1]
+  return table.read(config)[1]
 
 
 def networks(seed: int) -> dict[str, Any]:

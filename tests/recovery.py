@@ -124,7 +124,7 @@ class Child:
     }
     with pytest.MonkeyPatch.context() as patch:
       tiny_project.shrink(patch)
-      like, _ = train.init_state(*table.read(self.config().to_dict()))
+      like, _ = train.init_state(*table.read(self.config()))
     with train_states.TrainCheckpoints(root / "checkpoints") as saved:
       restored = saved.restore_latest(like)
     arrays = [np.asarray(x) for x in jax.tree.leaves(restored.state)]

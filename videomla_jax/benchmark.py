@@ -187,7 +187,7 @@ def training_suite(config: Any) -> list[dict[str, Any]]:
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   rows = []
   for name, values in config.stages.items():
-    stage, settings = table.read(values.to_dict())
+    stage, settings = table.read(values)
     data = dataclasses.replace(settings.data, batch_size=1)
     settings = dataclasses.replace(settings, data=data)
     step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)

@@ -172,7 +172,7 @@ def train(
   Raises:
     ValueError: If the config or the folder cannot work.
   """
-  stage, settings = table.read(config.to_dict())
+  stage, settings = table.read(config)
   check(stage, settings)
   distributed.initialize()
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))

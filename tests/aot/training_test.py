@@ -34,7 +34,7 @@ def _weights(arguments):
 def _compile(stage, fsdp=8, sequence=1, tensor=1):
   config = tiny_project.config(stage, "wan_1p3b")
   config.data.batch_size = fsdp
-  description, settings = table.read(config.to_dict())
+  description, settings = table.read(config)
   mesh = aot.mesh("b200", (1, fsdp, sequence, tensor), sharding.AXES)
   step, arguments = abstract_step.step_and_arguments(
     description, settings, mesh

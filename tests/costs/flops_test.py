@@ -88,7 +88,7 @@ def test_a_dense_network_has_the_operations_of_its_parts():
 def test_the_real_step_costs_what_its_tokens_and_parameters_say(name):
   config = tiny_project.config(name, "wan_1p3b")
   config.data.batch_size = 1
-  stage, settings = table.read(config.to_dict())
+  stage, settings = table.read(config)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
   found = flops.of(step, *arguments, trips=1.5)

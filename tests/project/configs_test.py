@@ -60,7 +60,7 @@ def test_every_variant_builds_and_is_plain(
   with pytest.raises(AttributeError):
     config.no_such_field = 1
   if "stage" in config:
-    stage, settings = table.read(config.to_dict())
+    stage, settings = table.read(config)
     stage.check(settings)
     optim.check(settings.optim)
 

@@ -29,7 +29,7 @@ class _Whole:
   words: tuple[str, ...]
   weights: Mapping[str, str]
   seed: int
-  speed: float = 1.0
+  speed: float | int = 1.0
   loud: bool = False
 
 
@@ -64,21 +64,18 @@ def test_finished_groups_and_tuples_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    (dict(sped=1), "sped=1 is unknown here; .* use one of seed, height, place"),
-    (dict(place=dict(name="a", deep=1)), "place.deep=1 is unknown here"),
+    (dict(sped=1), r"sped is unknown; use one of \['seed', 'height', 'place'"),
+    (dict(place=dict(name="a", deep=1)), "place.deep is unknown; use one of"),
     (dict(place=dict(depth=1)), "place.name is missing"),
-    (dict(place=3), "place=3 must be of type _Place"),
-    (
-      dict(place=dict(name="a", depth="1")),
-      "place.depth='1' must be of type int or None",
-    ),
-    (dict(speed="fast"), "speed='fast' must be of type float"),
-    (dict(seed=True), "seed=True must be of type int"),
-    (dict(seed=1.5), "seed=1.5 must be of type int"),
-    (dict(loud=1), "loud=1 must be of type bool"),
-    (dict(words=3), "words=3 must be of type list of str"),
-    (dict(words=["a", 3]), "words=3 must be of type str"),
-    (dict(weights=dict(a=1)), "weights.a=1 must be of type str"),
+    (dict(place=3), "place=3 must be a group"),
+    (dict(place=dict(name="a", depth="1")), "place.depth='1' .* int or None"),
+    (dict(speed="fast"), "speed='fast' must be float or int"),
+    (dict(seed=True), "seed=True must be int"),
+    (dict(seed=1.5), "seed=1.5 must be int"),
+    (dict(loud=1), "loud=1 must be bool"),
+    (dict(words=3), "words=3 must be a list of str"),
+    (dict(words=["a", 3]), "words=3 must be str"),
+    (dict(weights=dict(a=1)), "weights.a=1 must be str"),
   ],
 )
 def test_wrong_keys_and_values_are_refused_in_one_sentence(
@@ -90,41 +87,8 @@ def test_wrong_keys_and_values_are_refused_in_one_sentence(
 
 def test_missing_key_is_refused_even_where_it_lies_inline() -> None:
   values = {k: v for k, v in _VALUES.items() if k != "seed"}
-  with pytest.raises(ValueError, match="seed is missing; give it"):
+  with pytest.raises(ValueError, match="seed is missing; add it"):
     config_reader.read(_Whole, values)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Deep(_Place):
-  water: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Chosen:
-  place: _Place = dataclasses.field(
-    metadata=config_reader.chosen_by("name", {"sea": _Deep, "hill": _Place})
-  )
-
-
-def test_value_in_a_group_chooses_its_class() -> None:
-  read = config_reader.read
-  sea = read(_Chosen, dict(place=dict(name="sea", water=True)))
-  assert sea.place == _Deep(name="sea", water=True)
-  hill = read(_Chosen, dict(place=dict(name="hill", depth=1)))
-  assert hill.place == _Place(name="hill", depth=1)
-  with pytest.raises(ValueError, match="place.water=True is unknown here"):
-    read(_Chosen, dict(place=dict(name="hill", water=True)))
-  for name in ("tree", None):
-    with pytest.raises(ValueError, match=f"place.name={name!r} is unknown"):
-      read(_Chosen, dict(place=dict(name=name)))
-  with pytest.raises(ValueError, match="place=3 must be of type _Place"):
-    read(_Chosen, dict(place=3))
-
-
-def test_whole_numbers_become_floats_where_a_field_wants_them() -> None:
-  assert (
-    type(config_reader.read(_Whole, _VALUES | dict(speed=3)).speed) is float
-  )
 
 
 def test_plain_values_come_back_sorted_as_a_config_sorts_them() -> None:

@@ -60,7 +60,7 @@ def _batch(config: Any, seed: int) -> dict[str, jax.Array]:
 
 
 def _step(config: Any, program: int | None):
-  stage, settings = table.read(config.to_dict())
+  stage, settings = table.read(config)
   step = stage.make_step(settings)
   return jax.jit(
     lambda state, batch, key, frozen: step(
@@ -72,7 +72,7 @@ def _step(config: Any, program: int | None):
 @pytest.mark.slow
 def test_a_video_goes_on_and_ends_where_the_config_says(root, seed) -> None:
   config = _config(root, stream=13)  # 6 + 3 + 3 of 13 frames
-  stage, settings = table.read(config.to_dict())
+  stage, settings = table.read(config)
   wanted = [stage.program(settings, i) for i in range(1, 8)]
   begins, goes_on = long_tuning.BEGINS, long_tuning.GOES_ON
   assert wanted == [begins, goes_on, goes_on] * 2 + [begins]
@@ -105,8 +105,8 @@ def test_the_first_segment_is_a_step_without_streaming(root, seed) -> None:
   batch, key = _batch(alone, seed), jax.random.key(seed)
   # Dealt out in turn to the student's and the critic's update.
   both = {"tokens": jnp.repeat(batch["tokens"], 2, axis=0)}
-  one, frozen = train.init_state(*table.read(alone.to_dict()))
-  two, _ = train.init_state(*table.read(streamed.to_dict()))
+  one, frozen = train.init_state(*table.read(alone))
+  two, _ = train.init_state(*table.read(streamed))
   one, values = _step(alone, None)(one, both, key, frozen)
   two, others = _step(streamed, long_tuning.BEGINS)(two, batch, key, frozen)
   for name in ("train/loss_dmd", "train/loss_critic"):
@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_its_videos_after_a_stop(root, tmp_path) -> None:
   config.checkpoint.every = 1
   train.train(config, str(tmp_path))
   folder = tmp_path / "checkpoints"
-  state, _ = train.init_state(*table.read(config.to_dict()))
+  state, _ = train.init_state(*table.read(config))
 
   def last() -> Any:
     with train_states.TrainCheckpoints(folder, keep=2) as saved:
@@ -163,4 +163,4 @@ def test_lengths_that_do_not_fit_are_refused(root, changes, message) -> None:
   config = _config(root, stream=12)
   config.update(changes)
   with pytest.raises(ValueError, match=message):
-    train.check(*table.read(config.to_dict()))
+    train.check(*table.read(config))

@@ -46,15 +46,15 @@ def test_a_field_that_is_missing_is_named(name: str) -> None:
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    (dict(lerning_rate=1.0), "lerning_rate=1.0 is unknown here; .*use one of"),
-    (dict(optim=dict(lr=1.0)), "optim.lr=1.0 is unknown here"),
-    (dict(optim=dict(steps=1.5)), "optim.steps=1.5 must be of type int"),
-    (dict(optim=dict(ema_warmup=1)), "ema_warmup=1 must be of type bool"),
-    (dict(optim=dict(schedule=None)), "schedule=None must be of type str"),
-    (dict(data=3), "data=3 must be of type Data"),
-    (dict(data=dict(text_shape=(2, 3))), "data.text_shape=.* is unknown here"),
+    (dict(lerning_rate=1.0), "lerning_rate is unknown; use one of"),
+    (dict(optim=dict(lr=1.0)), "optim.lr is unknown"),
+    (dict(optim=dict(steps=1.5)), "optim.steps=1.5 must be int"),
+    (dict(optim=dict(ema_warmup=1)), "ema_warmup=1 must be bool"),
+    (dict(optim=dict(schedule=None)), "schedule=None must be str"),
+    (dict(data=3), "data=3 must be a group"),
+    (dict(data=dict(text_shape=(2, 3))), "data.text_shape is unknown"),
     (dict(data=dict(kind="tape")), "data.kind='tape' is unknown; use one of"),
-    (dict(rollout=dict(num_frames=6)), "rollout=.* is unknown here"),
+    (dict(rollout=dict(num_frames=6)), "rollout is unknown"),
     (dict(networks=dict(critic="x")), "networks has model, critic but"),
     (dict(stage="gan"), "stage='gan' is unknown; use one of pretraining"),
   ],
@@ -68,16 +68,15 @@ def test_what_a_stage_does_not_know_is_refused(changes, words) -> None:
     table.read(values)
 
 
-def test_whole_numbers_and_lists_may_stand_for_floats_and_tuples() -> None:
+def test_lists_may_stand_for_tuples() -> None:
   values = tiny_project.config("dmd").to_dict()
-  values["diffusion"] |= dict(shift=3, timesteps=[1000, 500])
+  values["diffusion"] |= dict(timesteps=[1000, 500])
   _, settings = table.read(values)
-  assert type(settings.diffusion.shift) is float
   assert settings.diffusion.timesteps == (1000, 500)
 
 
 def test_settings_do_not_change() -> None:
-  _, settings = table.read(tiny_project.config("dmd").to_dict())
+  _, settings = table.read(tiny_project.config("dmd"))
   with pytest.raises(dataclasses.FrozenInstanceError):
     settings.optim.steps = 3
   assert isinstance(settings.data, settings_lib.MovingDigits)

@@ -14,20 +14,9 @@ from typing import Any
 import ml_collections
 
 type Values = Mapping[str, object] | ml_collections.ConfigDict
-_GROUPS = (Mapping, ml_collections.ConfigDict)
 
 # Metadata of a field whose own keys lie beside the others, in no group.
 INLINE = {"inline": True}
-
-
-def chosen_by(key: str, classes: Mapping[str, type]) -> dict[str, object]:
-  """Gives the metadata of a group whose class depends on a value in it.
-
-  Args:
-    key: Key of the group that names the class.
-    classes: Name to dataclass, all of the type that the field declares.
-  """
-  return {"key": key, "classes": classes}
 
 
 def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
@@ -35,7 +24,7 @@ def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
 
   A field that is a dataclass is read from a group of its own; with the metadata
   `INLINE` its keys are expected beside the others. A tuple of strings may be
-  written as one string with semicolons, and a whole number stands for a float.
+  written as one string with semicolons.
 
   Args:
     kind: The dataclass. A key may be missing only if its field has a default.
@@ -47,13 +36,9 @@ def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
   """
   values = dict(config.items())  # A `ConfigDict` is no `Mapping`.
   known = [*dict.fromkeys(_keys(kind))]
-  # First, since a key that is misspelt is missing as well.
-  for name, value in values.items():
-    if name not in known:
-      raise ValueError(
-        f"{at}{name}={value!r} is unknown here; leave it out, or use one of "
-        f"{', '.join(known)}."
-      )
+  unknown = sorted(values.keys() - set(known))
+  if unknown:
+    raise ValueError(f"{at}{unknown[0]} is unknown; use one of {known}.")
   return typing.cast(T, _build(kind, values, at))
 
 
@@ -90,33 +75,14 @@ def _build(kind: object, values: dict[str, object], at: str) -> object:
     if field.metadata.get("inline"):
       given[field.name] = _build(field.type, values, at)
     elif field.name in values:
-      value, name = values[field.name], f"{at}{field.name}"
-      given[field.name] = _value(_class_of(field, value, name), value, name)
+      value = values[field.name]
+      given[field.name] = _value(field.type, value, f"{at}{field.name}")
     elif (
       field.default is dataclasses.MISSING
       and field.default_factory is dataclasses.MISSING
     ):
-      raise ValueError(
-        f"{at}{field.name} is missing; give it a value, as the files in "
-        "configs/ do."
-      )
+      raise ValueError(f"{at}{field.name} is missing; add it to the config.")
   return typing.cast(Callable[..., object], kind)(**given)
-
-
-def _class_of(
-  field: dataclasses.Field[object], value: object, name: str
-) -> object:
-  """Gives the class that a field declares, or the one that its value names."""
-  classes = field.metadata.get("classes")
-  if classes is None or not isinstance(value, _GROUPS):
-    return field.type
-  key = field.metadata["key"]
-  named = value.get(key)
-  if named not in classes:
-    raise ValueError(
-      f"{name}.{key}={named!r} is unknown; use one of {tuple(classes)}."
-    )
-  return classes[named]
 
 
 def _value(kind: object, value: object, name: str) -> object:
@@ -125,10 +91,10 @@ def _value(kind: object, value: object, name: str) -> object:
   if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     if isinstance(value, kind):
       return value
-    if isinstance(value, _GROUPS):
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
       return read(kind, value, at=f"{name}.")
-  elif origin in (Mapping, dict):
-    if isinstance(value, _GROUPS):
+  elif origin is Mapping:
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
       return {
         k: _value(arguments[1], v, f"{name}.{k}") for k, v in value.items()
       }
@@ -137,20 +103,24 @@ def _value(kind: object, value: object, name: str) -> object:
       value = split(value)
     if isinstance(value, (list, tuple)):
       return tuple(_value(arguments[0], x, name) for x in value)
-  else:
-    allowed = arguments or (kind,)
-    # True is an instance of int, so the type itself is compared.
-    if Any in allowed or type(value) in allowed:
-      return value
-    if float in allowed and type(value) is int:
-      return float(value)
-  raise ValueError(f"{name}={value!r} must be of type {_described(kind)}.")
+  elif _fits(arguments or (typing.cast(type, kind),), value):
+    return value
+  raise ValueError(f"{name}={value!r} must be {_described(kind)}.")
+
+
+def _fits(allowed: tuple[type, ...], value: object) -> bool:
+  """Says whether a plain value is of one of some types."""
+  if isinstance(value, bool) and bool not in allowed:
+    return False  # Python's booleans are integers, too.
+  return isinstance(value, allowed)
 
 
 def _described(kind: object) -> str:
   """Words an annotation for a message."""
+  if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is Mapping:
+    return "a group of keys"
   if typing.get_origin(kind) is tuple:
-    return f"list of {_described(typing.get_args(kind)[0])}"
+    return f"a list of {_described(typing.get_args(kind)[0])}"
   kinds = typing.get_args(kind) or (kind,)
   names = [str(getattr(k, "__name__", k)) for k in kinds]
   return " or ".join("None" if n == "NoneType" else n for n in names)

@@ -4,6 +4,7 @@ Nothing is loaded and no device is needed, so that a laptop can compile the
 program of a cluster (`costs.aot`) or count its operations (`costs.flops`).
 """
 
+from collections.abc import Callable
 import functools
 
 from flax import nnx
@@ -36,8 +37,9 @@ def abstract_networks(
   networks = {}
   for role in stage.starts_from:
     kind = "dense" if role in stage.scores else settings.model.kind
-    size = wan_config.SIZES[sizes.get(role, settings.model.size)]
-    config = size(kind=kind, **settings.network)
+    size = sizes.get(role, settings.model.size)
+    make: Callable[..., wan_config.WanConfig] = wan_config.SIZES[size]
+    config = make(kind=kind, **settings.network)
     networks[role] = nnx.eval_shape(
       lambda config=config: wan.WanDiT(config, rngs=nnx.Rngs(0))
     )

@@ -1,14 +1,14 @@
 """What a training config says, as frozen dataclasses.
 
 Config files (configs/) return a dictionary of groups. The command turns it into
-these classes once, and nothing below the command sees the dictionary. A class
-is one group: `Optim.steps` is `optim.steps` of the config. Units and reasons of
-the values stand beside them in the config files. A stage adds its own fields in
-a subclass in its own file.
+these classes once (`stages.table.read`), and nothing below the command sees the
+dictionary. A class is one group: `Optim.steps` is `optim.steps` of the config.
+Units and reasons of the values stand beside them in the config files. A stage
+adds its own fields in a subclass in its own file.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_reader
@@ -242,10 +242,10 @@ class Training:
 
   stage: str
   seed: int
-  networks: dict[str, str]
+  networks: Mapping[str, str]
   model: Model
-  network: dict[str, Any]
-  data: Data = dataclasses.field(metadata=config_reader.chosen_by("kind", DATA))
+  network: Mapping[str, str | bool | int]
+  data: Data
   window: window_lib.Window
   diffusion: Diffusion
   optim: Optim
@@ -254,3 +254,21 @@ class Training:
   log: Log
   eval: Eval
   samples: Samples
+
+
+def read_data(values: config_reader.Values) -> Data:
+  """Reads the one group whose class depends on a value in it.
+
+  Args:
+    values: Group `data` of a config.
+
+  Raises:
+    ValueError: If the kind or a field is unknown, or a field is missing or of
+      another type.
+  """
+  kind = dict(values.items()).get("kind")
+  if kind not in DATA:
+    raise ValueError(
+      f"data.kind={kind!r} is unknown; use one of {tuple(DATA)}."
+    )
+  return config_reader.read(DATA[str(kind)], values, at="data.")

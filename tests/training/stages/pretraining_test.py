@@ -20,7 +20,7 @@ SHAPE = (2000, 5)
 def _settings(**diffusion):
   config = tiny_project.config("pretraining", "small")
   config.diffusion.update(diffusion)
-  return table.read(config.to_dict())[1]
+  return table.read(config)[1]
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])

@@ -41,7 +41,7 @@ def test_a_config_file_has_the_name_of_the_stage(name: str) -> None:
 def test_a_step_consumes_a_batch_for_each_update(name, updates, frozen) -> None:
   name, _, arg = name.partition(",")
   config = tiny_project.config(name, arg or None)
-  stage, settings = table.read(config.to_dict())
+  stage, settings = table.read(config)
   assert stage.examples_per_step(settings) == updates * config.data.batch_size
   network = tiny_model.abstract(tiny_model.config("dense"))
   networks = dict.fromkeys(stage.starts_from, network)
@@ -50,7 +50,7 @@ def test_a_step_consumes_a_batch_for_each_update(name, updates, frozen) -> None:
 
 @pytest.mark.parametrize("name", ["teacher_forcing", "consistency"])
 def test_every_fourth_step_begins_with_one_given_frame(name: str) -> None:
-  stage, settings = table.read(tiny_project.config(name).to_dict())
+  stage, settings = table.read(tiny_project.config(name))
   programs = [stage.program(settings, step) for step in range(1, 9)]
   assert programs == [None, None, None, 1] * 2
   off = dataclasses.replace(settings.diffusion, first_frame_every=0)
@@ -62,7 +62,7 @@ def test_distilled_models_are_sampled_in_the_steps_they_learned() -> None:
   calls = {}
   for name in table.STAGES:
     config = tiny_project.config(name)
-    stage, settings = table.read(config.to_dict())
+    stage, settings = table.read(config)
     sampler = stage.sampler(settings)
     calls[name] = (len(sampler.sigmas), sampler.guidance)
   assert calls["pretraining"] == calls["teacher_forcing"] == (10, 3.0)

@@ -151,12 +151,12 @@ def test_another_architecture_than_asked_for_is_refused(folders) -> None:
     config = folders["configs"]["consistency"].copy_and_resolve_references()
     config.model.update(changes)
     with pytest.raises(ValueError, match=words):
-      train.load_networks(*table.read(config.to_dict()))
+      train.load_networks(*table.read(config))
 
 
 def test_sizes_of_latent_attention_are_arguments(tmp_path) -> None:
   config = tiny_project.config("teacher_forcing", "small,d_c=8,d_rope=4,init=")
-  _, settings = table.read(config.to_dict())
+  _, settings = table.read(config)
   made = networks.build(settings)
   networks.save(tmp_path / "model", made, stage="teacher_forcing")
   sizes = model_lib.load(tmp_path / "model").dit.config.attention
@@ -173,7 +173,7 @@ def test_scores_must_be_dense(folders) -> None:
   config = folders["configs"]["dmd"].copy_and_resolve_references()
   config.networks.real = str(folders["root"] / "teacher_forcing" / "model")
   with pytest.raises(ValueError, match="must have dense"):
-    train.load_networks(*table.read(config.to_dict()))
+    train.load_networks(*table.read(config))
 
 
 @pytest.mark.parametrize(
@@ -192,4 +192,4 @@ def test_mistakes_of_a_stage_are_refused(folders, stage, changes, words):
   config = folders["configs"][stage].copy_and_resolve_references()
   config.update(changes)
   with pytest.raises(ValueError, match=words):
-    train.check(*table.read(config.to_dict()))
+    train.check(*table.read(config))

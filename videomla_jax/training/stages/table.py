@@ -1,7 +1,8 @@
 """The stages of training by name."""
 
 from collections.abc import Mapping
-from typing import Any
+
+import ml_collections
 
 from videomla_jax.runtime import config_reader
 from videomla_jax.training import settings as settings_lib
@@ -20,24 +21,28 @@ STAGES: dict[str, stage_lib.Stage] = {
 
 
 def read(
-  config: Mapping[str, Any],
+  config: config_reader.Values,
 ) -> tuple[stage_lib.Stage, settings_lib.Training]:
   """Returns the stage of a config, and the config in its classes.
 
   Args:
-    config: Plain values, as a file in configs/ returns them.
+    config: Groups of plain values, as a file in configs/ returns them.
 
   Raises:
     ValueError: If the stage or a field is unknown, or a field is missing or of
       another type.
   """
-  name = config.get("stage")
+  values = dict(config.items())
+  name = values.get("stage")
   if name not in STAGES:
     raise ValueError(
       f"stage={name!r} is unknown; use one of {', '.join(STAGES)}."
     )
-  stage = STAGES[name]
-  settings = config_reader.read(stage.settings, config)
+  stage = STAGES[str(name)]
+  data = values.get("data")
+  if isinstance(data, (Mapping, ml_collections.ConfigDict)):
+    values["data"] = settings_lib.read_data(data)
+  settings = config_reader.read(stage.settings, values)
   # Roles are the keys of a dictionary, which the reader takes as it is.
   if set(settings.networks) != set(stage.starts_from):
     raise ValueError(
