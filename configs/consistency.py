@@ -13,10 +13,6 @@ stage 1, student and teacher), `seed=N`, `steps=N`, `local=N`, `data=N`,
 `runlocal`, as in teacher_forcing.py.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
 
 SIZES = {

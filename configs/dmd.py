@@ -19,10 +19,6 @@ videos go on from step to step up to N latent frames), `seed=N`, `steps=N`,
 `local=N`, `data=N`, `runlocal`, as in teacher_forcing.py.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
 
 SIZES = {

@@ -20,10 +20,6 @@ random weights), `seed=N`, `steps=N`, `data=N` (devices along the data axis),
 `runlocal` (seconds, for tests).
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
 
 SIZES = {

@@ -16,10 +16,6 @@ latent frames), `data=N` (devices along the data axis), `runlocal` (seconds, for
 tests).
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
 
 SIZES = {

@@ -11,7 +11,7 @@ from tests import tiny_project
 from videomla_jax.training import optim
 from videomla_jax.training.stages import table
 
-tiny_project.config("sample")  # puts the folder of configs on the path
+tiny_project.config("sample")  # imports the module that configs share
 import common  # noqa: E402
 
 _VARIANTS = {

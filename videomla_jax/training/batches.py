@@ -122,7 +122,9 @@ def loader(
   return iter(digits if clips else digits.map(_prompts_only))
 
 
-def _shapes(data: settings_lib.PreparedClips, *, clips: bool) -> reader.Shapes:
+def _shapes(
+  data: settings_lib.PreparedClips, *, clips: bool
+) -> reader.ExampleShape:
   """Returns the shapes that prepared data must have.
 
   Args:
@@ -130,7 +132,9 @@ def _shapes(data: settings_lib.PreparedClips, *, clips: bool) -> reader.Shapes:
     clips: Whether the stage reads clips, or prompts alone.
   """
   clip = (data.num_frames, *data.latent_shape)
-  return reader.Shapes(latents=clip if clips else None, text=data.text_shape)
+  return reader.ExampleShape(
+    latents=clip if clips else None, text=data.text_shape
+  )
 
 
 def _prompts_only(example: dict[str, Any]) -> dict[str, Any]:

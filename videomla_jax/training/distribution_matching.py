@@ -16,6 +16,7 @@ from jaxtyping import Array, Float32, Int32, PyTree
 
 from videomla_jax.diffusion import dmd
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import self_rollout
 from videomla_jax.training import inputs
 from videomla_jax.training import long_tuning
 from videomla_jax.training import optim
@@ -141,7 +142,7 @@ class DistributionMatching:
     *,
     frozen: stage.Networks,
     program: stage.Program = None,
-  ) -> tuple[tuple[Scalar, dmd.SelfRollout], PyTree]:
+  ) -> tuple[tuple[Scalar, self_rollout.SelfRollout], PyTree]:
     """Returns the student's loss and rollout, and its gradient, Eq. (12.3).
 
     Args:
@@ -170,7 +171,12 @@ class DistributionMatching:
       inputs.dit(critic),
       segment.cache,
       (
-        dmd.draw_rollout(key_rollout, rollout_shape, setup=self.setup),
+        self_rollout.draw(
+          key_rollout,
+          rollout_shape,
+          window=self.setup.window,
+          sampler=self.setup.sampler,
+        ),
         dmd.draw_score(key_score, clip_shape, s=self.setup.shift),
       ),
       texts,
@@ -200,12 +206,14 @@ class DistributionMatching:
     segment = self._segment(state, size, program)
     key_rollout, key_score = jax.random.split(key)
     shape = (size, segment.frames, *self.frame)
-    rolled = dmd.self_rollout(
+    window, sampler = self.setup.window, self.setup.sampler
+    rolled = self_rollout.generate(
       inputs.dit(student),
       segment.cache,
-      dmd.draw_rollout(key_rollout, shape, setup=self.setup),
+      self_rollout.draw(key_rollout, shape, window=window, sampler=sampler),
       inputs.text(student, batch),
-      setup=self.setup,
+      window=window,
+      sampler=sampler,
     )
     clip = dmd.clip_of(segment.video(rolled.latents), setup=self.setup)
     known = 0
@@ -276,7 +284,7 @@ class DistributionMatching:
     key: Array,
     frozen: stage.Networks,
     program: stage.Program,
-  ) -> tuple[Scalar, dmd.SelfRollout | None, PyTree]:
+  ) -> tuple[Scalar, self_rollout.SelfRollout | None, PyTree]:
     """Returns the student's loss, rollout (if videos go on) and gradient.
 
     Args:
@@ -289,7 +297,7 @@ class DistributionMatching:
 
     def gradients(
       batch: inputs.Batch, key: Array
-    ) -> tuple[tuple[Scalar, dmd.SelfRollout], PyTree]:
+    ) -> tuple[tuple[Scalar, self_rollout.SelfRollout], PyTree]:
       return self.student_gradients(
         state, batch, key, frozen=frozen, program=program
       )

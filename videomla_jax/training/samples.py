@@ -65,7 +65,7 @@ def _prepared(
   """
   data, samples = settings.data, settings.samples
   assert isinstance(data, settings_lib.PreparedClips)
-  wanted = reader.Shapes(latents=None, text=data.text_shape)
+  wanted = reader.ExampleShape(latents=None, text=data.text_shape)
   words, text, negative = reader.read_captions(
     data.root, wanted, samples.videos
   )
