@@ -61,7 +61,7 @@ def find_components(source: pathlib.Path) -> dict[str, pathlib.Path]:
   Returns:
     Files or folders; empty if the source is one checkpoint and no release.
   """
-  if not source.is_dir() or model_writer.is_model_folder(source):
+  if not source.is_dir() or model_folder.is_model_folder(source):
     return {}
   found = {}
   for component, folders in COMPONENTS.items():
