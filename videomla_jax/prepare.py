@@ -134,7 +134,7 @@ def make_plan(request: Request) -> preparation.Plan:
   items, excluded = filters_lib.select(request.read_inputs(), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
   settings.encoder.require_texts([*captions, settings.negative_prompt])
-  return preparation.plan(
+  return preparation.plan_shards(
     items,
     excluded,
     videos=request.videos,

@@ -251,10 +251,10 @@ def _latent_specs(
   paths = {tensor.path for tensor in replaced.values()}
   dtypes = {specs[path].dtype for path in paths}
   shapes = dit_names.table_of(latent).our_shapes()
-  made = {t.path for t in dit_names.self_attention(latent, 0).values()}
+  added = {t.path for t in dit_names.self_attention(latent, 0).values()}
   kept = {path: spec for path, spec in specs.items() if path not in paths}
   stored = stored_dtype(dtypes, dtype)
-  new = {path: model_writer.Spec(shapes[path], stored, True) for path in made}
+  new = {path: model_writer.Spec(shapes[path], stored, True) for path in added}
   return kept | new, frozenset(replaced)
 
 

@@ -191,7 +191,7 @@ def to_latent(
   )
   layers, reports = zip(*converted, strict=True)
   for name in layers[0]:
-    arrays[SELF_ATTENTION + name] = np.stack([made[name] for made in layers])
+    arrays[SELF_ATTENTION + name] = np.stack([layer[name] for layer in layers])
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, tree_names.nested_dict(arrays))
   return model, [*reports]
@@ -233,11 +233,11 @@ def small_to_latent(
   dit, reports = to_latent(
     model.dit, network, method=recipe.method, seed=recipe.seed
   )
-  made = nnx.eval_shape(
+  latent = nnx.eval_shape(
     lambda: small_model.VideoModel(config, rngs=nnx.Rngs(0))
   )
-  made.dit, made.text = dit, model.text
-  return made, [report.to_dict() for report in reports]
+  latent.dit, latent.text = dit, model.text
+  return latent, [report.to_dict() for report in reports]
 
 
 def convert_small(
@@ -258,10 +258,10 @@ def convert_small(
   Raises:
     ValueError: If it is not dense, or the small network has no such sizes.
   """
-  made, reports = small_to_latent(model, recipe)
+  latent, reports = small_to_latent(model, recipe)
   small_model.save(
     output,
-    made,
+    latent,
     init=dataclasses.asdict(recipe),
     source=dict(files=source),
     layers=reports,

@@ -87,12 +87,12 @@ def judge_frames(
     Digit 0..9, its probability, and content class 0..2.
   """
   frames = np.asarray(videos, np.float32).reshape(-1, *videos.shape[2:])
-  parts = [
+  batches = [
     _judge_batch(judge, frames[i : i + _BATCH], size=min(len(frames), _BATCH))
     for i in range(0, len(frames), _BATCH)
   ]
   shape = videos.shape[:2]
-  return Judgement(*(np.concatenate(p).reshape(shape) for p in zip(*parts)))
+  return Judgement(*(np.concatenate(p).reshape(shape) for p in zip(*batches)))
 
 
 def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
@@ -109,10 +109,10 @@ def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
     ink, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
   )
   best = sums >= 0.97 * sums.max((1, 2), keepdims=True)
-  place = jnp.arange(sums.shape[-1])
+  pixel = jnp.arange(sums.shape[-1])
   count = best.sum((1, 2))
-  row = jnp.rint((best.sum(2) @ place) / count).astype(jnp.int32)
-  column = jnp.rint((best.sum(1) @ place) / count).astype(jnp.int32)
+  row = jnp.rint((best.sum(2) @ pixel) / count).astype(jnp.int32)
+  column = jnp.rint((best.sum(1) @ pixel) / count).astype(jnp.int32)
 
   def crop(frame: Array, row: Array, column: Array) -> Array:
     return jax.lax.dynamic_slice(frame, (row, column, 0), (size, size, 1))

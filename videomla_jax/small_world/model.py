@@ -68,8 +68,8 @@ class VideoModelConfig(plain_config.PlainConfig):
   @property
   def network(self) -> wan_config.WanConfig:
     """Config of the DiT that has this size and kind."""
-    own = dict(d_c=self.d_c, d_rope=self.d_rope)
-    sizes = {name: size for name, size in own.items() if size is not None}
+    changes = dict(d_c=self.d_c, d_rope=self.d_rope)
+    sizes = {name: size for name, size in changes.items() if size is not None}
     return wan_config.SIZES[self.size](kind=self.kind, **sizes)
 
 

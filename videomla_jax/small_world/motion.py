@@ -46,8 +46,8 @@ def track_ink(videos: Float[np.ndarray, "V T 24 24 1"]) -> Track:
   """
   ink = np.where(videos[..., 0] > _THRESHOLD, videos[..., 0], 0.0)
   total = ink.sum((2, 3))
-  place = np.arange(ink.shape[-1]) - (_WORLD.sprite_size - 1) / 2
-  moments = np.stack([ink.sum(2) @ place, ink.sum(3) @ place], axis=-1)
+  corner = np.arange(ink.shape[-1]) - (_WORLD.sprite_size - 1) / 2
+  moments = np.stack([ink.sum(2) @ corner, ink.sum(3) @ corner], axis=-1)
   visible = total >= MIN_INK
   position = moments / np.maximum(total, MIN_INK)[..., None]
   middle = _WORLD.reach / 2
