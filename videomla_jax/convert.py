@@ -142,6 +142,7 @@ def _convert_component(
   if component == "tokenizer":
     tokenizer_lib.Tokenizer.load(path)  # raises for a file that is none
     output.mkdir(parents=True, exist_ok=True)
+    # A killed copy must not pass for a vocabulary.
     temporary = output / f".{tokenizer_lib.FILE}.{os.getpid()}.tmp"
     shutil.copyfile(path, temporary)
     temporary.replace(output / tokenizer_lib.FILE)

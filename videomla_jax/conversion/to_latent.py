@@ -132,7 +132,7 @@ def convert_layers(
       layer.parameters,
       config.attention,
       method=method,
-      seed=seed + n,
+      seed=seed + n,  # layers must not start from equal numbers
       moments=moments.predicted(
         layer.parameters, modulation[:, 0], modulation[:, 1]
       ),
@@ -192,6 +192,8 @@ def to_latent(
   layers, reports = zip(*converted, strict=True)
   for name in layers[0]:
     arrays[SELF_ATTENTION + name] = np.stack([layer[name] for layer in layers])
+  # Shapes alone: drawing parameters that are replaced at once takes minutes at
+  # the size of Wan.
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, tree_names.nested_dict(arrays))
   return model, [*reports]
@@ -222,6 +224,7 @@ def small_to_latent(
   config = dataclasses.replace(
     model.config, kind="latent", d_c=recipe.d_c, d_rope=recipe.d_rope
   )
+  # The small world's checkpoints have no field for d_q: the size fixes it.
   d_q = config.network.attention.d_q
   if recipe.d_q != d_q:
     raise ValueError(

@@ -98,6 +98,7 @@ def plan_shards(
   dealt: dict[str, list[table.Item]] = {split: [] for split in dataset.SPLITS}
   for item in items:
     dealt[_split_of(item, test_fraction)].append(item)
+  # The negative prompt is embedded like a shard, so that it can be resumed.
   common = dict(videos=videos, folder=work, settings=settings)
   jobs = [shards.Job(split=shards.NULL_TEXT, index=0, items=(), **common)]
   for split, part in dealt.items():
@@ -154,6 +155,8 @@ def run_beam(plan: Plan, options: Sequence[str]) -> None:
       " runner='local'."
     ) from error
   _begin(plan)
+  # Beam may run a job twice or on two workers: both write the same bytes, and
+  # the last rename wins.
   jobs = [job for job in plan.jobs if not job.is_done]
   flags = pipeline_options.PipelineOptions(list(options))
   with beam.Pipeline(options=flags) as pipeline:
@@ -174,6 +177,7 @@ def finish(plan: Plan) -> dict[str, Any]:
   for job, count in counts.items():
     clips[job.split] += count["clips"]
   report = _report(plan, counts, clips)
+  # The reasons are kept even if there is no data set to keep them in.
   if not clips.total():
     atomic.write_text(plan.work / dataset.QUARANTINE_FILE, _quarantine(counts))
     raise ValueError(
@@ -181,6 +185,7 @@ def finish(plan: Plan) -> dict[str, Any]:
       f" {report['excluded']}, quarantined {report['quarantined']}; relax"
       f" config.filters, or see {str(plan.work / dataset.QUARANTINE_FILE)!r}."
     )
+  # Everything is put together beside the shards and appears by one rename.
   staged = plan.work / "finished"
   shutil.rmtree(staged, ignore_errors=True)
   staged.mkdir()
@@ -194,6 +199,7 @@ def finish(plan: Plan) -> dict[str, Any]:
 
 def _split_of(item: table.Item, test_fraction: float | int) -> str:
   """Returns the split of an input, told from a digest of its path."""
+  # By the video and not by the segment: segments of one video look alike.
   text = item.video or item.caption
   digest = hashlib.sha256(text.encode()).digest()
   share = int.from_bytes(digest[:8], "big") / 2**64
@@ -206,6 +212,7 @@ def _identity(
   settings: shards.Settings,
 ) -> str:
   """Returns a digest of inputs, weights and settings, not of their paths."""
+  # Folders may be moved or copied between two runs of the same command.
   about = dataclasses.asdict(settings)
   about["encoder"] = settings.encoder.identity()
   inputs = [
@@ -280,6 +287,7 @@ def _final_names(counts: Counts) -> dict[shards.Job, str]:
       names[job] = records.file_name(
         split, index, len(full), dataset=dataset.NAME
       )
+  # TFDS wants no empty shards, so numbers run over those that hold something.
   (null_text,) = (job for job in counts if job.split == shards.NULL_TEXT)
   return names | {null_text: dataset.NULL_TEXT_FILE}
 

@@ -146,6 +146,7 @@ class WanVAE(nnx.Module):
     out, state = _in_groups(
       self.encoder, video, state, group=self.temporal_stride
     )
+    # The released projection has means first; nothing here draws from them.
     mean, log_variance = jnp.split(
       self.quant(out).astype(jnp.float32), 2, axis=-1
     )
@@ -202,6 +203,7 @@ class WanVAE(nnx.Module):
     self, latents: Video, state: State
   ) -> tuple[layers.Out, State]:
     """Returns pixels in about [-1, 1], float32, and the state after them."""
+    # Statistics are applied in float32: they scale channels by up to 3.3.
     raw = latents.astype(jnp.float32) * self._std + self._mean
     x = self.post_quant(raw)
     out, state = _in_groups(self.decoder, x, state, group=1)

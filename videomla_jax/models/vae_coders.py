@@ -98,7 +98,8 @@ class Decoder(nnx.Module):
     self.middle = _middle(widths[0], dtype=dtype, rngs=rngs)
     up: list[layers.Layer] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-      inputs = inputs // 2 if i else inputs  # an upsampler halves channels
+      # An upsampler halves the channels, so the block behind it has half.
+      inputs = inputs // 2 if i else inputs
       for j in range(config.num_blocks + 1):
         block_in = outputs if j else inputs
         up.append(layers.Residual(block_in, outputs, dtype=dtype, rngs=rngs))

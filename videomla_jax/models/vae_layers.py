@@ -70,6 +70,7 @@ class Conv(nnx.Module):
       rngs: Source of the weights.
     """
     self.dtype = dtype
+    # PyTorch's default, so that a VAE trained from here starts like Wan's.
     bound = 1 / math.sqrt(math.prod(window) * inputs)
 
     def uniform(*shape: int) -> Array:
@@ -172,6 +173,7 @@ class Norm(nnx.Module):
 
   def __call__(self, x: Video) -> Out:
     """Returns normalised pixels in the type of `x`."""
+    # bfloat16 has 8 bits, too few for a sum of squares over 384 channels.
     x32 = x.astype(jnp.float32)
     length = jnp.sqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True))
     unit = x32 / jnp.maximum(length, _EPSILON)
@@ -287,6 +289,7 @@ class Downsample(nnx.Module):
       return y, memory
     last = y[:, -1:]
     if not first:
+      # The frame before makes the windows of three start two frames apart.
       y = self.time_conv.over(jnp.concatenate([memory, y], axis=1), stride=2)
     return y, last
 
@@ -334,6 +337,7 @@ class Upsample(nnx.Module):
       y, memory = self.time_conv(x, memory)
       pair = jnp.stack(jnp.split(y, 2, axis=-1), axis=2)
       x = pair.reshape(x.shape[0], -1, *x.shape[2:])
+    # The released order: the time convolution then sees a quarter of the pixels.
     x = x.repeat(2, axis=2).repeat(2, axis=3)
     return self.frame_conv(x), memory
 

@@ -134,6 +134,7 @@ def _judge_batch(
   judge: Judge, frames: Float[np.ndarray, "n 24 24 1"], *, size: int
 ) -> tuple[np.ndarray, ...]:
   """Judges at most `size` frames, padded so that one program serves all."""
+  # The last batch is shorter, and another shape would compile anew.
   padding = [(0, size - len(frames))] + [(0, 0)] * 3
   outputs = _apply(judge, jax.device_put(np.pad(frames, padding)))
   return tuple(out[: len(frames)] for out in jax.device_get(outputs))

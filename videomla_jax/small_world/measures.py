@@ -84,6 +84,7 @@ def measure(
     values |= motion.path_measures(window_track)
     values |= ink_measures(videos[:, window])
     measures |= {f"{key}/{name}": value for key, value in values.items()}
+  # A video that begins blank must not divide by zero.
   start = np.maximum(measures["ink/first"], motion.MIN_INK)
   measures["ink_drift"] = measures["ink/last"] / start
   return measures

@@ -233,6 +233,7 @@ def load(path: str | os.PathLike[str]) -> VideoModel:
       "video model."
     )
   model_config = VideoModelConfig.from_dict(config["model"])
+  # Shapes alone: the arrays are those of the file.
   model = nnx.eval_shape(lambda: VideoModel(model_config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, arrays)
   return model

@@ -79,6 +79,7 @@ def motion_measures(
   # Vertical share of the motion: 0 horizontal, 1/2 diagonal, 1 vertical.
   balance = moved[:, 1] / np.maximum(moved.sum(1), 1e-6)
   moves = np.stack([balance < 0.75, balance > 0.25], axis=-1)
+  # Noise moves the centroid by a fraction of a pixel; that is no direction.
   alive = moved.max(1) > 1.0
   error = np.abs(balance - axes[:, 1] / axes.sum(1))
   speed = (moved * moves).sum(1) / moves.sum(1)
@@ -157,6 +158,7 @@ def _fit_axis(
   seen = track.visible[:, None, :, None]
   count = np.maximum(seen.sum(2, keepdims=True), 1)
   shift = (away * seen).sum(2, keepdims=True) / count
+  # Handwriting lies off the middle of its box, by a bounded constant.
   away = away - np.clip(shift, -_MAX_OFFSET_PX, _MAX_OFFSET_PX)
   cost = (away**2 * seen).sum(2)  # [V, p, 2]
   best = cost.argmin(1)[:, None]  # [V, 1, 2]
