@@ -337,7 +337,7 @@ class Upsample(nnx.Module):
       y, memory = self.time_conv(x, memory)
       pair = jnp.stack(jnp.split(y, 2, axis=-1), axis=2)
       x = pair.reshape(x.shape[0], -1, *x.shape[2:])
-    # The released order: the time convolution then sees a quarter of the pixels.
+    # The released order: the time convolution sees a quarter of the pixels.
     x = x.repeat(2, axis=2).repeat(2, axis=3)
     return self.frame_conv(x), memory
 
