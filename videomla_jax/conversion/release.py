@@ -28,11 +28,15 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import wan_config
+from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import model_reader
 from videomla_jax.storage import model_writer
+from videomla_jax.storage import safetensors_files
 from videomla_jax.storage import tensor_files
 
 type PathLike = str | os.PathLike[str]
-type Tensors = Mapping[str, tensor_files.LazyTensor]
+type Tensors = Mapping[str, lazy_tensor.LazyTensor]
 type Advance = Callable[[], None]
 type Specs = dict[str, model_writer.Spec]
 
@@ -57,7 +61,7 @@ def find_components(source: pathlib.Path) -> dict[str, pathlib.Path]:
   Returns:
     Files or folders; empty if the source is one checkpoint and no release.
   """
-  if not source.is_dir() or model_writer.is_model_folder(source):
+  if not source.is_dir() or model_folder.is_model_folder(source):
     return {}
   found = {}
   for component, folders in COMPONENTS.items():
@@ -94,7 +98,7 @@ def open_network(
     ValueError: If it is damaged, unknown or incomplete; all names that do not
       fit are listed.
   """
-  if model_writer.is_model_folder(path):
+  if model_folder.is_model_folder(path):
     yield _open_folder(path)
     return
   with tensor_files.open_tensors(path, select=select) as tensors:
@@ -107,16 +111,16 @@ def open_network(
 
 def _open_folder(path: PathLike) -> tuple[detect.Network, Tensors]:
   """Opens a model folder as if it held tensors of PyTorch."""
-  reader = model_writer.ModelReader(path)
+  reader = model_reader.ModelReader(path)
   network = detect.network_of(released.config_at(path))
 
-  def lazy(tensor: tensor_table.Tensor) -> tensor_files.LazyTensor:
+  def lazy(tensor: tensor_table.Tensor) -> lazy_tensor.LazyTensor:
     def read() -> np.ndarray:
       value = reader.read(tensor.path, block=tensor.block)
       return tensor.layout.to_torch(value, tensor.shape)
 
     dtype = reader.dtype(tensor.path)
-    return tensor_files.LazyTensor(tensor.shape, dtype, read)
+    return lazy_tensor.LazyTensor(tensor.shape, dtype, read)
 
   return network, {n: lazy(t) for n, t in network.table.tensors.items()}
 
@@ -341,5 +345,5 @@ def export(
   # The names of files that the frameworks look for.
   stem = "model" if format_name == "transformers" else "diffusion_pytorch_model"
   renamed = {name: tensors[original] for name, original in names.items()}
-  for _ in tensor_files.write_safetensors(output, renamed, stem=stem):
+  for _ in safetensors_files.write_safetensors(output, renamed, stem=stem):
     advance()
