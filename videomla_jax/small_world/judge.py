@@ -223,7 +223,7 @@ def _fit(
     order = rng.permutation(len(data.images))
     for i in range(steps_per_epoch):
       rows = order[i * recipe.batch_size :][: recipe.batch_size]
-      # Put on the device before the step: implicit transfers are forbidden.
+      # One transfer ahead of each step, which then only dispatches.
       batch = jax.device_put(type(data)(*(array[rows] for array in data)))
       key, step_key = jax.random.split(key)
       judge, state = step(judge, state, batch, step_key)
