@@ -99,7 +99,7 @@ def define_flags() -> None:
 
 
 def convert(options: Options) -> None:
-  """Runs one conversion.
+  """Converts or exports networks as the options say.
 
   Args:
     options: What to convert and how.

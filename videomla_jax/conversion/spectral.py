@@ -62,7 +62,7 @@ class SpectralLayer:
     rotated: Int[np.ndarray, "d_r"],
     aware: bool,
   ):
-    """Converts the layer.
+    """Converts the layer by the dense weights and what is known of x.
 
     Args:
       dense: Parameters of the dense layer in float64.

@@ -1,6 +1,6 @@
 """The two halves of the Wan VAE: each takes one group of frames at a time.
 
-docs/method.md, sections 4.2 and 4.3. A group is one latent frame; in pixels it
+docs/method.md, section 4.2. A group is one latent frame; in pixels it
 is one frame for the first and `temporal_stride` frames for the others. What a
 coder must remember of the groups before is its memory, which it gets and
 returns.
