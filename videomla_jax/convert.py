@@ -36,7 +36,7 @@ from videomla_jax.small_world import model as small_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """What to convert and how: the values of the flags.
+  """Says what to convert and how; the fields are the flags.
 
   Attributes:
     source: Release folder, checkpoint file or model folder.

@@ -31,7 +31,9 @@ RUNNERS = ("local", "beam")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """What is prepared and how; the fields are the keys of `configs/prepare.py`.
+  """Says what is prepared and how.
+
+  The fields are the keys of `configs/prepare.py`.
 
   Attributes:
     videos: Folder of videos, or empty.

@@ -31,7 +31,7 @@ SELF_ATTENTION = "blocks/self_attention/"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """How dense attention becomes latent.
+  """Says how dense attention becomes latent attention.
 
   Attributes:
     method: "spectral" keeps what it can of the dense layers; "random" keeps
@@ -59,7 +59,7 @@ class Recipe:
 
 
 class DenseLayer(NamedTuple):
-  """What a conversion reads of one layer.
+  """Holds what a conversion reads of one layer.
 
   Attributes:
     parameters: Parameters of `DenseSelfAttention`, names with slashes.

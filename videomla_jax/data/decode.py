@@ -27,7 +27,7 @@ class UnusableVideo(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipShape:
-  """Size, length and rate that every clip is brought to.
+  """Names the size, length and rate that every clip is brought to.
 
   Attributes:
     height: Pixel rows.
@@ -51,7 +51,7 @@ class ClipShape:
 
 
 class Facts(NamedTuple):
-  """What a file says about itself.
+  """Holds what a file says about itself.
 
   Attributes:
     height: Pixel rows as displayed.

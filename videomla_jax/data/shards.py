@@ -32,7 +32,7 @@ NULL_TEXT = "null_text"  # "split" of the job that embeds the negative prompt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """How every input is treated.
+  """Says how every input is treated.
 
   Attributes:
     encoder: Names what makes latents and embeddings.

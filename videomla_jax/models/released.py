@@ -145,7 +145,7 @@ def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
 def _sizes(
   config: wan_config.WanConfig | vae_config.VaeConfig,
 ) -> tuple[object, ...]:
-  """The sizes that tell one release from another."""
+  """Returns the sizes that tell one release from another."""
   if isinstance(config, vae_config.VaeConfig):
     return config.width, config.temporal
   return config.width, config.num_layers

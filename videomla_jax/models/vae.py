@@ -23,7 +23,7 @@ Video = Float[Array, "B T H W C"]
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """What a coder remembers between chunks.
+  """Holds what a coder remembers between chunks.
 
   Attributes:
     memory: Memory of every layer; zeros before the first frame.

@@ -30,7 +30,7 @@ _VERSION = 1  # raise when the code below changes what a recipe trains
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeRecipe:
-  """How a judge is trained.
+  """Says how a judge is trained.
 
   Attributes:
     num_frames: Synthetic training frames, all kept in memory.

@@ -18,7 +18,7 @@ _BATCH = 2048
 
 
 class Judgement(NamedTuple):
-  """What the judge says about every frame of every video.
+  """Holds what the judge says about every frame of every video.
 
   Attributes:
     identity: Most likely digit, 0..9.

@@ -23,7 +23,7 @@ _AXES = {"horizontal": (1, 0), "vertical": (0, 1), "diagonal": (1, 1)}
 
 
 class Track(NamedTuple):
-  """Where the ink of every frame is.
+  """Holds where the ink of every frame is.
 
   Attributes:
     position: Column x and row y of the 8x8 box around the ink, pixels.

@@ -58,7 +58,7 @@ SQUEEZED = Layout(np.squeeze, lambda x, shape: x.reshape(shape))
 
 
 class Tensor(NamedTuple):
-  """One tensor of a checkpoint.
+  """Describes one tensor of a checkpoint.
 
   Attributes:
     shape: Shape that the tensor has in PyTorch.
@@ -81,7 +81,7 @@ class Tensor(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-  """All tensors of one network.
+  """Lists all tensors of one network.
 
   Attributes:
     tensors: All tensors by original name.
