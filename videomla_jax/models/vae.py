@@ -57,6 +57,7 @@ def _in_groups(
   Returns:
     All outputs, and the state after them.
   """
+  # The first frame is a group for itself, with a program of its own.
   pieces, memory = [], state.memory
   if state.first:
     head, memory = coder(x[:, :1], memory, first=True)

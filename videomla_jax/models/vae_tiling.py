@@ -144,6 +144,7 @@ class TiledVAE(nnx.Module):
       enlarge: Whether the tiles are pixels.
     """
     scale = self.spatial_stride if enlarge else 1
+    # A single tile is the whole frame and stays exact.
     if len(corners) == 1:
       return pieces[0]
     shape = pieces.shape[3:5]
@@ -151,6 +152,7 @@ class TiledVAE(nnx.Module):
     weight = np.outer(*weights).astype(np.float32)[..., None]
     full = (*pieces.shape[1:3], size[0] * scale, size[1] * scale)
     total = jnp.zeros((*full, pieces.shape[-1]), pieces.dtype)
+    # Weights follow from shapes alone, so NumPy makes them constants.
     norm = np.zeros((*full[2:], 1), np.float32)
     for piece, (row, column) in zip(pieces, corners * scale, strict=True):
       inside = np.s_[row : row + shape[0], column : column + shape[1]]

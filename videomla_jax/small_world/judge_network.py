@@ -104,10 +104,12 @@ def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
   size = world.World().sprite_size
   margin = size // 2
   frames = jnp.pad(frames, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)))
+  # Fainter pixels are noise, which would pull the box.
   ink = jnp.where(frames > 0.2, frames, 0.0)[..., 0]
   sums = jax.lax.reduce_window(
     ink, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
   )
+  # Boxes within 3 % of the best are averaged: a thin digit fills several.
   best = sums >= 0.97 * sums.max((1, 2), keepdims=True)
   pixel = jnp.arange(sums.shape[-1])
   count = best.sum((1, 2))

@@ -25,7 +25,7 @@ from videomla_jax.small_world import prompts
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import plain_config
 
-SHIPPED = "shipped:"
+SHIPPED = "shipped:"  # marks a name inside the package, not a folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
