@@ -1,4 +1,4 @@
-"""What a rollout needs, from shapes alone: known before anything compiles."""
+"""Predicts the memory of a rollout from shapes, before anything compiles."""
 
 import dataclasses
 import math
@@ -23,23 +23,24 @@ _F32 = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needs:
-  """Sizes of one rollout.
+  """Numbers and bytes of everything that one rollout holds.
 
   Attributes:
     parameters: Number of parameters.
     parameter_bytes: Bytes of the parameters as held in memory.
-    tokens_per_frame: P.
-    visible_frames: Latent frames that a chunk sees, itself included.
+    tokens_per_frame: P, tokens of a latent frame.
+    visible_frames: Latent frames that a chunk sees, its own included.
     scalars_per_token_layer: Cached scalars per token and layer.
     dense_scalars_per_token_layer: The same with dense attention.
     token_layer_bytes: Cached bytes per token and layer, scales included.
     dense_token_layer_bytes: The same with dense attention.
-    cache_bytes: Bytes of the cache, all streams.
+    cache_bytes: Bytes of the cache, of all rows of the batch.
     dense_cache_bytes: Bytes of a dense cache of the same frames.
-    decoder_bytes: Bytes of the codec: parameters and what decoding remembers.
-    peak_bytes: Predicted peak of one chunk: parameters (and the copies that
-      taking layers out of their stack makes), cache, activations, codec
-      without its own activations.
+    decoder_bytes: Bytes of the codec's parameters and of what it remembers of
+      earlier frames.
+    peak_bytes: Predicted peak while a chunk is made: parameters with the copies
+      that are made when layers leave their stack, cache, activations, and the
+      codec without its activations.
   """
 
   parameters: int
@@ -56,7 +57,7 @@ class Needs:
   peak_bytes: int
 
   def lines(self) -> list[str]:
-    """The sizes as sentences for a log."""
+    """Returns the sizes as lines of a log."""
     saved = (
       1 - self.scalars_per_token_layer / self.dense_scalars_per_token_layer
     )
@@ -84,13 +85,13 @@ class Needs:
 
 
 def described(name: str, model: PyTree) -> str:
-  """Parameters and bytes of a network in one line."""
+  """Describes the parameters and bytes of a network in one line."""
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(model))
   return f"{name}: {count:,} parameters ({human(_bytes(model))})"
 
 
 def human(count: float | int) -> str:
-  """Bytes with a binary unit."""
+  """Writes a number of bytes with a binary unit."""
   for unit in ("B", "KiB", "MiB"):
     if count < 1024:
       return f"{count:.4g} {unit}"
@@ -226,7 +227,7 @@ def _decoder_bytes(
 
 
 def _bytes(tree: PyTree) -> int:
-  """Bytes of all arrays, real or abstract."""
+  """Counts the bytes of all arrays of a tree, real or abstract."""
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
@@ -234,14 +235,16 @@ def _bytes(tree: PyTree) -> int:
 def _block_bytes(
   model: wan.WanDiT, *, streams: int, queries: int, keys: int, scores: bool
 ) -> int:
-  """Live arrays of one block at its widest point, weights and entries too.
+  """Counts the bytes that one block holds at its widest point.
+
+  These are activations, weights, and the cache entries that the block makes.
 
   Args:
     model: The network.
-    streams: Examples, twice with guidance.
-    queries: Tokens of a stream's chunk.
-    keys: Tokens that one of them sees.
-    scores: Whether scores and float32 copies are written, as XLA does.
+    streams: Rows of the network's batch: one per video, two with guidance.
+    queries: Tokens of a chunk.
+    keys: Tokens that a chunk sees.
+    scores: Whether scores and copies in float32 are written, as XLA does.
   """
   config, blocks = model.config, model.blocks
   item = jnp.dtype(config.dtype).itemsize
@@ -254,7 +257,8 @@ def _block_bytes(
     block = min(keys, xla_chunked.KEY_BLOCK)
     attention += 2 * tokens * (heads * block + width) * _F32
     ffn += tokens * (config.ffn_width // parts + width) * _F32
-  # Weights leave their stack when they are used; unrolled, all of them do.
+  # In a loop over blocks, the weights of one block are copied out of the stack
+  # at a time; where blocks are unrolled, XLA copies the weights of all of them.
   ffn_weights = _bytes(blocks.ffn) // config.num_layers
   weights = _bytes(blocks) // config.num_layers
   if config.scan_blocks:
