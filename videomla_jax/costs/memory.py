@@ -102,7 +102,7 @@ def human(count: float | int) -> str:
 def needs(
   model: wan.WanDiT,
   *,
-  streams: int,
+  rows: int,
   frame: tuple[int, int, int],
   window: window_lib.Window,
   max_frames: int,
@@ -115,7 +115,7 @@ def needs(
 
   Args:
     model: The network, real or from `nnx.eval_shape`.
-    streams: Rows of the network's batch: one per video, two with guidance.
+    rows: Rows of the network's batch: one per video, two with guidance.
     frame: H, W, C of a latent frame.
     window: Which frames a chunk sees.
     max_frames: Latent frames of the video.
@@ -133,7 +133,7 @@ def needs(
   visible = slots + window.chunk_frames
   cached = _cache_sizes(
     model,
-    streams=streams,
+    rows=rows,
     frame=frame,
     window=window,
     max_frames=max_frames,
@@ -143,7 +143,7 @@ def needs(
   decoder_bytes = _decoder_bytes(codec, videos=videos, frame=frame)
   block_bytes = _block_bytes(
     model,
-    streams=streams,
+    rows=rows,
     queries=window.chunk_frames * tokens,
     keys=visible * tokens,
     scores=(platform or jax.default_backend()) != "gpu",
@@ -159,7 +159,7 @@ def needs(
     dense_token_layer_bytes=cached.dense_token_layer_bytes,
     cache_bytes=cached.cache_bytes,
     dense_cache_bytes=config.num_layers
-    * streams
+    * rows
     * slots
     * tokens
     * cached.dense_token_layer_bytes,
@@ -182,7 +182,7 @@ class _CacheSizes(NamedTuple):
 def _cache_sizes(
   model: wan.WanDiT,
   *,
-  streams: int,
+  rows: int,
   frame: tuple[int, int, int],
   window: window_lib.Window,
   max_frames: int,
@@ -192,7 +192,7 @@ def _cache_sizes(
   empty = jax.eval_shape(
     lambda m: rollout.empty_cache(
       m,
-      batch=streams,
+      batch=rows,
       frame=frame,
       window=window,
       max_frames=max_frames,
@@ -233,7 +233,7 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _block_bytes(
-  model: wan.WanDiT, *, streams: int, queries: int, keys: int, scores: bool
+  model: wan.WanDiT, *, rows: int, queries: int, keys: int, scores: bool
 ) -> int:
   """Counts the bytes that one block holds at its widest point.
 
@@ -241,7 +241,7 @@ def _block_bytes(
 
   Args:
     model: The network.
-    streams: Rows of the network's batch: one per video, two with guidance.
+    rows: Rows of the network's batch: one per video, two with guidance.
     queries: Tokens of a chunk.
     keys: Tokens that a chunk sees.
     scores: Whether scores and copies in float32 are written, as XLA does.
@@ -249,9 +249,9 @@ def _block_bytes(
   config, blocks = model.config, model.blocks
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
-  tokens = streams * queries
+  tokens = rows * queries
   parts = feed_forward.num_slices(width, config.ffn_width)
-  attention = tokens * 3 * width * item + 2 * streams * keys * width * item
+  attention = tokens * 3 * width * item + 2 * rows * keys * width * item
   ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
   if scores:
     block = min(keys, xla_chunked.KEY_BLOCK)

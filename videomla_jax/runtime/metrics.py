@@ -1,7 +1,7 @@
-"""Scalars of a run: declared names with units, two file formats, a bar.
+"""Scalars of a run: declared names with units, and two file formats.
 
-JSONL is what our own tools and tests read; TensorBoard files are written
-without TensorFlow. Both are cut back to the resumed step, so a run that was
+Our own tools and tests read the JSON lines; TensorBoard files are written
+without TensorFlow. Both are cut back to the resumed step, so that a run that was
 interrupted leaves the same files as one that was not.
 """
 
@@ -102,13 +102,13 @@ class MetricWriter:
 
     Args:
       directory: Folder, created if missing.
-      resumed_step: Last finished step; 0 starts anew.
+      resumed_step: Number of finished steps; 0 starts anew.
 
     Raises:
       ValueError: If the folder cannot be written.
     """
     self._path = pathlib.Path(directory) / "metrics.jsonl"
-    # Every process calls this class; only one may write.
+    # Every process has a writer, but only one of them may write.
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
@@ -142,7 +142,7 @@ class MetricWriter:
     numbers = {name: _number(name, x) for name, x in values.items()}
     if not self._writes:
       return
-    # JSON has no NaN or infinity: such values become null.
+    # JSON has no NaN and no infinity, so such values become null.
     finite = {n: x if math.isfinite(x) else None for n, x in numbers.items()}
     line = json.dumps({"step": step, "seconds": time.time(), **finite})
     self._file.write(line + "\n")
@@ -156,11 +156,11 @@ class MetricWriter:
       self._board.close()
 
   def __enter__(self) -> "MetricWriter":
-    """Returns itself."""
+    """Returns the object itself."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes."""
+    """Closes what `with` opened."""
     self.close()
 
 
@@ -172,12 +172,12 @@ def read_jsonl(
   if not path.exists():
     return []
   lines = path.read_text(encoding="utf-8").split("\n")
-  # What follows the last newline was cut off while it was written.
+  # What follows the last newline was interrupted while it was written.
   return [json.loads(line) for line in lines[:-1]]
 
 
 class Progress:
-  """A progress bar; where nobody watches, a plain line now and then."""
+  """A progress bar in a terminal, and a plain line now and then elsewhere."""
 
   def __init__(
     self,
@@ -190,16 +190,16 @@ class Progress:
     file: io.TextIOBase | None = None,
     clock: collections.abc.Callable[[], float | int] = time.monotonic,
   ) -> None:
-    """Shows the bar.
+    """Shows the bar at its beginning.
 
     Args:
-      total: Units in the whole task.
+      total: Number of units of the whole task.
       description: What is being done, in a word or two.
       unit: "step" shows seconds per step; "frame" shows frames per second.
-      initial: Units that an earlier run finished.
+      initial: Number of units that an earlier run finished.
       plain_seconds: Time between plain lines if `file` is no terminal.
-      file: Where to write; standard error by default.
-      clock: Seconds from any origin, for tests.
+      file: File to write to; standard error by default.
+      clock: Returns seconds since any origin; tests replace it.
     """
     self._file: typing.Any = sys.stderr if file is None else file
     self._total, self._initial, self._done = total, initial, initial
@@ -253,21 +253,21 @@ class Progress:
       self._write_line()
 
   def __enter__(self) -> "Progress":
-    """Returns itself."""
+    """Returns the object itself."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes."""
+    """Closes what `with` opened."""
     self.close()
 
   def _rate(self, done: int, seconds: float) -> str:
-    """Words the speed: slow units by their time, fast ones by their number."""
+    """Writes the speed: seconds per step, or other units per second."""
     if self._unit == "step":
       return f"{seconds / done:.3g} s/step"
     return f"{done / seconds:.3g} {self._unit}s/s"
 
   def _write_line(self) -> None:
-    """Writes the plain line."""
+    """Writes the state as a plain line."""
     self._last_line = self._clock()
     print(self.line(), file=self._file, flush=True)
 
@@ -282,12 +282,12 @@ def _drop_later_lines(path: pathlib.Path, resumed_step: int) -> None:
       if json.loads(line)["step"] <= resumed_step:
         kept.append(line + "\n")
     except (ValueError, KeyError, TypeError):
-      continue  # Cut off by the interruption.
+      continue  # this line was interrupted while it was written
   atomic.write_text(path, "".join(kept))
 
 
 def _number(name: str, value: Scalar) -> float:
-  """Fetches one number."""
+  """Fetches one number from its device."""
   array = np.asarray(value)
   if array.size != 1:
     raise ValueError(
@@ -298,11 +298,11 @@ def _number(name: str, value: Scalar) -> float:
 
 
 def _show(value: Scalar | str) -> str:
-  """Formats a field."""
+  """Writes the value of a field, numbers with four digits."""
   return value if isinstance(value, str) else f"{float(value):.4g}"
 
 
 def _clock_time(seconds: float | int) -> str:
-  """Formats a duration as h:mm:ss."""
+  """Writes a duration as h:mm:ss."""
   whole = round(seconds)
   return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
