@@ -1,8 +1,8 @@
 """Scalars of a run: declared names with units, and two file formats.
 
 Our own tools and tests read the JSON lines; TensorBoard files are written
-without TensorFlow. Both are cut back to the resumed step, so that a run that was
-interrupted leaves the same files as one that was not.
+without TensorFlow. Both are cut back to the resumed step, so that an interrupted
+run leaves the same files as one that was not interrupted.
 """
 
 import collections.abc
