@@ -337,8 +337,7 @@ def test_bad_files_are_refused_before_writing(how, words, tmp_path, seed):
   ],
 )
 def test_bad_options_are_refused(changes, words) -> None:
-  options = tiny_release.options(source="x", output="y")
-  vars(options).update(changes)
+  options = tiny_release.options(**(dict(source="x", output="y") | changes))
   with pytest.raises(ValueError, match=words):
     convert.convert(options)
 

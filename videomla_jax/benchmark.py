@@ -179,11 +179,12 @@ class TrainingSuite:
       )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     rows = []
-    for name, stage in self.stages.items():
-      one_clip = stage.copy_and_resolve_references()
-      one_clip.data.batch_size = 1
-      step, arguments = abstract_step.step_and_arguments(one_clip, mesh)
-      trips = table.mean_trips(one_clip)
+    for name, values in self.stages.items():
+      stage, settings = table.read(values)
+      data = dataclasses.replace(settings.data, batch_size=1)
+      settings = dataclasses.replace(settings, data=data)
+      step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
+      trips = stage.mean_trips(settings)
       operations = flops.of(step, *arguments, trips=trips)
       seconds = {
         target: operations
