@@ -1,4 +1,4 @@
-"""How far a task is: a bar in a terminal, a plain line now and then elsewhere."""
+"""Shows how far a task is: a bar in a terminal, plain lines elsewhere."""
 
 import collections.abc
 import io
