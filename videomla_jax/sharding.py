@@ -273,12 +273,13 @@ def per_device(
 ) -> PyTree:
   """Runs a function on the part that each device has; no compiler splits it.
 
-  For kernels, and for loops that must not communicate.
+  This is for kernels, and for loops that must not communicate.
 
   Args:
-    function: Of arrays; all leaves of its result lie like the first leaf of
-      its first argument.
-    *args: Name of an activation, for all leaves, and the argument.
+    function: Function of arrays. All leaves of its result lie like the first
+      leaf of its first argument.
+    *args: Name of an activation for all leaves of an argument, and the
+      argument.
   """
   values = [value for _, value in args]
   mesh = _mesh_in_use()
@@ -292,6 +293,7 @@ def per_device(
     function,
     in_specs=tuple(specs),
     out_specs=jax.tree.leaves(specs[0])[0],
+    # Kernels do not declare along which axes their results are copies.
     check_vma=False,
   )(*values)
 
@@ -306,6 +308,7 @@ def create(
     *args: Arguments of `make`, which lie on the devices already.
     mesh: The devices.
   """
+  # Where everything lies is known from shapes, before anything is allocated.
   where = shardings(jax.eval_shape(make, *args), mesh)
   with jax.set_mesh(mesh):
     return jax.jit(make, out_shardings=where)(*args)

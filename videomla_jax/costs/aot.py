@@ -91,6 +91,7 @@ def dump_environment(folder: pathlib.Path) -> dict[str, str]:
   check_toolchain()
   tools = folder / "tools" / "bin"
   tools.mkdir(parents=True, exist_ok=True)
+  # Mosaic looks for both in the folder `bin` of CUDA_ROOT.
   for name in ("ptxas", "nvdisasm"):
     link = tools / name
     if not link.exists():

@@ -165,6 +165,8 @@ def rows(
   """
   aot.check_toolchain()
   for target in targets:
+    # Mosaic and XLA read where to write reports when they start, so every
+    # target gets a new process.
     with tempfile.TemporaryDirectory() as folder:
       environment = aot.dump_environment(pathlib.Path(folder))
       command = [

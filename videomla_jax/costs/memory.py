@@ -131,6 +131,7 @@ def needs(
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
   slots = window.slots(max_frames)
   visible = slots + window.chunk_frames
+  stored_tokens = config.num_layers * rows * slots * tokens
   cached = _cache_sizes(
     model,
     rows=rows,
@@ -141,7 +142,7 @@ def needs(
   )
   parameter_bytes = _bytes(model)
   decoder_bytes = _decoder_bytes(codec, videos=videos, frame=frame)
-  block_bytes = _block_bytes(
+  block = _block_bytes(
     model,
     rows=rows,
     queries=window.chunk_frames * tokens,
@@ -158,16 +159,9 @@ def needs(
     token_layer_bytes=cached.token_layer_bytes,
     dense_token_layer_bytes=cached.dense_token_layer_bytes,
     cache_bytes=cached.cache_bytes,
-    dense_cache_bytes=config.num_layers
-    * rows
-    * slots
-    * tokens
-    * cached.dense_token_layer_bytes,
+    dense_cache_bytes=stored_tokens * cached.dense_token_layer_bytes,
     decoder_bytes=decoder_bytes,
-    peak_bytes=parameter_bytes
-    + cached.cache_bytes
-    + decoder_bytes
-    + block_bytes,
+    peak_bytes=sum((parameter_bytes, cached.cache_bytes, decoder_bytes, block)),
   )
 
 
@@ -251,6 +245,7 @@ def _block_bytes(
   width, heads = config.width, config.attention.num_heads
   tokens = rows * queries
   parts = feed_forward.num_slices(width, config.ffn_width)
+  # Queries and output of the chunk; keys and values of every head.
   attention = tokens * 3 * width * item + 2 * rows * keys * width * item
   ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
   if scores:

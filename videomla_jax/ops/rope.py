@@ -70,6 +70,8 @@ def wan_bands(head_dim: int, *, rope_dim: int | None = None) -> Bands:
       f"rope_dim={rope_dim} needs {taken} pairs but head_dim={head_dim} has "
       f"{available}; use a smaller rope_dim."
     )
+  # The denominator is that of the whole axis, so fewer pairs are the highest
+  # frequencies.
   frequencies = (
     THETA ** (-np.arange(t) / a) if a else np.zeros(0)
     for t, a in zip(taken, available, strict=True)

@@ -28,6 +28,8 @@ def initialize() -> None:
   # The service would take SIGTERM for itself, and nobody could save upon it.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(**group.arguments())
+  # The others wait in a collective for a process that fails, and an ordinary
+  # end waits for the others.
   sys.excepthook = _end_at_once
   logging.info("joined the other processes, by %s", group.source)
 

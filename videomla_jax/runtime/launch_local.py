@@ -54,6 +54,7 @@ def process_environment(
     "XLA_FLAGS": " ".join([*flags, f"{_DEVICES_FLAG}{devices}"]),
     # No other machine needs to reach process 0.
     "JAX_COORDINATOR_BIND_ADDRESS": address,
+    # The last lines of a process that is killed would be lost otherwise.
     "PYTHONUNBUFFERED": "1",
     scheduler.COORDINATOR: address,
     scheduler.NUM_PROCESSES: str(processes),

@@ -82,6 +82,7 @@ class MetricWriter:
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _drop_later_lines(self._path, resumed_step)
+      # Buffered by line, so that a run that is killed leaves whole lines.
       self._file = self._path.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
       raise ValueError(

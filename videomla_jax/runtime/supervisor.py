@@ -135,6 +135,7 @@ class _Group:
   def reap(self, index: int) -> int:
     """Ends the children that a process left, and returns its exit code."""
     process = self.running.pop(index)
+    # Before `wait`, which frees the number of the process and of its group.
     os.killpg(process.pid, signal.SIGKILL)
     code = process.wait()
     return code if code >= 0 else 128 - code
@@ -180,6 +181,8 @@ class _Group:
     tell: Callable[[_Ended], None],
   ) -> None:
     """Tells when a process has ended, without reaping it."""
+    # WNOWAIT leaves reaping to the main thread, so that the number of the
+    # process stays taken until then.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     tell(_Ended(index))
 

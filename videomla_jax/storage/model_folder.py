@@ -52,11 +52,15 @@ def save_model(
   path = pathlib.Path(path).absolute()
   config_text(config)
   arrays = model_arrays(model)
+  # It lies beside the target, since a folder can only be renamed within one
+  # file system.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   shutil.rmtree(temporary, ignore_errors=True)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir()
+    # One database instead of a file per array keeps a shipped model to a
+    # handful of files.
     with local_checkpointer(use_ocdbt=True) as checkpointer:
       portable = _portable(arrays, keep_dtypes=keep_dtypes)
       checkpointer.save(temporary / PARAMS, portable)
@@ -169,6 +173,8 @@ def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
   """
   config = read_config(path)
   digests = _read_json(path, DIGESTS)
+  # A list of digests that was cut short could otherwise be read as that of a
+  # smaller model.
   if CONFIG not in digests:
     raise _damaged(path, f"has an incomplete file {DIGESTS!r}")
   for name, digest in digests.items():
@@ -231,6 +237,7 @@ def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
   flat = {name: np.asarray(x) for name, x in tree_names.flat_dict(tree).items()}
   if keep_dtypes:
     return tree_names.nested_dict(flat)
+  # NumPy's own `issubdtype` does not know bfloat16.
   floats = {n for n, x in flat.items() if jnp.issubdtype(x.dtype, jnp.floating)}
   return tree_names.nested_dict(
     {n: x.astype(np.float32) if n in floats else x for n, x in flat.items()}
@@ -251,6 +258,8 @@ def replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
   if not target.exists():
     source.rename(target)
     return
+  # A folder that holds files cannot be replaced by one rename, so the old model
+  # is moved aside first.
   old = target.with_name(f".{target.name}.{os.getpid()}.old")
   target.rename(old)
   source.rename(target)

@@ -114,6 +114,8 @@ class ModelWriter:
     value = value if value.ndim else value[None]
     for i in range(0, len(value), rows):
       piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
+      # A piece is named for its place: the block, the rows, and zeros for the
+      # axes that are not cut.
       index = [] if block is None else [block]
       index += [i // rows, *(0,) * (len(spec.shape) - len(index) - 1)]
       with (folder / _piece_name(index[: len(spec.shape)])).open("wb") as file:
@@ -144,6 +146,7 @@ class ModelWriter:
 def _remove_leftovers(path: pathlib.Path) -> None:
   """Removes what killed writers of this folder left behind."""
   for folder in path.parent.glob(f".{path.name}.*.tmp"):
+    # A process of this number that still runs may be writing there.
     process = folder.name.split(".")[-2]
     if process.isdigit() and not pathlib.Path("/proc", process).exists():
       shutil.rmtree(folder, ignore_errors=True)

@@ -186,7 +186,9 @@ def _write_file(path: pathlib.Path, tensors: Tensors) -> Iterator[str]:
     )
     offset += _num_bytes(tensor)
   text = json.dumps(header).encode()
+  # The format wants values to begin at a multiple of eight bytes.
   text += b" " * (-len(text) % 8)
+  # A reader must never find a header whose values are not written yet.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     with temporary.open("wb") as file:

@@ -36,6 +36,7 @@ def _wrap_abstract_key(value: jax.Array, like: Leaf) -> jax.Array:
   """Wraps key data if `like` is an abstract key; returns others as they are."""
   if not _is_key(like):
     return value
+  # JAX has no public way from the type of a key to the name of its generator.
   return jax.random.wrap_key_data(value, impl=like.dtype._impl.name)
 
 

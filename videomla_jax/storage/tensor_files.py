@@ -73,6 +73,7 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     raise ValueError(
       f"source={str(path)!r} does not exist; give a checkpoint file or folder."
     )
+  # An index comes before the shards that it names.
   for pattern in (
     f"*{safetensors_files.INDEX}",
     "*.safetensors",
@@ -109,6 +110,8 @@ def _select(
       f"{sorted(networks) or 'none, it holds one network'}."
     )
   if select or networks:
+    # A training checkpoint holds several networks, of which videos are made by
+    # the averaged generator.
     ranked = [select, *_NETWORKS]
     chosen = [n for n in ranked if n in networks] or [*networks]
     if len(networks) > 1 and chosen[0] not in ranked:

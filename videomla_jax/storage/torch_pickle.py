@@ -41,7 +41,10 @@ class _Storage(NamedTuple):
 
 
 def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
-  """Opens the archive.
+  """Opens the zip archive of a `.pth` file.
+
+  Args:
+    path: The file.
 
   Raises:
     ValueError: If the file is no archive of this kind.
@@ -171,6 +174,7 @@ class _Unpickler(pickle.Unpickler):
       last = offset + sum((n - 1) * s for n, s in zip(sizes, strides))
       if 0 in sizes:
         return np.empty(sizes, storage.dtype)
+      # `as_strided` checks nothing: wrong strides would read foreign memory.
       if min(offset, *strides, 0) < 0 or last >= flat.size:
         raise ValueError(
           f"source={str(self._path)!r} is damaged: a tensor of {sizes} does "

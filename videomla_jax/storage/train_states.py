@@ -96,6 +96,8 @@ class TrainCheckpoints:
     Returns:
       Whether this step is being saved.
     """
+    # Orbax refuses a step that exists, such as the last one of a run that is
+    # saved again at its end.
     if step in self._manager.all_steps():
       return False
     if not force and not self._manager.should_save(step):
@@ -218,6 +220,7 @@ class TrainCheckpoints:
     if not broken:
       return
     self._manager.close()
+    # All processes share the folder, and only one may rename in it.
     if jax.process_index() == 0:
       for step in broken:
         target = self._directory / f"broken-{step}"

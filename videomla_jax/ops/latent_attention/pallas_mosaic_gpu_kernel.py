@@ -491,9 +491,8 @@ def kernel(
   """Gives every warp of a thread block its work.
 
   Args:
-    *refs: Order of the rows of the batch, content queries, positional queries;
-      of each segment start, count, number of blocks, content, positional part
-      and perhaps values; the output.
+    *refs: Order of the rows of the batch, both queries, all arrays of each
+      segment, and the output, as `pallas_mosaic_gpu` lays them out.
     widths: Channels of queries, keys and values.
     config: Sizes of the tiles.
     scale: Logit multiplier.
