@@ -35,7 +35,8 @@ class Needs:
     token_layer_bytes: Cached bytes per token and layer, scales included.
     dense_token_layer_bytes: The same with dense attention.
     cache_bytes: Bytes of the cache, of all rows of the batch.
-    dense_cache_bytes: Bytes of a dense cache of the same frames.
+    dense_cache_bytes: Bytes of a dense cache of the same frames, in the model's
+      dtype where the cache has eight bits.
     decoder_bytes: Bytes of the codec's parameters and of what it remembers of
       earlier frames.
     peak_bytes: Predicted peak while a chunk is made: parameters with the copies
@@ -119,9 +120,7 @@ def needs(
     frame: H, W, C of a latent frame.
     window: Which frames a chunk sees.
     max_frames: Latent frames of the video.
-    cache_dtype: Dtype of the cache; the model's own by default. The dense cache
-      that it is compared with has the model's own dtype where the cache has
-      eight bits.
+    cache_dtype: Dtype of the cache; the model's own by default.
     codec: What decodes the latents, if it runs beside the network.
     videos: Videos that are decoded side by side.
     platform: "gpu", where kernels keep the scores to themselves, or "cpu";
@@ -129,9 +128,7 @@ def needs(
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
-  slots = window.slots(max_frames)
-  visible = slots + window.chunk_frames
-  stored_tokens = config.num_layers * rows * slots * tokens
+  visible = window.slots(max_frames) + window.chunk_frames
   cached = _cache_sizes(
     model,
     rows=rows,
@@ -159,16 +156,17 @@ def needs(
     token_layer_bytes=cached.token_layer_bytes,
     dense_token_layer_bytes=cached.dense_token_layer_bytes,
     cache_bytes=cached.cache_bytes,
-    dense_cache_bytes=stored_tokens * cached.dense_token_layer_bytes,
+    dense_cache_bytes=cached.dense_cache_bytes,
     decoder_bytes=decoder_bytes,
     peak_bytes=sum((parameter_bytes, cached.cache_bytes, decoder_bytes, block)),
   )
 
 
 class _CacheSizes(NamedTuple):
-  """Bytes of the whole cache, and of a token in one layer of two caches."""
+  """Bytes of a cache and of a dense one, whole and per token and layer."""
 
   cache_bytes: int
+  dense_cache_bytes: int
   token_layer_bytes: int
   dense_token_layer_bytes: int
 
@@ -194,19 +192,18 @@ def _cache_sizes(
     ),
     model,
   )
-  token_bytes = sum(
-    x.shape[-1] * x.dtype.itemsize for x in jax.tree.leaves(empty.entries)
-  )
+  leaves = jax.tree.leaves(empty.entries)
+  num_tokens = math.prod(leaves[0].shape[:-1])  # of all layers and rows
   # A cache in eight bits is compared with what a dense model holds by default.
   dense_dtype = model.config.dtype
   if dtype and not quantise.is_eight_bit(dtype):
     dense_dtype = dtype
+  dense = 2 * model.config.width * jnp.dtype(dense_dtype).itemsize
   return _CacheSizes(
     cache_bytes=cache.num_bytes(empty),
-    token_layer_bytes=token_bytes,
-    dense_token_layer_bytes=2
-    * model.config.width
-    * jnp.dtype(dense_dtype).itemsize,
+    dense_cache_bytes=num_tokens * dense,
+    token_layer_bytes=sum(x.shape[-1] * x.dtype.itemsize for x in leaves),
+    dense_token_layer_bytes=dense,
   )
 
 

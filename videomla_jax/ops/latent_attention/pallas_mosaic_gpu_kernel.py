@@ -37,6 +37,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -485,7 +486,6 @@ def kernel(
   scale: float,
   rows: int,
   grid: tuple[int, int, int],
-  num_segments: int,
   **scratch: Any,
 ) -> None:
   """Gives every warp of a thread block its work.
@@ -498,16 +498,12 @@ def kernel(
     scale: Logit multiplier.
     rows: Query rows of a head.
     grid: Number of rows of the batch, of heads, and of items of a head.
-    num_segments: Number of segments.
     **scratch: Memories and barriers by the names of `plan.scratch`.
   """
   order, *queries = refs[:3]
   out_gmem = refs[-1]
   per_segment = 5 if widths.shared else 6
-  inputs = [
-    refs[3 + i * per_segment : 3 + (i + 1) * per_segment]
-    for i in range(num_segments)
-  ]
+  inputs = list(itertools.batched(refs[3:-1], per_segment))
   block = _Block(
     widths=widths,
     config=config,
