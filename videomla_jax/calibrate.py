@@ -32,7 +32,7 @@ from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
 
 Clip = UInt8[np.ndarray, "t h w c"]
@@ -143,7 +143,7 @@ def _noisy_clips(
 ) -> Iterator[NoisyClip]:
   """Yields every clip at several noise levels."""
   total = len(clips) * request.levels
-  with metrics.Progress(total, "activations", unit="pass") as progress:
+  with progress_bar.Progress(total, "activations", unit="pass") as progress:
     for i, clip in enumerate(clips):
       clip = pipeline_lib.usable_clip(
         clip, pipeline, num_frames=request.num_frames

@@ -30,7 +30,7 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import model as small_model
 
 
@@ -168,7 +168,7 @@ def _convert_network(
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
     # --to=latent leaves the other components of a release as they are.
     latent = _recipe(options, network.config) if component == "dit" else None
-    with metrics.Progress(total, "convert", unit="tensor") as progress:
+    with progress_bar.Progress(total, "convert", unit="tensor") as progress:
       if options.export:
         release.export(
           output,

@@ -20,7 +20,7 @@ from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def _embed_all(
   """Loads the encoder and embeds in batches; every batch is stored at once."""
   encoder = released.load(pathlib.Path(request.checkpoint) / "umt5", "umt5")
   print(memory.described("text encoder", encoder), flush=True)
-  with metrics.Progress(len(prompts), "embed", unit="prompt") as progress:
+  with progress_bar.Progress(len(prompts), "embed", unit="prompt") as progress:
     for i in range(0, len(prompts), request.save_every):
       batch = prompts[i : i + request.save_every]
       rows = np.asarray(umt5.embed_texts(encoder, tokenizer, batch))

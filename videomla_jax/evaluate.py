@@ -30,7 +30,7 @@ from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import judge as judge_lib
 from videomla_jax.small_world import measures as measures_lib
 from videomla_jax.small_world import prompts as prompts_lib
@@ -103,7 +103,7 @@ def generate_videos(
     num_frames=num_frames,
   )
   pieces = []
-  with metrics.Progress(num_frames, name, unit="frame") as progress:
+  with progress_bar.Progress(num_frames, name, unit="frame") as progress:
     for pixels in stream:
       pieces.append(np.asarray(pixels))
       progress.update(pixels.shape[1])

@@ -24,7 +24,7 @@ from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 
 RUNNERS = ("local", "beam")
 
@@ -167,7 +167,9 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
     if request.runner == "beam":
       preparation.run_beam(plan, request.beam_options)
     else:
-      with metrics.Progress(plan.num_items, "prepare", unit="input") as bar:
+      with progress_bar.Progress(
+        plan.num_items, "prepare", unit="input"
+      ) as bar:
         preparation.run(plan, bar.update)
     report = preparation.finish(plan)
   print(_summary(plan, report), flush=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from videomla_jax import sharding
 from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import evaluation
@@ -110,7 +111,7 @@ class Run:
       jax.set_mesh(self.mesh),
       stop.listening(),
       metrics.MetricWriter(self.root, resumed_step=start) as writer,
-      metrics.Progress(total, self.stage.title, initial=start) as progress,
+      progress_bar.Progress(total, self.stage.title, initial=start) as progress,
     ):
       clock = throughput.Clock(start)
       for done in range(start + 1, total + 1):
