@@ -9,12 +9,8 @@ The second needs the extra `aot` and JAX_PLATFORMS=cpu, and no GPU.
 Arguments: `suite=rollout|kernels|training`, `minutes=N`, `runlocal`.
 """
 
-import os
-import sys
-
 import ml_collections
 
-sys.path.insert(0, os.path.dirname(__file__))
 import common
 import consistency
 import dmd

@@ -4,7 +4,58 @@ from typing import Any
 
 import ml_collections
 
-SIZES = ("small", "wan_1p3b")
+# Size -> what it changes, by group of the config. Groups start with the values
+# of `training` below, those of the reference for released networks; `data` and
+# `network` are a size's own. Stages have a table of the same kind.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+  "small": dict(
+    network={},
+    data=dict(
+      kind="moving_digits",
+      root="data",  # TFDS folder, built at first use
+      num_clips=20_000,
+      clip_frames=24,  # frames of a stored clip
+      num_frames=12,  # frames of a training clip: 4 chunks
+      latent_shape=(6, 6, 16),
+      batch_size=8,  # clips per update
+      prompt_dropout=0.1,  # teaches the unconditional model for guidance
+      word_dropout=0.05,  # teaches prompts that leave something open
+    ),
+    diffusion=dict(shift=2.0),  # 9 tokens a frame need less noise than 1560
+    optim=dict(
+      schedule="cosine",
+      learning_rate=2e-3,
+      warmup_steps=50,
+      b1=0.9,
+      b2=0.99,
+      clip_norm=1.0,
+      ema_decay=0.999,
+      ema_warmup=True,
+    ),
+    mesh=dict(data=-1, fsdp=1),
+    checkpoint=dict(every=1000),
+    log=dict(every=50, flops=False),
+    eval=dict(every=1000),
+    samples=dict(every=2000, videos=6, seconds=15.0),
+  ),
+  "wan_1p3b": dict(
+    network=dict(dtype="bfloat16", remat=True),
+    data=dict(
+      kind="latents",
+      root="",  # folder of `prepare`
+      num_frames=21,  # latent frames: 81 pixel frames at 16 per second
+      latent_shape=(60, 104, 16),
+      text_shape=(512, 4096),  # UMT5: padded tokens and channels
+      batch_size=64,  # 8 nodes of 8 GPUs, one clip each
+      prompt_dropout=0.1,  # chance of the negative prompt
+      verify=False,  # compare every byte with the report before training
+    ),
+    samples=dict(
+      codec="models/wan_1p3b/vae",  # decodes samples, if there are any
+      fps=16.0,
+    ),
+  ),
+}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
@@ -56,15 +107,20 @@ def _typed(name: str, text: str, default: Any) -> Any:
 
 
 def training(
-  arg: str | None, *, stage: str, steps: dict[str, int], **own: Any
+  arg: str | None,
+  *,
+  stage: str,
+  sizes: dict[str, dict[str, Any]],
+  **further: Any,
 ) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
-  """What the stages of training have in common.
+  """Returns what the stages of training have in common.
 
   Args:
     arg: The argument of the config file.
     stage: Row of `videomla_jax.training.stages.table`.
-    steps: Of each size, unless the argument says otherwise.
-    **own: Further arguments of the stage and their defaults.
+    sizes: The stage's table of sizes, of which `steps` are read here; the file
+      of the stage calls `change` when its own groups are complete.
+    **further: Further arguments of the stage and their defaults.
 
   Returns:
     Typed arguments, and a config; the file of the stage fills the rest in.
@@ -77,14 +133,15 @@ def training(
     steps=0,
     local=6,
     data=1,
-    **own,
+    **further,
     runlocal=False,
   )
   if arg["size"] not in SIZES:
     raise ValueError(
-      f"config argument size={arg['size']!r} is unknown; use one of {SIZES}."
+      f"config argument size={arg['size']!r} is unknown; use one of "
+      f"{tuple(SIZES)}."
     )
-  small = arg["size"] == "small"
+  size = SIZES[arg["size"]]
   config = ml_collections.ConfigDict()
   config.stage = stage
   config.seed = arg["seed"]
@@ -96,75 +153,56 @@ def training(
     d_rope=arg.get("d_rope", 0),  # positional channels of a head, likewise
   )
   # Replaces fields of a released network; small ones are left as they are.
-  config.network = {} if small else dict(dtype="bfloat16", remat=True)
-  config.data = _small_data() if small else _wan_data()
+  config.network = size["network"]
+  config.data = size["data"]
   config.window = dict(chunk_frames=3, sink_frames=1, local_frames=arg["local"])
-  # 9 tokens a frame need less noise than Wan's 1560.
-  config.diffusion = dict(shift=2.0 if small else 5.0)
+  config.diffusion = dict(shift=5.0)
   config.optim = dict(
-    steps=arg["steps"] or steps[arg["size"]],
-    accumulate=1,  # pieces of a batch, one after the other
-    schedule="cosine" if small else "constant",
-    learning_rate=2e-3 if small else 2e-6,
-    warmup_steps=50 if small else 0,
+    steps=arg["steps"] or sizes[arg["size"]]["steps"],
+    accumulate=1,  # microbatches of an update, one after the other
+    schedule="constant",
+    learning_rate=2e-6,
+    warmup_steps=0,
     final_fraction=0.05,  # of the learning rate, cosine
-    b1=0.9 if small else 0.0,
-    b2=0.99 if small else 0.999,
+    b1=0.0,
+    b2=0.999,
     eps=1e-8,
     weight_decay=0.01,
-    clip_norm=1.0 if small else 10.0,
-    ema_decay=0.999 if small else 0.99,
-    ema_warmup=small,  # young averages move faster
+    clip_norm=10.0,
+    ema_decay=0.99,
+    ema_warmup=False,  # young averages move faster
     max_skipped=10,  # steps in a row that are not finite end the run
   )
-  config.mesh = dict(data=-1, fsdp=1, sequence=1, tensor=1)
-  config.checkpoint = dict(every=1000 if small else 100, keep=2)
+  # Devices that are left share parameters, for which one is too small.
+  config.mesh = dict(data=arg["data"], fsdp=-1, sequence=1, tensor=1)
+  config.checkpoint = dict(every=100, keep=2)
   config.log = dict(
-    every=50 if small else 1,  # steps
-    flops=not small,  # count operations: utilisation of known GPUs
+    every=1,  # steps
+    flops=True,  # count operations: utilisation of known GPUs
   )
-  config.eval = dict(every=1000 if small else 500, batches=8)
+  config.eval = dict(every=500, batches=8)
   config.samples = dict(
-    every=2000 if small else 10**9,
-    videos=6 if small else 0,
-    seconds=15.0 if small else 5.0,
+    every=10**9,
+    videos=0,
+    seconds=5.0,
     num_steps=10,  # of stages that are sampled by Euler steps
     guidance=3.0,
   )
-  if not small:
-    config.mesh.update(data=arg["data"], fsdp=-1)
-    config.samples.update(
-      codec="models/wan_1p3b/vae",  # decodes samples, if there are any
-      fps=16.0,
-    )
+  change(config, size)
   return arg, config
 
 
-def _small_data() -> dict[str, Any]:
-  return dict(
-    kind="moving_digits",
-    root="data",  # TFDS folder, built at first use
-    num_clips=20_000,
-    clip_frames=24,  # frames of a stored clip
-    num_frames=12,  # frames of a training clip: 4 chunks
-    latent_shape=(6, 6, 16),
-    batch_size=8,  # clips per update
-    prompt_dropout=0.1,  # teaches the unconditional model for guidance
-    word_dropout=0.05,  # teaches prompts that leave something open
-  )
+def change(config: ml_collections.ConfigDict, size: dict[str, Any]) -> None:
+  """Changes what a size changes.
 
-
-def _wan_data() -> dict[str, Any]:
-  return dict(
-    kind="latents",
-    root="",  # folder of `prepare`
-    num_frames=21,  # latent frames: 81 pixel frames at 16 per second
-    latent_shape=(60, 104, 16),
-    text_shape=(512, 4096),  # UMT5: padded tokens and channels
-    batch_size=64,  # 8 nodes of 8 GPUs, one clip each
-    prompt_dropout=0.1,  # chance of the negative prompt
-    verify=False,  # compare every byte with the report before training
-  )
+  Args:
+    config: A config with all its groups.
+    size: Row of a table of sizes; its dictionaries are changes of the group of
+      their name.
+  """
+  for group, values in size.items():
+    if isinstance(values, dict):
+      config[group].update(values)
 
 
 def run_locally(config: ml_collections.ConfigDict) -> None:

@@ -13,11 +13,18 @@ stage 1, student and teacher), `seed=N`, `steps=N`, `local=N`, `data=N`,
 `runlocal`, as in teacher_forcing.py.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
+
+SIZES = {
+  "small": dict(
+    steps=3000,
+    optim=dict(learning_rate=3e-4),
+    # The student's text encoder must not learn the unconditional prompt.
+    data=dict(prompt_dropout=0.0),
+  ),
+  # Causal-Forcing's README: at least 3,000 steps, 5,000 to 10,000 are better.
+  "wan_1p3b": dict(steps=5000),
+}
 
 
 def get_config(arg=None):
@@ -25,8 +32,7 @@ def get_config(arg=None):
   arg, config = common.training(
     arg,
     stage="consistency",
-    # Causal-Forcing's README: at least 3,000 steps, 5,000 to 10,000 are better.
-    steps=dict(small=3000, wan_1p3b=5000),
+    sizes=SIZES,
     init="runs/teacher_forcing/model",
   )
   config.networks.update(model=arg["init"], teacher=arg["init"])
@@ -38,10 +44,7 @@ def get_config(arg=None):
   )
   # The average is the target network: 0.99 from the first step.
   config.optim.update(ema_decay=0.99, ema_warmup=False)
-  if arg["size"] == "small":
-    config.optim.learning_rate = 3e-4
-    # The student's text encoder must not learn the unconditional prompt.
-    config.data.prompt_dropout = 0.0
+  common.change(config, SIZES[arg["size"]])
   if arg["runlocal"]:
     common.run_locally(config)
     config.diffusion.num_levels = 6

@@ -19,11 +19,30 @@ videos go on from step to step up to N latent frames), `seed=N`, `steps=N`,
 `local=N`, `data=N`, `runlocal`, as in teacher_forcing.py.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
+
+SIZES = {
+  "small": dict(
+    steps=400,
+    score="runs/pretraining/model",
+    diffusion=dict(guidance=2.0),  # more makes the digits too bright
+    optim=dict(
+      learning_rate=5e-5,
+      b1=0.0,
+      weight_decay=0.0,  # words have no gradient: nothing may shrink them
+      critic_learning_rate=1e-4,
+    ),
+    data=dict(prompt_dropout=0.0),
+    samples=dict(every=250),
+    checkpoint=dict(every=100),
+    log=dict(every=10),
+  ),
+  "wan_1p3b": dict(
+    # Causal-Forcing's README: at most about 1,000 student updates at batch 64.
+    steps=1000,
+    score="models/wan_1p3b/dit",
+  ),
+}
 
 
 def get_config(arg=None):
@@ -31,26 +50,23 @@ def get_config(arg=None):
   arg, config = common.training(
     arg,
     stage="dmd",
-    # Causal-Forcing's README: at most about 1,000 student updates at batch 64.
-    steps=dict(small=400, wan_1p3b=1000),
+    sizes=SIZES,
     init="runs/consistency/model",
     real="",
     critic="",
     frames=0,
     stream=0,
   )
-  small = arg["size"] == "small"
-  score = "runs/pretraining/model" if small else "models/wan_1p3b/dit"
+  size = SIZES[arg["size"]]
   config.networks.update(
     model=arg["init"],
-    real=arg["real"] or score,
-    critic=arg["critic"] or score,
+    real=arg["real"] or size["score"],
+    critic=arg["critic"] or size["score"],
   )
   config.diffusion.update(
     timesteps=(1000, 750, 500, 250),
-    # Of the real score; the reference's 3.0 is added to the conditional. More
-    # makes the small world's digits too bright.
-    guidance=2.0 if small else 4.0,
+    # Of the real score; the reference adds 3.0 to the conditional.
+    guidance=4.0,
   )
   config.optim.update(
     critic_updates=5,  # dfake_gen_update_ratio
@@ -58,16 +74,7 @@ def get_config(arg=None):
     ema_decay=0.99,  # from the first step (paper)
     ema_warmup=False,
   )
-  if small:
-    config.optim.update(
-      learning_rate=5e-5, critic_learning_rate=1e-4, b1=0.0, b2=0.99
-    )
-    # Words have no gradient here, so nothing may shrink them.
-    config.optim.weight_decay = 0.0
-    config.data.prompt_dropout = 0.0
-    config.samples.every = 250
-    config.checkpoint.every = 100
-    config.log.every = 10
+  common.change(config, size)
   config.rollout = dict(
     num_frames=arg["frames"] or config.data.num_frames,
     # Videos go on from step to step up to this length (LongLive: 240); 0: not.

@@ -10,12 +10,8 @@ have several checkpoints, separated by semicolons: training seeds. Arguments:
 `models`, `steps=N` of the many-step sampler, `runlocal`.
 """
 
-import os
-import sys
-
 import ml_collections
 
-sys.path.insert(0, os.path.dirname(__file__))
 import common
 
 

@@ -12,14 +12,9 @@ videomla_jax/models/released.py, which gives frames their size and rate; `tiny`
 (random networks, for trying the machinery).
 """
 
-import os
-import sys
-
 import ml_collections
 
-sys.path.insert(0, os.path.dirname(__file__))
 import common
-
 from videomla_jax.models import released
 
 

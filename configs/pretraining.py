@@ -20,29 +20,30 @@ random weights), `seed=N`, `steps=N`, `data=N` (devices along the data axis),
 `runlocal` (seconds, for tests).
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
+
+SIZES = {
+  "small": dict(
+    steps=10_000,
+    networks=dict(model="shipped:small_dense"),
+    diffusion=dict(frame_levels=0.5),
+    optim=dict(learning_rate=1.5e-3),
+  ),
+  "wan_1p3b": dict(steps=10_000, networks=dict(model="models/wan_1p3b/dit")),
+}
 
 
 def get_config(arg=None):
   """Returns the config of one variant."""
   arg, config = common.training(
-    arg,
-    stage="pretraining",
-    steps=dict(small=10_000, wan_1p3b=10_000),
-    init="default",
+    arg, stage="pretraining", sizes=SIZES, init="default"
   )
   config.model.kind = "dense"
-  small = arg["size"] == "small"
   # Chance that the frames of a clip have levels of their own.
-  config.diffusion.frame_levels = 0.5 if small else 0.0
-  if small:
-    config.optim.learning_rate = 1.5e-3
-  default = "shipped:small_dense" if small else "models/wan_1p3b/dit"
-  config.networks.model = default if arg["init"] == "default" else arg["init"]
+  config.diffusion.frame_levels = 0.0
+  common.change(config, SIZES[arg["size"]])
+  if arg["init"] != "default":
+    config.networks.model = arg["init"]
   if arg["runlocal"]:
     common.run_locally(config)
   return config

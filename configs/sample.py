@@ -17,12 +17,8 @@ Variants (arguments: `steps=N`, `runlocal`):
 Nothing was run at Wan's sizes, for lack of weights and a GPU.
 """
 
-import os
-import sys
-
 import ml_collections
 
-sys.path.insert(0, os.path.dirname(__file__))
 import common
 
 DEMO_PROMPTS = (

@@ -16,11 +16,21 @@ latent frames), `data=N` (devices along the data axis), `runlocal` (seconds, for
 tests).
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(__file__))
 import common
+
+SIZES = {
+  "small": dict(
+    steps=14_000,
+    networks=dict(model=""),
+    diffusion=dict(loss_weight="none"),
+  ),
+  "wan_1p3b": dict(
+    # Causal-Forcing's README: at least 2,000 steps, 5,000 to 10,000 are better;
+    # latent attention has more to learn.
+    steps=10_000,
+    networks=dict(model="models/videomla_1p3b/dit"),
+  ),
+}
 
 
 def get_config(arg=None):
@@ -28,20 +38,18 @@ def get_config(arg=None):
   arg, config = common.training(
     arg,
     stage="teacher_forcing",
-    # Causal-Forcing's README: at least 2,000 steps, 5,000 to 10,000 are better;
-    # latent attention has more to learn.
-    steps=dict(small=14_000, wan_1p3b=10_000),
+    sizes=SIZES,
     d_c=0,
     d_rope=0,
     init="default",
   )
-  small = arg["size"] == "small"
-  default = "" if small else "models/videomla_1p3b/dit"
-  config.networks.model = default if arg["init"] == "default" else arg["init"]
   config.diffusion.update(
-    loss_weight="none" if small else "bell",  # spec/diffusion.md section 6
+    loss_weight="bell",  # docs/method.md, section 6.5
     first_frame_every=4,  # every 4th step the first chunk is one given frame
   )
+  common.change(config, SIZES[arg["size"]])
+  if arg["init"] != "default":
+    config.networks.model = arg["init"]
   if arg["runlocal"]:
     common.run_locally(config)
   return config

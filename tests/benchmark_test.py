@@ -10,6 +10,7 @@ import pytest
 
 from tests import tiny_project
 from videomla_jax import benchmark
+from videomla_jax.costs import rollout_run
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_memory_of_a_long_rollout_is_that_of_a_short_one(config: Any) -> None:
 
 def test_early_and_late_chunks_are_compared_by_their_medians() -> None:
   seconds = np.concatenate([[9.0] * 5, np.linspace(1, 2, 50), [7.0]])
-  ratio = benchmark.time_ratio(seconds)
+  ratio = rollout_run.time_ratio(seconds)
   steady = seconds[5:-1]
   assert ratio["first_seconds"] == np.median(steady[:10])
   assert ratio["last_seconds"] == np.median(steady[-10:])
@@ -54,7 +55,7 @@ def test_early_and_late_chunks_are_compared_by_their_medians() -> None:
 def test_mistakes_are_refused_before_anything_runs(
   config: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  monkeypatch.setattr(benchmark, "chunk_seconds", None)
+  monkeypatch.setattr(rollout_run, "chunk_seconds", None)
   config.seconds = 3.0
   with pytest.raises(ValueError, match="use 10 or more"):
     benchmark.benchmark(config)

@@ -107,7 +107,7 @@ def test_large_exports_come_in_shards_with_an_index(tmp_path, seed) -> None:
   with release.open_network(
     tmp_path / "given.safetensors", num_heads=tiny_release.HEADS
   ) as (_, tensors):
-    written = release.tensor_files.write_safetensors(
+    written = release.safetensors_files.write_safetensors(
       tmp_path / "out", tensors, shard_bytes=200_000
     )
     assert [*written] == [*tensors]
@@ -337,8 +337,7 @@ def test_bad_files_are_refused_before_writing(how, words, tmp_path, seed):
   ],
 )
 def test_bad_options_are_refused(changes, words) -> None:
-  options = tiny_release.options(source="x", output="y")
-  vars(options).update(changes)
+  options = tiny_release.options(**(dict(source="x", output="y") | changes))
   with pytest.raises(ValueError, match=words):
     convert.convert(options)
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
+from videomla_jax.runtime import scheduler
 
 
 def _as_scheduler(name: str) -> None:
   """Says what the launcher said in the words of a scheduler."""
-  host, port = os.environ.pop(distributed.COORDINATOR).split(":")
-  number = os.environ.pop(distributed.NUM_PROCESSES)
-  index = os.environ.pop(distributed.PROCESS_ID)
+  host, port = os.environ.pop(scheduler.COORDINATOR).split(":")
+  number = os.environ.pop(scheduler.NUM_PROCESSES)
+  index = os.environ.pop(scheduler.PROCESS_ID)
   os.environ["JAX_COORDINATOR_PORT"] = port
   os.environ |= {
     "slurm": {
@@ -114,7 +115,7 @@ def raise_error() -> None:
 
 def leave_child() -> None:
   """Process 1 fails; process 0 waits for what it has started."""
-  if os.environ[distributed.PROCESS_ID] == "1":
+  if os.environ[scheduler.PROCESS_ID] == "1":
     sys.exit(5)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
   subprocess.run([sys.executable, "-c", "import signal; signal.pause()"])

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from tests import tiny_model
+from tests import tiny_project
 from videomla_jax import sharding
 from videomla_jax.costs import collectives
 from videomla_jax.diffusion import chunk_pass
@@ -26,10 +26,13 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import distributed
 from videomla_jax.storage import tree_names
+from videomla_jax.training import distribution_matching
 from videomla_jax.training import optim
 from videomla_jax.training.stages import consistency
 from videomla_jax.training.stages import dmd
 from videomla_jax.training.stages import pretraining
+from videomla_jax.training.stages import regression
+from videomla_jax.training.stages import table
 from videomla_jax.training.stages import teacher_forcing
 
 B, FRAMES, FRAME = 8, 4, (4, 4, 2)  # four tokens a frame
@@ -46,23 +49,24 @@ TRAINED = {
 }
 
 
-def config() -> Any:
-  """A training config with what the losses read."""
-  return ml_collections.ConfigDict(
-    dict(
-      data=dict(num_frames=FRAMES, latent_shape=FRAME),
-      window=dict(chunk_frames=2, sink_frames=1, local_frames=3),
-      diffusion=dict(
-        shift=5.0,
-        frame_levels=0.5,
-        loss_weight="bell",
-        num_levels=8,
-        guidance=3.0,
-        timesteps=(1000, 500),
-      ),
-      rollout=dict(num_frames=FRAMES, stream_frames=0),
-    )
-  )
+# What the losses read of a config.
+_DIFFUSION = {
+  "pretraining": dict(frame_levels=0.5),
+  "teacher_forcing": dict(loss_weight="bell"),
+  "consistency": dict(num_levels=8, guidance=3.0, timesteps=(1000, 500)),
+  "dmd": dict(guidance=3.0, timesteps=(1000, 500)),
+}
+
+
+def settings(stage: str) -> Any:
+  """A stage's settings for the networks here."""
+  config = tiny_project.config(stage, "wan_1p3b")
+  config.data.update(num_frames=FRAMES, latent_shape=FRAME)
+  config.window.update(chunk_frames=2, sink_frames=1, local_frames=3)
+  config.diffusion.update(shift=5.0, **_DIFFUSION[stage])
+  if stage == "dmd":
+    config.rollout.update(num_frames=FRAMES)
+  return table.read(config)[1]
 
 
 def networks(seed: int) -> dict[str, Any]:
@@ -92,28 +96,34 @@ def batch(seed: int) -> dict[str, np.ndarray]:
 
 def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
   """Loss and gradient of each stage."""
-  settings = config()
+  frozen = dict(teacher=nets["teacher"])
 
   def regress(stage, model):
-    given = dict(frozen=dict(teacher=nets["teacher"]), config=settings)
-    return jax.value_and_grad(
-      lambda m: stage.loss(m, nets["ema"], batch, key, **given)[0]
-    )(model)
+    read = settings(stage.__name__.split(".")[-1])
+
+    def loss(model):
+      arguments = regression.LossArguments(
+        model, nets["ema"], frozen, batch, key
+      )
+      return stage.loss(arguments, read)[0]
+
+    return jax.value_and_grad(loss)(model)
 
   zero = jnp.zeros((), jnp.int32)
-  state = dmd.DmdState(
+  state = distribution_matching.DmdState(
     *(optim.TrainState(nets[n], None, None, zero, zero)
       for n in ("model", "critic"))
   )  # fmt: skip
-  (value, _), gradient = dmd.student_gradients(
-    state, batch, key, frozen=dict(real=nets["real"]), config=settings
+  updates = dmd.updates(settings("dmd"))
+  (value, _), gradient = updates.student_gradients(
+    state, batch, key, frozen=dict(real=nets["real"])
   )
   return {
     "pretraining": regress(pretraining, nets["dense"]),
     "teacher_forcing": regress(teacher_forcing, nets["model"]),
     "consistency": regress(consistency, nets["model"]),
     "student": (value, gradient),
-    "critic": dmd.critic_gradients(state, batch, key, config=settings),
+    "critic": updates.critic_gradients(state, batch, key),
   }
 
 

@@ -20,6 +20,7 @@ from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.generation import mp4
+from videomla_jax.runtime import config_reader
 
 SEED = 7
 
@@ -32,6 +33,10 @@ def made(tmp_path_factory):
   config = tiny_videos.config(videos, root / "data")
   report = prepare.prepare(config)
   return config, report, dataset.locate(root / "data")
+
+
+def _plan(config) -> preparation.Plan:
+  return prepare.make_plan(config_reader.read(prepare.Request, config))
 
 
 def changed(made, tmp_path, **changes):
@@ -71,7 +76,7 @@ def test_latents_are_those_of_the_decoded_frames(made):
   record = next(r for r in read(folder) if r["video"] == b"deep/c.mp4")
   frames, _ = mp4.read_mp4(f"{config.videos}/deep/c.mp4")
   frames = frames[:9].reshape(9, 32, 2, 32, 2, 3).mean((2, 4))  # about Lanczos
-  encoder = encode.load(encode.Spec(checkpoint=encode.RANDOM))
+  encoder = encode.load(encode.EncoderConfig(checkpoint=encode.RANDOM))
   expected = encoder.latents(frames.round().astype(np.uint8))
   found = record["latents"].astype(np.float32)
   assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
@@ -104,7 +109,7 @@ def test_going_on_after_an_interruption_equals_one_run(
     prepare.prepare(config)
   monkeypatch.setattr(shards, "run", run)
   written = [path.stat().st_mtime_ns for path in ended]
-  plan = prepare.make_plan(config)
+  plan = _plan(config)
   assert not preparation.is_finished(plan)
   preparation.run(plan)
   assert [path.stat().st_mtime_ns for path in ended] == written
@@ -201,7 +206,7 @@ def test_another_plan_does_not_touch_what_is_there(made, tmp_path):
   with pytest.raises(ValueError, match="another data set"):
     prepare.prepare(other)
   half = changed(made, tmp_path)
-  plan = prepare.make_plan(half)
+  plan = _plan(half)
   preparation._begin(plan)
   half.clip.num_frames = 5
   with pytest.raises(ValueError, match="another unfinished data set"):

@@ -25,6 +25,7 @@ from tests import tiny_project
 from videomla_jax import train
 from videomla_jax.runtime import metrics
 from videomla_jax.storage import train_states
+from videomla_jax.training.stages import table
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -123,7 +124,7 @@ class Child:
     }
     with pytest.MonkeyPatch.context() as patch:
       tiny_project.shrink(patch)
-      like, _ = train.init_state(self.config())
+      like, _ = train.init_state(*table.read(self.config()))
     with train_states.TrainCheckpoints(root / "checkpoints") as saved:
       restored = saved.restore_latest(like)
     arrays = [np.asarray(x) for x in jax.tree.leaves(restored.state)]

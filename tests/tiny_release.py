@@ -189,26 +189,9 @@ def write_diffusers(folder: pathlib.Path, rng: np.random.Generator) -> None:
   write_tokenizer(folder / "tokenizer" / tokenizer.FILE)
 
 
-def options(**changes: Any) -> types.SimpleNamespace:
-  """Flags of `convert` at their defaults, but for `changes`."""
-  values = dict(
-    source=None,
-    output=None,
-    component="auto",
-    select="",
-    num_heads=HEADS,
-    dtype="source",
-    to="same",
-    init="spectral",
-    d_c=0,
-    d_rope=0,
-    d_q=0,
-    seed=0,
-    activations="",
-    export="",
-  )
-  assert changes.keys() <= values.keys()
-  return types.SimpleNamespace(**(values | changes))
+def options(**changes: Any) -> convert.Options:
+  """Options of `convert` at their defaults, but for `changes`."""
+  return convert.Options(**(dict(num_heads=HEADS) | changes))
 
 
 def write_converted(folder: pathlib.Path, rng: np.random.Generator) -> None:

@@ -40,11 +40,11 @@ def test_a_run_goes_on_on_fewer_devices(tmp_path) -> None:
 _FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from videomla_jax import train_checkpoints
+from videomla_jax.storage import train_states
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-  with train_checkpoints.TrainCheckpoints(sys.argv[1], keep=2) as saved:
+  with train_states.TrainCheckpoints(sys.argv[1], keep=2) as saved:
     saved.save(2, {"a": np.arange(100_000.0)}, None, {})
     saved.wait()
 except Exception as error:

@@ -16,6 +16,8 @@ from videomla_jax import train
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import train_states
+from videomla_jax.training.stages import regression
+from videomla_jax.training.stages import table
 from videomla_jax.training.stages import teacher_forcing
 
 _EXACT = ("train/loss", "train/grad_norm", "eval/loss")
@@ -59,7 +61,7 @@ def config(
 def _final_state(config: Any, workdir: pathlib.Path) -> tuple[int, list, Any]:
   """Returns step, arrays and data position of the newest saved state."""
   with train_states.TrainCheckpoints(workdir / "checkpoints") as saved:
-    restored = saved.restore_latest(train.init_state(config)[0])
+    restored = saved.restore_latest(train.init_state(*table.read(config))[0])
   leaves = [np.asarray(x) for x in jax.tree.leaves(restored.state)]
   return restored.step, leaves, restored.iterator_state
 
@@ -115,7 +117,7 @@ def _check_model(config: Any, workdir: pathlib.Path) -> None:
   model = model_lib.load(workdir / "model")
   assert model.config.window == tiny_project.WINDOW
   with train_states.TrainCheckpoints(workdir / "checkpoints") as saved:
-    state = saved.restore_latest(train.init_state(config)[0]).state
+    state = saved.restore_latest(train.init_state(*table.read(config))[0]).state
   pairs = zip(jax.tree.leaves(model), jax.tree.leaves(state.ema), strict=True)
   for a, b in pairs:
     np.testing.assert_array_equal(a, b)
@@ -139,7 +141,7 @@ def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
   assert len(dumped) >= 2
   assert set(np.load(dumped[0])) == {"video", "tokens"}
   with train_states.TrainCheckpoints(tmp_path / "checkpoints") as saved:
-    restored = saved.restore_latest(train.init_state(config)[0])
+    restored = saved.restore_latest(train.init_state(*table.read(config))[0])
   if restored is not None:  # whatever was saved is finite
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored.state))
 
@@ -198,7 +200,7 @@ def test_run_of_another_model_is_not_continued(
   tmp_path: pathlib.Path, config: Any
 ) -> None:
   with train_states.TrainCheckpoints(tmp_path / "checkpoints") as saved:
-    saved.save(2, train.init_state(config)[0], None, {})
+    saved.save(2, train.init_state(*table.read(config))[0], None, {})
   config.model.kind = "dense"
   with pytest.raises(ValueError, match="arrays of training state"):
     train.train(config, str(tmp_path))
@@ -215,11 +217,12 @@ def test_bell_weight_scales_the_loss(config: Any, seed: int) -> None:
 
   @jax.jit
   def both(model, batch):
-    config.diffusion.loss_weight = "none"
-    given = (model, None, batch, key)
-    plain = teacher_forcing.loss(*given, frozen={}, config=config)
-    config.diffusion.loss_weight = "bell"
-    return plain, teacher_forcing.loss(*given, frozen={}, config=config)
+    arguments = regression.LossArguments(model, None, {}, batch, key)
+    values = []
+    for config.diffusion.loss_weight in ("none", "bell"):
+      _, settings = table.read(config)
+      values.append(teacher_forcing.loss(arguments, settings))
+    return values
 
   (plain, frames), (bell, same) = both(model, batch)
   np.testing.assert_allclose(frames, same, rtol=1e-5)

@@ -4,33 +4,33 @@
 
 Prints cache bytes against the formula, compiled memory of a chunk and of whole
 rollouts of two lengths, and the time of late chunks over early ones.
-`:suite=kernels` compiles the attention kernels instead, see `kernels`;
-`:suite=training` counts what a step of each stage computes, and what that takes
-at a given share of a GPU's peak. Nothing is run or compiled for it.
+`:suite=kernels` compiles the attention kernels instead, see
+`costs/kernel_table.py`; `:suite=training` counts what a step of each stage
+computes, and how long that takes at a given share of a GPU's peak. Nothing is
+run or compiled for it.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
-import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import ml_collections
 
-from videomla_jax import shapes
 from videomla_jax import sharding
-from videomla_jax.costs import aot
 from videomla_jax.costs import flops
+from videomla_jax.costs import gpus
+from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import memory
-from videomla_jax.diffusion import rollout
+from videomla_jax.costs import rollout_run
 from videomla_jax.diffusion import sampling
-from videomla_jax.diffusion import stream
 from videomla_jax.models import cache
 from videomla_jax.ops.latent_attention import specs
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_reader
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
@@ -38,238 +38,215 @@ from videomla_jax.training import abstract_step
 from videomla_jax.training.stages import table
 
 
-def compiled_bytes(
-  model: model_lib.VideoModel,
-  *,
-  batch: int,
-  sampler: sampling.Sampler,
-  num_frames: int,
-) -> dict[str, int]:
-  """Memory of the one-jit rollout of a length, from the compiler.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutSuite:
+  """Times a rollout of a small model and predicts its memory.
 
-  Returns:
-    Bytes of temporaries, of aliased (donated) state and of the latents that
-    are handed back.
+  Attributes:
+    checkpoint: Folder of a small model, or `shipped:NAME`.
+    seconds: Length of the video.
+    batch: Videos side by side.
+    num_steps: Network calls per chunk.
+    json: File for the report; empty for none.
   """
-  window = model.config.window
-  frame = model.latent_shape()
-  chunks = shapes.round_up(num_frames, window.chunk_frames)
-  chunks //= window.chunk_frames
-  state = jax.eval_shape(
-    lambda keys: rollout.Rollout(
-      rollout.empty_cache(
+
+  checkpoint: str
+  seconds: float
+  batch: int
+  num_steps: int
+  json: str
+
+  def run(self) -> dict[str, Any]:
+    """Runs the rollout and returns the report.
+
+    Raises:
+      ValueError: If the checkpoint or the length cannot work.
+    """
+    model = model_lib.load(self.checkpoint)
+    fps, window = model.config.fps, model.config.window
+    frame, num_frames = model.latent_shape(), round(self.seconds * fps)
+    if num_frames < 12 * window.chunk_frames:
+      raise ValueError(
+        f"seconds={self.seconds} is too short to compare early and late "
+        "chunks; use 10 or more."
+      )
+    sampler = sampling.euler(
+      self.num_steps, shift=model.config.shift, guidance=3.0
+    )
+    seconds, last_cache = rollout_run.chunk_seconds(
+      model.dit,
+      batch=self.batch,
+      frame=frame,
+      window=window,
+      sampler=sampler,
+      num_frames=num_frames,
+    )
+    needs = memory.needs(
+      model.dit,
+      streams=self.batch * sampler.rows_per_video,
+      frame=frame,
+      window=window,
+      max_frames=num_frames,
+    )
+    compiled = {
+      length: rollout_run.compiled_bytes(
         model.dit,
-        batch=batch * sampler.rows_per_video,
+        batch=self.batch,
         frame=frame,
         window=window,
-        max_frames=num_frames,
-      ),
-      keys,
-      jnp.zeros((), jnp.int32),
-    ),
-    jax.random.split(jax.random.key(0), batch),
-  )
-  network = model.dit.config
-  text = jax.ShapeDtypeStruct(
-    (batch * sampler.rows_per_video, network.text_tokens, network.text_dim),
-    jnp.float32,
-  )
-  compiled = rollout.scan_chunks.lower(
-    model.dit,
-    state,
-    text,
-    window=window,
-    sampler=sampler,
-    chunks=chunks,
-    frame=frame,
-  ).compile()
-  analysis: Any = compiled.memory_analysis()
-  return dict(
-    temporaries=analysis.temp_size_in_bytes,
-    aliased=analysis.alias_size_in_bytes,
-    latents=4 * batch * chunks * window.chunk_frames * int(np.prod(frame)),
-  )
-
-
-def chunk_seconds(
-  model: model_lib.VideoModel,
-  *,
-  batch: int,
-  sampler: sampling.Sampler,
-  num_frames: int,
-) -> tuple[np.ndarray, cache.Cache]:
-  """Wall time of every chunk of one streamed rollout, and its last cache."""
-  network = model.dit.config
-  text = jnp.zeros(
-    (batch * sampler.rows_per_video, network.text_tokens, network.text_dim)
-  )
-  chunks = stream.Stream(
-    model.dit,
-    text,
-    jax.random.key(0),
-    frame=model.latent_shape(),
-    window=model.config.window,
-    sampler=sampler,
-    max_frames=num_frames,
-  )
-  times, last = [], time.perf_counter()
-  for latents in chunks:
-    latents.block_until_ready()
-    now = time.perf_counter()
-    times.append(now - last)
-    last = now
-  return np.asarray(times), chunks.state.cache
-
-
-def time_ratio(seconds: np.ndarray) -> dict[str, float]:
-  """Median of the last fifth of chunks over that of the first fifth.
-
-  The first chunks, which compile and fill the window, and the last one, behind
-  which nothing runs, are left out.
-  """
-  steady = seconds[5:-1]
-  fifth = max(len(steady) // 5, 1)
-  first, last = np.median(steady[:fifth]), np.median(steady[-fifth:])
-  return dict(
-    first_seconds=float(first),
-    last_seconds=float(last),
-    ratio=float(last / first),
-    chunks=len(seconds),
-  )
-
-
-def kernel_suite(config: Any) -> list[kernel_table.Row]:
-  """Compiles the attention kernels, prints a table and writes JSON lines.
-
-  Args:
-    config: See configs/benchmark.py.
-
-  Raises:
-    ValueError: If a target or a shape is unknown.
-    RuntimeError: If the cross-compiler is not installed.
-  """
-  known = {"targets": list(aot.TARGETS), "shapes": list(specs.SHAPES)}
-  for name, names in known.items():
-    unknown = set(config[name]) - set(names)
-    if unknown or not config[name]:
-      what = (
-        f"{name}={sorted(unknown)} are unknown"
-        if unknown
-        else (f"{name} is empty")
+        sampler=sampler,
+        num_frames=length,
       )
-      raise ValueError(f"{what}; use some of {names}.")
-  made, lines = [], []
-  found = kernel_table.rows(targets=config.targets, shapes=config.shapes)
-  for row in found:
-    print(kernel_table.line(row), flush=True)
-    made.append(row)
-    lines.append(json.dumps(dataclasses.asdict(row)))
-    if config.json:  # Row by row: what is stopped leaves what it has.
-      atomic.write_text(config.json, "\n".join(lines) + "\n")
-  return made
-
-
-def training_suite(config: Any) -> list[dict[str, Any]]:
-  """Counts the operations of every stage for one clip; computes seconds.
-
-  Args:
-    config: See configs/benchmark.py.
-
-  Raises:
-    ValueError: If a target is unknown or the share is none.
-  """
-  unknown = sorted(set(config.targets) - set(aot.TARGETS))
-  if unknown or not 0 < config.utilisation <= 1:
-    raise ValueError(
-      f"targets={unknown} are unknown (use some of {sorted(aot.TARGETS)}), or"
-      f" utilisation={config.utilisation} is not above 0 and at most 1."
-    )
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  rows = []
-  for name, stage in config.stages.items():
-    one_clip = stage.copy_and_resolve_references()
-    one_clip.data.batch_size = 1
-    step, arguments = abstract_step.step_and_arguments(one_clip, mesh)
-    trips = table.mean_trips(one_clip)
-    operations = flops.of(step, *arguments, trips=trips)
-    seconds = {
-      target: operations
-      / (config.utilisation * aot.TARGETS[target].peak.bf16_flops)
-      for target in config.targets
+      for length in (round(10 * fps), num_frames)
     }
-    rows.append(dict(stage=name, operations=operations, seconds=seconds))
-    print(
-      f"{name:32s}{operations / 1e15:8.2f} PFLOP a clip"
-      + "".join(f"  {t} {s:6.2f} s" for t, s in seconds.items()),
-      flush=True,
+    report = dict(
+      step_time=rollout_run.time_ratio(seconds),
+      cache_bytes=cache.num_bytes(last_cache),
+      cache_bytes_predicted=needs.cache_bytes,
+      peak_bytes_predicted=needs.peak_bytes,
+      memory_ten_seconds=compiled[round(10 * fps)],
+      memory_whole=compiled[num_frames],
+      seconds_of_video=self.seconds,
+      batch=self.batch,
     )
-  if config.json:
-    atomic.write_text(config.json, json.dumps(rows, indent=1) + "\n")
-  return rows
+    text = json.dumps(report, indent=2)
+    print(text, flush=True)
+    if self.json:
+      atomic.write_text(self.json, text + "\n")
+    return report
 
 
-def benchmark(config: Any) -> Any:
-  """Runs the suite of a config.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelSuite:
+  """Compiles the attention kernels for GPUs that need not be there.
 
-  Args:
-    config: See configs/benchmark.py.
+  Attributes:
+    targets: Keys of `gpus.TARGETS`.
+    shapes: Keys of `specs.SHAPES`.
+    json: File for the rows, a line each; empty for none.
   """
-  if config.json:
-    output_folder.check(pathlib.Path(config.json).parent)
-  suites = {
-    "rollout": rollout_suite,
-    "kernels": kernel_suite,
-    "training": training_suite,
-  }
-  return suites[config.suite](config)
+
+  targets: tuple[str, ...]
+  shapes: tuple[str, ...]
+  json: str
+
+  def run(self) -> list[kernel_row.Row]:
+    """Prints a table and returns its rows.
+
+    Raises:
+      ValueError: If a target or a shape is unknown.
+      RuntimeError: If the cross-compiler is not installed.
+    """
+    _check_names("targets", self.targets, list(gpus.TARGETS))
+    _check_names("shapes", self.shapes, list(specs.SHAPES))
+    rows, lines = [], []
+    for row in kernel_table.rows(targets=self.targets, shapes=self.shapes):
+      print(kernel_row.line(row), flush=True)
+      rows.append(row)
+      lines.append(json.dumps(dataclasses.asdict(row)))
+      if self.json:  # row by row, so that what is stopped leaves what it has
+        atomic.write_text(self.json, "\n".join(lines) + "\n")
+    return rows
 
 
-def rollout_suite(config: Any) -> dict[str, Any]:
-  """Runs the rollout suite.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSuite:
+  """Counts the operations of a step of every stage, for one clip.
+
+  Attributes:
+    targets: Keys of `gpus.TARGETS`.
+    utilisation: Share of a GPU's peak that is assumed, above 0 and at most 1.
+    stages: Config of each stage by its name.
+    json: File for the report; empty for none.
+  """
+
+  targets: tuple[str, ...]
+  utilisation: float
+  stages: Mapping[str, ml_collections.ConfigDict]
+  json: str
+
+  def run(self) -> list[dict[str, Any]]:
+    """Prints operations and seconds of each stage and returns them.
+
+    Raises:
+      ValueError: If a target is unknown or the share is out of range.
+    """
+    unknown = sorted(set(self.targets) - set(gpus.TARGETS))
+    if unknown or not 0 < self.utilisation <= 1:
+      raise ValueError(
+        f"targets={unknown} are unknown (use some of {sorted(gpus.TARGETS)}),"
+        f" or utilisation={self.utilisation} is not above 0 and at most 1."
+      )
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    rows = []
+    for name, values in self.stages.items():
+      stage, settings = table.read(values)
+      data = dataclasses.replace(settings.data, batch_size=1)
+      settings = dataclasses.replace(settings, data=data)
+      step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
+      trips = stage.mean_trips(settings)
+      operations = flops.of(step, *arguments, trips=trips)
+      seconds = {
+        target: operations
+        / (self.utilisation * gpus.TARGETS[target].peak.bf16_flops)
+        for target in self.targets
+      }
+      rows.append(dict(stage=name, operations=operations, seconds=seconds))
+      print(
+        f"{name:32s}{operations / 1e15:8.2f} PFLOP a clip"
+        + "".join(f"  {t} {s:6.2f} s" for t, s in seconds.items()),
+        flush=True,
+      )
+    if self.json:
+      atomic.write_text(self.json, json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def _check_names(field: str, given: tuple[str, ...], known: list[str]) -> None:
+  """Refuses an empty list, and names that are unknown."""
+  unknown = set(given) - set(known)
+  if not given:
+    raise ValueError(f"{field} is empty; use some of {known}.")
+  if unknown:
+    raise ValueError(
+      f"{field}={sorted(unknown)} are unknown; use some of {known}."
+    )
+
+
+Suite = RolloutSuite | KernelSuite | TrainingSuite
+# The suites by the name that a config gives; their fields are its keys.
+SUITES: dict[str, type[Suite]] = {
+  "rollout": RolloutSuite,
+  "kernels": KernelSuite,
+  "training": TrainingSuite,
+}
+
+
+def suite_of(config: ml_collections.ConfigDict) -> Suite:
+  """Turns a config into the suite that it names.
 
   Args:
-    config: See configs/benchmark.py.
+    config: What `configs/benchmark.py` returns.
+  """
+  values = {key: x for key, x in config.items() if key != "suite"}
+  return config_reader.read(SUITES[config.suite], values)
+
+
+def benchmark(
+  config: ml_collections.ConfigDict,
+) -> dict[str, Any] | list[dict[str, Any]] | list[kernel_row.Row]:
+  """Runs the suite of a config and returns its report.
+
+  Args:
+    config: What `configs/benchmark.py` returns.
 
   Raises:
-    ValueError: If the checkpoint or the length cannot work.
+    ValueError: If a field cannot work.
   """
-  model = model_lib.load(config.checkpoint)
-  fps = model.config.fps
-  num_frames = round(config.seconds * fps)
-  if num_frames < 12 * model.config.window.chunk_frames:
-    raise ValueError(
-      f"seconds={config.seconds} is too short to compare early and late "
-      "chunks; use 10 or more."
-    )
-  sampler = sampling.euler(
-    config.num_steps, shift=model.config.shift, guidance=3.0
-  )
-  call = dict(batch=config.batch, sampler=sampler)
-  seconds, last_cache = chunk_seconds(model, **call, num_frames=num_frames)
-  needs = memory.needs(
-    model.dit,
-    streams=config.batch * sampler.rows_per_video,
-    frame=model.latent_shape(),
-    window=model.config.window,
-    max_frames=num_frames,
-  )
-  report = dict(
-    step_time=time_ratio(seconds),
-    cache_bytes=cache.num_bytes(last_cache),
-    cache_bytes_predicted=needs.cache_bytes,
-    peak_bytes_predicted=needs.peak_bytes,
-    memory_ten_seconds=compiled_bytes(
-      model, **call, num_frames=round(10 * fps)
-    ),
-    memory_whole=compiled_bytes(model, **call, num_frames=num_frames),
-    seconds_of_video=config.seconds,
-    batch=config.batch,
-  )
-  text = json.dumps(report, indent=2)
-  print(text, flush=True)
-  if config.json:
-    atomic.write_text(config.json, text + "\n")
-  return report
+  suite = suite_of(config)
+  if suite.json:
+    output_folder.check(pathlib.Path(suite.json).parent)
+  return suite.run()
 
 
 if __name__ == "__main__":

@@ -11,18 +11,19 @@
 
 A release folder (Wan's or diffusers') becomes a folder with dit/, vae/, umt5/
 and tokenizer/; one file becomes one model folder; a trained small model keeps
-its words. Tensors pass through memory
-one by one. Pickles are read without running anything in them.
+its words. Tensors pass through memory one by one. Pickles are read without
+running anything in them.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
-from typing import Any
 
 from absl import flags
 from absl import logging
 
+from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import release
 from videomla_jax.conversion import to_latent
 from videomla_jax.models import released
@@ -31,28 +32,57 @@ from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as small_model
-from videomla_jax.storage import model_writer
 
-# Folders of a release's parts: in diffusers' layout and in ours. The layouts of
-# the releases themselves stand in `released.FAMILIES`.
-PARTS = {
-  "dit": ("transformer", "dit"),
-  "vae": ("vae",),
-  "umt5": ("text_encoder", "umt5"),
-  "tokenizer": (f"tokenizer/{tokenizer_lib.FILE}",),
-}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """What to convert and how: the values of the flags.
+
+  Attributes:
+    source: Release folder, checkpoint file or model folder.
+    output: Folder to write.
+    component: Only this component of a release, or "auto" for all of them.
+    select: Name of the network in a training checkpoint.
+    num_heads: Heads of a DiT whose number of heads no shape tells.
+    dtype: "float32", "bfloat16", or "source" for the type that is given.
+    to: "latent" to change dense attention, else "same".
+    init: How latent attention starts: "spectral" or "random".
+    d_c: Channels of the content latent; 0 is an eighth of the width.
+    d_rope: Channels of the positional key; 0 is a quarter of a head.
+    d_q: Channels of the query latent; 0 is half of the width.
+    seed: Seed of a random start.
+    activations: File that `calibrate` wrote, for a spectral start.
+    export: Names to export under; empty writes a model folder.
+  """
+
+  source: str | None = None
+  output: str | None = None
+  component: str = "auto"
+  select: str = ""
+  num_heads: int | None = None
+  dtype: str = "source"
+  to: str = "same"
+  init: latent_layer.Method = "spectral"
+  d_c: int = 0
+  d_rope: int = 0
+  d_q: int = 0
+  seed: int = 0
+  activations: str = ""
+  export: str = ""
 
 
 def define_flags() -> None:
-  """Flags of the command line."""
+  """Defines the flags of the command line, one per field of `Options`."""
   string, integer = flags.DEFINE_string, flags.DEFINE_integer
   string("source", None, "Release folder, checkpoint file or model folder.")
   string("output", None, "Folder to write.")
-  flags.DEFINE_enum("component", "auto", ["auto", *PARTS], "Only this part.")
+  flags.DEFINE_enum(
+    "component", "auto", ["auto", *release.COMPONENTS], "Only this one."
+  )
   string("select", "", "Network in a training checkpoint (generator_ema).")
   integer("num_heads", None, "Of a DiT whose heads have not 128 channels.")
   flags.DEFINE_enum(
-    "dtype", "source", ["source", "float32", "bfloat16"], "As stored."
+    "dtype", "source", ["source", "float32", "bfloat16"], "Type of weights."
   )
   flags.DEFINE_enum("to", "same", ["same", "latent"], "Kind of attention.")
   flags.DEFINE_enum(
@@ -61,61 +91,43 @@ def define_flags() -> None:
   integer("d_c", 0, "Content latent; 0 is an eighth of the width.")
   integer("d_rope", 0, "Positional key; 0 is a quarter of a head.")
   integer("d_q", 0, "Query latent; 0 is half of the width.")
-  integer("seed", 0, "Of --init=random.")
+  integer("seed", 0, "Seed of --init=random.")
   string("activations", "", "Inputs of real latents, for --init=spectral.")
   flags.DEFINE_enum(
     "export", "", ["", "original", "diffusers", "transformers"], "Names."
   )
 
 
-def find_parts(source: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Parts of a release by name; empty if the source is one checkpoint."""
-  if not source.is_dir() or model_writer.is_model_folder(source):
-    return {}
-  found = {}
-  for part, folders in PARTS.items():
-    files = [family.files.get(part) for family in released.FAMILIES.values()]
-    for pattern in (*filter(None, files), *folders):
-      paths = sorted(source.glob(pattern))
-      if paths:
-        # Several files of one network: its folder has the index.
-        found[part] = source if len(paths) > 1 else paths[0]
-        break
-  # A network at the top and nothing else is one checkpoint.
-  top = found.get("dit") in (source, *source.glob("*.safetensors*"))
-  return {} if top and len(found) == 1 else found
-
-
-def convert(options: Any) -> None:
+def convert(options: Options) -> None:
   """Runs one conversion.
 
   Args:
-    options: Values of the flags, see `define_flags`.
+    options: What to convert and how.
 
   Raises:
     ValueError: If source, output or the change cannot work.
   """
-  for name in ("source", "output"):
-    if not getattr(options, name):
-      raise ValueError(f"--{name} is missing; see the top of convert.py.")
+  if not options.source or not options.output:
+    name = "output" if options.source else "source"
+    raise ValueError(f"--{name} is missing; see the top of convert.py.")
   source, output = pathlib.Path(options.source), pathlib.Path(options.output)
   if source.absolute() == output.absolute():
     raise ValueError(
       f"output={str(output)!r} is the source; choose another folder."
     )
-  parts = find_parts(source)
-  if options.component != "auto" and parts:
-    if options.component not in parts:
+  components = release.find_components(source)
+  if options.component != "auto" and components:
+    if options.component not in components:
       raise ValueError(
         f"source={str(source)!r} holds no {options.component!r}; it holds "
-        f"{sorted(parts)}."
+        f"{sorted(components)}."
       )
-    parts = {options.component: parts[options.component]}
+    components = {options.component: components[options.component]}
   try:
-    if not parts:
-      _convert_one(options, source, output)
-    for part, path in parts.items():
-      _convert_part(options, part, path, output / part)
+    if not components:
+      _convert_network(options, source, output)
+    for component, path in components.items():
+      _convert_component(options, component, path, output / component)
   except OSError as error:
     raise ValueError(
       f"output={str(output)!r} cannot be written ({error}); free space or "
@@ -123,21 +135,29 @@ def convert(options: Any) -> None:
     ) from error
 
 
-def _convert_part(options, part: str, path: pathlib.Path, output) -> None:
-  """One part of a release."""
-  if part == "tokenizer":
-    tokenizer_lib.Tokenizer.load(path)  # raises for what is none
+def _convert_component(
+  options: Options, component: str, path: pathlib.Path, output: pathlib.Path
+) -> None:
+  """Converts one component of a release; the tokenizer is copied."""
+  if component == "tokenizer":
+    tokenizer_lib.Tokenizer.load(path)  # raises for a file that is none
     output.mkdir(parents=True, exist_ok=True)
     temporary = output / f".{tokenizer_lib.FILE}.{os.getpid()}.tmp"
     shutil.copyfile(path, temporary)
     temporary.replace(output / tokenizer_lib.FILE)
     print(f"{path} -> {output}", flush=True)
     return
-  _convert_one(options, path, output, part=part)
+  _convert_network(options, path, output, component=component)
 
 
-def _convert_one(options, path, output, *, part: str = "dit") -> None:
-  """One network: read, perhaps change, write or export."""
+def _convert_network(
+  options: Options,
+  path: pathlib.Path,
+  output: pathlib.Path,
+  *,
+  component: str = "dit",
+) -> None:
+  """Reads one network, changes it if asked, and writes or exports it."""
   if small_model.is_model(path):
     return _convert_small(options, path, output)
   with release.open_network(
@@ -145,6 +165,8 @@ def _convert_one(options, path, output, *, part: str = "dit") -> None:
   ) as (network, tensors):
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
+    # --to=latent leaves the other components of a release as they are.
+    latent = _recipe(options, network.config) if component == "dit" else None
     with metrics.Progress(total, "convert", unit="tensor") as progress:
       if options.export:
         release.export(
@@ -161,16 +183,18 @@ def _convert_one(options, path, output, *, part: str = "dit") -> None:
           tensors,
           dtype=options.dtype,
           source=dict(files=str(path), select=options.select),
-          latent=_latent(options, network.config) if part == "dit" else None,
+          latent=latent,
           advance=lambda: progress.update(1),
         )
   print(f"{path} -> {output}", flush=True)
 
 
-def _convert_small(options, path, output) -> None:
-  """A trained small model; all it can become is latent."""
+def _convert_small(
+  options: Options, path: pathlib.Path, output: pathlib.Path
+) -> None:
+  """Converts a trained small model; all that it can become is latent."""
   model = small_model.load(path)
-  latent = _latent(options, model.dit.config)
+  latent = _recipe(options, model.dit.config)
   if latent is None or options.export:
     raise ValueError(
       f"source={str(path)!r} is a small model, which can only be converted "
@@ -180,12 +204,15 @@ def _convert_small(options, path, output) -> None:
   print(f"{path} -> {output}", flush=True)
 
 
-def _latent(options: Any, config: Any) -> to_latent.Recipe | None:
-  """Sizes of latent attention, in the paper's proportions by default."""
+def _recipe(
+  options: Options, config: released.Config
+) -> to_latent.Recipe | None:
+  """Returns how attention changes; sizes are the paper's shares by default."""
   if options.to != "latent":
     return None
-  width = config.width if isinstance(config, wan_config.WanConfig) else 0
-  head_dim = config.attention.head_dim if width else 0
+  width = head_dim = 0  # of other networks, which `write_model` refuses
+  if isinstance(config, wan_config.WanConfig):
+    width, head_dim = config.width, config.attention.head_dim
   return to_latent.Recipe(
     method=options.init,
     d_c=options.d_c or width // 8,
@@ -197,10 +224,11 @@ def _latent(options: Any, config: Any) -> to_latent.Recipe | None:
 
 
 def main() -> None:
-  """Runs the command line."""
-  # Orbax warns that pieces of ours are no database of its own.
+  """Converts what the command line says."""
+  # Orbax warns that arrays written piece by piece have no metadata of its own.
   logging.set_verbosity(logging.ERROR)
-  convert(flags.FLAGS)
+  names = [field.name for field in dataclasses.fields(Options)]
+  convert(Options(**{name: getattr(flags.FLAGS, name) for name in names}))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _open(request: Evaluation) -> dict[str, list[sources.SmallSource]]:
 
 def _summary(seeds: Sequence[Measures]) -> dict[str, dict[str, float]]:
   """Summarises the videos of one training seed, or the means of several."""
-  # Videos of one seed are not independent of each other; seeds are.
+  # Training seeds are independent of each other; videos of one seed are not.
   if len(seeds) == 1:
     return measures_lib.summarise(seeds[0])
   means = {

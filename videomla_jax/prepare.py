@@ -11,112 +11,159 @@ says what became of every input. `--config.prompts=FILE` in place of videos
 makes data of prompts alone, which is all that stage 3 reads.
 """
 
+import dataclasses
 from typing import Any
 
 from videomla_jax.data import dataset
 from videomla_jax.data import decode
 from videomla_jax.data import encode
-from videomla_jax.data import filters
+from videomla_jax.data import filters as filters_lib
 from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
-from videomla_jax.data import table
+from videomla_jax.data import table as table_lib
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 
 RUNNERS = ("local", "beam")
 
 
-def read_inputs(config: Any) -> table.Table:
-  """The inputs of a config: a table, a folder or prompts.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """What is prepared and how; the fields are the keys of `configs/prepare.py`.
+
+  Attributes:
+    videos: Folder of videos, or empty.
+    table: Table of them, or empty for captions that lie beside the videos.
+    prompts: Text file with one prompt per line, in place of videos.
+    output: Root of TFDS data sets.
+    checkpoint: Folder of `convert` with the encoders, or `encode.RANDOM`.
+    embeddings: File of `embed` to take text from, or empty.
+    negative_prompt: Text that guidance steers away from.
+    vae_dtype: Type of the VAE's convolutions.
+    clip: What every clip is brought to.
+    max_clips: Most clips that are taken of one video.
+    filters: What a video must fulfil.
+    shard_size: Inputs of one shard.
+    test_fraction: Chance of a video to be held out, 0..1.
+    runner: "local", or "beam" for Apache Beam.
+    beam_options: Options of Beam, such as "--runner=FlinkRunner".
+  """
+
+  videos: str
+  table: str
+  prompts: str
+  output: str
+  checkpoint: str
+  embeddings: str
+  negative_prompt: str
+  vae_dtype: str
+  clip: decode.ClipShape
+  max_clips: int
+  filters: filters_lib.Filters
+  shard_size: int
+  test_fraction: float | int
+  runner: str
+  beam_options: tuple[str, ...]
+
+  def __post_init__(self) -> None:
+    if self.max_clips < 1:
+      raise ValueError(f"max_clips={self.max_clips} must be positive; use 1.")
+    if self.runner not in RUNNERS:
+      raise ValueError(
+        f"runner={self.runner!r} is unknown; use one of {RUNNERS}."
+      )
+    if bool(self.prompts) == bool(self.videos):
+      raise ValueError(
+        f"prompts={self.prompts!r} and videos={self.videos!r}: give a file of"
+        " prompts or a folder of videos, and not both."
+      )
+
+  def read_inputs(self) -> table_lib.Table:
+    """Returns all inputs: of a table, a folder or a file of prompts.
+
+    Raises:
+      ValueError: If they cannot be read.
+    """
+    if self.prompts:
+      return table_lib.read_prompts(self.prompts)
+    if self.table:
+      return table_lib.read_table(self.table, videos=self.videos)
+    return table_lib.read_folder(self.videos)
+
+  def settings(self) -> shards.Settings:
+    """Returns how every input is treated.
+
+    Raises:
+      ValueError: If sizes do not fit the VAE, or encoders are missing.
+    """
+    encoder = encode.EncoderConfig(
+      checkpoint=self.checkpoint,
+      embeddings=self.embeddings,
+      vae_dtype=self.vae_dtype,
+    )
+    clip, latents = None, None
+    if not self.prompts:
+      clip = self.clip
+      latents = encoder.latent_shape(
+        num_frames=clip.num_frames, height=clip.height, width=clip.width
+      )
+    return shards.Settings(
+      encoder=encoder,
+      sizes=records.RecordShape(
+        latents=latents, text_width=encoder.text_width()
+      ),
+      clip=clip,
+      filters=self.filters,
+      max_clips=self.max_clips,
+      negative_prompt=self.negative_prompt,
+    )
+
+
+def make_plan(request: Request) -> preparation.Plan:
+  """Plans all shards; nothing is decoded or loaded yet.
+
+  Args:
+    request: What is prepared and how.
 
   Raises:
-    ValueError: If none or two are given, or it cannot be read.
+    ValueError: If the request cannot be met.
   """
-  if bool(config.prompts) == bool(config.videos):
-    raise ValueError(
-      f"prompts={config.prompts!r} and videos={config.videos!r}: give a file of"
-      " prompts or a folder of videos, and not both."
-    )
-  if config.prompts:
-    return table.read_prompts(config.prompts)
-  if config.table:
-    return table.read_table(config.table, videos=config.videos)
-  return table.read_folder(config.videos)
-
-
-def make_settings(config: Any) -> shards.Settings:
-  """How every input is treated.
-
-  Raises:
-    ValueError: If sizes do not fit the VAE, or encoders are missing.
-  """
-  encoder = encode.Spec(
-    checkpoint=config.checkpoint,
-    embeddings=config.embeddings,
-    vae_dtype=config.vae_dtype,
-  )
-  clip, latents = None, None
-  if config.max_clips < 1:
-    raise ValueError(f"max_clips={config.max_clips} must be positive; use 1.")
-  if not config.prompts:
-    clip = decode.ClipShape(**config.clip)
-    latents = encoder.latent_shape(
-      num_frames=clip.num_frames, height=clip.height, width=clip.width
-    )
-  return shards.Settings(
-    encoder=encoder,
-    sizes=records.Sizes(latents=latents, text_width=encoder.text_width()),
-    clip=clip,
-    filters=filters.Filters(**config.filters),
-    max_clips=config.max_clips,
-    negative_prompt=config.negative_prompt,
-  )
-
-
-def make_plan(config: Any) -> preparation.Plan:
-  """All shards of a config; nothing is decoded or loaded yet.
-
-  Raises:
-    ValueError: If the config cannot work.
-  """
-  if config.runner not in RUNNERS:
-    raise ValueError(
-      f"runner={config.runner!r} is unknown; use one of {RUNNERS}."
-    )
-  settings = make_settings(config)
-  items, excluded = filters.select(read_inputs(config), settings.filters)
+  settings = request.settings()
+  items, excluded = filters_lib.select(request.read_inputs(), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
   settings.encoder.require_texts([*captions, settings.negative_prompt])
   return preparation.plan(
     items,
     excluded,
-    videos=config.videos,
-    output=config.output,
+    videos=request.videos,
+    output=request.output,
     settings=settings,
-    shard_size=config.shard_size,
-    test_fraction=config.test_fraction,
+    shard_size=request.shard_size,
+    test_fraction=request.test_fraction,
   )
 
 
-def prepare(config: Any) -> dict[str, Any]:
-  """Makes a data set, or goes on with it.
+def prepare(config: config_reader.Values) -> dict[str, Any]:
+  """Makes a data set, or goes on with one that was interrupted.
 
   Args:
-    config: See configs/prepare.py.
+    config: What configs/prepare.py returns.
 
   Returns:
-    The report.
+    The report, which also lies in the data set's folder.
 
   Raises:
     ValueError: If the config cannot work, or no input is left.
   """
-  plan = make_plan(config)
+  request = config_reader.read(Request, config)
+  plan = make_plan(request)
   if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:
-    if config.runner == "beam":
-      preparation.run_beam(plan, config.beam_options)
+    if request.runner == "beam":
+      preparation.run_beam(plan, request.beam_options)
     else:
       with metrics.Progress(plan.num_items, "prepare", unit="input") as bar:
         preparation.run(plan, bar.update)
@@ -126,6 +173,7 @@ def prepare(config: Any) -> dict[str, Any]:
 
 
 def _summary(plan: preparation.Plan, report: dict[str, Any]) -> str:
+  """Says in one line what became of the inputs."""
   clips_made = ", ".join(f"{n} {split}" for split, n in report["clips"].items())
   left_out = dict(report["excluded"])
   if report["quarantined"]:

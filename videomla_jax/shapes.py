@@ -61,16 +61,6 @@ def round_up(count: int, multiple: int) -> int:
   return -(-count // multiple) * multiple
 
 
-def wan_pixel_frames(latent_frames: int) -> int:
-  """Pixel frames that the Wan VAE decodes from latent frames: 4 (T - 1) + 1."""
-  return pixel_frames(latent_frames, stride=4)
-
-
-def wan_latent_frames(pixel_frames: int) -> int:
-  """Latent frames of a Wan clip; surplus pixel frames are dropped."""
-  return (pixel_frames - 1) // 4 + 1
-
-
 def pixel_frames(latent_frames: int, *, stride: int) -> int:
   """Pixel frames of a clip: one for the first latent frame, then `stride`."""
   return stride * (latent_frames - 1) + 1

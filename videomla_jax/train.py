@@ -12,6 +12,7 @@ averaged model is written to WORKDIR/model, where the next stage starts.
   WORKDIR/samples       pictures     WORKDIR/skipped         batches left out
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -20,19 +21,24 @@ from typing import Any
 from absl import flags
 from absl import logging
 import jax
+import ml_collections
 
 from videomla_jax import sharding
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
-from videomla_jax.storage import model_folder
 from videomla_jax.storage import output_folder
+from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import inputs
+from videomla_jax.training import interrupts
 from videomla_jax.training import loop
 from videomla_jax.training import networks
 from videomla_jax.training import optim
+from videomla_jax.training import origins
+from videomla_jax.training import profile as profile_lib
 from videomla_jax.training import samples
-from videomla_jax.training import workdir as workdir_lib
+from videomla_jax.training import settings as settings_lib
+from videomla_jax.training.stages import stage as stage_lib
 from videomla_jax.training.stages import table
 
 _PROFILE = flags.DEFINE_string(
@@ -40,144 +46,212 @@ _PROFILE = flags.DEFINE_string(
 )
 
 
-def check_config(config: Any) -> None:
+def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
   """Refuses what cannot be trained, before anything is loaded or compiled.
 
   Args:
-    config: Of any stage.
+    stage: The stage.
+    settings: Settings of the stage.
 
   Raises:
     ValueError: With the field, the rule and the way out.
   """
-  stage = table.get(config)
-  stage.check(config)
-  optim.check(config.optim)
-  batches_lib.check(config)
-  samples.check(config)
+  stage.check(settings)
+  optim.check(settings.optim)
+  batches_lib.check(settings.data, clips=stage.reads_clips)
+  samples.check(settings)
   for name in ("log", "eval", "checkpoint", "samples"):
-    if config[name].every < 1:
+    every = getattr(settings, name).every
+    if every < 1:
       raise ValueError(
-        f"{name}.every={config[name].every} must be at least 1; for never, "
-        "use more than optim.steps."
+        f"{name}.every={every} must be at least 1; for never, use more than "
+        "optim.steps."
       )
-  if config.optim.max_skipped < 1:
+  if settings.optim.max_skipped < 1:
     raise ValueError(
-      f"optim.max_skipped={config.optim.max_skipped} must be at least 1."
+      f"optim.max_skipped={settings.optim.max_skipped} must be at least 1."
     )
-  for role, allowed in stage.STARTS_FROM.items():
-    networks.check_origin(role, config.networks[role], allowed)
-  if not config.networks.model:
-    networks.check_build(config)
+  for role, allowed in stage.starts_from.items():
+    origins.check(role, settings.networks[role], allowed)
+  if not settings.networks["model"]:
+    networks.check_build(settings)
 
 
-def load_networks(config: Any) -> dict[str, Any]:
-  """The networks of a stage by their role, on the default device.
+def load_networks(
+  stage: stage_lib.Stage, settings: settings_lib.Training
+) -> stage_lib.Networks:
+  """Loads the networks of a stage, by role, onto the default device.
+
+  Args:
+    stage: The stage.
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If one is damaged or of another architecture.
   """
-  made, trained = {}, table.trained(config)
-  for role in table.get(config).STARTS_FROM:
-    path = config.networks[role]
-    made[role] = (
-      networks.load(path, config, frozen=role not in trained)
+  loaded = {}
+  for role in stage.starts_from:
+    path = settings.networks[role]
+    loaded[role] = (
+      networks.load(path, settings, frozen=role not in stage.trained)
       if path
-      else networks.build(config)
+      else networks.build(settings)
     )
-  made["model"] = networks.prepare(made["model"], config)
-  table.check_networks(made, config)
-  return made
+  loaded["model"] = networks.prepare(loaded["model"], settings)
+  networks.check_together(loaded, settings.data, scores=stage.scores)
+  return loaded
 
 
-def init_state(config: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
-  """State and frozen networks of a stage before its first step.
+def init_state(
+  stage: stage_lib.Stage,
+  settings: settings_lib.Training,
+  mesh: jax.sharding.Mesh | None = None,
+) -> tuple[stage_lib.State, stage_lib.Networks]:
+  """Returns state and frozen networks of a stage before its first step.
 
   Args:
-    config: Of any stage.
-    mesh: The devices; one by default.
+    stage: The stage.
+    settings: Settings of the stage.
+    mesh: The devices; a single one by default.
 
   Returns:
     Training state and frozen networks, sharded.
+
+  Raises:
+    ValueError: If networks and devices do not fit.
   """
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
   # In host memory, so that no device ever holds a whole network.
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    loaded = load_networks(config)
-  _check_mesh(loaded, config, mesh)
+    loaded = load_networks(stage, settings)
+  _check_mesh(loaded, settings, mesh)
+  # Moments and averages are made where their parameters lie.
   placed = jax.device_put(loaded, sharding.shardings(loaded, mesh))
   state = sharding.create(
-    lambda networks: table.init(networks, config), placed, mesh=mesh
+    lambda networks: stage.init(networks, settings), placed, mesh=mesh
   )
-  frozen = {
-    role: placed[role] for role in placed if role not in table.trained(config)
-  }
-  return state, frozen
+  return state, stage.frozen(placed)
 
 
-def _check_mesh(loaded: Any, config: Any, mesh: jax.sharding.Mesh) -> None:
+def _check_mesh(
+  loaded: stage_lib.Networks,
+  settings: settings_lib.Training,
+  mesh: jax.sharding.Mesh,
+) -> None:
+  """Refuses devices that batch, tokens or heads cannot be split over.
+
+  Args:
+    loaded: The networks of the stage by role.
+    settings: Settings of the stage.
+    mesh: The devices.
+
+  Raises:
+    ValueError: If a number is no multiple of the devices that share it.
+  """
   sharding.check_batch(
-    config.data.batch_size, mesh, parts=config.optim.accumulate
+    settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
+  # The sequence axis splits the tokens of a frame, the tensor axis heads.
   for model in loaded.values():
     network = inputs.dit(model).config
-    rows, columns, _ = config.data.latent_shape
+    rows, columns, _ = settings.data.latent_shape
     tokens = rows * columns // network.patch**2
     sharding.check_tokens(tokens, network.attention.num_heads, mesh)
 
 
-def train(config: Any, workdir: str, profile: str = "") -> None:
+def train(
+  config: ml_collections.ConfigDict, workdir: str, profile: str = ""
+) -> None:
   """Runs or continues one training run.
 
   Args:
-    config: Of any stage, see configs/.
+    config: Config of any stage, see configs/.
     workdir: Folder of checkpoints, metrics and the finished model.
     profile: Steps to trace, see the flag.
 
   Raises:
     ValueError: If the config or the folder cannot work.
   """
-  check_config(config)
+  stage, settings = table.read(config)
+  check(stage, settings)
   distributed.initialize()
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
+  # Here as well, since networks of billions of parameters are loaded first.
   sharding.check_batch(
-    config.data.batch_size, mesh, parts=config.optim.accumulate
+    settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
   root = pathlib.Path(workdir)
   output_folder.check(root)
-  trace = loop.Profile(root, profile)
+  trace = profile_lib.Profile(root, profile)
+  # What lies beside states and models is the config as the user gave it.
+  record = json.loads(config.to_json())
   logging.info("config: %s", config.to_json())
-  batches = iter(batches_lib.loader(config, "train"))
-  with workdir_lib.exclusive(root):
-    _run(config, root, mesh, trace, batches)
+  batches = batches_lib.loader(
+    settings.data,
+    "train",
+    batch_size=stage.examples_per_step(settings),
+    seed=settings.seed,
+    clips=stage.reads_clips,
+  )
+  with interrupts.exclusive(root):
+    state, frozen = init_state(stage, settings, mesh)
+    with train_states.TrainCheckpoints(
+      root / "checkpoints",
+      keep=settings.checkpoint.keep,
+      save_every=settings.checkpoint.every,
+    ) as checkpoints:
+      # Replaces the new state at once: two do not fit into memory.
+      state = _resume(checkpoints, state, batches)
+      run = loop.Run(
+        stage=stage,
+        settings=settings,
+        record=record,
+        root=root,
+        frozen=frozen,
+        mesh=mesh,
+        checkpoints=checkpoints,
+        profile=trace,
+      )
+      state = run(state, batches)
+    _hand_on(root, state, record)
 
 
-def _run(
-  config: Any,
-  root: pathlib.Path,
-  mesh: jax.sharding.Mesh,
-  trace: loop.Profile,
-  batches: Any,
+def _resume(
+  checkpoints: train_states.TrainCheckpoints,
+  state: stage_lib.State,
+  batches: batches_lib.Batches,
+) -> stage_lib.State:
+  """Returns the newest saved state, or the new one if nothing was saved.
+
+  Args:
+    checkpoints: Saved states of the run.
+    state: The state before the first step, sharded.
+    batches: The data, which go on behind the saved state.
+  """
+  restored = checkpoints.restore_latest(state)
+  if restored is None:
+    return state
+  batches.set_state(restored.iterator_state)
+  logging.info("continuing after step %d", restored.step)
+  return restored.state
+
+
+def _hand_on(
+  root: pathlib.Path, state: stage_lib.State, record: dict[str, Any]
 ) -> None:
-  """Trains in a folder that is this run's alone, and hands the model on."""
-  state, frozen = init_state(config, mesh)
-  with model_folder.TrainCheckpoints(
-    root / "checkpoints",
-    keep=config.checkpoint.keep,
-    save_every=config.checkpoint.every,
-  ) as checkpoints:
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
-      state = restored.state
-      batches.set_state(restored.iterator_state)
-      logging.info("continuing after step %d", restored.step)
-    run = loop.Run(config, root, frozen, mesh, checkpoints, trace)
-    state = run(state, batches)
+  """Writes the averaged model, which the next stage starts from.
+
+  Args:
+    root: Folder of the run.
+    state: The last state.
+    record: The config as plain JSON values.
+  """
   model = loop.to_host(state.ema)
   if jax.process_index() == 0:
     networks.save(
       root / "model",
       model,
-      training=json.loads(config.to_json()),
+      training=record,
       command=" ".join(["python", "-m", "videomla_jax.train", *sys.argv[1:]]),
       steps=int(state.step),
     )

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import pytest
 
 from videomla_jax.costs import aot
+from videomla_jax.costs import gpus
+from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import machine_code
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
@@ -33,7 +36,7 @@ SHAPES = (
 def rows():
   made = list(kernel_table.rows(targets=("b200",), shapes=SHAPES))
   for row in made:
-    print(kernel_table.line(row))
+    print(kernel_row.line(row))
   return made
 
 
@@ -64,28 +67,19 @@ def test_blackwell_kernel_uses_its_units(rows):
   }
   for row in blackwell:
     assert row.tensor_core_ops > 0
-    assert 0 < row.smem_bytes <= aot.TARGETS["b200"].smem_bytes
+    assert 0 < row.smem_bytes <= gpus.TARGETS["b200"].smem_bytes
     assert 0 < row.tmem_columns <= 512
 
 
 def test_memory_of_every_kernel_is_known_and_fits(rows):
   for row in _ours(rows):
     if row.compiled:
-      assert 1024 < row.smem_bytes <= aot.TARGETS["b200"].smem_bytes, row
+      assert 1024 < row.smem_bytes <= gpus.TARGETS["b200"].smem_bytes, row
       if (row.shape, row.form) == ("480p_dc512", "absorbed"):
         # Too wide for tensor memory: Triton takes products of a warp.
         assert row.tmem_columns is None
       else:
         assert row.tmem_columns in range(32, 513, 32), row
-
-
-def test_columns_are_read_from_machine_code():
-  take = "UTCATOMSWS.FIND_AND_SET.ALIGN UP0, UR4, UR8 ;"
-  code = f"UMOV UR8, 0x8 ;\nUMOV UR4, 0x40 ;\n{take}\n"
-  assert machine_code.tmem_columns(code) == 256
-  assert machine_code.tmem_columns("UMOV UR8, 0x8 ;") is None
-  with pytest.raises(ValueError, match="does not tell"):
-    machine_code.tmem_columns(take)
 
 
 def test_what_does_not_compile_says_why(rows):
@@ -112,13 +106,13 @@ def test_few_queries_have_the_kernel_that_splits_keys(rows):
 def test_rows_are_json(rows):
   for row in rows:
     assert (
-      kernel_table.Row(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
+      kernel_row.Row(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
     )
 
 
 def test_rooflines_have_units():
-  spec = specs.SHAPES["480p"].spec
-  least = kernel_table.costs(spec, "expanded", aot.TARGETS["b200"])
+  spec = specs.SHAPES["480p"].sizes
+  least = kernel_row.costs(spec, "expanded", gpus.TARGETS["b200"])
   # 2 x 163 G multiply-adds at 2.25 PFLOP/s.
   assert least["bound"] == "matmul"
   assert least["roofline_us"] == pytest.approx(144.6, rel=0.01)
@@ -137,13 +131,6 @@ def test_hopper_is_served_by_triton():
       assert row.compiled and row.tensor_core_ops > 0 and not row.spill_bytes
     else:
       assert "compute capability 10" in row.error
-
-
-def test_snappy_streams_are_read_back():
-  pyarrow = pytest.importorskip("pyarrow")
-  data = b"latent attention " * 400 + bytes(range(256)) * 20
-  packed = pyarrow.compress(data, codec="snappy", asbytes=True)
-  assert machine_code.unsnap(b"??" + packed, 2) == (data, 2 + len(packed))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +154,7 @@ def test_gradient_compiles_without_spills(name, form, kernels_of_ours):
 
     def of(queries, latents, up):
       seen = [
-        specs.Keys(*x, k.valid) for x, k in zip(latents, keys, strict=True)
+        types.Keys(*x, k.valid) for x, k in zip(latents, keys, strict=True)
       ]
       return run(queries, seen, up)
 

@@ -183,7 +183,7 @@ def test_parts_of_the_feed_forward_stay_on_their_devices():
 
 
 def test_keys_and_values_exist_for_one_layer_at_a_time():
-  spec = SHAPE.spec
+  spec = SHAPE.sizes
   width = spec.heads * spec.content
   per_head = width + spec.heads * spec.value
   program = _step(1).text
@@ -215,11 +215,11 @@ def _buffers(text):
 @pytest.mark.parametrize("dtype", [None, "int8", "float8_e4m3fn"])
 def test_no_layer_of_an_eight_bit_cache_is_written_dequantised(dtype):
   program = _step(1, dtype)
-  layer = 4 * 1560 * SHAPE.spec.content_latent
+  layer = 4 * 1560 * SHAPE.sizes.content_latent
   copies = {
     name
     for name, sizes in _buffers(program.text)
-    if np.prod(sizes) == layer and sizes[-1] == SHAPE.spec.content_latent
+    if np.prod(sizes) == layer and sizes[-1] == SHAPE.sizes.content_latent
   }
   # One layer is cut out of the stack, with the dtype that it has there.
   assert copies == {
@@ -231,7 +231,7 @@ def test_no_layer_of_an_eight_bit_cache_is_written_dequantised(dtype):
 
 
 def test_no_scores_of_the_text_are_written():
-  scores = SHAPE.spec.queries * 512 * SHAPE.spec.heads
+  scores = SHAPE.sizes.queries * 512 * SHAPE.sizes.heads
   assert max(np.prod(sizes) for _, sizes in _buffers(_step(1).text)) > scores
   written = {s for _, s in _buffers(_step(1).text) if np.prod(s) == scores}
   assert not written
@@ -288,7 +288,7 @@ def test_attention_of_a_step_needs_little_memory(name):
   print(f"{name}: temporaries {program.temporary_bytes / 1e6:.0f} MB")
   assert program.temporary_bytes <= 160e6
   # Two layers' expanded keys and values would not fit in, so one is alive.
-  spec = SHAPE.spec
+  spec = SHAPE.sizes
   one_layer = 2 * spec.keys * spec.heads * (spec.content + spec.value)
   assert program.temporary_bytes < 2 * one_layer
 

@@ -15,6 +15,7 @@ from videomla_jax.costs import aot
 from videomla_jax.costs import collectives
 from videomla_jax.storage import tree_names
 from videomla_jax.training import abstract_step
+from videomla_jax.training.stages import table
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
@@ -33,8 +34,11 @@ def _weights(arguments):
 def _compile(stage, fsdp=8, sequence=1, tensor=1):
   config = tiny_project.config(stage, "wan_1p3b")
   config.data.batch_size = fsdp
+  description, settings = table.read(config)
   mesh = aot.mesh("b200", (1, fsdp, sequence, tensor), sharding.AXES)
-  step, arguments = abstract_step.step_and_arguments(config, mesh)
+  step, arguments = abstract_step.step_and_arguments(
+    description, settings, mesh
+  )
   compiled = aot.compile_for(step, *arguments, devices=mesh)
   return compiled, arguments, mesh
 

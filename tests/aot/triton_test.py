@@ -9,7 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
+import types as python_types
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from videomla_jax.ops import quantise  # noqa: E402
 from videomla_jax.ops.latent_attention import forms  # noqa: E402
 from videomla_jax.ops.latent_attention import specs  # noqa: E402
 from videomla_jax.ops.latent_attention import triton as kernel  # noqa: E402
+from videomla_jax.ops.latent_attention import triton_config  # noqa: E402
+from videomla_jax.ops.latent_attention import types  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTHS = range(64, 513, 64)
@@ -134,14 +136,14 @@ def _inputs(
   rng, dtype, *, rows=21, d_c=64, d_r=32, ring=HOLES, own=38, cache=None
 ):
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
-  segment = lambda keys, valid: forms.KeyValue(
+  segment = lambda keys, valid: types.KeyValue(
     draw(2, keys, 1, d_c), draw(2, keys, d_r), None, jnp.asarray(valid, bool)
   )
   segments = [segment(57, ring)] + ([segment(own, [[1], [1]])] if own else [])
   if cache:
     stored = quantise.quantise(segments[0].content, dtype=cache)
     segments[0] = segments[0]._replace(content=stored)
-  return specs.Queries(draw(2, rows, 1, d_c), draw(2, rows, 1, d_r)), segments
+  return types.Queries(draw(2, rows, 1, d_c), draw(2, rows, 1, d_r)), segments
 
 
 def _softmax(queries, segments, scale):
@@ -161,16 +163,19 @@ def _softmax(queries, segments, scale):
 
 def _main(seed):
   """Prints the relative error of every run."""
-  kernel.jax_triton = types.SimpleNamespace(triton_call=_interpreted_call)
+  kernel.jax_triton = python_types.SimpleNamespace(
+    triton_call=_interpreted_call
+  )
   _teach_bfloat16()
   errors = {}
   for name, dtype in RUNS:
     case = dict(CASES[name])
-    config = case.pop("config", None)
-    config = config and kernel.Config(**config)
+    config = dict(case.pop("config", {}))
+    programs = config.pop("programs", kernel.PROGRAMS)
+    config = triton_config.Config(**config) if config else None
     args = _inputs(np.random.default_rng(seed), dtype, **case)
     scale = 1 / np.sqrt(128)
-    out = kernel.flash(*args, scale=scale, config=config)
+    out = kernel.flash(*args, scale=scale, config=config, programs=programs)
     assert out.dtype == dtype
     want = _softmax(*args, scale)
     errors[f"{name}, {dtype}"] = tolerances.relative_error(out, want)
@@ -219,10 +224,10 @@ def test_splits_are_joined_exactly(seed):
 def test_few_rows_fill_a_gpu():
   for tokens in (32, 64, 128, 256):
     config, rows = kernel.config_of(192), 12 * tokens
-    splits = config.splits(1, rows, 99)
+    splits = kernel.splits(config, batch=1, rows=rows, num_blocks=99)
     assert 0.9 * 148 <= splits * -(-rows // config.rows) <= 148
-  assert config.splits(1, 12 * 4680, 99) == 1
-  assert config.splits(1, 12, 3) == 3
+  assert kernel.splits(config, batch=1, rows=12 * 4680, num_blocks=99) == 1
+  assert kernel.splits(config, batch=1, rows=12, num_blocks=3) == 3
 
 
 def test_rows_that_fill_a_gpu_are_left_to_others():
@@ -235,7 +240,7 @@ def test_rows_that_fill_a_gpu_are_left_to_others():
 REFUSED = {
   "absorbed form only": lambda q, k: (q, k._replace(value=k.content)),
   "absorbed form": lambda q, k: (
-    specs.Queries(*(jnp.repeat(x, 2, axis=2) for x in q)),
+    types.Queries(*(jnp.repeat(x, 2, axis=2) for x in q)),
     k,
   ),
   "differ in dtype": lambda q, k: (
@@ -352,15 +357,15 @@ def test_few_queries_compile_for_b200(b200, tokens):
   array = lambda *shape, dtype="bfloat16": jax.ShapeDtypeStruct(
     shape, dtype, sharding=sharding
   )
-  segment = lambda frames: specs.Keys(
+  segment = lambda frames: types.Keys(
     array(1, frames * 1560, 192),
     array(1, frames * 1560, 32),
     array(1, frames, dtype="bool"),
   )
   args = (
-    specs.Queries(array(1, tokens, 12, 96), array(1, tokens, 12, 32)),
+    types.Queries(array(1, tokens, 12, 96), array(1, tokens, 12, 32)),
     (segment(4), segment(3)),
-    specs.UpProjections(array(192, 12, 96), array(192, 12, 128)),
+    types.UpProjections(array(192, 12, 96), array(192, 12, 128)),
   )
   run = jax.jit(lambda *x: forms.attend(kernel.flash, *x, form="absorbed"))
   with jax.set_mesh(b200):

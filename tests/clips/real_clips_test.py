@@ -113,7 +113,7 @@ def test_real_clips_become_records_and_all_else_is_counted(root, tmp_path):
   shape = decode.ClipShape(height=32, width=48, num_frames=17, fps=8.0)
   with decode.open_video(CLIPS / "bikes.mp4") as video:
     frames = [*video.clips(shape, max_clips=3)][2]
-  encoder = encode.load(encode.Spec(checkpoint=encode.RANDOM))
+  encoder = encode.load(encode.EncoderConfig(checkpoint=encode.RANDOM))
   expected = encoder.latents(frames)
   np.testing.assert_allclose(
     np.float32(made[4]["latents"]), expected, rtol=1e-3, atol=1e-3

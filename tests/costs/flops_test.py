@@ -10,6 +10,7 @@ from videomla_jax import sharding
 from videomla_jax.costs import flops
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.training import abstract_step
+from videomla_jax.training.stages import table
 
 X = jax.ShapeDtypeStruct((3, 4), jnp.float32)
 W = jax.ShapeDtypeStruct((4, 5), jnp.float32)
@@ -83,12 +84,13 @@ def test_a_dense_network_has_the_operations_of_its_parts():
   assert layers < found < 2 * layers
 
 
-@pytest.mark.parametrize("stage", ["pretraining", "teacher_forcing", "dmd"])
-def test_the_real_step_costs_what_its_tokens_and_parameters_say(stage):
-  config = tiny_project.config(stage, "wan_1p3b")
+@pytest.mark.parametrize("name", ["pretraining", "teacher_forcing", "dmd"])
+def test_the_real_step_costs_what_its_tokens_and_parameters_say(name):
+  config = tiny_project.config(name, "wan_1p3b")
   config.data.batch_size = 1
+  stage, settings = table.read(config)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  step, arguments = abstract_step.step_and_arguments(config, mesh)
+  step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
   found = flops.of(step, *arguments, trips=1.5)
   width = 1536
   tokens = 21 * 30 * 52
@@ -100,6 +102,6 @@ def test_the_real_step_costs_what_its_tokens_and_parameters_say(stage):
     "teacher_forcing": 8,  # a clean copy beside the noisy one
     # Student: 1.5 + exit + commit, gradient; scores; 5 critics.
     "dmd": 3.5 + 4 + 3 + 5 * (3.5 + 4),
-  }[stage]
-  print(f"{stage}: {found:.3e} operations, projections {passes * forward:.3e}")
+  }[name]
+  print(f"{name}: {found:.3e} operations, projections {passes * forward:.3e}")
   assert 1 < found / (passes * forward) < 4  # the rest is attention

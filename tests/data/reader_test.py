@@ -15,7 +15,7 @@ from videomla_jax.data import reader
 from videomla_jax.data import records
 
 TOKENS, WIDTH = 20, 32
-SHAPES = reader.Shapes(latents=(2, 4, 4, 4), text=(TOKENS, WIDTH))
+SHAPES = reader.ExampleShape(latents=(2, 4, 4, 4), text=(TOKENS, WIDTH))
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,10 @@ def assert_same(ones, others):
 
 def test_a_batch_is_what_was_stored(folder):
   (batch,) = load(folder, batch_size=6, num_epochs=1)
-  stored = reader.open_source(
-    folder, "train", reader.Shapes(latents=(3, 4, 4, 4), text=(TOKENS, WIDTH))
+  stored = reader.open_records(
+    folder,
+    "train",
+    reader.ExampleShape(latents=(3, 4, 4, 4), text=(TOKENS, WIDTH)),
   )
   assert batch["latents"].dtype == np.float16
   assert batch["text"].dtype == jnp.bfloat16
@@ -101,7 +103,7 @@ def test_dropped_prompts_become_the_negative_one(folder, seed):
 
 
 def test_prompts_alone_are_read_without_clips(folder):
-  shapes = reader.Shapes(latents=None, text=(TOKENS, WIDTH))
+  shapes = reader.ExampleShape(latents=None, text=(TOKENS, WIDTH))
   batch = next(iter(load(folder, shapes=shapes)))
   assert batch.keys() == {"text", "negative"}
 
@@ -116,7 +118,7 @@ def test_prompts_alone_are_read_without_clips(folder):
   ],
 )
 def test_data_that_do_not_fit_are_refused(folder, shapes, message):
-  wanted = reader.Shapes(latents=shapes[0], text=shapes[1])
+  wanted = reader.ExampleShape(latents=shapes[0], text=shapes[1])
   with pytest.raises(ValueError, match=message):
     load(folder, shapes=wanted)
 
@@ -147,5 +149,5 @@ def test_prompts_are_not_enough_for_clips(tmp_path):
   prepare.prepare(config)
   with pytest.raises(ValueError, match="has prompts and no clips"):
     load(tmp_path)
-  shapes = reader.Shapes(latents=None, text=(TOKENS, WIDTH))
+  shapes = reader.ExampleShape(latents=None, text=(TOKENS, WIDTH))
   assert take(load(tmp_path, shapes=shapes, batch_size=1), 2)

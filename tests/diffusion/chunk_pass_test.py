@@ -61,7 +61,9 @@ def _after_commits(model, past, chunk, text, cotangent, *, window):
     cache, _ = jax.lax.scan(step, cache, chunks)
     positions = chunk_pass.positions_of(cache, 3, window=window)
     timestep = jnp.asarray(500.0)
-    return rollout.forward(model, cache, chunk, timestep, text, positions)[0]
+    return chunk_pass.velocity_and_entries(
+      model, cache, chunk, timestep, text, positions
+    )[0]
 
   out, pull = jax.vjp(run, past)
   return out, *pull(cotangent)

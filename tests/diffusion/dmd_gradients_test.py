@@ -15,12 +15,14 @@ from videomla_jax.diffusion import dmd
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
+from videomla_jax.diffusion import self_rollout
 from videomla_jax.models import window as window_lib
 
 B, CHUNK = 2, 2
 _SAMPLER = sampling.few_step((1000, 500, 250))
 _WINDOW = window_lib.Window(chunk_frames=CHUNK, sink_frames=1, local_frames=4)
-_SETUP = dmd.Setup(window=_WINDOW, sampler=_SAMPLER, clip_frames=6)
+_ROLL = dict(window=_WINDOW, sampler=_SAMPLER)
+_SETUP = dmd.Setup(**_ROLL, clip_frames=6)
 
 
 def _build(kind, rng, layers=1):
@@ -39,12 +41,13 @@ def _start(model, frames, window=_WINDOW):
 
 def _draws(seed, chunks, exit_call):
   shape = (B, chunks * CHUNK, *tiny_model.FRAME)
-  draws = dmd.draw_rollout(jax.random.key(seed), shape, setup=_SETUP)
+  draws = self_rollout.draw(jax.random.key(seed), shape, **_ROLL)
   return draws._replace(exit_call=jnp.asarray(exit_call, jnp.int32))
 
 
 _self_rollout = jax.jit(
-  dmd.self_rollout, static_argnames=("setup", "num_trained")
+  self_rollout.generate,
+  static_argnames=("window", "sampler", "num_trained"),
 )
 
 
@@ -53,7 +56,7 @@ def test_leaving_at_the_last_call_is_the_inference_rollout(seed):
   model, text = _build("latent", rng), _text(rng)
   draws = _draws(seed, chunks, len(_SAMPLER.sigmas) - 1)
   rolled = _self_rollout(
-    model, _start(model, 8), draws, text, setup=_SETUP, num_trained=4
+    model, _start(model, 8), draws, text, **_ROLL, num_trained=4
   )
   keys = jax.random.split(jax.random.key(0), B)
   state = rollout.Rollout(_start(model, 8), keys, jnp.zeros((), jnp.int32))
@@ -117,11 +120,11 @@ def _inputs(seed, kind, exit_call, chunks=3, layers=1):
 
 @functools.partial(jax.jit, static_argnames="num_trained")
 def _chunk_gradients(model, cache, draws, text, cotangent, *, num_trained):
-  rolled = dmd.self_rollout(
-    model, cache, draws, text, setup=_SETUP, num_trained=num_trained
+  rolled = self_rollout.generate(
+    model, cache, draws, text, **_ROLL, num_trained=num_trained
   )
-  return rolled.latents, dmd.chunk_gradients(
-    model, rolled, cotangent, draws.exit_call, text, setup=_SETUP
+  return rolled.latents, self_rollout.gradients(
+    model, rolled, cotangent, draws.exit_call, text, **_ROLL
   )
 
 
@@ -162,11 +165,13 @@ def test_nothing_flows_through_the_cache(seed):
 
   @jax.jit
   def gradients(model, start):
-    rolled = dmd.self_rollout(model, cache, draws, text, setup=_SETUP)
+    rolled = self_rollout.generate(model, cache, draws, text, **_ROLL)
     sigma = jnp.asarray(_SAMPLER.sigmas[0], jnp.float32)
 
     def later(filled, start):
-      x0 = dmd.predict(model, filled, start, sigma, text, window=_WINDOW)
+      x0 = self_rollout.predict(
+        model, filled, start, sigma, text, window=_WINDOW
+      )
       return (x0 * cotangent[:, :CHUNK]).sum()
 
     def leaking(filled, start):
@@ -192,7 +197,7 @@ def test_rollout_itself_has_no_gradient(seed):
   cache = _start(model, 4)
 
   def loss(model):
-    rolled = dmd.self_rollout(model, cache, draws, text, setup=_SETUP)
+    rolled = self_rollout.generate(model, cache, draws, text, **_ROLL)
     return (rolled.latents * cotangent).sum()
 
   gradient = jax.jit(jax.grad(loss))(model)
@@ -203,18 +208,18 @@ def _gradient_bytes(chunks):
   """Temporary memory of the backward pass, from the compiled program."""
   model, text, draws, cotangent = _inputs(0, "latent", 0, chunks)
   rolled = jax.eval_shape(
-    lambda: dmd.self_rollout(
+    lambda: self_rollout.generate(
       model,
       _start(model, 64),
       draws,
       text,
-      setup=_SETUP,
+      **_ROLL,
       num_trained=chunks * CHUNK,
     )
   )
   compiled = (
-    jax.jit(dmd.chunk_gradients, static_argnames="setup")
-    .lower(model, rolled, cotangent, draws.exit_call, text, setup=_SETUP)
+    jax.jit(self_rollout.gradients, static_argnames=("window", "sampler"))
+    .lower(model, rolled, cotangent, draws.exit_call, text, **_ROLL)
     .compile()
   )
   return compiled.memory_analysis().temp_size_in_bytes
@@ -295,9 +300,7 @@ def test_whole_step_equals_one_program_and_goes_on_from_a_stream(seed):
     noise = jax.tree.map(lambda x: x[chunks], roll.noise)
     return roll._replace(noise=noise)
 
-  first = _self_rollout(
-    student, cache, part(slice(3)), texts.student, setup=_SETUP
-  )
+  first = _self_rollout(student, cache, part(slice(3)), texts.student, **_ROLL)
   (later, rest), streamed = _gradients(
     student,
     real,
@@ -317,10 +320,10 @@ def test_whole_step_equals_one_program_and_goes_on_from_a_stream(seed):
 def test_draws_are_those_of_inference_with_any_exit(seed):
   exits = [
     int(
-      dmd.draw_rollout(
+      self_rollout.draw(
         jax.random.fold_in(jax.random.key(seed), i),
         (1, CHUNK, 2, 2, 1),
-        setup=_SETUP,
+        **_ROLL,
       ).exit_call
     )
     for i in range(60)

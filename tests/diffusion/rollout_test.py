@@ -189,7 +189,7 @@ def test_prefill_donates_its_cache_and_returns_a_whole_one(seed):
 
 def test_raw_keys_are_keys_too(seed: int) -> None:
   raw, typed = jax.random.PRNGKey(seed), jax.random.key(seed)
-  a, b = (rollout.split_keys(key, 3) for key in (raw, typed))
+  a, b = (sampling.split_keys(key, 3) for key in (raw, typed))
   assert a.shape == b.shape == (3,)
   assert (jax.random.key_data(a) == jax.random.key_data(b)).all()
 

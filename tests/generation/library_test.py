@@ -201,15 +201,6 @@ def test_unknown_checkpoint_and_part_are_refused(tmp_path) -> None:
     videomla_jax.load("random:wan_tiny", parts=dict(vea="x"))
 
 
-def test_notebook_shows_every_video(seed: int) -> None:
-  rng = np.random.default_rng(seed)
-  pixels = rng.integers(0, 256, (2, 3, 16, 16, 1), dtype=np.uint8)
-  video = videomla_jax.Video(pixels=pixels, fps=4, prompts=("a <b>", "c"))
-  page = video._repr_html_()
-  assert page.count("<video") == 2 and "a &lt;b&gt;" in page
-  assert repr(video).endswith("2 x 3 x 16 x 16 x 1, 4 frames per second)")
-
-
 _IMPORT = """
 import sys, time
 started = time.monotonic()

@@ -39,20 +39,20 @@ def _text(rng: np.random.Generator, batch: int) -> jax.Array:
   return tiny_model.normal(rng, batch, 6, 32)
 
 
-def _roll_out(made, text, key, **kwargs) -> np.ndarray:
+def _roll_out(networks, text, key, **kwargs) -> np.ndarray:
   call = dict(window=_WINDOW, sampler=_SAMPLER) | kwargs
   return np.concatenate(
-    [*pipeline.PixelStream(made, text, key, **call)], axis=1
+    [*pipeline.PixelStream(networks, text, key, **call)], axis=1
   )
 
 
 def test_streamed_pixels_are_the_decoded_rollout(seed: int) -> None:
   rng = np.random.default_rng(seed)
-  made, text, key = _pipeline(rng), _text(rng, 1), jax.random.key(seed)
+  networks, text, key = _pipeline(rng), _text(rng, 1), jax.random.key(seed)
   frames = 30  # no multiple of the 4 that a latent frame makes
-  pixels = _roll_out(made, text, key, num_frames=frames)
+  pixels = _roll_out(networks, text, key, num_frames=frames)
   latents = rollout.generate(
-    made.dit,
+    networks.dit,
     text,
     key,
     frame=_FRAME,
@@ -60,7 +60,7 @@ def test_streamed_pixels_are_the_decoded_rollout(seed: int) -> None:
     window=_WINDOW,
     sampler=_SAMPLER,
   )
-  whole = jax.jit(lambda c, z: c.decode(z))(made.codec, latents)
+  whole = jax.jit(lambda c, z: c.decode(z))(networks.codec, latents)
   assert pixels.shape == (1, frames, 32, 48, 3)
   assert whole.shape[1] == 33
   tolerances.assert_close(pixels, whole[:, :frames], "float32_deep")
@@ -69,13 +69,15 @@ def test_streamed_pixels_are_the_decoded_rollout(seed: int) -> None:
 @pytest.mark.parametrize("given", [1, 5])
 def test_given_frames_continue_in_pixels_and_latents(given, seed) -> None:
   rng = np.random.default_rng(seed)
-  made, text, key = _pipeline(rng), _text(rng, 2), jax.random.key(seed)
+  networks, text, key = _pipeline(rng), _text(rng, 2), jax.random.key(seed)
   clip = rng.integers(0, 256, (given, 32, 48, 3), dtype=np.uint8)
-  pixels = _roll_out(made, text, key, num_frames=given + 12, given=clip)
+  pixels = _roll_out(networks, text, key, num_frames=given + 12, given=clip)
   known = np.repeat(clip[None], 2, axis=0)
-  context = jax.jit(lambda c, x: c.encode(x))(made.codec, jnp.asarray(known))
+  context = jax.jit(lambda c, x: c.encode(x))(
+    networks.codec, jnp.asarray(known)
+  )
   latents = rollout.generate(
-    made.dit,
+    networks.dit,
     text,
     key,
     frame=_FRAME,
@@ -84,19 +86,19 @@ def test_given_frames_continue_in_pixels_and_latents(given, seed) -> None:
     sampler=_SAMPLER,
     context=context,
   )
-  whole = jax.jit(lambda c, z: c.decode(z))(made.codec, latents)
+  whole = jax.jit(lambda c, z: c.decode(z))(networks.codec, latents)
   assert pixels.shape == (2, 12, 32, 48, 3)
   tolerances.assert_close(pixels, whole[:, given:], "float32_deep")
 
 
 def test_whole_clips_do_not_depend_on_the_pieces_decoded(seed: int) -> None:
   rng = np.random.default_rng(seed)
-  made, text = _pipeline(rng, "dense"), _text(rng, 2)
+  networks, text = _pipeline(rng, "dense"), _text(rng, 2)
   steps: list[None] = []
 
   def run(at_once: int) -> np.ndarray:
     pieces = pipeline.whole_clip(
-      made,
+      networks,
       text,
       jax.random.key(seed),
       sampler=sampling.unipc(3, shift=5.0, guidance=2.0),
@@ -113,11 +115,11 @@ def test_whole_clips_do_not_depend_on_the_pieces_decoded(seed: int) -> None:
 
 def test_videos_of_a_batch_are_those_made_alone(seed: int) -> None:
   rng = np.random.default_rng(seed)
-  made, text = _pipeline(rng), _text(rng, 2)
+  networks, text = _pipeline(rng), _text(rng, 2)
   keys = jax.random.split(jax.random.key(seed), 2)
-  both = _roll_out(made, text, keys, num_frames=9)
+  both = _roll_out(networks, text, keys, num_frames=9)
   for i in range(2):
-    alone = _roll_out(made, text[i : i + 1], keys[i : i + 1], num_frames=9)
+    alone = _roll_out(networks, text[i : i + 1], keys[i : i + 1], num_frames=9)
     tolerances.assert_close(alone[0], both[i], "float32_deep")
 
 
@@ -133,14 +135,14 @@ def test_videos_of_a_batch_are_those_made_alone(seed: int) -> None:
 )
 def test_clips_are_cut_at_their_start(given, frames, used) -> None:
   clip = np.arange(given, dtype=np.uint8).reshape(-1, 1, 1, 1)
-  made = _pipeline(np.random.default_rng(0))
-  cut = pipeline.usable_clip(clip, made, num_frames=frames)
+  networks = _pipeline(np.random.default_rng(0))
+  cut = pipeline.usable_clip(clip, networks, num_frames=frames)
   assert cut.ravel().tolist() == used
 
 
 def test_decoder_frees_the_memory_it_has_used(seed: int) -> None:
-  made = _pipeline(np.random.default_rng(seed))
-  decoder = pipeline.Decoder(made, batch=1)
+  networks = _pipeline(np.random.default_rng(seed))
+  decoder = pipeline.Decoder(networks, batch=1)
   latents = jnp.zeros((1, 3, *_FRAME))
   decoder(latents)
   held = [weakref.ref(x) for x in jax.tree.leaves(decoder._state)]

@@ -9,6 +9,7 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_release
 from videomla_jax import convert
+from videomla_jax.conversion import release
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.data import encode
@@ -94,7 +95,9 @@ def test_another_family_needs_no_more_than_its_row(
   assert (codec.temporal_stride, codec.spatial_stride) == (4, 4)
   for part in ("dit", "vae"):
     assert released.family_at(tmp_path / "model" / part) is made_up
-  spec = encode.Spec(checkpoint=str(tmp_path / "model"), embeddings="somewhere")
+  spec = encode.EncoderConfig(
+    checkpoint=str(tmp_path / "model"), embeddings="somewhere"
+  )
   sizes = dict(num_frames=9, height=24, width=40)
   assert spec.latent_shape(**sizes) == (3, 6, 10, 6)
   with pytest.raises(ValueError, match=r"clip.height=28 .* multiple of 8"):
@@ -108,7 +111,7 @@ def test_networks_of_a_row_fit_each_other(name: str) -> None:
   assert family.dit.text_dim == family.text_encoder.width
   assert family.height % family.pixel_step == 0
   assert family.width % family.pixel_step == 0
-  assert {*family.files} in ({*convert.PARTS}, set())
+  assert {*family.files} in ({*release.COMPONENTS}, set())
 
 
 @pytest.mark.parametrize("name", [*released.FAMILIES])

@@ -34,7 +34,7 @@ def _inputs(seed, frames=4):
 
 
 def test_bands_match_the_published_frequencies():
-  bands = rope.wan_bands(128)  # spec/wan.md A8
+  bands = rope.wan_bands(128)  # docs/method.md, section 2.12
   assert [len(b) for b in bands] == [22, 21, 21]
   np.testing.assert_allclose(
     bands.frame[[0, 1, 2, 21]], [1, 0.657933, 0.432876, 0.000152], atol=5e-7

@@ -45,7 +45,7 @@ def parameters(name: str) -> dict[str, np.ndarray]:
   }
 
 
-def wan_config(
+def network_config(
   sizes: dict[str, typing.Any], *, scan_blocks: bool = True
 ) -> wan_config.WanConfig:
   return wan_config.WanConfig(
@@ -65,7 +65,7 @@ def wan_config(
 
 @functools.cache
 def model(name: str) -> wan.WanDiT:
-  return names.load_dense(wan_config(config(name)), parameters(name))
+  return names.load_dense(network_config(config(name)), parameters(name))
 
 
 def window(run: dict[str, typing.Any]) -> window_lib.Window:

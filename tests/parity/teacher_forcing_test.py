@@ -101,7 +101,7 @@ def _check_gradients(run: str, grads: nnx.State) -> None:
   prefix = f"{run}/grad/"
   found = [k for k in goldens.load(_NAME) if k.startswith(prefix)]
   assert found
-  sizes = goldens.wan_config(goldens.config(_NAME))
+  sizes = goldens.network_config(goldens.config(_NAME))
   tensors = names.table_of(sizes).tensors
   for name in found:
     tensor = tensors[name.removeprefix(prefix)]

@@ -31,7 +31,7 @@ def _read(name: str) -> tuple[wan_config.WanConfig, dict[str, np.ndarray]]:
   with safetensors.safe_open(path, framework="numpy") as file:
     config = json.loads(file.metadata()["config"])
     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-  return goldens.wan_config(config), tensors
+  return goldens.network_config(config), tensors
 
 
 @pytest.mark.parametrize("size", ["narrow", "wide"])

@@ -16,11 +16,13 @@ from videomla_jax.runtime import cli
 _ROOT = tiny_project.CONFIGS.parent
 
 
-def _run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
+def _run(
+  module: str, *args: str, folder: pathlib.Path = _ROOT
+) -> subprocess.CompletedProcess[str]:
   return subprocess.run(
     [sys.executable, "-m", f"videomla_jax.{module}", *args],
-    cwd=_ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    cwd=folder,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)},
     capture_output=True,
     text=True,
     timeout=120,
@@ -33,7 +35,8 @@ def _run(module: str, *args: str) -> subprocess.CompletedProcess[str]:
     ("sample", ["--config=configs/sample.py:nope"], "use one of"),
     ("sample", ["--config=configs/sample.py", "--config.foo=1"], "'foo'"),
     ("sample", ["--config=configs/sample.py", "--bogus=1"], "'bogus'"),
-    ("sample", ["--config=configs/none.py"], "cannot be read"),
+    ("sample", ["--config=configs/none.py"], "configs/sample.py, configs/"),
+    ("sample", ["--config=configs"], "cannot be read"),
     ("sample", ["--config=configs/sample.py", "word"], "unexpected"),
     ("train", ["--config=configs/teacher_forcing.py"], "--workdir is missing"),
     ("benchmark", [], "--config is missing"),
@@ -83,6 +86,57 @@ def test_bad_prompt_leaves_no_output_folder(tmp_path: pathlib.Path) -> None:
   )
   _check(ended, "'cat'")
   assert not (tmp_path / "out").exists()
+
+
+def test_configs_are_found_in_a_folder_that_has_none(
+  tmp_path: pathlib.Path,
+) -> None:
+  flag = "--config=configs/sample.py:nope"
+  _check(_run("sample", flag, folder=tmp_path), "use one of ['latent'")
+
+
+def test_copy_of_a_config_finds_what_it_imports(tmp_path: pathlib.Path) -> None:
+  text = (tiny_project.CONFIGS / "sample.py").read_text()
+  (tmp_path / "mine.py").write_text(text.replace('"latent"', '"mine"'))
+  ended = _run("sample", "--config=mine.py:nope", folder=tmp_path)
+  _check(ended, "use one of ['mine'")
+
+
+def test_config_is_looked_up_here_then_in_the_package(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  package, here = tmp_path / "site" / "package", tmp_path / "here"
+  for folder in (package, package.parent / "configs", here / "configs"):
+    folder.mkdir(parents=True)
+  files = "importlib.resources.files"
+  monkeypatch.setattr(files, lambda name: {"videomla_jax": package}[name])
+  monkeypatch.chdir(here)
+  assert cli.config_folder() == package.parent / "configs"
+  (package / "configs").mkdir()
+  assert cli.config_folder() == package / "configs"
+
+  for name in ("both.py", "common.py", "theirs.py"):
+    (package / "configs" / name).touch()
+  (here / "configs" / "both.py").touch()
+  (here / "own.py").touch()
+  for path in (here / "configs" / "both.py", here / "own.py"):
+    name = str(path.relative_to(here))
+    assert cli.find_config(name).resolve() == path
+  theirs = str(pathlib.Path("configs", "theirs.py"))
+  assert cli.find_config(theirs) == package / theirs
+  for name in ("theirs.py", "other/theirs.py", "configs/none.py"):
+    with pytest.raises(ValueError, match=rf"py, {theirs}\.$") as end:
+      cli.find_config(name)
+    assert repr(name) in str(end.value)
+    assert "common" not in str(end.value)
+
+
+def test_search_path_is_as_before_once_a_config_is_loaded() -> None:
+  before = list(sys.path)
+  with pytest.raises(KeyError), cli.importing_from(pathlib.Path("configs")):
+    assert sys.path[1:-1] == before
+    raise KeyError
+  assert sys.path == before
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import yaml
 
 from videomla_jax.runtime import launch_local
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 _LAUNCH = _ROOT / "launch"
 _COMMAND = [
   "python",
@@ -247,7 +247,7 @@ def test_signal_reaches_joined_processes(name, number, code) -> None:
 # it starts takes it again.
 _LISTEN_ELSEWHERE = """
 import signal, sys, threading
-from videomla_jax import launch_local
+from videomla_jax.runtime import launch_local
 
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from videomla_jax.storage import model_folder
+from videomla_jax.storage import train_states
 
 
 class Net(nnx.Module):
@@ -143,11 +144,11 @@ def test_training_state_comes_back_whole(
   tmp_path: pathlib.Path, seed: int, iterator: typing.Any
 ) -> None:
   state = _train_state(seed)
-  with model_folder.TrainCheckpoints(tmp_path) as checkpoints:
+  with train_states.TrainCheckpoints(tmp_path) as checkpoints:
     assert checkpoints.restore_latest(state) is None
     assert checkpoints.save(3, state, iterator, {"lr": 0.1})
   like = jax.eval_shape(lambda: _train_state(seed + 1))
-  with model_folder.TrainCheckpoints(tmp_path) as checkpoints:
+  with train_states.TrainCheckpoints(tmp_path) as checkpoints:
     step, restored, position = checkpoints.restore_latest(like)
     assert checkpoints.config(step) == {"lr": 0.1}
   assert (step, position) == (3, iterator)
@@ -160,7 +161,7 @@ def test_saving_survives_donation_of_the_saved_state(
   x = jax.random.normal(jax.random.key(seed), (256, 1024))
   before = np.array(x)
   step = jax.jit(lambda v: v * 0 - 1, donate_argnums=0)
-  with model_folder.TrainCheckpoints(tmp_path) as checkpoints:
+  with train_states.TrainCheckpoints(tmp_path) as checkpoints:
     checkpoints.save(1, {"x": x}, None, {})
     for _ in range(20):
       x = step(x)
@@ -173,7 +174,7 @@ def test_keeps_the_newest_and_saves_at_its_interval(
   tmp_path: pathlib.Path,
 ) -> None:
   state = {"x": jnp.zeros(3)}
-  with model_folder.TrainCheckpoints(
+  with train_states.TrainCheckpoints(
     tmp_path, keep=2, save_every=10
   ) as checkpoints:
     saved = [s for s in range(1, 42) if checkpoints.save(s, state, None, {})]
@@ -191,7 +192,7 @@ def _truncate_largest(folder: pathlib.Path) -> None:
 
 
 def _save_steps(folder: pathlib.Path, *steps: int) -> dict[str, jax.Array]:
-  with model_folder.TrainCheckpoints(folder) as checkpoints:
+  with train_states.TrainCheckpoints(folder) as checkpoints:
     for step in steps:
       state = {"x": jnp.full((64, 64), float(step)), "y": jnp.arange(step)[:1]}
       assert checkpoints.save(step, state, {"step": step}, {})
@@ -203,7 +204,7 @@ def test_broken_newest_state_falls_back_and_can_be_written_again(
 ) -> None:
   state = _save_steps(tmp_path, 1, 2, 3)
   _truncate_largest(tmp_path / "3" / "state")
-  with model_folder.TrainCheckpoints(tmp_path) as checkpoints:
+  with train_states.TrainCheckpoints(tmp_path) as checkpoints:
     step, restored, position = checkpoints.restore_latest(state)
     assert (step, position) == (2, {"step": 2})
     assert float(restored["x"][0, 0]) == 2.0
@@ -219,7 +220,7 @@ def test_lost_file_of_newest_state_falls_back(
   state = _save_steps(tmp_path, 1, 2)
   for file in (tmp_path / "2" / "state").rglob(name):
     file.unlink()
-  with model_folder.TrainCheckpoints(tmp_path) as checkpoints:
+  with train_states.TrainCheckpoints(tmp_path) as checkpoints:
     assert checkpoints.restore_latest(state).step == 1
 
 
@@ -229,7 +230,7 @@ def test_all_states_broken_is_an_error_and_touches_nothing(
   state = _save_steps(tmp_path, 1, 2)
   for step in "12":
     _truncate_largest(tmp_path / step / "state")
-  with model_folder.TrainCheckpoints(tmp_path) as checkpoints:
+  with train_states.TrainCheckpoints(tmp_path) as checkpoints:
     with pytest.raises(ValueError, match="no readable training state"):
       checkpoints.restore_latest(state)
   assert (tmp_path / "1").is_dir() and (tmp_path / "2").is_dir()
@@ -240,7 +241,7 @@ def test_other_architecture_is_an_error_and_not_a_fallback(
 ) -> None:
   _save_steps(tmp_path, 1, 2)
   like = {"x": jnp.zeros((64, 32)), "z": jnp.zeros(1)}
-  with model_folder.TrainCheckpoints(tmp_path) as checkpoints:
+  with train_states.TrainCheckpoints(tmp_path) as checkpoints:
     with pytest.raises(ValueError, match=r"missing: \[z\].*unknown: \[y\]"):
       checkpoints.restore_latest(like)
   assert (tmp_path / "2").is_dir()

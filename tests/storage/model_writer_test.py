@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from videomla_jax.storage import model_folder
+from videomla_jax.storage import model_reader
 from videomla_jax.storage import model_writer
 from videomla_jax.storage import tree_names
 
@@ -66,7 +67,7 @@ def test_reading_block_by_block(tmp_path, seed: int, pieces: bool) -> None:
   else:
     tree = tree_names.nested_dict(values)
     model_folder.save_model(tmp_path / "model", tree, {}, keep_dtypes=True)
-  reader = model_writer.ModelReader(tmp_path / "model")
+  reader = model_reader.ModelReader(tmp_path / "model")
   assert sorted(reader.names()) == sorted(values)
   for name, x in values.items():
     assert (reader.shape(name), reader.dtype(name)) == (x.shape, x.dtype)
@@ -98,13 +99,13 @@ def test_a_flipped_byte_is_noticed(tmp_path, seed: int) -> None:
   data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
   path.write_bytes(data)
   with pytest.raises(ValueError, match=str(tmp_path)):
-    model_writer.ModelReader(tmp_path / "model")
+    model_reader.ModelReader(tmp_path / "model")
 
 
 _FILLED = """
 import sys, pathlib, resource
 import numpy as np
-from videomla_jax import checkpoint_writer as w
+from videomla_jax.storage import model_writer as w
 specs = {"x": w.Spec((8, 1000, 1000), np.dtype(np.float32), True)}
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -133,7 +134,7 @@ def test_a_full_disk_leaves_nothing(tmp_path) -> None:
 _MEASURED = """
 import resource, sys
 import numpy as np
-from videomla_jax import checkpoint_writer as w
+from videomla_jax.storage import model_writer as w
 
 def write(path, count, side):
   spec = w.Spec((count, side, side), np.dtype(np.float32), True)

@@ -8,6 +8,8 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_release
+from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import safetensors_files
 from videomla_jax.storage import tensor_files
 
 
@@ -110,10 +112,10 @@ def test_a_failed_export_leaves_no_file(tmp_path, seed: int) -> None:
     raise OSError(28, "No space left on device")
 
   lazies = {
-    n: tensor_files.LazyTensor(x.shape, x.dtype, lambda x=x: x)
+    n: lazy_tensor.LazyTensor(x.shape, x.dtype, lambda x=x: x)
     for n, x in given.items()
   }
   lazies["layer.4"] = lazies["layer.4"]._replace(read=failing)
   with pytest.raises(OSError, match="No space"):
-    list(tensor_files.write_safetensors(tmp_path / "out", lazies))
+    list(safetensors_files.write_safetensors(tmp_path / "out", lazies))
   assert os.listdir(tmp_path / "out") == []

@@ -8,23 +8,23 @@ import sys
 
 import pytest
 
-from videomla_jax.training import workdir
+from videomla_jax.training import interrupts
 
 _HOLDER = """
 import pathlib, sys, time
-from videomla_jax.training import workdir
-with workdir.exclusive(pathlib.Path(sys.argv[1])):
+from videomla_jax.training import interrupts
+with interrupts.exclusive(pathlib.Path(sys.argv[1])):
   print("held", flush=True)
   sys.stdin.read()
 """
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path) -> None:
-  with workdir.exclusive(tmp_path):
+  with interrupts.exclusive(tmp_path):
     with pytest.raises(ValueError, match="in use by another run"):
-      with workdir.exclusive(tmp_path):
+      with interrupts.exclusive(tmp_path):
         pass
-  with workdir.exclusive(tmp_path):
+  with interrupts.exclusive(tmp_path):
     pass
 
 
@@ -39,9 +39,9 @@ def test_a_killed_run_leaves_no_lock(tmp_path) -> None:
   )
   assert holder.stdout.readline() == "held\n"
   with pytest.raises(ValueError, match="in use by another run"):
-    with workdir.exclusive(tmp_path):
+    with interrupts.exclusive(tmp_path):
       pass
   os.kill(holder.pid, signal.SIGKILL)
   holder.communicate()
-  with workdir.exclusive(tmp_path):
+  with interrupts.exclusive(tmp_path):
     pass

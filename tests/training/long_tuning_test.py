@@ -17,7 +17,7 @@ from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import long_tuning
-from videomla_jax.training import networks
+from videomla_jax.training import origins
 from videomla_jax.training.stages import table
 
 CLIP, CHUNK = 6, 3
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   for stage, kind in (("consistency", "latent"), ("pretraining", "dense")):
     model = tiny_project.video(kind, rng)
     model_lib.save(root / stage, model, training=dict(stage=stage))
-    assert networks.origin(model_folder.read_config(root / stage)) == stage
+    assert origins.of(model_folder.read_config(root / stage)) == stage
   yield root
   patch.undo()
 
@@ -59,11 +59,12 @@ def _batch(config: Any, seed: int) -> dict[str, jax.Array]:
   return {"tokens": jnp.asarray(rng.integers(1, 15, shape), jnp.int32)}
 
 
-def _step(config: Any, variant: int | None):
-  step = table.step(config)
+def _step(config: Any, program: int | None):
+  stage, settings = table.read(config)
+  step = stage.make_step(settings)
   return jax.jit(
     lambda state, batch, key, frozen: step(
-      state, batch, key, frozen=frozen, variant=variant
+      state, batch, key, frozen=frozen, program=program
     )
   )
 
@@ -71,16 +72,16 @@ def _step(config: Any, variant: int | None):
 @pytest.mark.slow
 def test_a_video_goes_on_and_ends_where_the_config_says(root, seed) -> None:
   config = _config(root, stream=13)  # 6 + 3 + 3 of 13 frames
-  assert long_tuning.num_segments(config) == 3
-  variants = [table.variant(config, i) for i in range(1, 8)]
+  stage, settings = table.read(config)
+  wanted = [stage.program(settings, i) for i in range(1, 8)]
   begins, goes_on = long_tuning.BEGINS, long_tuning.GOES_ON
-  assert variants == [begins, goes_on, goes_on] * 2 + [begins]
-  state, frozen = train.init_state(config)
-  programs = {v: _step(config, v) for v in (begins, goes_on)}
+  assert wanted == [begins, goes_on, goes_on] * 2 + [begins]
+  state, frozen = train.init_state(stage, settings)
+  programs = {p: _step(config, p) for p in (begins, goes_on)}
   frames, prompts, clips = [], [], []
-  for i, variant in enumerate(variants[:4]):
+  for i, program in enumerate(wanted[:4]):
     key = jax.random.key(seed + i)
-    state, scalars = programs[variant](
+    state, scalars = programs[program](
       state, _batch(config, seed + i), key, frozen
     )
     assert np.isfinite(float(scalars["train/loss"]))
@@ -104,8 +105,8 @@ def test_the_first_segment_is_a_step_without_streaming(root, seed) -> None:
   batch, key = _batch(alone, seed), jax.random.key(seed)
   # Dealt out in turn to the student's and the critic's update.
   both = {"tokens": jnp.repeat(batch["tokens"], 2, axis=0)}
-  one, frozen = train.init_state(alone)
-  two, _ = train.init_state(streamed)
+  one, frozen = train.init_state(*table.read(alone))
+  two, _ = train.init_state(*table.read(streamed))
   one, values = _step(alone, None)(one, both, key, frozen)
   two, others = _step(streamed, long_tuning.BEGINS)(two, batch, key, frozen)
   for name in ("train/loss_dmd", "train/loss_critic"):
@@ -123,7 +124,7 @@ def test_a_run_goes_on_with_its_videos_after_a_stop(root, tmp_path) -> None:
   config.checkpoint.every = 1
   train.train(config, str(tmp_path))
   folder = tmp_path / "checkpoints"
-  state, _ = train.init_state(config)
+  state, _ = train.init_state(*table.read(config))
 
   def last() -> Any:
     with train_states.TrainCheckpoints(folder, keep=2) as saved:
@@ -162,4 +163,4 @@ def test_lengths_that_do_not_fit_are_refused(root, changes, message) -> None:
   config = _config(root, stream=12)
   config.update(changes)
   with pytest.raises(ValueError, match=message):
-    train.check_config(config)
+    train.check(*table.read(config))

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -10,9 +9,10 @@ import pytest
 from tests import tolerances
 from videomla_jax.training import inputs
 from videomla_jax.training import optim
+from videomla_jax.training import settings as settings_lib
 
 
-def _config(**changes):
+def _settings(**changes):
   values = dict(
     steps=100,
     accumulate=1,
@@ -27,8 +27,9 @@ def _config(**changes):
     clip_norm=1.0,
     ema_decay=0.9,
     ema_warmup=False,
+    max_skipped=10,
   )
-  return ml_collections.ConfigDict(values | changes)
+  return settings_lib.Optim(**(values | changes))
 
 
 def _tree(rng):
@@ -38,9 +39,9 @@ def _tree(rng):
 @pytest.mark.parametrize("b1", [0.0, 0.9])
 def test_updates_are_those_of_adamw(seed, b1):
   rng = np.random.default_rng(seed)
-  config = _config(b1=b1)
+  settings = _settings(b1=b1)
   model = expected = _tree(rng)
-  state = optim.init(model, config)
+  state = optim.init(model, settings)
   theirs = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.adamw(1e-2, b1=b1, b2=0.99, weight_decay=0.01),
@@ -48,7 +49,7 @@ def test_updates_are_those_of_adamw(seed, b1):
   moments = theirs.init(expected)
   for _ in range(4):
     gradient = _tree(rng)
-    state, _ = optim.apply(state, gradient, jnp.float32(1), config)
+    state, _ = optim.apply(state, gradient, jnp.float32(1), settings)
     updates, moments = theirs.update(gradient, moments, expected)
     expected = optax.apply_updates(expected, updates)
   for name in model:
@@ -58,8 +59,8 @@ def test_updates_are_those_of_adamw(seed, b1):
 def test_without_momentum_only_one_moment_is_stored(seed):
   model = _tree(np.random.default_rng(seed))
   sizes = [
-    sum(x.size for x in jax.tree.leaves(optim.init(model, config).optimiser))
-    for config in (_config(b1=0.0), _config(b1=0.9))
+    sum(x.size for x in jax.tree.leaves(optim.init(model, settings).optimiser))
+    for settings in (_settings(b1=0.0), _settings(b1=0.9))
   ]
   assert sizes[1] - sizes[0] >= 6  # as many as parameters
 
@@ -69,8 +70,8 @@ def test_without_momentum_only_one_moment_is_stored(seed):
 def test_the_rate_rises_during_a_warm_up_and_never_starts_at_zero(
   schedule, warmup
 ):
-  config = _config(schedule=schedule, warmup_steps=warmup)
-  _, rate = optim.make_optimiser(config)
+  settings = _settings(schedule=schedule, warmup_steps=warmup)
+  _, rate = optim.make_optimiser(settings)
   rates = [float(rate(i)) for i in range(100)]
   assert rates[warmup] == pytest.approx(1e-2)
   assert all(a < b for a, b in zip(rates[:warmup], rates[1 : warmup + 1]))
@@ -81,12 +82,12 @@ def test_the_rate_rises_during_a_warm_up_and_never_starts_at_zero(
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_update_that_is_not_finite_changes_nothing_but_counts(seed, bad):
   rng = np.random.default_rng(seed)
-  config = _config()
-  state = optim.init(_tree(rng), config)
-  state, _ = optim.apply(state, _tree(rng), jnp.float32(1), config)
+  settings = _settings()
+  state = optim.init(_tree(rng), settings)
+  state, _ = optim.apply(state, _tree(rng), jnp.float32(1), settings)
   broken = _tree(rng) | {"a": jnp.full(3, bad)}
   for gradient, loss in ((broken, 1.0), (_tree(rng), bad)):
-    after, scalars = optim.apply(state, gradient, jnp.float32(loss), config)
+    after, scalars = optim.apply(state, gradient, jnp.float32(loss), settings)
     for name in ("model", "ema", "optimiser"):
       pairs = zip(
         jax.tree.leaves(getattr(after, name)),
@@ -100,22 +101,24 @@ def test_an_update_that_is_not_finite_changes_nothing_but_counts(seed, bad):
 def test_averages_follow_at_once_or_after_a_warm_up(seed):
   rng = np.random.default_rng(seed)
   ema, new = _tree(rng)["a"], _tree(rng)["a"]
-  for config, step, rate in (
-    (_config(ema_decay=0.99), 0, 0.99),
-    (_config(ema_decay=0.999, ema_warmup=True), 0, 0.1),
-    (_config(ema_decay=0.999, ema_warmup=True), 10**6, 0.999),
+  for settings, step, rate in (
+    (_settings(ema_decay=0.99), 0, 0.99),
+    (_settings(ema_decay=0.999, ema_warmup=True), 0, 0.1),
+    (_settings(ema_decay=0.999, ema_warmup=True), 10**6, 0.999),
   ):
-    got = optim.update_ema(ema, new, optim.ema_rate(jnp.asarray(step), config))
+    got = optim.update_ema(
+      ema, new, optim.ema_rate(jnp.asarray(step), settings)
+    )
     np.testing.assert_allclose(got, rate * ema + (1 - rate) * new, rtol=1e-5)
 
 
 def test_a_second_network_has_its_own_rate_and_no_average(seed):
   rng = np.random.default_rng(seed)
-  config, gradient = _config(weight_decay=0.0), _tree(rng)
-  state = optim.init(_tree(rng), config, averaged=False)
+  settings, gradient = _settings(weight_decay=0.0), _tree(rng)
+  state = optim.init(_tree(rng), settings, averaged=False)
   assert state.ema is None
   moved = [
-    optim.apply(state, gradient, jnp.float32(1), config, learning_rate=rate)[
+    optim.apply(state, gradient, jnp.float32(1), settings, learning_rate=rate)[
       0
     ].model["a"]
     - state.model["a"]
@@ -139,9 +142,9 @@ def test_parts_of_a_batch_give_the_mean_of_the_whole(seed):
     return jax.value_and_grad(loss)(jnp.asarray([1.0, -2.0]))
 
   key = jax.random.key(0)
-  whole = optim.accumulated(gradients, batch, key, parts=1)
-  for parts in (2, 3):
-    ours = optim.accumulated(gradients, batch, key, parts=parts)
+  whole = optim.accumulated(gradients, batch, key, microbatches=1)
+  for count in (2, 3):
+    ours = optim.accumulated(gradients, batch, key, microbatches=count)
     for a, b in zip(ours, whole):
       tolerances.assert_close(a, b)
   with pytest.raises(ValueError, match=r"batch_size=6 .* multiple of 4"):
@@ -159,4 +162,4 @@ def test_parts_of_a_batch_give_the_mean_of_the_whole(seed):
 )
 def test_optim_that_cannot_train_is_refused(changes, words):
   with pytest.raises(ValueError, match=words):
-    optim.check(_config(**changes))
+    optim.check(_settings(**changes))

@@ -1,10 +1,15 @@
-"""Inputs of every attention layer of a dense network, on real latents."""
+"""What the attention layers of a dense network see on real latents.
+
+docs/method.md, section 14.2. A conversion that knows these inputs keeps more
+than one that knows the weights alone.
+"""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Int
 import numpy as np
 
 from videomla_jax.conversion import moments
@@ -15,26 +20,48 @@ from videomla_jax.models import wan_config
 from videomla_jax.models import window
 
 
+class _Embedded(NamedTuple):
+  """A clip as it enters the blocks, and what all blocks see beside it."""
+
+  tokens: Float[Array, "B G T P E"]
+  time: Float32[Array, "B G T 6 E"]
+  text: Float[Array, "B M E"]
+  rotations: attention.Rotations
+
+
 @jax.jit
-def _embed(model, latents, sigma, text):
+def _embed(
+  model: wan.WanDiT,
+  latents: Float[Array, "B G T H W C"],
+  sigma: Float[Array, "B"],
+  text: Float[Array, "B M Et"],
+) -> _Embedded:
   timestep = jnp.full(latents.shape[:3], 1, jnp.float32)
   timestep = timestep * sigma.reshape(-1, 1, 1) * wan_config.MAX_TIMESTEP
   positions = window.all_together(latents.shape[2])
   rotations = model.rotations(positions, model.grid(latents), latents.shape[0])
   _, time = model.embed_time(timestep)
-  return model.patchify(latents), time, model.text_embed(text), rotations
+  return _Embedded(
+    model.patchify(latents), time, model.text_embed(text), rotations
+  )
 
 
 @jax.jit
-def _block(blocks, n, x, time, text, rotations):
+def _block(
+  blocks: wan_block.Block, n: Int[Array, ""], clip: _Embedded
+) -> tuple[_Embedded, Float[Array, "B G T P E"]]:
+  """Returns the clip after block n, and what its self-attention saw."""
+  # The index is traced, so that one program serves all layers.
   block = jax.tree.map(lambda leaf: leaf[n], blocks)
-  seen = wan_block.Pass(
-    time=time,
-    text=text,
-    rotations=rotations,
-    context_of=lambda own, past: [own],
+  rest = wan_block.Pass(
+    time=clip.time,
+    text=clip.text,
+    rotations=clip.rotations,
+    context_of=lambda entries, history: [entries],
   )
-  return block(x, seen)[0], block.attention_input(x, time)
+  after, _ = block(clip.tokens, rest)
+  attended = block.attention_input(clip.tokens, clip.time)
+  return clip._replace(tokens=after), attended
 
 
 def inputs(
@@ -43,18 +70,18 @@ def inputs(
   sigma: Float[Array, "B"],
   text: Float[Array, "B M Et"],
 ) -> Iterator[Float[Array, "B T P E"]]:
-  """Yields what each layer's self-attention sees, all frames together.
+  """Yields what each layer's self-attention sees in a bidirectional pass.
 
   Args:
     model: A dense network.
     latents: Noisy latents.
-    sigma: Noise level of each example, 0..1.
+    sigma: Noise level of each row, 0..1.
     text: Text embeddings.
   """
-  x, time, tokens, rotations = _embed(model, latents[:, None], sigma, text)
+  clip = _embed(model, latents[:, None], sigma, text)
   for n in range(model.config.num_layers):
-    x, seen = _block(model.blocks, jnp.int32(n), x, time, tokens, rotations)
-    yield seen[:, 0]
+    clip, attended = _block(model.blocks, jnp.int32(n), clip)
+    yield attended[:, 0]
 
 
 def collect(
@@ -66,15 +93,18 @@ def collect(
   max_tokens: int = 8192,
   seed: int = 0,
 ) -> list[moments.Tokens]:
-  """Tokens that every layer's self-attention sees, a random sample of them.
+  """Returns a random sample of the tokens that each self-attention sees.
 
   Args:
     model: A dense network.
     latents: Noisy latents of a few clips, at levels that the model meets.
-    sigma: Noise level of each example.
+    sigma: Noise level of each row, 0..1.
     text: Text embeddings.
-    max_tokens: Tokens to keep; several times the width E is enough.
-    seed: Of the sample.
+    max_tokens: Tokens to keep per layer; several times the width E is enough.
+    seed: Seed of the sample.
+
+  Returns:
+    Tokens of every layer; the same positions of the clips in each.
   """
   rng, sample, kept = np.random.default_rng(seed), None, []
   for x in inputs(model, latents, sigma, text):
@@ -87,7 +117,13 @@ def collect(
 
 
 @jax.jit
-def _attend(layer, x, rotations):
+def _attend[
+  Layer: (attention.DenseSelfAttention, attention.LatentSelfAttention)
+](
+  layer: Layer,
+  x: Float[Array, "B T P E"],
+  rotations: attention.Rotations,
+) -> Float[Array, "B T P E"]:
   return layer.attend(x, [layer.project(x)], rotations)
 
 
@@ -98,11 +134,21 @@ def output_errors(
   sigma: Float[Array, "B"],
   text: Float[Array, "B M Et"],
 ) -> list[float]:
-  """Relative error of each layer's attention output, on the dense inputs.
+  """Returns the relative error of each layer's attention output.
+
+  Every layer of both networks gets the inputs of the dense one, so errors of
+  earlier layers do not add up.
+
+  Args:
+    dense: The network that was converted.
+    latent: What it was converted to.
+    latents: Noisy latents of clips that the conversion has not seen.
+    sigma: Noise level of each row, 0..1.
+    text: Text embeddings.
 
   Returns:
-    |latent - dense| / |dense|, norms over all tokens; the constant that all
-    tokens share is part of both.
+    |latent - dense| / |dense| of every layer, norms over all tokens; the
+    constant that all tokens share is part of both.
   """
   errors = []
   positions = window.all_together(latents.shape[1])

@@ -1,7 +1,8 @@
 """What a conversion knows about the inputs x of an attention layer.
 
-Without data: x is a LayerNorm's output under the block's modulation, so its
-moments follow from the weights alone. With data: tokens of real latents.
+docs/method.md, section 14.2. Without data, x is the output of a LayerNorm under
+the block's modulation, so its moments follow from the weights alone. With data,
+they are measured on tokens of real latents.
 """
 
 from collections.abc import Mapping
@@ -24,13 +25,13 @@ Tokens = Float[np.ndarray, "n E"]
 
 
 class Moments(NamedTuple):
-  """Moments of a layer's inputs and of its norms.
+  """Holds moments of a layer's inputs, and what its norms divide by.
 
   Attributes:
-    mean: E[x].
-    moment: E[x x^T].
-    query_scale: E[1 / rms(W_q x + b_q)], or its estimate.
-    key_scale: E[1 / rms(W_k x + b_k)], or its estimate.
+    mean: Mean of the inputs, E[x].
+    moment: Second moment of the inputs, E[x x^T].
+    query_scale: Mean of 1 / rms(W_q x + b_q), or an estimate of it.
+    key_scale: Mean of 1 / rms(W_k x + b_k), or an estimate of it.
   """
 
   mean: Float[np.ndarray, "E"]
@@ -40,18 +41,19 @@ class Moments(NamedTuple):
 
   @property
   def covariance(self) -> Float[np.ndarray, "E E"]:
-    """Cov[x]."""
+    """Covariance of the inputs."""
     return self.moment - np.outer(self.mean, self.mean)
 
 
 def time_table(
   arrays: Mapping[str, np.ndarray], *, count: int = 16
 ) -> Float[np.ndarray, "t six E"]:
-  """Time projections of a DiT at levels over the whole range.
+  """Returns a DiT's time projections at noise levels over the whole range.
 
   Args:
-    arrays: "time_embed/into/kernel" and so on, `[in, out]`.
-    count: Levels t.
+    arrays: Parameters of the time embedding and projection by name, such as
+      "time_embed/into/kernel", matrices as `[in, out]`.
+    count: Number of levels t.
   """
   freq_dim = len(arrays["time_embed/into/kernel"])
   levels = np.float32(
@@ -59,10 +61,12 @@ def time_table(
   )
   x = np.asarray(layers.sinusoid(jnp.asarray(levels), dim=freq_dim), np.float64)
 
-  def linear(name, x):
+  def linear(
+    name: str, x: Float[np.ndarray, "t i"]
+  ) -> Float[np.ndarray, "t o"]:
     return x @ arrays[f"{name}/kernel"] + arrays[f"{name}/bias"]
 
-  def silu(x):
+  def silu(x: Float[np.ndarray, "t e"]) -> Float[np.ndarray, "t e"]:
     return x / (1 + np.exp(-x))
 
   e = linear("time_embed/out", silu(linear("time_embed/into", x)))
@@ -74,17 +78,19 @@ def predicted(
   shift: Float[np.ndarray, "t E"] | None = None,
   scale: Float[np.ndarray, "t E"] | None = None,
 ) -> Moments:
-  """Moments of x = LN (1 + scale) + shift, with LN of covariance I.
+  """Returns moments of x = z (1 + scale) + shift, z of covariance I.
+
+  docs/method.md, Eq. (14.2).
 
   Args:
-    dense: The layer's parameters, see `layer.latent_layer`.
-    shift: Modulation of the layer at some timesteps; zeros by default.
-    scale: Likewise.
+    dense: Parameters of the layer, see `latent_layer.latent_layer`.
+    shift: What the modulation adds at some timesteps t; zeros by default.
+    scale: What it multiplies by, less 1; zeros by default.
   """
   width = len(dense["query/kernel"])
-  none = np.zeros((1, width))
-  shift = none if shift is None else np.asarray(shift, np.float64)
-  scale = none if scale is None else np.asarray(scale, np.float64)
+  zeros = np.zeros((1, width))
+  shift = zeros if shift is None else np.asarray(shift, np.float64)
+  scale = zeros if scale is None else np.asarray(scale, np.float64)
   moment = shift.T @ shift / len(shift)
   moment += np.diag(np.mean(np.square(1 + scale), axis=0))
   mean = shift.mean(0)
@@ -100,7 +106,12 @@ def predicted(
 
 
 def measured(dense: Dense, tokens: Tokens) -> Moments:
-  """Moments of given inputs."""
+  """Returns the moments of real inputs.
+
+  Args:
+    dense: Parameters of the layer, see `latent_layer.latent_layer`.
+    tokens: Inputs that the layer gets.
+  """
   x = np.asarray(tokens, np.float64)
 
   def inverse_rms(name: str) -> float:
@@ -111,17 +122,22 @@ def measured(dense: Dense, tokens: Tokens) -> Moments:
 
 
 def project(dense: Dense, name: str, x: Tokens) -> Tokens:
-  """W x + b of "query", "key" or "value"."""
+  """Returns W x + b of a projection: "query", "key" or "value"."""
   return x @ dense[f"{name}/kernel"] + dense[f"{name}/bias"]
 
 
 def rms(x: Tokens) -> Float[np.ndarray, "n 1"]:
-  """Root mean square over channels."""
+  """Returns the root mean square of each row, over channels."""
   return np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True))
 
 
 def save(path: str | os.PathLike[str], layers: Sequence[Tokens]) -> None:
-  """Writes tokens of every layer in half precision, complete or not at all."""
+  """Writes tokens of every layer in half precision, complete or not at all.
+
+  Args:
+    path: File to create or replace.
+    layers: Tokens of each layer, see `calibration.collect`.
+  """
   tensors = {str(i): x.astype(np.float16) for i, x in enumerate(layers)}
   with atomic.replacing(path) as temporary:
     safetensors_numpy.save_file(tensors, temporary)
@@ -129,6 +145,10 @@ def save(path: str | os.PathLike[str], layers: Sequence[Tokens]) -> None:
 
 def load(path: str | os.PathLike[str], layer: int) -> Tokens:
   """Reads the tokens of one layer.
+
+  Args:
+    path: File that `save` wrote.
+    layer: Number of the layer, from 0.
 
   Raises:
     ValueError: If the file is missing, damaged or lacks the layer.

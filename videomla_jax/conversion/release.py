@@ -1,8 +1,9 @@
 """From anybody's checkpoint to a model folder and back, tensor by tensor.
 
-A checkpoint is opened as tensors under original names, whatever its format; a
-model folder of ours can be opened the same way. So reading, changing dense
-attention to latent, and exporting are three short loops.
+A checkpoint is opened as tensors under original names, whatever its format is;
+a model folder can be opened the same way. So reading, changing dense attention
+to latent, and exporting are three short loops, and none of them needs the
+memory of a whole network.
 """
 
 from collections.abc import Callable
@@ -22,32 +23,72 @@ import numpy as np
 from videomla_jax.conversion import to_latent
 from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import dit as dit_names
-from videomla_jax.conversion.names import tensor_table as tensor_table_lib
+from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import released
+from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import wan_config
+from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import model_reader
 from videomla_jax.storage import model_writer
+from videomla_jax.storage import safetensors_files
 from videomla_jax.storage import tensor_files
 
-Tensors = Mapping[str, tensor_files.LazyTensor]
-Advance = Callable[[], Any]
+type PathLike = str | os.PathLike[str]
+type Tensors = Mapping[str, lazy_tensor.LazyTensor]
+type Advance = Callable[[], None]
+type Specs = dict[str, model_writer.Spec]
 
 REPORT = "init_report.json"
+
+# Where the components of a release lie, in diffusers' layout and in ours. The
+# layouts of the releases themselves stand in `released.FAMILIES`.
+COMPONENTS = {
+  "dit": ("transformer", "dit"),
+  "vae": ("vae",),
+  "umt5": ("text_encoder", "umt5"),
+  "tokenizer": (f"tokenizer/{tokenizer.FILE}",),
+}
+
+
+def find_components(source: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns where the components of a release lie, by name.
+
+  Args:
+    source: Folder of a release, or anything else that holds networks.
+
+  Returns:
+    Files or folders; empty if the source is one checkpoint and no release.
+  """
+  if not source.is_dir() or model_folder.is_model_folder(source):
+    return {}
+  found = {}
+  for component, folders in COMPONENTS.items():
+    files = [f.files.get(component) for f in released.FAMILIES.values()]
+    for pattern in (*filter(None, files), *folders):
+      paths = sorted(source.glob(pattern))
+      if paths:
+        # Several files are shards of one network; their index lies beside them.
+        found[component] = source if len(paths) > 1 else paths[0]
+        break
+  # A network at the top and nothing else is one checkpoint.
+  top = found.get("dit") in (source, *source.glob("*.safetensors*"))
+  return {} if top and len(found) == 1 else found
 
 
 @contextlib.contextmanager
 def open_network(
-  path: str | os.PathLike[str],
-  *,
-  select: str = "",
-  num_heads: int | None = None,
+  path: PathLike, *, select: str = "", num_heads: int | None = None
 ) -> Iterator[tuple[detect.Network, Tensors]]:
   """Opens a checkpoint or a model folder and finds out what it is.
 
   Args:
-    path: See `tensor_files.open_tensors`, or a model folder.
-    select: Network inside a training checkpoint.
-    num_heads: Of a DiT whose heads have not 128 channels.
+    path: File or folder that `tensor_files.open_tensors` reads, or a model
+      folder.
+    select: Name of the network inside a training checkpoint.
+    num_heads: Heads of a DiT that no released family has the sizes of and whose
+      heads have not 128 channels.
 
   Yields:
     The network, and its tensors under original names, complete and of the
@@ -57,7 +98,7 @@ def open_network(
     ValueError: If it is damaged, unknown or incomplete; all names that do not
       fit are listed.
   """
-  if model_writer.is_model_folder(path):
+  if model_folder.is_model_folder(path):
     yield _open_folder(path)
     return
   with tensor_files.open_tensors(path, select=select) as tensors:
@@ -67,40 +108,40 @@ def open_network(
     yield network, {names[n]: x for n, x in tensors.items() if n in names}
 
 
-def _open_folder(path) -> tuple[detect.Network, Tensors]:
-  """Our own folder, seen as tensors of PyTorch."""
-  reader = model_writer.ModelReader(path)
+def _open_folder(path: PathLike) -> tuple[detect.Network, Tensors]:
+  """Opens a model folder as if it held tensors of PyTorch."""
+  reader = model_reader.ModelReader(path)
   network = detect.network_of(released.config_at(path))
 
-  def lazy(tensor: tensor_table_lib.Tensor) -> tensor_files.LazyTensor:
+  def lazy(tensor: tensor_table.Tensor) -> lazy_tensor.LazyTensor:
     def read() -> np.ndarray:
       value = reader.read(tensor.path, block=tensor.block)
       return tensor.layout.to_torch(value, tensor.shape)
 
     dtype = reader.dtype(tensor.path)
-    return tensor_files.LazyTensor(tensor.shape, dtype, read)
+    return lazy_tensor.LazyTensor(tensor.shape, dtype, read)
 
   return network, {n: lazy(t) for n, t in network.table.tensors.items()}
 
 
 def write_model(
-  output: str | os.PathLike[str],
+  output: PathLike,
   network: detect.Network,
   tensors: Tensors,
   *,
   dtype: str = "source",
-  source: Mapping[str, Any] | None = None,
+  source: Mapping[str, str] | None = None,
   latent: to_latent.Recipe | None = None,
   advance: Advance = lambda: None,
 ) -> None:
-  """Writes a model folder.
+  """Writes a network as a model folder.
 
   Args:
     output: Folder to create or replace.
     network: What the tensors are.
-    tensors: Under original names, see `open_network`.
+    tensors: Tensors under original names, see `open_network`.
     dtype: "float32", "bfloat16", or "source": float32 or bfloat16 as given.
-    source: Kept in the config: where the tensors are from.
+    source: Where the tensors are from, as the folder's config will say.
     latent: How to change dense attention; None changes nothing.
     advance: Called after every tensor.
 
@@ -109,16 +150,19 @@ def write_model(
   """
   specs = _specs(network.table, tensors, dtype)
   about: dict[str, Any] = dict(source=dict(source or {}))
-  config, changed = _as_stored(network.config, specs), _Changed({}, [])
+  config, replaced = _as_stored(network.config, specs), frozenset[str]()
   if latent is not None:
-    config = _latent_config(network, latent)
-    specs, changed = _latent_specs(network, config, specs, dtype)
+    dense = _dense_config(network)
+    config = to_latent.latent_config(
+      dense, d_c=latent.d_c, d_rope=latent.d_rope, d_q=latent.d_q
+    )
+    specs, replaced = _latent_specs(dense, config, specs, dtype)
     about["init"] = dataclasses.asdict(latent)
   about |= dict(architecture=network.architecture, config=config.to_dict())
   _check_room(output, specs)
   with model_writer.ModelWriter(output, specs, about) as writer:
     for name, tensor in network.table.tensors.items():
-      if name not in changed.names:
+      if name not in replaced:
         value = tensor.layout.to_ours(tensors[name].read())
         writer.write(tensor.path, value, block=tensor.block)
         advance()
@@ -127,8 +171,8 @@ def write_model(
       writer.add_file(REPORT, json.dumps(reports, indent=1) + "\n")
 
 
-def _as_stored(config: Any, specs: Mapping[str, model_writer.Spec]) -> Any:
-  """The config of a network whose weights stay in the type they have."""
+def _as_stored(config: released.Config, specs: Specs) -> released.Config:
+  """Returns the config of a network whose weights keep their type."""
   if not isinstance(config, umt5.Umt5Config):
     return config
   dtypes = {spec.dtype.name for spec in specs.values()}
@@ -137,31 +181,34 @@ def _as_stored(config: Any, specs: Mapping[str, model_writer.Spec]) -> Any:
 
 
 def stored_dtype(dtypes: set[np.dtype], option: str) -> np.dtype:
-  """Float32 unless asked otherwise, or unless all is bfloat16 already."""
+  """Returns the type in which a parameter is stored.
+
+  Args:
+    dtypes: Types of the tensors that it is made from.
+    option: "float32", "bfloat16", or "source": bfloat16 if all tensors are,
+      else float32.
+  """
   if option != "source":
     return np.dtype(jnp.dtype(option))
   half = {np.dtype(jnp.bfloat16)}
   return np.dtype(jnp.bfloat16) if dtypes == half else np.dtype(np.float32)
 
 
-def _specs(
-  tensor_table: tensor_table_lib.Table, tensors: Tensors, option: str
-) -> dict[str, model_writer.Spec]:
+def _specs(table: tensor_table.Table, tensors: Tensors, option: str) -> Specs:
+  """Returns shape and type of every parameter, blocks stacked."""
   dtypes: dict[str, set[np.dtype]] = {}
-  for name, tensor in tensor_table.tensors.items():
+  for name, tensor in table.tensors.items():
     dtypes.setdefault(tensor.path, set()).add(tensors[name].dtype)
-  stacked = {
-    t.path for t in tensor_table.tensors.values() if t.block is not None
-  }
+  stacked = {t.path for t in table.tensors.values() if t.block is not None}
   return {
     path: model_writer.Spec(
       shape, stored_dtype(dtypes[path], option), path in stacked
     )
-    for path, shape in tensor_table.our_shapes().items()
+    for path, shape in table.our_shapes().items()
   }
 
 
-def _check_room(output, specs: Mapping[str, model_writer.Spec]) -> None:
+def _check_room(output: PathLike, specs: Specs) -> None:
   """Refuses what cannot fit before anything is written."""
   size = sum(int(np.prod(s.shape)) * s.dtype.itemsize for s in specs.values())
   folder = pathlib.Path(output).absolute()
@@ -175,45 +222,44 @@ def _check_room(output, specs: Mapping[str, model_writer.Spec]) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Changed:
-  """Tensors that a conversion replaces, per block."""
-
-  names: dict[str, tensor_table_lib.Tensor]
-  blocks: list[dict[str, tensor_table_lib.Tensor]]
-
-
-def _latent_config(network: detect.Network, latent: to_latent.Recipe) -> Any:
-  if network.architecture != "wan_dit":
+def _dense_config(network: detect.Network) -> wan_config.WanConfig:
+  if not isinstance(network.config, wan_config.WanConfig):
     raise ValueError(
       f"--to=latent changes a DiT, but the source is a "
       f"{network.architecture!r}; give the DiT."
     )
-  return to_latent.latent_config(
-    network.config, d_c=latent.d_c, d_rope=latent.d_rope, d_q=latent.d_q
-  )
+  return network.config
 
 
-def _latent_specs(network, config, specs, dtype: str):
-  """Specs with latent attention in the place of dense."""
-  blocks = [
-    dit_names.self_attention(network.config, n)
-    for n in range(config.num_layers)
-  ]
-  names = {name: t for block in blocks for name, t in block.items()}
-  dtypes = {specs[t.path].dtype for t in names.values()}
-  kept = {p: s for p, s in specs.items() if p not in _paths(names)}
-  made = dit_names.table_of(config)
-  shapes, own = made.our_shapes(), dit_names.self_attention(config, 0)
-  attention = {
-    path: model_writer.Spec(shapes[path], stored_dtype(dtypes, dtype), True)
-    for path in _paths(own)
-  }
-  return kept | attention, _Changed(names, blocks)
+def _latent_specs(
+  dense: wan_config.WanConfig,
+  latent: wan_config.WanConfig,
+  specs: Specs,
+  dtype: str,
+) -> tuple[Specs, frozenset[str]]:
+  """Puts latent attention in the place of dense attention.
 
+  Args:
+    dense: Config of the network to convert.
+    latent: Config of the result.
+    specs: Shape and type of every parameter of the dense network.
+    dtype: Option of `stored_dtype`.
 
-def _paths(tensors: Mapping[str, tensor_table_lib.Tensor]) -> set[str]:
-  return {tensor.path for tensor in tensors.values()}
+  Returns:
+    Shape and type of every parameter of the latent network, and the original
+    names of the tensors that are replaced.
+  """
+  replaced: dict[str, tensor_table.Tensor] = {}
+  for n in range(dense.num_layers):
+    replaced |= dit_names.self_attention(dense, n)
+  paths = {tensor.path for tensor in replaced.values()}
+  dtypes = {specs[path].dtype for path in paths}
+  shapes = dit_names.table_of(latent).our_shapes()
+  made = {t.path for t in dit_names.self_attention(latent, 0).values()}
+  kept = {path: spec for path, spec in specs.items() if path not in paths}
+  stored = stored_dtype(dtypes, dtype)
+  new = {path: model_writer.Spec(shapes[path], stored, True) for path in made}
+  return kept | new, frozenset(replaced)
 
 
 def _write_latent(
@@ -231,8 +277,10 @@ def _write_latent(
     value = tensor.layout.to_ours(tensors[original].read())
     return np.asarray(value, np.float64)
 
+  dense = _dense_config(network)
+
   def read_layer(n: int) -> to_latent.DenseLayer:
-    replaced = dit_names.self_attention(network.config, n)
+    replaced = dit_names.self_attention(dense, n)
     return to_latent.DenseLayer(
       {
         tensor.path.removeprefix(to_latent.SELF_ATTENTION): read(name)
@@ -255,25 +303,25 @@ def _write_latent(
     for name, value in arrays.items():
       writer.write(to_latent.SELF_ATTENTION + name, value, block=n)
     reports.append(report.to_dict())
-    for _ in dit_names.self_attention(network.config, n):
+    for _ in dit_names.self_attention(dense, n):
       advance()
   return reports
 
 
 def export(
-  output: str | os.PathLike[str],
+  output: PathLike,
   network: detect.Network,
   tensors: Tensors,
   *,
   format_name: str,
   advance: Advance = lambda: None,
 ) -> None:
-  """Writes safetensors under the names of one format.
+  """Writes a network as safetensors under the names of one format.
 
   Args:
     output: Folder for one file, or for shards and their index.
     network: What the tensors are.
-    tensors: Under original names.
+    tensors: Tensors under original names, see `open_network`.
     format_name: "original", or another that the network has.
     advance: Called after every tensor.
 
@@ -285,9 +333,8 @@ def export(
     n: model_writer.Spec(x.shape, x.dtype, False) for n, x in tensors.items()
   }
   _check_room(output, specs)
-  stem = (
-    "model" if format_name == "transformers" else ("diffusion_pytorch_model")
-  )
+  # The names of files that the frameworks look for.
+  stem = "model" if format_name == "transformers" else "diffusion_pytorch_model"
   renamed = {name: tensors[original] for name, original in names.items()}
-  for _ in tensor_files.write_safetensors(output, renamed, stem=stem):
+  for _ in safetensors_files.write_safetensors(output, renamed, stem=stem):
     advance()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 from jaxtyping import Float
@@ -199,7 +199,7 @@ def to_latent(
 
 def small_to_latent(
   model: small_model.VideoModel, recipe: Recipe
-) -> tuple[small_model.VideoModel, list[dict[str, Any]]]:
+) -> tuple[small_model.VideoModel, list[dict[str, str | float | int]]]:
   """Converts a small video model; its words stay as they are.
 
   The sizes are the small network's own, so only d_c and d_rope are free.

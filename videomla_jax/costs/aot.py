@@ -20,94 +20,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from videomla_jax.costs import gpus
 from videomla_jax.costs import machine_code
-from videomla_jax.ops import device
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Target:
-  """A GPU that programs are compiled for; `device.PEAKS` has its peaks.
-
-  Attributes:
-    kind: Device kind as JAX names it.
-    capability: Compute capability, major and minor.
-    cores: Streaming multiprocessors.
-    clock_ghz: Boost clock.
-    memory_bytes: Device memory.
-    l2_bytes: L2 cache.
-    smem_bytes: Shared memory that one block may ask for.
-    exps_per_clock: Exponentials per clock of one multiprocessor.
-  """
-
-  kind: str
-  capability: tuple[int, int]
-  cores: int
-  clock_ghz: float
-  memory_bytes: int
-  l2_bytes: int
-  smem_bytes: int
-  exps_per_clock: int = 16
-
-  @property
-  def peak(self) -> device.Peak:
-    """Matrix products and memory traffic per second."""
-    return device.PEAKS[self.capability[0]]
-
-  @property
-  def exps(self) -> float:
-    """Exponentials per second."""
-    return self.exps_per_clock * self.cores * self.clock_ghz * 1e9
-
-  def text(self) -> str:
-    """XLA's GpuTargetConfig as a text proto."""
-    major, minor = self.capability
-    return f"""
-gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: {self.smem_bytes + 1024}
-  shared_memory_per_block_optin: {self.smem_bytes}
-  threads_per_core_limit: 2048
-  core_count: {self.cores}
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: {int(self.peak.bandwidth)}
-  l2_cache_size: {self.l2_bytes}
-  clock_rate_ghz: {self.clock_ghz}
-  device_memory_size: {self.memory_bytes}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  cuda_compute_capability {{ major: {major} minor: {minor} }}
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 12 }}
-device_description_str: "{self.kind}"
-"""
-
-
-TARGETS = {
-  "b200": Target(
-    kind="NVIDIA B200",
-    capability=(10, 0),
-    cores=148,
-    clock_ghz=1.965,
-    memory_bytes=189_400_000_000,
-    l2_bytes=132_644_864,
-    smem_bytes=232_448,
-  ),
-  "h100": Target(
-    kind="NVIDIA H100",
-    capability=(9, 0),
-    cores=132,
-    clock_ghz=1.98,
-    memory_bytes=84_900_000_000,
-    l2_bytes=52_428_800,
-    smem_bytes=232_448,
-  ),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,7 +111,7 @@ def mesh(
   """A mesh of GPUs that are not there.
 
   Args:
-    target: A key of `TARGETS`.
+    target: A key of `gpus.TARGETS`.
     shape: Devices along each axis.
     axes: Names of the axes.
 
@@ -205,16 +119,16 @@ def mesh(
     ValueError: If the target is unknown.
     RuntimeError: If the toolchain is not installed.
   """
-  if target not in TARGETS:
+  if target not in gpus.TARGETS:
     raise ValueError(
-      f"target={target!r} is unknown; use one of {sorted(TARGETS)}."
+      f"target={target!r} is unknown; use one of {sorted(gpus.TARGETS)}."
     )
   prepare_environment()
   description = topologies.get_topology_desc(
     platform="cuda",
     topology_name=target,
     topology=f"1x1x{math.prod(shape)}",
-    target_config=TARGETS[target].text(),
+    target_config=gpus.TARGETS[target].text(),
   )
   return topologies.make_mesh(
     topo=description, mesh_shape=tuple(shape), axis_names=tuple(axes)
@@ -256,26 +170,3 @@ def compile_for(
     temporary_bytes=memory.temp_size_in_bytes,
     alias_bytes=memory.alias_size_in_bytes,
   )
-
-
-def roofline(
-  *, flops: float, bytes_moved: float, exps: float, target: Target
-) -> tuple[float, str]:
-  """Least time of a kernel whose units never wait for each other.
-
-  Args:
-    flops: Tensor-core operations, two per multiply-add.
-    bytes_moved: Of memory traffic.
-    exps: Exponentials.
-    target: Device.
-
-  Returns:
-    Microseconds and what they are bound by: "matmul", "exp" or "memory".
-  """
-  times = {
-    "matmul": flops / target.peak.bf16_flops,
-    "exp": exps / target.exps,
-    "memory": bytes_moved / target.peak.bandwidth,
-  }
-  bound = max(times, key=times.__getitem__)
-  return times[bound] * 1e6, bound

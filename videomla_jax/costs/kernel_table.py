@@ -18,123 +18,56 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from videomla_jax.costs import aot
+from videomla_jax.costs import gpus
+from videomla_jax.costs import kernel_row
 from videomla_jax.costs import machine_code
 from videomla_jax.ops import device
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
-FORMS: tuple[specs.Form, ...] = ("expanded", "absorbed")
-IMPLEMENTATIONS = (
-  "triton",
-  "pallas_mosaic_gpu",
-  "pallas_triton",
-  "xla_chunked",
-)
+FORMS: tuple[types.Form, ...] = ("expanded", "absorbed")
+# Ours: the reference writes all scores, and libraries bring no source along.
+IMPLEMENTATIONS = (*api.KERNELS, "xla_chunked")
 
 
 _OURS = "latent_attention"  # start of our kernels' names
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-  """One line of the table; the fields are the JSON keys.
-
-  Attributes:
-    implementation: Name in the table of `api`.
-    form: Arrangement.
-    shape: Name in `specs.SHAPES`.
-    dtype: Of inputs and outputs.
-    target: Key of `aot.TARGETS`.
-    compiled: False with the reason in `error`.
-    error: Why it did not compile, or empty.
-    registers: Per thread, like the following of the attention kernel.
-    spill_bytes: Stack and spill bytes per thread.
-    local_memory_ops: Loads and stores of local memory in the machine code.
-    smem_bytes: Shared memory of a block.
-    tmem_columns: Columns of tensor memory, None where there is none.
-    tensor_core_ops: Matrix instructions in the machine code.
-    temporary_bytes: Of the whole call, expanded keys and values included.
-    compile_seconds: Wall time.
-    flops: Of up-projections and attention.
-    bytes: Moved at least.
-    roofline_us: Least time by the data sheet.
-    bound: "matmul", "exp" or "memory".
-    device_us: Median measured time on a real device, or None.
-  """
-
-  implementation: str
-  form: specs.Form
-  shape: str
-  dtype: str
-  target: str
-  compiled: bool
-  error: str = ""
-  registers: int | None = None
-  spill_bytes: int | None = None
-  local_memory_ops: int | None = None
-  smem_bytes: int | None = None
-  tmem_columns: int | None = None
-  tensor_core_ops: int | None = None
-  temporary_bytes: int | None = None
-  compile_seconds: float | None = None
-  flops: float = 0.0
-  bytes: float = 0.0
-  roofline_us: float = 0.0
-  bound: str = ""
-  device_us: float | None = None
-
-
-def costs(
-  spec: specs.Spec, form: specs.Form, target: aot.Target
-) -> dict[str, Any]:
-  """Work of a call and its roofline on a target."""
-  flops = 2.0 * spec.multiply_adds(form)
-  project, attend = spec.num_bytes(form)
-  moved = float(project + attend)
-  exps = float(spec.queries * spec.keys * spec.heads)
-  least, bound = aot.roofline(
-    flops=flops, bytes_moved=moved, exps=exps, target=target
-  )
-  return dict(
-    flops=flops, bytes=moved, roofline_us=round(least, 3), bound=bound
-  )
-
-
 def compiled_row(
   implementation: str,
-  form: specs.Form,
+  form: types.Form,
   shape: str,
   target: str,
   dumps: pathlib.Path,
-) -> Row:
+) -> kernel_row.Row:
   """Compiles one call for a target.
 
   Args:
     implementation: Name in the table of `api`.
     form: Arrangement.
     shape: Key of `specs.SHAPES`.
-    target: Key of `aot.TARGETS`.
+    target: Key of `gpus.TARGETS`.
     dumps: Where Mosaic and XLA write, emptied before.
   """
   for old in [*dumps.glob("*"), *dumps.glob(f"{aot.XLA_DUMPS}/*")]:
     if old.is_file():
       old.unlink()
   call = specs.SHAPES[shape]
-  row = Row(
+  row = kernel_row.Row(
     implementation=implementation,
     form=form,
     shape=shape,
     dtype="bfloat16",
     target=target,
     compiled=False,
-    **costs(call.spec, form, aot.TARGETS[target]),
+    **kernel_row.costs(call.sizes, form, gpus.TARGETS[target]),
   )
   devices = aot.mesh(target)
   args = aot.place(call.arguments(jnp.bfloat16), devices)
@@ -179,7 +112,7 @@ def _triton_kernels(
   return [dataclasses.replace(k, smem_bytes=smem) for k in found]
 
 
-def measured_us(implementation: str, form: specs.Form, shape: str) -> float:
+def measured_us(implementation: str, form: types.Form, shape: str) -> float:
   """Median time of ten calls on the device that is here, after two."""
   rng = np.random.default_rng(0)
 
@@ -207,7 +140,7 @@ def rows(
   targets: Sequence[str],
   shapes: Sequence[str],
   implementations: Sequence[str] = IMPLEMENTATIONS,
-) -> Iterator[Row]:
+) -> Iterator[kernel_row.Row]:
   """Compiles everything in one process per target, row by row.
 
   Raises:
@@ -233,7 +166,7 @@ def rows(
         try:
           for line in process.stdout or ():
             if line.startswith("{") and line.endswith("\n"):
-              yield _with_time(Row(**json.loads(line)))
+              yield _with_time(kernel_row.Row(**json.loads(line)))
         except BaseException:  # nobody reads on: a full disk, Ctrl-C
           process.terminate()
           raise
@@ -244,32 +177,13 @@ def rows(
         )
 
 
-def _with_time(row: Row) -> Row:
+def _with_time(row: kernel_row.Row) -> kernel_row.Row:
   here = device.current()
-  target = aot.TARGETS[row.target].capability[0]
+  target = gpus.TARGETS[row.target].capability[0]
   if not row.compiled or int(here.capability) != target:
     return row
   took = measured_us(row.implementation, row.form, row.shape)
   return dataclasses.replace(row, device_us=round(took, 1))
-
-
-def line(row: Row) -> str:
-  """A row of the printed table."""
-  if not row.compiled:
-    return (
-      f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
-      f"not compiled: {row.error}"
-    )
-  show = lambda x: "-" if x is None else f"{x}"
-  return (
-    f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
-    f"registers {show(row.registers):>3}  spills {show(row.spill_bytes):>5} B "
-    f"smem {show(row.smem_bytes):>6}  tmem {show(row.tmem_columns):>4}  "
-    f"tensor-core ops {show(row.tensor_core_ops):>4}  "
-    f"{row.flops / 1e9:8.1f} GFLOP  roofline {row.roofline_us:8.1f} us "
-    f"({row.bound})"
-    + (f"  measured {row.device_us} us" if row.device_us else "")
-  )
 
 
 def _worker(target: str, shapes: str, implementations: str) -> None:

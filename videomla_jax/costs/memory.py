@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,12 +114,13 @@ def needs(
 
   Args:
     model: The network, real or from `nnx.eval_shape`.
-    streams: Network inputs side by side: examples, twice with guidance.
+    streams: Rows of the network's batch: one per video, two with guidance.
     frame: H, W, C of a latent frame.
-    window: Which frames are seen.
+    window: Which frames a chunk sees.
     max_frames: Latent frames of the video.
-    cache_dtype: Of the cache; the model's own by default. The dense cache it
-      is compared with has the model's own where the cache has eight bits.
+    cache_dtype: Dtype of the cache; the model's own by default. The dense cache
+      that it is compared with has the model's own dtype where the cache has
+      eight bits.
     codec: What decodes the latents, if it runs beside the network.
     videos: Videos that are decoded side by side.
     platform: "gpu", where kernels keep the scores to themselves, or "cpu";
@@ -126,62 +128,101 @@ def needs(
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
-  leaves = jax.tree.leaves(model)
+  slots = window.slots(max_frames)
+  visible = slots + window.chunk_frames
+  cached = _cache_sizes(
+    model,
+    streams=streams,
+    frame=frame,
+    window=window,
+    max_frames=max_frames,
+    dtype=cache_dtype,
+  )
   parameter_bytes = _bytes(model)
-  stored = jax.eval_shape(
+  decoder_bytes = _decoder_bytes(codec, videos=videos, frame=frame)
+  block_bytes = _block_bytes(
+    model,
+    streams=streams,
+    queries=window.chunk_frames * tokens,
+    keys=visible * tokens,
+    scores=(platform or jax.default_backend()) != "gpu",
+  )
+  return Needs(
+    parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(model)),
+    parameter_bytes=parameter_bytes,
+    tokens_per_frame=tokens,
+    visible_frames=visible,
+    scalars_per_token_layer=config.attention.cached_scalars,
+    dense_scalars_per_token_layer=2 * config.width,
+    token_layer_bytes=cached.token_layer_bytes,
+    dense_token_layer_bytes=cached.dense_token_layer_bytes,
+    cache_bytes=cached.cache_bytes,
+    dense_cache_bytes=config.num_layers
+    * streams
+    * slots
+    * tokens
+    * cached.dense_token_layer_bytes,
+    decoder_bytes=decoder_bytes,
+    peak_bytes=parameter_bytes
+    + cached.cache_bytes
+    + decoder_bytes
+    + block_bytes,
+  )
+
+
+class _CacheSizes(NamedTuple):
+  """Bytes of the whole cache, and of a token in one layer of two caches."""
+
+  cache_bytes: int
+  token_layer_bytes: int
+  dense_token_layer_bytes: int
+
+
+def _cache_sizes(
+  model: wan.WanDiT,
+  *,
+  streams: int,
+  frame: tuple[int, int, int],
+  window: window_lib.Window,
+  max_frames: int,
+  dtype: str | None,
+) -> _CacheSizes:
+  """Reads the sizes of a cache from an abstract one."""
+  empty = jax.eval_shape(
     lambda m: rollout.empty_cache(
       m,
       batch=streams,
       frame=frame,
       window=window,
       max_frames=max_frames,
-      dtype=cache_dtype,
+      dtype=dtype,
     ),
     model,
   )
-  cache_bytes = cache.num_bytes(stored)
-  scalars = config.attention.cached_scalars
-  dense = 2 * config.width
   token_bytes = sum(
-    x.shape[-1] * x.dtype.itemsize for x in jax.tree.leaves(stored.entries)
+    x.shape[-1] * x.dtype.itemsize for x in jax.tree.leaves(empty.entries)
   )
-  whole = cache_dtype and not quantise.is_eight_bit(cache_dtype)
-  dense_bytes = (
-    dense * jnp.dtype(cache_dtype if whole else config.dtype).itemsize
-  )
-  slots = window.slots(max_frames)
-  visible = slots + window.chunk_frames
-  decoder_bytes = 0
-  if codec is not None:
-    state = jax.eval_shape(lambda c: c.start(videos, *frame[:2]), codec)
-    decoder_bytes = _bytes(codec) + _bytes(state)
-  return Needs(
-    parameters=sum(math.prod(x.shape) for x in leaves),
-    parameter_bytes=parameter_bytes,
-    tokens_per_frame=tokens,
-    visible_frames=visible,
-    scalars_per_token_layer=scalars,
-    dense_scalars_per_token_layer=dense,
+  # A cache in eight bits is compared with what a dense model holds by default.
+  dense_dtype = model.config.dtype
+  if dtype and not quantise.is_eight_bit(dtype):
+    dense_dtype = dtype
+  return _CacheSizes(
+    cache_bytes=cache.num_bytes(empty),
     token_layer_bytes=token_bytes,
-    dense_token_layer_bytes=dense_bytes,
-    cache_bytes=cache_bytes,
-    dense_cache_bytes=config.num_layers
-    * streams
-    * slots
-    * tokens
-    * dense_bytes,
-    decoder_bytes=decoder_bytes,
-    peak_bytes=parameter_bytes
-    + cache_bytes
-    + decoder_bytes
-    + _block_bytes(
-      model,
-      streams=streams,
-      queries=window.chunk_frames * tokens,
-      keys=visible * tokens,
-      scores=(platform or jax.default_backend()) != "gpu",
-    ),
+    dense_token_layer_bytes=2
+    * model.config.width
+    * jnp.dtype(dense_dtype).itemsize,
   )
+
+
+def _decoder_bytes(
+  codec: codec_lib.Codec | None, *, videos: int, frame: tuple[int, int, int]
+) -> int:
+  """Counts the codec's parameters and what it remembers of past frames."""
+  if codec is None:
+    return 0
+  state = jax.eval_shape(lambda c: c.start(videos, *frame[:2]), codec)
+  return _bytes(codec) + _bytes(state)
 
 
 def _bytes(tree: PyTree) -> int:

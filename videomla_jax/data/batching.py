@@ -1,4 +1,4 @@
-"""Batches from one global order that processes deal out among themselves.
+"""Makes batches from one global order that processes share out.
 
 Everything random is a function of the seed and of the position in the global
 stream, never of threads, of the process or of what was read before. So the
@@ -19,12 +19,12 @@ def batches(
   process_count: int,
   read_options: grain.ReadOptions,
 ) -> grain.IterDataset:
-  """This process's part of every batch.
+  """Returns this process's part of every batch.
 
   Args:
     examples: All examples of all epochs in their order.
     batch_size: Examples per step over all processes.
-    process_index: This process.
+    process_index: Number of this process, from 0.
     process_count: Processes that share the data.
     read_options: Threads and batches read ahead.
 
@@ -40,8 +40,8 @@ def batches(
     examples = examples[: _whole_batches(len(examples), batch_size)]
   share = batch_size // process_count
   first = process_index * share
-  # Neighbours of every `batch_size` examples: each meets the noise that it
-  # would meet in a single process.
+  # Each process takes neighbours out of every `batch_size` examples, so each
+  # example meets the random numbers that it would meet in a single process.
   part = grain.MapDataset.mix(
     [examples[i::batch_size] for i in range(first, first + share)]
   )
@@ -49,19 +49,35 @@ def batches(
 
 
 def check_seed(seed: int) -> None:
-  """Raises `ValueError` if a seed is not 32 bits wide."""
+  """Refuses a seed that has more than 32 bits.
+
+  Raises:
+    ValueError: If it has.
+  """
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed={seed} must be from 0 to 2**32 - 1; use 0.")
 
 
 def check_chance(name: str, value: float | int) -> None:
-  """Raises `ValueError` if a value is no probability."""
+  """Refuses a chance that is not from 0 to 1.
+
+  Args:
+    name: Name of the config key, for the message.
+    value: The chance.
+
+  Raises:
+    ValueError: If it is out of range.
+  """
   if not 0.0 <= value <= 1.0:
     raise ValueError(f"{name}={value} is a chance and must be from 0 to 1.")
 
 
 def check_counts(batch_size: int, num_epochs: int | None) -> None:
-  """Raises `ValueError` if nothing would be read."""
+  """Refuses numbers with which nothing would be read.
+
+  Raises:
+    ValueError: If one of them is not positive.
+  """
   if batch_size < 1:
     raise ValueError(
       f"batch_size={batch_size} must be positive; use 1 or more."
@@ -75,7 +91,12 @@ def check_counts(batch_size: int, num_epochs: int | None) -> None:
 def check_processes(
   batch_size: int, process_index: int, process_count: int
 ) -> None:
-  """Raises `ValueError` if processes cannot share a batch evenly."""
+  """Refuses processes that cannot share a batch evenly.
+
+  Raises:
+    ValueError: If the batch is no multiple of their number, or this process is
+      none of them.
+  """
   if process_count < 1 or batch_size % process_count:
     raise ValueError(
       f"process_count={process_count} must divide batch_size={batch_size};"
@@ -89,7 +110,10 @@ def check_processes(
 
 
 def _whole_batches(num_examples: int, batch_size: int) -> int:
-  """Cuts the tail, so that every process sees the same number of steps."""
+  """Returns how many examples fill whole batches.
+
+  The tail is cut, so that every process sees the same number of steps.
+  """
   num_batches = num_examples // batch_size
   if not num_batches:
     raise ValueError(

@@ -1,4 +1,6 @@
-"""Finished data sets of prepared clips: where they lie and what is in them.
+"""Finished data sets of prepared clips: where they lie and what they hold.
+
+A data set is a folder, OUTPUT/video_latents/1.0.0, with these files:
 
 video_latents-train.array_record-00000-of-00042   clips, or prompts alone
 dataset_info.json, features.json                  what TFDS reads
@@ -12,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 
+from jaxtyping import UInt16
 import numpy as np
 
 NAME = "video_latents"
@@ -23,10 +26,10 @@ QUARANTINE_FILE = "quarantine.jsonl"
 
 
 def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """The report of a finished data set.
+  """Returns the report of a finished data set.
 
   Args:
-    folder: Root that `plan` was given, or the data set's own folder.
+    folder: Root of TFDS data sets, or the data set's own folder.
 
   Raises:
     ValueError: If there is no data set.
@@ -42,7 +45,11 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
-  """The data set's own folder, given that or its root."""
+  """Returns the folder of the data set itself.
+
+  Args:
+    folder: That folder, or the root of TFDS data sets.
+  """
   root = pathlib.Path(os.path.expanduser(folder))
   inner = root / NAME / VERSION
   return inner if inner.is_dir() else root
@@ -52,8 +59,8 @@ def verify(folder: str | os.PathLike[str], *, digests: bool) -> None:
   """Compares the shards with the report.
 
   Args:
-    folder: See `locate`.
-    digests: Whether every byte is read; otherwise sizes alone.
+    folder: Root of TFDS data sets, or the data set's own folder.
+    digests: Whether every byte is compared, or only the sizes of files.
 
   Raises:
     ValueError: If a shard is missing or differs.
@@ -81,6 +88,12 @@ def _damaged(path: pathlib.Path, reason: str) -> ValueError:
   )
 
 
-def read_null_text(folder: str | os.PathLike[str]) -> np.ndarray:
-  """Embedding of the negative prompt as stored, `[m, E]` bits of bfloat16."""
+def read_null_text(
+  folder: str | os.PathLike[str],
+) -> UInt16[np.ndarray, "m E"]:
+  """Returns the embedding of the negative prompt as bits of bfloat16.
+
+  Args:
+    folder: Root of TFDS data sets, or the data set's own folder.
+  """
   return np.load(locate(folder) / NULL_TEXT_FILE, allow_pickle=False)

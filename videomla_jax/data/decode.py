@@ -1,8 +1,8 @@
-"""Decoding: a clip of a video at a wanted size, frame rate and length.
+"""Decodes clips of a video at a wanted size, frame rate and length.
 
 A clip's frame k shows what a player would show at second start + k / fps: the
 last frame that began by then. Frames are turned upright, brought to square
-pixels, scaled until they cover the wanted size, and cut around the centre.
+pixels, scaled until they cover the wanted size, and cropped to the centre.
 """
 
 from collections.abc import Iterator
@@ -10,29 +10,29 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
-_TICK = 1e-3  # Seconds; time stamps are rounded to less.
-_SEEK_FROM = 2.0  # Seconds; what is nearer is decoded through.
+_TICK = 1e-3  # seconds: time stamps are rounded by less
+_SEEK_FROM = 2.0  # seconds: up to here it is faster to decode than to seek
 
 
 class UnusableVideo(Exception):
-  """A file that cannot be decoded, with the reason."""
+  """Says why a file cannot be decoded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipShape:
-  """What every clip is brought to.
+  """Size, length and rate that every clip is brought to.
 
   Attributes:
-    height: Pixels.
-    width: Pixels.
-    num_frames: Frames.
+    height: Pixel rows.
+    width: Pixel columns.
+    num_frames: Pixel frames.
     fps: Frames per second.
   """
 
@@ -41,7 +41,7 @@ class ClipShape:
   num_frames: int
   fps: float | int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if value <= 0:
@@ -51,7 +51,14 @@ class ClipShape:
 
 
 class Facts(NamedTuple):
-  """What a file says about itself; height and width are as displayed."""
+  """What a file says about itself.
+
+  Attributes:
+    height: Pixel rows as displayed.
+    width: Pixel columns as displayed.
+    fps: Frames per second; None if unknown.
+    seconds: Length; None if unknown.
+  """
 
   height: int
   width: int
@@ -62,7 +69,15 @@ class Facts(NamedTuple):
 class Video:
   """An open file whose first frame has been decoded."""
 
-  def __init__(self, container: Any):
+  def __init__(self, container: av.container.InputContainer) -> None:
+    """Decodes the first frame of an open file.
+
+    Args:
+      container: The file as PyAV opened it.
+
+    Raises:
+      UnusableVideo: If it has no video or no frame.
+    """
     self._container = container
     if not container.streams.video:
       raise UnusableVideo("no video stream")
@@ -73,14 +88,14 @@ class Video:
     )
     self._rate = self._stream.average_rate or self._stream.guessed_rate
     self._frames = self._decode()
-    self._first: tuple[float, Any] | None
+    self._first: tuple[float, av.VideoFrame] | None
     try:
       self._first = next(self._frames)
     except StopIteration:
       raise UnusableVideo("no frames") from None
 
   def facts(self) -> Facts:
-    """Size, rate and length."""
+    """Returns size, rate and length of the file; call it before `clips`."""
     assert self._first is not None  # until clips are cut
     width, height = _displayed_size(self._first[1], self._aspect())
     rate = float(self._rate) if self._rate else None
@@ -94,13 +109,13 @@ class Video:
     seconds: float | None = None,
     max_clips: int = 1,
   ) -> Iterator[UInt8[np.ndarray, "T h w 3"]]:
-    """Cuts consecutive clips; may be called once.
+    """Yields consecutive clips; it may be called once.
 
     Args:
-      shape: Of every clip.
-      start: First second.
-      seconds: Length of the segment; None goes to the end.
-      max_clips: Clips at most; a last one that is too short is dropped.
+      shape: Size, length and rate of every clip.
+      start: Second of the video where the first clip begins.
+      seconds: Length of the segment to cut; None goes to the end.
+      max_clips: Most clips; a last one that is too short is dropped.
 
     Yields:
       RGB frames.
@@ -119,7 +134,7 @@ class Video:
   def _sampled(
     self, start: float | int, seconds: float | None, shape: ClipShape
   ) -> Iterator[np.ndarray]:
-    """Frames at even times, a frame as often as it is shown."""
+    """Yields frames at even times, a frame as often as it is shown."""
     end = np.inf if seconds is None else start + seconds - _TICK
     count = 0
     for frame, until in self._shown():
@@ -132,8 +147,8 @@ class Video:
       if due >= end:
         return
 
-  def _shown(self) -> Iterator[tuple[Any, float]]:
-    """Frames, and the second until which each is shown."""
+  def _shown(self) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Yields frames, and the second until which each is shown."""
     shown, time = None, 0.0
     for time, frame in self._from_first():
       if shown is not None:
@@ -142,12 +157,13 @@ class Video:
     if shown is not None:  # the last one for as long as a frame is
       yield shown, time + (1 / float(self._rate) if self._rate else 0.0)
 
-  def _from_first(self) -> Iterator[tuple[float, Any]]:
+  def _from_first(self) -> Iterator[tuple[float, av.VideoFrame]]:
     if self._first is not None:
       yield self._first
     yield from self._frames
 
-  def _decode(self) -> Iterator[tuple[float, Any]]:
+  def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Yields frames, each with the second at which it begins."""
     for frame in self._container.decode(self._stream):
       if frame.time is None:
         raise UnusableVideo("no time stamps; mux it again")
@@ -159,7 +175,7 @@ class Video:
     self._frames, self._first = self._decode(), None
 
   def _aspect(self) -> float:
-    """Width of a pixel over its height."""
+    """Returns the width of a pixel over its height."""
     aspect = self._stream.sample_aspect_ratio
     return float(aspect) if aspect else 1.0
 
@@ -173,7 +189,13 @@ class Video:
 
 @contextlib.contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[Video]:
-  """Opens a file.
+  """Opens a file for the `with` block.
+
+  Args:
+    path: File with a video stream.
+
+  Yields:
+    The open video.
 
   Raises:
     UnusableVideo: If it is missing, empty, damaged or no video, at once or
@@ -192,16 +214,16 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[Video]:
     raise UnusableVideo(f"not decodable: {error.strerror}") from error
 
 
-def _displayed_size(frame: Any, aspect: float) -> tuple[float, float]:
-  """Width and height in square pixels, upright."""
+def _displayed_size(frame: av.VideoFrame, aspect: float) -> tuple[float, float]:
+  """Returns width and height in square pixels, turned upright."""
   size = frame.width * aspect, float(frame.height)
   return size[::-1] if frame.rotation % 180 else size
 
 
 def _fitted(
-  frame: Any, aspect: float, shape: ClipShape
+  frame: av.VideoFrame, aspect: float, shape: ClipShape
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Turns, scales and cuts one frame."""
+  """Returns one frame turned, scaled and cropped."""
   pixels = frame.to_ndarray(format="rgb24")
   pixels = np.rot90(pixels, frame.rotation // 90)
   width, height = _displayed_size(frame, aspect)

@@ -1,8 +1,8 @@
-"""Prompt embeddings on disk, so that the text encoder runs once or elsewhere.
+"""Keeps prompt embeddings on disk, so that the text encoder runs only once.
 
-One safetensors file. A tensor holds the real tokens of one prompt; padding is
-put back when it is read. Keys are digests of the cleaned prompt and of the
-encoder, so neither can be mistaken for another.
+They are one safetensors file. A tensor holds the real tokens of one prompt;
+padding is put back when it is read. Keys are digests of the cleaned prompt and
+of the encoder, so neither can be mistaken for another.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,28 @@ Embedding = Float32[np.ndarray, "m E"]
 
 
 def key_of(prompt: str, *, encoder: str) -> str:
-  """Digest of a cleaned prompt and of what embedded it."""
+  """Returns the key of a prompt: a digest of it and of its encoder.
+
+  Args:
+    prompt: Text in any spelling that cleans to the same text.
+    encoder: Identity of the encoder, see `encoder_identity`.
+  """
   text = json.dumps([encoder, tokenizer.clean(prompt)])
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encoder_identity(folder: str | os.PathLike[str]) -> str:
-  """Digest of an encoder's model folder: that of its list of digests."""
+  """Returns a digest of an encoder: that of its folder's list of digests.
+
+  Args:
+    folder: Model folder of the encoder.
+  """
   listed = pathlib.Path(folder) / "sha256.json"
   return hashlib.sha256(listed.read_bytes()).hexdigest()
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Returns the tensors of a file, and what it says about them."""
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
@@ -53,17 +63,29 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def encoder_of(path: str | os.PathLike[str]) -> str:
-  """Identity of the encoder that wrote a file."""
+  """Returns the identity of the encoder that wrote a file, empty if unknown.
+
+  Args:
+    path: File of `add`.
+  """
   return _read(pathlib.Path(path))[1].get("encoder", "")
 
 
 def width(path: str | os.PathLike[str]) -> int:
-  """Channels of the embeddings in a file, 0 if it has none."""
+  """Returns the channels of the embeddings in a file, 0 if it has none.
+
+  Args:
+    path: File of `add`.
+  """
   return next((x.shape[1] for x in _read(pathlib.Path(path))[0].values()), 0)
 
 
 def known(path: str | os.PathLike[str], *, encoder: str) -> set[str]:
-  """Keys that a file holds already; a missing file holds none.
+  """Returns the keys that a file holds already; a missing file holds none.
+
+  Args:
+    path: File of `add`.
+    encoder: Identity of the encoder that must have written it.
 
   Raises:
     ValueError: If it is damaged or another encoder wrote it.
@@ -90,7 +112,7 @@ def add(
 
   Args:
     path: File to write or extend.
-    embeddings: Real tokens of each prompt.
+    embeddings: Embeddings of the real tokens by prompt.
     encoder: Identity of the encoder.
 
   Raises:
@@ -103,7 +125,7 @@ def add(
     tensors, about = _read(path)
   for prompt, embedding in embeddings.items():
     key = key_of(prompt, encoder=encoder)
-    # As Wan's encoder computes them; the DiT gets them rounded to this anyway.
+    # Wan's encoder computes in this type, and the DiT rounds to it anyway.
     tensors[key] = np.asarray(embedding, ml_dtypes.bfloat16)
     about[f"prompt/{key}"] = tokenizer.clean(prompt)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,12 +139,12 @@ def read(
   *,
   max_tokens: int = tokenizer.MAX_TOKENS,
 ) -> Float32[np.ndarray, "B M E"]:
-  """Embeddings of prompts, zero-padded.
+  """Returns the embeddings of prompts, padded with zeros.
 
   Args:
     path: File of `add`.
-    prompts: In any spelling that cleans to the same text.
-    max_tokens: M.
+    prompts: Texts in any spelling that cleans to the same text.
+    max_tokens: Tokens M after padding.
 
   Raises:
     ValueError: If the file is damaged or prompts are absent; all are listed.

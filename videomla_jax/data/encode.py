@@ -1,7 +1,8 @@
-"""What turns frames and captions into the numbers that are stored.
+"""Encoders: what turns frames and captions into the numbers that are stored.
 
-Named by a folder of `convert` (vae/, umt5/, tokenizer/), or `random:wan_tiny`
-to try the machinery. Naming one loads nothing; `load` loads it once a process.
+An encoder is named by a folder of `convert` (vae/, umt5/, tokenizer/), or by
+`random:wan_tiny` to try the machinery. Naming one loads nothing; `load` loads
+it once in each process.
 """
 
 import dataclasses
@@ -9,12 +10,11 @@ import functools
 import hashlib
 import json
 import pathlib
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float32, UInt8
+from jaxtyping import Array, Float32, UInt8
 import numpy as np
 
 from videomla_jax.data import embeddings as embeddings_lib
@@ -27,18 +27,18 @@ from videomla_jax.storage import model_folder
 
 RANDOM = "random:wan_tiny"
 _RANDOM_TEXTS = ["a quick brown fox jumps over the lazy dog", "a cat sleeps"]
-_PARTS = ("vae", "umt5", "tokenizer")
+_COMPONENTS = ("vae", "umt5", "tokenizer")
 _TINY = released.FAMILIES["wan_tiny"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spec:
-  """Names an encoder; small, so that it can be sent to workers.
+class EncoderConfig:
+  """Names an encoder; it is small, so that it can be sent to workers.
 
   Attributes:
     checkpoint: Folder of `convert`, or `RANDOM`.
     embeddings: File of `embed` to take text from in place of UMT5.
-    vae_dtype: Of the VAE's convolutions.
+    vae_dtype: Type of the VAE's convolutions.
   """
 
   checkpoint: str
@@ -46,32 +46,41 @@ class Spec:
   vae_dtype: str = "float32"
 
   def identity(self) -> str:
-    """Digest of the weights and of all else that the numbers depend on.
+    """Returns a digest of all that the numbers depend on, weights included.
 
     Raises:
-      ValueError: If parts are missing or damaged.
+      ValueError: If components are missing or damaged.
     """
-    parts = {"vae_dtype": self.vae_dtype}
+    about = {"vae_dtype": self.vae_dtype}
     if self.checkpoint == RANDOM:
       return f"{RANDOM} {self.vae_dtype}"
     root = self._check()
-    parts["vae"] = embeddings_lib.encoder_identity(root / "vae")
+    about["vae"] = embeddings_lib.encoder_identity(root / "vae")
     if self.embeddings:
-      parts["text"] = embeddings_lib.encoder_of(self.embeddings)
+      about["text"] = embeddings_lib.encoder_of(self.embeddings)
     else:
-      parts["text"] = embeddings_lib.encoder_identity(root / "umt5")
-    text = json.dumps(parts, sort_keys=True)
+      about["text"] = embeddings_lib.encoder_identity(root / "umt5")
+    text = json.dumps(about, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
-  def vae_config(self) -> vae_config.VaeConfig:
-    """Sizes of the VAE, read without its weights."""
+  def vae_sizes(self) -> vae_config.VaeConfig:
+    """Returns the sizes of the VAE, read without its weights.
+
+    Raises:
+      ValueError: If components are missing or damaged.
+    """
     if self.checkpoint == RANDOM:
       return dataclasses.replace(_TINY.vae, dtype=self.vae_dtype)
-    sizes: vae_config.VaeConfig = self._config("vae")
+    sizes = self._config("vae")
+    assert isinstance(sizes, vae_config.VaeConfig)
     return dataclasses.replace(sizes, dtype=self.vae_dtype)
 
   def text_width(self) -> int:
-    """Channels of an embedded token."""
+    """Returns the number of channels of an embedded token.
+
+    Raises:
+      ValueError: If components are missing or damaged.
+    """
     if self.embeddings:
       return embeddings_lib.width(self.embeddings)
     if self.checkpoint == RANDOM:
@@ -79,7 +88,14 @@ class Spec:
     return self._config("umt5").width
 
   def require_texts(self, captions: list[str]) -> None:
-    """Raises `ValueError` if captions are missing in the given embeddings."""
+    """Refuses captions that the file of embeddings lacks.
+
+    Args:
+      captions: All captions that will be needed.
+
+    Raises:
+      ValueError: If there is a file and captions are missing in it.
+    """
     if not self.embeddings:
       return
     encoder = embeddings_lib.encoder_of(self.embeddings)
@@ -96,14 +112,16 @@ class Spec:
         " none to run the text encoder here."
       )
 
-  def _config(self, part: str) -> Any:
-    folder = (self._check() / part).absolute()
+  def _config(self, component: str) -> released.Config:
+    """Returns the sizes of a component whose bytes are all as written."""
+    folder = (self._check() / component).absolute()
     model_folder.check_folder(folder)
     return released.config_at(folder)
 
   def _check(self) -> pathlib.Path:
+    """Returns the folder of the components after a look at what it holds."""
     root = pathlib.Path(self.checkpoint)
-    needed = _PARTS[:1] if self.embeddings else _PARTS
+    needed = _COMPONENTS[:1] if self.embeddings else _COMPONENTS
     missing = [n for n in needed if not (root / n).exists()]
     if missing:
       raise ValueError(
@@ -116,12 +134,17 @@ class Spec:
   def latent_shape(
     self, *, num_frames: int, height: int, width: int
   ) -> tuple[int, int, int, int]:
-    """Latent frames, rows, columns and channels of a clip.
+    """Returns latent frames, rows, columns and channels of a clip.
+
+    Args:
+      num_frames: Pixel frames.
+      height: Pixel rows.
+      width: Pixel columns.
 
     Raises:
       ValueError: If the VAE cannot take such clips.
     """
-    sizes = self.vae_config()
+    sizes = self.vae_sizes()
     time, space = sizes.temporal_stride, sizes.spatial_stride
     step = released.family_of(sizes).pixel_step
     for name, size in (("height", height), ("width", width)):
@@ -140,46 +163,56 @@ class Spec:
 
 
 @jax.jit
-def _encode(codec, video):
+def _encode(
+  codec: vae.WanVAE, video: UInt8[Array, "B t h w 3"]
+) -> Float32[Array, "B T H W C"]:
   return codec.encode(video)
 
 
 class Encoder:
-  """A VAE and a text encoder, each loaded when it is first asked for."""
+  """Holds a VAE and a text encoder, each loaded when it is first needed."""
 
-  def __init__(self, spec: Spec):
-    self._spec = spec
-    self._root = pathlib.Path(spec.checkpoint)
+  def __init__(self, config: EncoderConfig) -> None:
+    self._config = config
+    self._root = pathlib.Path(config.checkpoint)
 
   def latents(
     self, frames: UInt8[np.ndarray, "T h w 3"]
   ) -> Float32[np.ndarray, "F H W C"]:
-    """Normalised latents of one clip, the posterior mean."""
+    """Returns normalised latents of one clip, the posterior's mean.
+
+    Args:
+      frames: Pixels 0..255.
+    """
     return np.asarray(_encode(self._vae, jnp.asarray(frames)[None])[0])
 
   def texts(self, captions: list[str]) -> list[Float32[np.ndarray, "m E"]]:
-    """Embeddings of the real tokens of each caption, without padding."""
-    if self._spec.embeddings:
-      rows = embeddings_lib.read(self._spec.embeddings, captions)
+    """Returns embeddings of the real tokens of each caption.
+
+    Args:
+      captions: Texts as they were listed.
+    """
+    if self._config.embeddings:
+      rows = embeddings_lib.read(self._config.embeddings, captions)
       return [r[: int(np.any(r != 0, axis=1).sum())] for r in rows]
     text_encoder, tokenizer = self._text
-    made = []
+    embedded = []
     for caption in captions:  # padded rows are large: one at a time
       rows = np.asarray(umt5.embed_texts(text_encoder, tokenizer, [caption]))
       _, lengths = tokenizer([caption])
-      made.append(rows[0, : lengths[0]])
-    return made
+      embedded.append(rows[0, : lengths[0]])
+    return embedded
 
   @functools.cached_property
   def _vae(self) -> vae.WanVAE:
-    if self._spec.checkpoint == RANDOM:
-      return vae.WanVAE(self._spec.vae_config(), rngs=nnx.Rngs(0))
-    dtype = self._spec.vae_dtype
+    if self._config.checkpoint == RANDOM:
+      return vae.WanVAE(self._config.vae_sizes(), rngs=nnx.Rngs(0))
+    dtype = self._config.vae_dtype
     return released.load(self._root / "vae", "vae", dtype=dtype)
 
   @functools.cached_property
-  def _text(self) -> tuple[Any, tokenizer_lib.Tokenizer]:
-    if self._spec.checkpoint == RANDOM:
+  def _text(self) -> tuple[umt5.Umt5Encoder, tokenizer_lib.Tokenizer]:
+    if self._config.checkpoint == RANDOM:
       tokenizer = tokenizer_lib.train_tokenizer(_RANDOM_TEXTS)
       return umt5.Umt5Encoder(_TINY.text_encoder, rngs=nnx.Rngs(1)), tokenizer
     tokenizer = tokenizer_lib.Tokenizer.load(self._root / "tokenizer")
@@ -187,6 +220,6 @@ class Encoder:
 
 
 @functools.lru_cache(maxsize=1)
-def load(spec: Spec) -> Encoder:
-  """The encoder of this process, kept between shards."""
-  return Encoder(spec)
+def load(config: EncoderConfig) -> Encoder:
+  """Returns the encoder of this process, which is kept between shards."""
+  return Encoder(config)

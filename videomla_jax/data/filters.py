@@ -1,14 +1,13 @@
-"""Which videos a data set takes, and the count of those that it does not.
+"""Chooses the videos of a data set and counts those that it leaves out.
 
-Every rule has a name, the field of `Filters`, and every video that is left out
-is counted under the first rule that it fails. What a table knows is asked
-before any file is opened, the rest of the file itself.
+Every rule is named by a field of `Filters`, and every video that is left out is
+counted under the first rule that it fails. Rules about what a table lists are
+applied before any file is opened, the others to the file itself.
 """
 
 import collections
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 from videomla_jax.data import table as table_lib
 
@@ -19,8 +18,7 @@ _LISTED = (
   "motion_score",
   "temporal_consistency_score",
   "camera_motion",
-)
-"""What only a table can know."""
+)  # what only a table can know
 
 NO_CAPTION = "no caption"
 DUPLICATE = "duplicate"
@@ -28,20 +26,20 @@ DUPLICATE = "duplicate"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filters:
-  """Bounds, inclusive; 0 or empty is no bound.
+  """Bounds of what is taken, inclusive; 0 or empty is no bound.
 
   Attributes:
-    min_height: Pixels, as displayed.
-    min_width: Pixels, as displayed.
-    min_fps: Frames per second of the file.
-    max_fps: The same.
-    min_seconds: Length of the video, or of the segment.
-    max_seconds: The same.
-    min_aesthetic_score: Of the table.
-    min_motion_score: Of the table.
-    max_motion_score: Of the table.
-    min_temporal_consistency_score: Of the table.
-    camera_motion: Kinds that are taken; empty takes all.
+    min_height: Fewest pixel rows, as displayed.
+    min_width: Fewest pixel columns, as displayed.
+    min_fps: Lowest rate of the file, frames per second.
+    max_fps: Highest rate of the file, frames per second.
+    min_seconds: Shortest length of the video, or of the segment.
+    max_seconds: Longest length of the video, or of the segment.
+    min_aesthetic_score: Lowest aesthetic score that the table lists.
+    min_motion_score: Lowest motion score that the table lists.
+    max_motion_score: Highest motion score that the table lists.
+    min_temporal_consistency_score: Lowest such score that the table lists.
+    camera_motion: Kinds of motion that are taken; empty takes all.
   """
 
   min_height: int = 0
@@ -56,7 +54,7 @@ class Filters:
   min_temporal_consistency_score: float | int = 0
   camera_motion: tuple[str, ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, bound in self._bounds().items():
       if bound < 0:
         raise ValueError(f"filters.{name}={bound} must not be negative; use 0.")
@@ -73,24 +71,25 @@ class Filters:
     return values
 
   def asked(self) -> set[str]:
-    """The facts that some rule asks for."""
+    """Returns the names of the facts that some rule asks for."""
     asked = {name[4:] for name, bound in self._bounds().items() if bound}
     return asked | ({"camera_motion"} if self.camera_motion else set())
 
   def failure(self, facts: Facts) -> str | None:
-    """The first rule that a video fails, None if it fails none.
+    """Returns the first rule that a video fails, None if it fails none.
 
     Args:
-      facts: What is known; a fact of None that a rule asks for is a failure,
-        one that is absent is not asked for.
+      facts: What is known of the video by name. A fact that is None fails every
+        rule about it; a fact that is absent is not looked at.
     """
     for name, bound in self._bounds().items():
       fact = name[4:]
       if not bound or fact not in facts:
         continue
-      value: Any = facts[fact]
+      value = facts[fact]
       if value is None:
         return f"no {fact}"
+      assert not isinstance(value, str)  # only kinds of motion are
       if value < bound if name.startswith("min_") else value > bound:
         return name
     motion = facts.get("camera_motion")
@@ -102,11 +101,11 @@ class Filters:
 def select(
   table: table_lib.Table, filters: Filters
 ) -> tuple[list[table_lib.Item], dict[str, int]]:
-  """Applies what can be known without opening a file.
+  """Applies the rules that need no open file.
 
   Args:
     table: All videos.
-    filters: Rules.
+    filters: Rules to apply.
 
   Returns:
     The videos that are left, and how many each rule took out.
@@ -122,11 +121,11 @@ def select(
       " for; add them to the table or set these filters to 0."
     )
   kept, excluded = [], collections.Counter[str]()
-  seen = set()
+  known = set()
   for item in table.items:
-    place = (item.video, item.start) if item.video else item.caption
-    reason = DUPLICATE if place in seen else _listed_failure(item, filters)
-    seen.add(place)
+    key = (item.video, item.start) if item.video else item.caption
+    reason = DUPLICATE if key in known else _listed_failure(item, filters)
+    known.add(key)
     if reason is None:
       kept.append(item)
     else:
@@ -140,6 +139,7 @@ def select(
 
 
 def _listed_failure(item: table_lib.Item, filters: Filters) -> str | None:
+  """Returns the first rule that the listed facts of a video fail."""
   if not item.caption:
     return NO_CAPTION
   facts = {name: getattr(item, name) for name in _LISTED}

@@ -1,4 +1,4 @@
-"""Making a data set of clips: planned, made shard by shard, put together.
+"""Makes a data set of clips: plans it, makes shards, puts them together.
 
   plan -> run here or through Apache Beam -> finish
 
@@ -29,15 +29,18 @@ from videomla_jax.storage import atomic
 
 _PLAN_FILE = "plan.json"
 
+# What each shard counted, see `shards.read_counts`.
+type Counts = dict[shards.Job, dict[str, Any]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """All shards of a data set.
+  """Says which shards make up a data set.
 
   Attributes:
-    folder: Of the finished data set.
-    jobs: One per shard, and one for the negative prompt.
-    excluded: Inputs that the table's facts ruled out, by rule.
+    folder: Folder that the finished data set will have.
+    jobs: One job per shard, and one for the negative prompt.
+    excluded: Number of inputs that the table's facts ruled out, by rule.
     settings: How inputs are treated.
     identity: Digest of everything that the data depend on.
   """
@@ -50,12 +53,12 @@ class Plan:
 
   @property
   def work(self) -> pathlib.Path:
-    """Folder of the unfinished data set."""
+    """Folder of the data set until it is finished."""
     return self.folder.with_name(self.folder.name + ".incomplete")
 
   @property
   def num_items(self) -> int:
-    """Inputs that are looked at."""
+    """Number of inputs that are looked at."""
     return sum(len(job.items) for job in self.jobs)
 
 
@@ -69,16 +72,19 @@ def plan(
   shard_size: int,
   test_fraction: float | int,
 ) -> Plan:
-  """Deals inputs out to splits and shards, by nothing but themselves.
+  """Deals inputs out to splits and shards.
+
+  Which split an input goes to depends on its path alone, so more inputs do not
+  move those that are there.
 
   Args:
     items: Inputs that are left after the table's filters.
-    excluded: Those that are not, by rule.
-    videos: Folder that their paths start from.
+    excluded: Number of inputs that are not left, by rule.
+    videos: Folder that the inputs' paths start from.
     output: Root of TFDS data sets.
     settings: How every input is treated.
-    shard_size: Inputs of a shard.
-    test_fraction: Chance of a video to be held out; all its segments are.
+    shard_size: Number of inputs of a shard.
+    test_fraction: Chance of a video to be held out with all its segments, 0..1.
 
   Raises:
     ValueError: If sizes are out of range, or the folder holds another data set
@@ -110,16 +116,16 @@ def plan(
 
 
 def is_finished(made: Plan) -> bool:
-  """Whether the folder is complete."""
+  """Says whether the data set is there; its folder appears when complete."""
   return made.folder.is_dir()
 
 
-def run(made: Plan, on_item: Callable[[int], Any] = lambda n: None) -> None:
+def run(made: Plan, on_item: Callable[[int], object] = lambda n: None) -> None:
   """Makes all missing shards in this process.
 
   Args:
-    made: What to do.
-    on_item: Called with the number of inputs that were dealt with.
+    made: The plan.
+    on_item: Called with the number of inputs that were dealt with since then.
   """
   _begin(made)
   for job in made.jobs:
@@ -133,8 +139,8 @@ def run_beam(made: Plan, options: Sequence[str]) -> None:
   """Makes all missing shards through Apache Beam, on any of its runners.
 
   Args:
-    made: What to do; workers must see the same folders.
-    options: Of Beam, such as "--runner=FlinkRunner".
+    made: The plan; workers must see the same folders.
+    options: Options of Beam, such as "--runner=FlinkRunner".
 
   Raises:
     ValueError: If Beam is not installed.
@@ -155,7 +161,10 @@ def run_beam(made: Plan, options: Sequence[str]) -> None:
 
 
 def finish(made: Plan) -> dict[str, Any]:
-  """Puts the shards together; returns the report.
+  """Puts the shards together and returns the report.
+
+  Args:
+    made: The plan, all of whose shards are made.
 
   Raises:
     ValueError: If shards are missing or damaged, or nothing is in them.
@@ -184,6 +193,7 @@ def finish(made: Plan) -> dict[str, Any]:
 
 
 def _split_of(item: table.Item, test_fraction: float | int) -> str:
+  """Returns the split of an input, told from a digest of its path."""
   text = item.video or item.caption
   digest = hashlib.sha256(text.encode()).digest()
   share = int.from_bytes(digest[:8], "big") / 2**64
@@ -195,7 +205,7 @@ def _identity(
   excluded: dict[str, int],
   settings: shards.Settings,
 ) -> str:
-  """Digest of inputs, weights and settings, not of where they lie."""
+  """Returns a digest of inputs, weights and settings, not of their paths."""
   about = dataclasses.asdict(settings)
   about["encoder"] = settings.encoder.identity()
   inputs = [
@@ -207,6 +217,7 @@ def _identity(
 
 
 def _require_same(made: Plan) -> None:
+  """Refuses a folder that holds, or began to hold, another data set."""
   for path, what in (
     (made.folder / dataset.REPORT_FILE, "another data set"),
     (made.work / _PLAN_FILE, "another unfinished data set"),
@@ -221,6 +232,7 @@ def _require_same(made: Plan) -> None:
 
 
 def _begin(made: Plan) -> None:
+  """Makes the folder of the unfinished data set and says what it will be."""
   made.work.mkdir(parents=True, exist_ok=True)
   atomic.write_text(
     made.work / _PLAN_FILE, json.dumps(dict(identity=made.identity)) + "\n"
@@ -228,9 +240,12 @@ def _begin(made: Plan) -> None:
 
 
 def _report(
-  made: Plan, counts: dict[shards.Job, dict], clips: collections.Counter[str]
+  made: Plan, counts: Counts, clips: collections.Counter[str]
 ) -> dict[str, Any]:
-  """What became of every input: used + excluded + quarantined = inputs."""
+  """Returns what became of every input.
+
+  The numbers add up: used + excluded + quarantined = inputs.
+  """
   excluded = collections.Counter(made.excluded)
   quarantined = 0
   for count in counts.values():
@@ -256,8 +271,8 @@ def _report(
   }
 
 
-def _final_names(counts: dict[shards.Job, dict]) -> dict[shards.Job, str]:
-  """TFDS's names of the shards that hold something."""
+def _final_names(counts: Counts) -> dict[shards.Job, str]:
+  """Returns TFDS's names of the shards that hold something."""
   names = {}
   for split in dataset.SPLITS:
     full = [j for j, c in counts.items() if j.split == split and c["clips"]]
@@ -269,9 +284,8 @@ def _final_names(counts: dict[shards.Job, dict]) -> dict[shards.Job, str]:
   return names | {null_text: dataset.NULL_TEXT_FILE}
 
 
-def _put_shards(
-  made: Plan, counts: dict[shards.Job, dict], staged: pathlib.Path
-) -> None:
+def _put_shards(made: Plan, counts: Counts, staged: pathlib.Path) -> None:
+  """Puts shards and what TFDS wants to know of them into a folder."""
   names = _final_names(counts)
   for job, name in names.items():
     records.link_or_copy(job.data, staged / name)
@@ -301,7 +315,8 @@ def _put_shards(
   )
 
 
-def _quarantine(counts: dict[shards.Job, dict]) -> str:
+def _quarantine(counts: Counts) -> str:
+  """Returns a line of JSON for every input that could not be read."""
   lines = [
     json.dumps(about, sort_keys=True)
     for count in counts.values()

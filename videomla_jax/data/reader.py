@@ -1,4 +1,4 @@
-"""Reading prepared clips: what `prepare` wrote, as batches for training.
+"""Reads prepared clips: what `prepare` wrote, as batches for training.
 
 A batch has "latents" `[b, T, H, W, C]` float16, "text" `[b, M, E]` bfloat16,
 padded with zeros as Wan pads, and "negative" `[M, E]`, the same for all. Order
@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import grain
+from jaxtyping import Float
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -19,29 +20,32 @@ from videomla_jax.data import batching
 from videomla_jax.data import dataset
 from videomla_jax.data import records
 
-# Clips are megabytes: reading has threads of its own.
+# A clip has megabytes, which one thread could not read while training runs.
 _READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shapes:
-  """What training wants.
+class ExampleShape:
+  """Shapes of one training example.
 
   Attributes:
-    latents: Frames, rows, columns and channels; None reads prompts alone.
-    text: Tokens, to which embeddings are padded, and channels.
+    latents: Latent frames, rows, columns and channels; None reads prompts
+      alone.
+    text: Tokens M, to which embeddings are padded, and their channels.
   """
 
   latents: tuple[int, int, int, int] | None
   text: tuple[int, int]
 
 
-def check(folder: str | os.PathLike[str], shapes: Shapes) -> dict[str, Any]:
+def check(
+  folder: str | os.PathLike[str], shapes: ExampleShape
+) -> dict[str, Any]:
   """Compares a data set with what training wants, by its report alone.
 
   Args:
-    folder: Of `prepare`.
-    shapes: What is wanted.
+    folder: Output of `prepare`.
+    shapes: Shapes of the examples that training wants.
 
   Returns:
     The report.
@@ -73,6 +77,7 @@ def _check_latents(
   stored: Sequence[int] | None,
   wanted: tuple[int, ...],
 ) -> None:
+  """Refuses latents of another size, or clips that are too short."""
   if stored is None:
     raise ValueError(
       f"data.root={str(folder)!r} has prompts and no clips, which is enough for"
@@ -95,7 +100,7 @@ def make_loader(
   folder: str | os.PathLike[str],
   *,
   batch_size: int,
-  shapes: Shapes,
+  shapes: ExampleShape,
   seed: int,
   prompt_dropout: float | int = 0.0,
   num_epochs: int | None = None,
@@ -109,15 +114,15 @@ def make_loader(
   resume exactly, on any number of processes.
 
   Args:
-    folder: Of `prepare`.
+    folder: Output of `prepare`.
     batch_size: Examples per step over all processes.
-    shapes: Of latents and embeddings. The first frames of a clip are taken,
-      since a video VAE encodes the first frame like no other.
-    seed: Of order and dropout.
+    shapes: Shapes of the examples. The first frames of a clip are taken, since
+      a video VAE encodes the first frame like no other.
+    seed: Seed of order and dropout.
     prompt_dropout: Chance that a prompt becomes the negative prompt, 0..1.
     num_epochs: Passes over the data, each in a new order; None never ends.
     split: "train" or "test".
-    process_index: This process.
+    process_index: Number of this process, from 0.
     process_count: Processes that share the data.
 
   Raises:
@@ -131,31 +136,33 @@ def make_loader(
   negative = records.unpack(
     dataset.read_null_text(folder), num_tokens=shapes.text[0]
   )
-  clips = grain.MapDataset.source(open_source(folder, split, shapes)).seed(seed)
+  clips = grain.MapDataset.source(open_records(folder, split, shapes)).seed(
+    seed
+  )
   clips = clips.shuffle().repeat(num_epochs)
   clips = clips.random_map(_Example(shapes, negative, float(prompt_dropout)))
-  made = batching.batches(
+  loader = batching.batches(
     clips,
     batch_size=batch_size,
     process_index=process_index,
     process_count=process_count,
     read_options=_READ_OPTIONS,
   )
-  return made.map(lambda batch: batch | {"negative": negative})
+  return loader.map(lambda batch: batch | {"negative": negative})
 
 
 def read_captions(
-  folder: str | os.PathLike[str], shapes: Shapes, count: int
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """Captions to try a model on: held-out ones, or else those of training.
+  folder: str | os.PathLike[str], shapes: ExampleShape, count: int
+) -> tuple[list[str], Float[np.ndarray, "V M E"], Float[np.ndarray, "M E"]]:
+  """Returns captions to try a model on: held-out ones, else those of training.
 
   Args:
-    folder: Of `prepare`.
-    shapes: Of the embeddings.
-    count: How many, each caption once.
+    folder: Output of `prepare`.
+    shapes: Shapes of the examples; the embeddings are padded to them.
+    count: Most captions, each of them once.
 
   Returns:
-    Captions, their embeddings `[V, M, E]` and the negative one `[M, E]`.
+    Captions, their embeddings, and the embedding of the negative prompt.
   """
   root = dataset.locate(folder)
   splits = tfds.builder_from_directory(root).info.splits
@@ -173,10 +180,15 @@ def read_captions(
   return [*found], np.stack([*found.values()]), negative
 
 
-def open_source(
-  folder: str | os.PathLike[str], split: str, shapes: Shapes
+def open_records(
+  folder: str | os.PathLike[str], split: str, shapes: ExampleShape
 ) -> Sequence[dict[str, Any]]:
   """Opens a split for random access; what is not wanted is not decoded.
+
+  Args:
+    folder: Output of `prepare`.
+    split: "train" or "test".
+    shapes: Shapes of the examples that training wants.
 
   Raises:
     ValueError: If there is no such split.
@@ -193,7 +205,10 @@ def open_source(
   return _open(root, split, set(builder.info.features) - wanted)
 
 
-def _open(root: pathlib.Path, split: str, skipped: set[str]) -> Any:
+def _open(
+  root: pathlib.Path, split: str, skipped: set[str]
+) -> Sequence[dict[str, Any]]:
+  """Opens a split of a data set and leaves some fields as they lie."""
   builder = tfds.builder_from_directory(root)
   decoders = {
     name: tfds.decode.SkipDecoding()
@@ -204,15 +219,16 @@ def _open(root: pathlib.Path, split: str, skipped: set[str]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Example(grain.transforms.RandomMap):
-  """Stored record to training example: first frames, padding, dropout."""
+  """Makes a training example of a record: first frames, padding, dropout."""
 
-  shapes: Shapes
-  negative: np.ndarray
+  shapes: ExampleShape
+  negative: Float[np.ndarray, "M E"]
   prompt_dropout: float
 
   def random_map(
     self, element: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, np.ndarray]:
+    """Returns the example of one record; Grain gives each its own rng."""
     text = records.unpack(element["text"], num_tokens=self.shapes.text[0])
     if rng.random() < self.prompt_dropout:
       text = self.negative

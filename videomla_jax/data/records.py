@@ -1,4 +1,4 @@
-"""What one stored record holds, and how it is written and read.
+"""Says what one stored record holds, and writes and reads it.
 
 Latents are float16: they are of the order of one, so its 11 bits of mantissa
 lose less than bfloat16 would. Embeddings are bfloat16, in which UMT5 computes
@@ -14,7 +14,7 @@ import shutil
 from typing import Any
 
 from array_record.python import array_record_module
-from jaxtyping import Float
+from jaxtyping import Float, UInt16
 import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
@@ -26,8 +26,8 @@ _SCORES = ("aesthetic_score", "motion_score", "temporal_consistency_score")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
-  """Shapes of a data set.
+class RecordShape:
+  """Shapes of what the records of a data set hold.
 
   Attributes:
     latents: Latent frames, rows, columns and channels; None is a data set of
@@ -39,8 +39,14 @@ class Sizes:
   text_width: int
 
 
-def features(sizes: Sizes) -> tfds.features.FeaturesDict:
-  """Names and types of a record; unknown numbers are NaN, texts empty."""
+def features(sizes: RecordShape) -> tfds.features.FeaturesDict:
+  """Returns names and types of a record's fields.
+
+  Unknown numbers are stored as NaN and unknown texts are empty.
+
+  Args:
+    sizes: Shapes of the records.
+  """
   fields: dict[str, Any] = {
     "text": tfds.features.Tensor(
       shape=(None, sizes.text_width), dtype=np.uint16, encoding="bytes"
@@ -68,7 +74,12 @@ def features(sizes: Sizes) -> tfds.features.FeaturesDict:
 def prompt_example(
   item: table.Item, text: Float[np.ndarray, "m E"]
 ) -> dict[str, Any]:
-  """A record of a prompt alone."""
+  """Returns the record of a prompt without video.
+
+  Args:
+    item: The prompt.
+    text: Embeddings of its real tokens.
+  """
   return {
     "text": pack(text),
     "caption": item.caption,
@@ -84,7 +95,15 @@ def clip_example(
   *,
   start: float | int,
 ) -> dict[str, Any]:
-  """A record of a clip that begins at second `start` of its video."""
+  """Returns the record of a clip.
+
+  Args:
+    item: Video that the clip is of, as it was listed.
+    text: Embeddings of the caption's real tokens.
+    latents: Normalised latents.
+    facts: What the file says about itself.
+    start: Second of the video where the clip begins.
+  """
   return prompt_example(item, text) | {
     "latents": latents.astype(np.float16),
     "video": item.video,
@@ -98,20 +117,32 @@ def clip_example(
   }
 
 
-def pack(text: Float[np.ndarray, "m E"]) -> np.ndarray:
-  """Embeddings as the bits of bfloat16."""
+def pack(text: Float[np.ndarray, "m E"]) -> UInt16[np.ndarray, "m E"]:
+  """Returns embeddings as the bits of bfloat16."""
   return text.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
-def unpack(text: np.ndarray, *, num_tokens: int) -> Float[np.ndarray, "M E"]:
-  """Embeddings in bfloat16, with zeros up to `num_tokens`."""
+def unpack(
+  text: UInt16[np.ndarray, "m E"], *, num_tokens: int
+) -> Float[np.ndarray, "M E"]:
+  """Returns embeddings in bfloat16, padded with zeros as Wan pads.
+
+  Args:
+    text: Bits of bfloat16.
+    num_tokens: Tokens M after padding.
+  """
   rows = np.zeros((num_tokens, text.shape[1]), ml_dtypes.bfloat16)
   rows[: len(text)] = text.view(ml_dtypes.bfloat16)
   return rows
 
 
 def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
-  """Writes one ArrayRecord file; returns the number of records."""
+  """Writes one ArrayRecord file and returns the number of records.
+
+  Args:
+    path: File to write.
+    records: Serialised records.
+  """
   # Groups of one: records are read in random order.
   writer = array_record_module.ArrayRecordWriter(
     os.fspath(path), "group_size:1"
@@ -127,12 +158,24 @@ def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
 
 
 def file_name(split: str, index: int, count: int, *, dataset: str) -> str:
-  """Name of a shard as TFDS wants it."""
+  """Returns the name of a shard as TFDS wants it.
+
+  Args:
+    split: Split such as "train".
+    index: Number of the shard, from 0.
+    count: Number of shards of the split.
+    dataset: Name of the data set.
+  """
   return f"{dataset}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Puts a finished file under another name; a link costs no space."""
+  """Gives a finished file another name; a link needs no space.
+
+  Args:
+    source: The file.
+    target: Its other name.
+  """
   try:
     os.link(source, target)
   except OSError:  # Not every file system has links.

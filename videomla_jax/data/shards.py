@@ -1,6 +1,6 @@
-"""One shard of a data set: the unit of work, of resuming and of reporting.
+"""Makes one shard of a data set: the unit of work, resuming and reporting.
 
-A job names its inputs and its outputs, and depends on nothing else, so it may
+A job names its inputs and its outputs and depends on nothing else, so it may
 run here, in another process, or on another machine that has the same folders.
 A shard is a pair of files, `train-00003.array_record` and, written after it,
 `train-00003.json` with counts: when the second exists, the shard is finished.
@@ -35,16 +35,17 @@ class Settings:
   """How every input is treated.
 
   Attributes:
-    encoder: Makes latents and embeddings.
+    encoder: Names what makes latents and embeddings.
     sizes: Shapes of the records.
     clip: What videos are brought to; None for prompts alone.
     filters: What a file must fulfil.
-    max_clips: Clips per input at most.
-    negative_prompt: Embedded once, for guidance and dropped prompts.
+    max_clips: Most clips that are taken of one input.
+    negative_prompt: Text that is embedded once, for guidance and for prompts
+      that training drops.
   """
 
-  encoder: encode.Spec
-  sizes: records.Sizes
+  encoder: encode.EncoderConfig
+  sizes: records.RecordShape
   clip: decode.ClipShape | None
   filters: filters_lib.Filters
   max_clips: int = 1
@@ -53,13 +54,13 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """One shard to make.
+  """Describes one shard and how it is made.
 
   Attributes:
-    split: Such as "train"; `NULL_TEXT` embeds the negative prompt.
-    index: Number of the shard within its split.
-    items: Its inputs.
-    videos: Folder that their paths start from.
+    split: Split such as "train"; `NULL_TEXT` embeds the negative prompt.
+    index: Number of the shard within its split, from 0.
+    items: Inputs of the shard.
+    videos: Folder that the inputs' paths start from.
     folder: Where unfinished data sets keep their shards.
     settings: How inputs are treated.
   """
@@ -73,18 +74,18 @@ class Job:
 
   @property
   def data(self) -> pathlib.Path:
-    """The file of records."""
+    """File that holds the records of the shard."""
     suffix = "npy" if self.split == NULL_TEXT else "array_record"
     return pathlib.Path(self.folder) / f"{self._stem}.{suffix}"
 
   @property
   def counts(self) -> pathlib.Path:
-    """The file that says that the shard is finished."""
+    """File that says that the shard is finished, and what it counted."""
     return pathlib.Path(self.folder) / f"{self._stem}.json"
 
   @property
   def is_done(self) -> bool:
-    """Whether nothing is left to do."""
+    """Whether the shard is finished."""
     return self.counts.exists()
 
   @property
@@ -92,11 +93,11 @@ class Job:
     return f"{self.split}-{self.index:05d}"
 
 
-def run(job: Job, on_item: Callable[[], Any] = lambda: None) -> None:
+def run(job: Job, on_item: Callable[[], object] = lambda: None) -> None:
   """Makes a shard unless it is finished.
 
   Args:
-    job: Which one.
+    job: The shard.
     on_item: Called after every input.
   """
   if job.is_done:
@@ -112,7 +113,10 @@ def run(job: Job, on_item: Callable[[], Any] = lambda: None) -> None:
 
 
 def read_counts(job: Job) -> dict[str, Any]:
-  """What a finished shard counted.
+  """Returns what a finished shard counted.
+
+  Args:
+    job: The shard.
 
   Raises:
     ValueError: If the shard is damaged.
@@ -135,8 +139,9 @@ def _damaged(job: Job, reason: str) -> ValueError:
 
 
 def _make_null_text(
-  job: Job, path: pathlib.Path, on_item: Callable[[], Any]
+  job: Job, path: pathlib.Path, on_item: Callable[[], object]
 ) -> dict[str, Any]:
+  """Writes the embedding of the negative prompt; returns counts."""
   del on_item
   encoder = encode.load(job.settings.encoder)
   (text,) = encoder.texts([job.settings.negative_prompt])
@@ -146,7 +151,7 @@ def _make_null_text(
 
 
 def _make_records(
-  job: Job, path: pathlib.Path, on_item: Callable[[], Any]
+  job: Job, path: pathlib.Path, on_item: Callable[[], object]
 ) -> dict[str, Any]:
   """Writes the records of a job; returns its counts."""
   encoder = encode.load(job.settings.encoder)
@@ -155,30 +160,30 @@ def _make_records(
   quarantined: list[dict[str, Any]] = []
   feature = records.features(job.settings.sizes)
 
-  def made() -> Iterator[bytes]:
+  def serialised() -> Iterator[bytes]:
     for event in _one_ahead(_events(job)):
       if event.frames is not None:
-        item = job.items[event.place]
+        item = job.items[event.number]
         latents = encoder.latents(event.frames)
         yield feature.serialize_example(
           records.clip_example(
-            item, texts[event.place], latents, event.facts, start=event.start
+            item, texts[event.number], latents, event.facts, start=event.start
           )
         )
         continue
       if event.excluded:
         excluded[event.excluded] += 1
       elif event.unusable:
-        item = job.items[event.place]
+        item = job.items[event.number]
         about = dict(index=item.index, video=item.video, reason=event.unusable)
         quarantined.append(about)
       elif job.settings.clip is None:
-        item = job.items[event.place]
-        example = records.prompt_example(item, texts[event.place])
+        item = job.items[event.number]
+        example = records.prompt_example(item, texts[event.number])
         yield feature.serialize_example(example)
       on_item()
 
-  num_records = records.write(path, made())
+  num_records = records.write(path, serialised())
   return {
     "clips": num_records,
     "excluded": dict(sorted(excluded.items())),
@@ -189,18 +194,18 @@ def _make_records(
 
 
 class _Event(NamedTuple):
-  """A clip, or the end of an input with why it has none.
+  """A clip, or the end of an input with the reason why it has no clip.
 
   Attributes:
-    place: Of the input in the job.
-    frames: Of a clip; None at the end of an input.
-    facts: Of its file.
+    number: Number of the input within the job.
+    frames: Frames of a clip; None at the end of an input.
+    facts: What the file says about itself.
     start: First second of the clip.
-    excluded: Rule that the input fails.
-    unusable: Reason why its file cannot be read.
+    excluded: Rule that the input fails, or empty.
+    unusable: Reason why the file cannot be read, or empty.
   """
 
-  place: int
+  number: int
   frames: np.ndarray | None = None
   facts: decode.Facts | None = None
   start: float = 0.0
@@ -209,7 +214,7 @@ class _Event(NamedTuple):
 
 
 def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
-  """Decodes the next clip while this one is encoded."""
+  """Yields clips, and decodes the next one while this one is encoded."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     future = pool.submit(next, events, None)
     while (event := future.result()) is not None:
@@ -218,12 +223,13 @@ def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
 
 
 def _events(job: Job) -> Iterator[_Event]:
-  for place, item in enumerate(job.items):
-    end = _Event(place)
+  """Yields all clips of a job, and the end of every input."""
+  for index, item in enumerate(job.items):
+    end = _Event(index)
     num_clips = 0
     if job.settings.clip is not None:
       try:
-        for event in _clips(job, place, item):
+        for event in _clips(job, index, item):
           num_clips += event.frames is not None
           if event.frames is None:
             end = event
@@ -231,12 +237,12 @@ def _events(job: Job) -> Iterator[_Event]:
             yield event
       except decode.UnusableVideo as error:
         # Clips before the damage are good.
-        end = end if num_clips else _Event(place, unusable=str(error))
+        end = end if num_clips else _Event(index, unusable=str(error))
     yield end
 
 
-def _clips(job: Job, place: int, item: table.Item) -> Iterator[_Event]:
-  """Clips of one input, or one event that says which rule it fails."""
+def _clips(job: Job, index: int, item: table.Item) -> Iterator[_Event]:
+  """Yields the clips of one input, or which rule it fails."""
   shape = job.settings.clip
   assert shape is not None
   length = shape.num_frames / shape.fps
@@ -249,7 +255,7 @@ def _clips(job: Job, place: int, item: table.Item) -> Iterator[_Event]:
       known["seconds"] = seconds
     rule = job.settings.filters.failure(known)
     if rule is not None:
-      yield _Event(place, excluded=rule)
+      yield _Event(index, excluded=rule)
       return
     count = 0
     for frames in video.clips(
@@ -258,7 +264,7 @@ def _clips(job: Job, place: int, item: table.Item) -> Iterator[_Event]:
       seconds=seconds,
       max_clips=job.settings.max_clips,
     ):
-      yield _Event(place, frames, facts, start + count * length)
+      yield _Event(index, frames, facts, start + count * length)
       count += 1
     if not count:
-      yield _Event(place, excluded=TOO_SHORT)
+      yield _Event(index, excluded=TOO_SHORT)

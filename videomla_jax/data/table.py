@@ -1,9 +1,9 @@
-"""Lists of videos and captions: a folder, a CSV or Parquet table, prompts.
+"""Reads lists of videos and captions: a folder, a table, or prompts.
 
 Tables have the columns of OpenVid-1M (arXiv:2407.02371): video, caption,
 aesthetic score, motion score, temporal consistency score, camera motion, frame,
-fps, seconds. Only the first two are needed. A column `start` makes a row a
-segment of its video, from `start` for `seconds`.
+fps, seconds. Only the first two are needed. With a column `start` a row is a
+segment of its video, which begins at second `start` and lasts `seconds`.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,9 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-PathLike = str | os.PathLike[str]
+type PathLike = str | os.PathLike[str]
+type Cell = str | float | int | bool | None
+type Row = Mapping[str, Cell]  # by name of the column
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".m4v")
 _NUMBERS = (
@@ -40,14 +42,15 @@ class Item:
   """One row: a video, or a segment of one, and its caption.
 
   Attributes:
-    index: Place in the list; names the row in messages.
+    index: Number of the row in the list, from 0; messages count from 1.
     video: Path below the folder of videos; empty for a prompt without video.
-    caption: What it shows; empty if unknown.
-    camera_motion: Such as "static" or "pan_left"; empty if unknown.
+    caption: What the video shows; empty if unknown.
+    camera_motion: Kind such as "static" or "pan_left"; empty if unknown.
     start: First second of the segment; None is the whole video.
-    aesthetic_score: As listed; None if unknown, like all that follow.
-    motion_score: As listed.
-    temporal_consistency_score: As listed.
+    aesthetic_score: Score that the table lists; None if unknown, like all that
+      follow.
+    motion_score: Score that the table lists.
+    temporal_consistency_score: Score that the table lists.
     frame: Number of frames.
     fps: Frames per second.
     seconds: Length of the segment.
@@ -68,12 +71,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-  """Items, and which columns their source has.
+  """A list of items that was read.
 
   Attributes:
     items: Rows in the order of the source.
-    columns: Fields of `Item` that the source has.
-    source: Where they are from, for messages.
+    columns: Fields of `Item` that the list has values of.
+    source: Path of what was read, for messages.
   """
 
   items: tuple[Item, ...]
@@ -83,6 +86,9 @@ class Table:
 
 def read_folder(folder: PathLike) -> Table:
   """Lists the videos below a folder; `a/b.mp4` has its caption in `a/b.txt`.
+
+  Args:
+    folder: Folder of videos.
 
   Raises:
     ValueError: If there is no such folder or there are no videos in it.
@@ -149,6 +155,9 @@ def read_table(path: PathLike, *, videos: PathLike) -> Table:
 def read_prompts(path: PathLike) -> Table:
   """Reads a text file with one prompt per line; empty lines do not count.
 
+  Args:
+    path: The file, in UTF-8.
+
   Raises:
     ValueError: If it cannot be read or has no prompts.
   """
@@ -170,6 +179,7 @@ def read_prompts(path: PathLike) -> Table:
 
 
 def _sidecar(path: pathlib.Path) -> str:
+  """Returns the caption beside a video, empty if there is none."""
   try:
     return " ".join(path.read_text(encoding="utf-8").split())
   except FileNotFoundError:
@@ -180,7 +190,7 @@ def _sidecar(path: pathlib.Path) -> str:
     ) from error
 
 
-def _read_csv(path: pathlib.Path) -> tuple[list[str], Iterable[Mapping]]:
+def _read_csv(path: pathlib.Path) -> tuple[list[str], Iterable[Row]]:
   csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions are long
   with path.open(encoding="utf-8-sig", newline="") as file:
     reader = csv.DictReader(file)
@@ -188,7 +198,7 @@ def _read_csv(path: pathlib.Path) -> tuple[list[str], Iterable[Mapping]]:
     return list(reader.fieldnames or []), rows
 
 
-def _read_parquet(path: pathlib.Path) -> tuple[list[str], Iterable[Mapping]]:
+def _read_parquet(path: pathlib.Path) -> tuple[list[str], Iterable[Row]]:
   with parquet.ParquetFile(path) as file:
     names = list(file.schema_arrow.names)
     wanted = [n for n in names if _normal(n) in _NUMBERS + _TEXTS]
@@ -200,7 +210,7 @@ def _normal(name: str) -> str:
 
 
 def _find_columns(path: pathlib.Path, names: list[str]) -> dict[str, str]:
-  """Maps fields to columns, and refuses tables without the needed ones."""
+  """Returns the column of each field, or refuses the table."""
   columns: dict[str, str] = {}
   for name in names:
     field = _normal(name or "")
@@ -220,8 +230,9 @@ def _find_columns(path: pathlib.Path, names: list[str]) -> dict[str, str]:
 
 
 def _item(
-  path: pathlib.Path, index: int, row: Mapping, columns: dict[str, str]
+  path: pathlib.Path, index: int, row: Row, columns: dict[str, str]
 ) -> Item:
+  """Returns one row as an item."""
   values: dict[str, Any] = {}
   for field, name in columns.items():
     if field in _TEXTS:
@@ -235,7 +246,7 @@ def _item(
 def _require_inside(
   path: pathlib.Path, index: int, values: dict[str, Any]
 ) -> None:
-  """A table, which may be anybody's, names files below the folder only."""
+  """Refuses paths out of the folder: the table may be anybody's."""
   video = pathlib.PurePath(values["video"])
   if video.is_absolute() or ".." in video.parts:
     raise ValueError(
@@ -251,8 +262,9 @@ def _require_inside(
 
 
 def _number(
-  path: pathlib.Path, index: int, name: str, value: Any
+  path: pathlib.Path, index: int, name: str, value: Cell
 ) -> float | None:
+  """Returns a number of the table, None if it is unknown."""
   if value is None or value == "":
     return None
   try:
@@ -275,7 +287,7 @@ def _require_folder(folder: pathlib.Path) -> None:
 def _require_some_video(
   items: tuple[Item, ...], folder: pathlib.Path, path: pathlib.Path
 ) -> None:
-  """A wrong folder shows in the first rows; single files may be missing."""
+  """Refuses a wrong folder, in which none of the first videos exists."""
   first = itertools.islice(items, 100)
   if not any((folder / item.video).is_file() for item in first):
     raise ValueError(

@@ -1,21 +1,12 @@
 """Stage 3: distribution matching on the student's own rollouts.
 
-spec/training.md section 4 (arXiv:2405.14867, arXiv:2506.08009). The student
-generates chunk by chunk, as at inference, but leaves the few-step loop at a
-random call e. Its clip X is noised, X_σ = (1-σ) X + σ ε, and two bidirectional
-networks say where clean clips lie: real score r (frozen, guided) and critic f.
+docs/method.md, section 12 (arXiv:2405.14867). The clip X that the student made
+(`self_rollout`) is noised, X_σ = (1-σ) X + σ ε, and two bidirectional networks
+say where clean clips lie: real score r (frozen, guided) and critic f.
 
-  g   = (f(X_σ) - r(X_σ)) / mean |X - r|            per example          (9)
-  L_G = ½ mean (X - sg[X - g])²,  so dL_G/dX = g / numel                (10)
-  L_C = mean (v_critic(X_σ) - (ε - X))²                                 (11)
-
-Whatever is read from the cache is a constant, hence the gradient is a sum over
-chunks m of gradients of single passes:
-
-  dL_G/dθ = Σ_m J_m(θ)ᵀ (dL_G/dX)_m                                      (7)
-
-So nothing is differentiated while generating; afterwards each chunk is computed
-again and pulled back, with the activations of one chunk in memory.
+  g   = (f(X_σ) - r(X_σ)) / mean |X - r|            per row            (12.1)
+  L_G = ½ mean (X - sg[X - g])²,  so dL_G/dX = g / numel               (12.2)
+  L_C = mean (v_critic(X_σ) - (ε - X))²                                (12.4)
 """
 
 from collections.abc import Callable
@@ -24,14 +15,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 import numpy as np
 
 from videomla_jax.diffusion import bidirectional
-from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import flow
-from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
+from videomla_jax.diffusion import self_rollout
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
@@ -40,9 +30,11 @@ from videomla_jax.models import window as window_lib
 Latents = Float[Array, "B T H W C"]
 Text = Float[Array, "B M E"]
 Scalar = Float32[Array, ""]
-VelocityOf = Callable[[Latents, Float32[Array, "B"]], Latents]  # of x and σ
+# (noisy latents, σ of each row) -> velocity.
+VelocityOf = Callable[[Latents, Float32[Array, "B"]], Latents]
+# Latents of a video -> its last pixel frame as the latent of an image.
 ImageLatent = Callable[[Latents], Array]
-Counted = Bool[np.ndarray, "T"] | slice
+Counted = Bool[np.ndarray, "T"] | slice  # frames that a mean goes over
 
 SCORE_SIGMAS = 0.02, 0.98  # lowest and highest level of the scores
 
@@ -51,8 +43,13 @@ SCORE_SIGMAS = 0.02, 0.98  # lowest and highest level of the scores
 class Setup:
   """What stays fixed over a training run.
 
-  The scores see `clip_frames`, at levels warped by `shift`. `guidance` is w of
-  the real score; the reference's 3.0 is added to the conditional, hence 4.0.
+  Attributes:
+    window: Which frames the student sees.
+    sampler: The student's few-step sampler.
+    clip_frames: Latent frames that the scores see.
+    guidance: w of the real score in `uncond + w (cond - uncond)`. The reference
+      implementation adds its 3.0 to the conditional, hence 4.0.
+    shift: Warp of the noise levels at which clips are judged.
   """
 
   window: window_lib.Window
@@ -61,9 +58,9 @@ class Setup:
   guidance: float = 4.0
   shift: float = 5.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     rule, w = self.sampler.rule, self.sampler.guidance
-    if rule != "renoise" or w is not None:
+    if not self.sampler.step_rule.adds_noise or w is not None:
       raise ValueError(
         f"sampler has rule={rule!r} and guidance={w} but a student is rolled "
         "out with 'renoise' and no guidance; use sampling.few_step()."
@@ -71,33 +68,33 @@ class Setup:
 
 
 class ScoreDraws(NamedTuple):
-  """At which noise a clip is judged: σ of each example, and ε."""
+  """Noise at which a clip is judged.
+
+  Attributes:
+    sigma: Noise level σ of each row.
+    noise: Gaussian noise ε.
+  """
 
   sigma: Float32[Array, "B"]
   noise: Latents
 
 
-class RolloutDraws(NamedTuple):
-  """What a rollout draws at random.
-
-  Attributes:
-    noise: Noise of every chunk, leaves with a leading chunk axis.
-    exit_call: Network calls before the exit call, 0 to K - 1, the same for all
-      chunks and rows.
-  """
-
-  noise: sampling.Noise
-  exit_call: Int[Array, ""]
-
-
 def score_sigma(raw: Int[Array, "B"], *, s: float) -> Float32[Array, "B"]:
-  """Level of a drawn integer 0..999, spec/diffusion.md Eq. (17)."""
+  """Returns the level of an integer 0..999, docs/method.md, Eq. (6.12)."""
   level = flow.shift(raw.astype(jnp.float32) / wan_config.MAX_TIMESTEP, s)
   return jnp.clip(level, *SCORE_SIGMAS)
 
 
-def draw_score(key: Array, shape: tuple[int, ...], *, s: float) -> ScoreDraws:
-  """Draws for a clip of shape B, T, H, W, C."""
+def draw_score(
+  key: Key[Array, ""], shape: tuple[int, ...], *, s: float
+) -> ScoreDraws:
+  """Draws the noise at which a clip is judged.
+
+  Args:
+    key: Random key.
+    shape: B, T, H, W, C of the clip.
+    s: Warp of the noise level.
+  """
   key_level, key_noise = jax.random.split(key)
   raw = jax.random.randint(
     key_level, shape[:1], 0, int(wan_config.MAX_TIMESTEP)
@@ -106,27 +103,15 @@ def draw_score(key: Array, shape: tuple[int, ...], *, s: float) -> ScoreDraws:
   return ScoreDraws(score_sigma(raw, s=s), noise)
 
 
-def draw_rollout(
-  key: Array, shape: tuple[int, ...], *, setup: Setup
-) -> RolloutDraws:
-  """Draws for a rollout of shape B, T, H, W, C; T is rounded up to chunks."""
-  key_noise, key_exit = jax.random.split(key)
-  length, sampler = setup.window.chunk_frames, setup.sampler
-  keys = rollout.split_keys(key_noise, shape[0])
-  chunks = jnp.arange(-(-shape[1] // length))
-
-  def draw(chunk: Array) -> sampling.Noise:
-    return sampling.chunk_noise(
-      keys, chunk, shape=(length, *shape[2:]), sampler=sampler
-    )
-
-  noise = jax.vmap(draw)(chunks)
-  exit_call = jax.random.randint(key_exit, (), 0, len(sampler.sigmas))
-  return RolloutDraws(noise, exit_call)
-
-
 class Texts(NamedTuple):
-  """Prompts as each network reads them, and the negative prompt."""
+  """Embedded prompts as each network reads them.
+
+  Attributes:
+    student: Prompts of the student.
+    real: Prompts of the real score.
+    negative: Negative prompt of the real score.
+    critic: Prompts of the critic.
+  """
 
   student: Text
   real: Text
@@ -134,204 +119,19 @@ class Texts(NamedTuple):
   critic: Text
 
 
-class Trained(NamedTuple):
-  """What the gradient of a chunk needs; with a leading axis, of several.
-
-  Attributes:
-    exit_input: Noisy latents that the exit call saw.
-    entries: Entries of the clean chunk, leaves `[layers, B, T, P, ...]`.
-  """
-
-  exit_input: Float[Array, "*m B T H W C"]
-  entries: PyTree
-
-
-class SelfRollout(NamedTuple):
-  """A rollout and what its gradient needs.
-
-  Attributes:
-    latents: Predictions at the exit call.
-    trained: The trained chunks, which are the last ones; None if none are.
-    before: The cache before the first trained chunk.
-    cache: The cache after all chunks, to continue from.
-  """
-
-  latents: Latents
-  trained: Trained | None
-  before: cache_lib.Cache
-  cache: cache_lib.Cache
-
-
-def predict(
-  model: wan.WanDiT,
-  cache: cache_lib.Cache,
-  x: Latents,
-  sigma: Scalar,
-  text: Text,
-  *,
-  window: window_lib.Window,
-) -> Latents:
-  """Predicts x0 of a chunk, the one pass with a gradient; the cache has none.
-
-  Args:
-    model: The student.
-    cache: The cache before the chunk.
-    x: The chunk at noise level `sigma`.
-    sigma: Noise level, 0..1.
-    text: Text embeddings.
-    window: The window that the cache was made for.
-
-  Returns:
-    Predicted clean latents.
-  """
-  velocity = _velocity(model, jax.lax.stop_gradient(cache), text, window=window)
-  return flow.x0_from_velocity(x, velocity(x, sigma), sigma[None])
-
-
-def _velocity(
-  model: wan.WanDiT,
-  cache: cache_lib.Cache,
-  text: Text,
-  *,
-  window: window_lib.Window,
-) -> Callable[[Latents, Array], Latents]:
-  """Returns the network as a function of the next chunk and its level."""
-
-  def velocity_of(x: Latents, sigma: Array) -> Latents:
-    positions = chunk_pass.positions_of(cache, x.shape[1], window=window)
-    level = sigma * wan_config.MAX_TIMESTEP
-    return chunk_pass.velocity_and_entries(
-      model, cache, x, level, text, positions
-    )[0]
-
-  return velocity_of
-
-
-def _roll_chunk(
-  model: wan.WanDiT,
-  cache: cache_lib.Cache,
-  noise: sampling.Noise,
-  exit_call: Int[Array, ""],
-  text: Text,
-  setup: Setup,
-) -> tuple[cache_lib.Cache, Latents, Trained]:
-  """Returns the cache after a chunk, its exit prediction and its record."""
-  window, sampler = setup.window, setup.sampler
-  network = _velocity(model, cache, text, window=window)
-  x = sampling.solve(network, noise, sampler=sampler, num_calls=exit_call)
-  sigma = jnp.asarray(sampler.sigmas, jnp.float32)[exit_call]
-  x0 = predict(model, cache, x, sigma, text, window=window)
-  entries = chunk_pass.clean_entries(model, cache, x0, text, window=window)
-  after = cache_lib.append(cache, entries, window=window)
-  return after, x0, Trained(x, entries)
-
-
-def self_rollout(
-  model: wan.WanDiT,
-  cache: cache_lib.Cache,
-  draws: RolloutDraws,
-  text: Text,
-  *,
-  setup: Setup,
-  num_trained: int = 0,
-) -> SelfRollout:
-  """Generates as at inference up to the exit call; has no gradient.
-
-  Args:
-    model: The student.
-    cache: An empty cache, or what an earlier rollout left (long tuning).
-    draws: Noise of every chunk and the exit call.
-    text: Text embeddings.
-    setup: Window and sampler.
-    num_trained: The last frames, whole chunks, that `chunk_gradients` needs.
-
-  Returns:
-    Latents of all chunks and what the gradient of the last ones needs.
-  """
-  model, cache, text = jax.lax.stop_gradient((model, cache, text))
-  chunks = draws.noise.start.shape[0]
-  first = chunks - num_trained // setup.window.chunk_frames
-
-  def run(
-    cache: cache_lib.Cache, some: slice, *, keep: bool
-  ) -> tuple[cache_lib.Cache, tuple[Latents, Trained | None]]:
-    """Rolls some chunks; keeps what their gradient needs if asked to."""
-
-    def step(cache: cache_lib.Cache, noise: sampling.Noise) -> PyTree:
-      after, x0, trained = _roll_chunk(
-        model, cache, noise, draws.exit_call, text, setup
-      )
-      return after, (x0, trained if keep else None)
-
-    return jax.lax.scan(
-      step, cache, jax.tree.map(lambda leaf: leaf[some], draws.noise)
-    )
-
-  before, clips, trained = cache, [], None
-  if first:
-    before, (x0, _) = run(cache, slice(first), keep=False)
-    clips.append(x0)
-  after = before
-  if first < chunks:
-    after, (x0, trained) = run(before, slice(first, None), keep=True)
-    clips.append(x0)
-  latents = jnp.moveaxis(jnp.concatenate(clips), 0, 1)
-  latents = latents.reshape(latents.shape[0], -1, *latents.shape[3:])
-  return SelfRollout(latents, trained, before, after)
-
-
-def chunk_gradients(
-  model: wan.WanDiT,
-  rolled: SelfRollout,
-  cotangent: Latents,
-  exit_call: Int[Array, ""],
-  text: Text,
-  *,
-  setup: Setup,
-) -> wan.WanDiT:
-  """Sums the gradients of all trained chunks, Eq. (7).
-
-  Args:
-    model: The student.
-    rolled: Its rollout.
-    cotangent: Gradient of the loss to the latents of the trained frames.
-    exit_call: The call whose predictions the latents are.
-    text: Text embeddings.
-    setup: Window and sampler.
-
-  Returns:
-    The gradient to the student's parameters.
-  """
-  assert rolled.trained is not None
-  window = setup.window
-  sigma = jnp.asarray(setup.sampler.sigmas, jnp.float32)[exit_call]
-  chunks, batch, length = rolled.trained.exit_input.shape[:3]
-  pulls = cotangent.reshape(batch, chunks, length, *cotangent.shape[2:])
-
-  def step(carry: PyTree, chunk: tuple[Trained, Array]) -> PyTree:
-    cache, total = carry
-    trained, pull = chunk
-
-    def x0_of(model: wan.WanDiT) -> Latents:
-      x = trained.exit_input
-      return predict(model, cache, x, sigma, text, window=window)
-
-    _, back = jax.vjp(x0_of, model)
-    total = jax.tree.map(jnp.add, total, back(pull)[0])
-    cache = cache_lib.append(cache, trained.entries, window=window)
-    return (cache, total), None
-
-  zeros = jax.tree.map(jnp.zeros_like, model)
-  every_chunk = (rolled.trained, jnp.moveaxis(pulls, 1, 0))
-  (_, total), _ = jax.lax.scan(step, (rolled.before, zeros), every_chunk)
-  return total
-
-
 def num_trained(new_frames: int, total_frames: int, *, setup: Setup) -> int:
-  """Frames of a rollout that get a gradient, always its last ones.
+  """Returns how many frames of a rollout get a gradient, always its last ones.
 
   A video as long as a clip counts in full. Of a longer one, the clip's first
-  chunk does not, nor do frames of earlier calls.
+  chunk does not, nor do frames of earlier steps.
+
+  Args:
+    new_frames: Frames of this rollout.
+    total_frames: Frames of the video, earlier ones included.
+    setup: Sizes of clip and chunk.
+
+  Raises:
+    ValueError: If the lengths do not fit each other.
   """
   clip, chunk = setup.clip_frames, setup.window.chunk_frames
   trained = min(new_frames, clip if total_frames == clip else clip - chunk)
@@ -347,10 +147,13 @@ def num_trained(new_frames: int, total_frames: int, *, setup: Setup) -> int:
 def clip_of(
   latents: Latents, *, setup: Setup, image_latent: ImageLatent | None = None
 ) -> Float[Array, "B K H W C"]:
-  """What the scores see: the last frames as a clip of its own, Eq. (8).
+  """Returns the last frames as a clip of its own, docs/method.md, Eq. (12.5).
 
-  `image_latent` decodes the frames up to the clip's first and encodes the last
-  pixel frame as an image; codecs of single frames need none.
+  Args:
+    latents: Latents of the video.
+    setup: Sets the length of the clip.
+    image_latent: Decodes the frames up to the clip's first and encodes the last
+      pixel frame as an image; codecs of single frames need none.
   """
   start = latents.shape[1] - setup.clip_frames
   if not start or image_latent is None:
@@ -360,7 +163,7 @@ def clip_of(
 
 
 def score_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
-  """The g of Eq. (9) from a clip and the scores' x0; no epsilon, but finite."""
+  """Returns g of Eq. (12.1), made finite, from a clip and the scores' x0."""
   p = jnp.abs(x - real).mean(axis=(1, 2, 3, 4), keepdims=True)
   return jnp.nan_to_num((fake - real) / p)
 
@@ -368,7 +171,8 @@ def score_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
 def generator_loss(
   x: Latents, gradient: Latents, counted: Counted = slice(None)
 ) -> Scalar:
-  """Eq. (10) over counted frames, as ½ (g + x - sg x)² to lose no digits."""
+  """Returns L_G of Eq. (12.2), the mean over counted frames."""
+  # ½ (g + x - sg x)² is the same and loses no digits in x - sg[x - g].
   gradient = jax.lax.stop_gradient(gradient)
   error = gradient + (x - jax.lax.stop_gradient(x))
   return 0.5 * (error**2)[:, counted].mean()
@@ -380,7 +184,7 @@ def critic_loss(
   draws: ScoreDraws,
   counted: Counted = slice(None),
 ) -> Scalar:
-  """L_C of Eq. (11) for a clip of the student, which is a constant."""
+  """Returns L_C of Eq. (12.4) for a clip, which is a constant."""
   x = jax.lax.stop_gradient(x)
   noisy = flow.add_noise(x, draws.noise, draws.sigma[:, None])
   error = critic(noisy, draws.sigma) - flow.velocity_target(x, draws.noise)
@@ -390,7 +194,7 @@ def critic_loss(
 def compare(
   real: VelocityOf, fake: VelocityOf, x: Latents, draws: ScoreDraws
 ) -> Latents:
-  """The g of a clip; the real score is guided already."""
+  """Returns g of Eq. (12.1) for a clip; the real score is guided already."""
   sigma = draws.sigma[:, None]
   noisy = flow.add_noise(x, draws.noise, sigma)
   real, fake = (
@@ -401,7 +205,7 @@ def compare(
 
 
 def whole(model: wan.WanDiT, text: Text) -> VelocityOf:
-  """A network that sees a clip at once."""
+  """Returns the velocity of a network that sees a clip at once."""
   return lambda x, sigma: bidirectional.velocity(model, x, sigma, text)
 
 
@@ -412,8 +216,11 @@ def critic_gradients(
   text: Text,
   counted: Counted = slice(None),
 ) -> tuple[Scalar, wan.WanDiT]:
-  """Critic loss and its gradient to the critic's parameters."""
-  loss = lambda critic: critic_loss(whole(critic, text), x, draws, counted)
+  """Returns the critic's loss and its gradient to the critic's parameters."""
+
+  def loss(critic: wan.WanDiT) -> Scalar:
+    return critic_loss(whole(critic, text), x, draws, counted)
+
   return jax.value_and_grad(loss)(critic)
 
 
@@ -422,13 +229,13 @@ def gradients(
   real: wan.WanDiT,
   critic: wan.WanDiT,
   cache: cache_lib.Cache,
-  draws: tuple[RolloutDraws, ScoreDraws],
+  draws: tuple[self_rollout.Draws, ScoreDraws],
   texts: Texts,
   *,
   setup: Setup,
   previous: Latents | None = None,
   image_latent: ImageLatent | None = None,
-) -> tuple[tuple[Scalar, SelfRollout], wan.WanDiT]:
+) -> tuple[tuple[Scalar, self_rollout.SelfRollout], wan.WanDiT]:
   """Computes the generator's loss, its rollout and the student's gradient.
 
   Args:
@@ -440,7 +247,7 @@ def gradients(
     texts: Prompts as each network reads them.
     setup: What stays fixed over a run.
     previous: Frames before this rollout, if it goes on with a video.
-    image_latent: See `clip_of`.
+    image_latent: Encodes a frame as an image, see `clip_of`.
 
   Returns:
     Loss and rollout; the gradient to the student's parameters.
@@ -449,12 +256,13 @@ def gradients(
   new = rollout_draws.noise.start.shape[0] * setup.window.chunk_frames
   total = new + (0 if previous is None else previous.shape[1])
   trained = num_trained(new, total, setup=setup)
-  rolled = self_rollout(
+  rolled = self_rollout.generate(
     student,
     cache,
     rollout_draws,
     texts.student,
-    setup=setup,
+    window=setup.window,
+    sampler=setup.sampler,
     num_trained=trained,
   )
   video = rolled.latents
@@ -471,12 +279,13 @@ def gradients(
   gradient = compare(guided_real, fake, clip, score_draws)
   counted = slice(clip.shape[1] - trained, None)
   loss, cotangent = jax.value_and_grad(generator_loss)(clip, gradient, counted)
-  student_gradient = chunk_gradients(
+  student_gradient = self_rollout.gradients(
     student,
     rolled,
     cotangent[:, -trained:],
     rollout_draws.exit_call,
     texts.student,
-    setup=setup,
+    window=setup.window,
+    sampler=setup.sampler,
   )
   return (loss, rolled), student_gradient

@@ -359,7 +359,7 @@ def generate(
   """
   if num_frames < 1:
     raise ValueError(f"num_frames={num_frames} must be at least 1.")
-  keys = split_keys(key, text.shape[0] // sampler.rows_per_video)
+  keys = sampling.split_keys(key, text.shape[0] // sampler.rows_per_video)
   known = 0 if context is None else context.shape[1]
   chunk = window.chunk_frames
   total = known + shapes.round_up(max(num_frames - known, 0), chunk)
@@ -388,17 +388,3 @@ def generate(
     moved = jnp.moveaxis(latents, 0, 1)
     pieces.append(moved.reshape(moved.shape[0], -1, *frame))
   return jnp.concatenate(pieces, axis=1)[:, :num_frames]
-
-
-def split_keys(key: Array, batch: int) -> Array:
-  """Returns one key per video, folded from one key or as they are.
-
-  Args:
-    key: Typed key or keys; raw ones of `jax.random.PRNGKey` are wrapped.
-    batch: Number of videos.
-  """
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.wrap_key_data(key)
-  if key.ndim:
-    return key
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))

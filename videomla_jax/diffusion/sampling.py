@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 import numpy as np
 
 from videomla_jax.diffusion import flow
@@ -139,8 +139,26 @@ class Noise(NamedTuple):
   fresh: Float[Array, "K B T H W C"]
 
 
+def split_keys(key: Shaped[Array, "..."], batch: int) -> Key[Array, "b"]:
+  """Returns one key per video, folded from one key or as they are.
+
+  Args:
+    key: Typed key or keys; raw ones of `jax.random.PRNGKey` are wrapped.
+    batch: Number of videos.
+  """
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)
+  if key.ndim:
+    return key
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
+
+
 def chunk_noise(
-  keys: Array, chunk: Array, *, shape: tuple[int, ...], sampler: Sampler
+  keys: Key[Array, "b"],
+  chunk: Int[Array, ""],
+  *,
+  shape: tuple[int, ...],
+  sampler: Sampler,
 ) -> Noise:
   """Draws the noise of one chunk from the keys and its number alone.
 

@@ -114,7 +114,7 @@ class Stream(Iterator[Any]):
       bound = window.sink_frames + (window.local_frames or 0)
     else:
       bound = shapes.round_up(max_frames, window.chunk_frames)
-    keys = rollout.split_keys(key, text.shape[0] // sampler.rows_per_video)
+    keys = sampling.split_keys(key, text.shape[0] // sampler.rows_per_video)
     self._state = rollout.start(
       model,
       text,

@@ -8,36 +8,25 @@ Arguments have the names and the meaning of the keys in `configs/sample.py`, and
 the same seed gives the same bytes as `python -m videomla_jax.sample`.
 """
 
-import base64
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
-import html
 import os
-import pathlib
-import tempfile
 from typing import TypedDict, Unpack
 
-from jaxtyping import UInt8
 import numpy as np
 
 from videomla_jax.diffusion import stream as stream_lib
 from videomla_jax.generation import job as job_lib
-from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
-from videomla_jax.generation import video_files
+from videomla_jax.generation import video as video_lib
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_reader
-from videomla_jax.storage import output_folder
-
-Videos = UInt8[np.ndarray, "B t h w c"]
-
-_SHOWN_HEIGHT = 288  # Screen pixels to which `save` enlarges small videos.
 
 
 class Options(TypedDict, total=False):
@@ -88,38 +77,7 @@ class Model:
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Video:
-  """Finished videos, one per prompt.
-
-  Attributes:
-    pixels: Grey or RGB frames, 0..255.
-    fps: Frames per second.
-    prompts: What each video shows.
-  """
-
-  pixels: Videos
-  fps: float | int
-  prompts: tuple[str, ...]
-
-  def __repr__(self) -> str:
-    shape = " x ".join(map(str, self.pixels.shape))
-    return f"Video({self.prompts}, {shape}, {self.fps:g} frames per second)"
-
-  def _repr_html_(self) -> str:
-    """Shows the videos in a notebook."""
-    # A notebook keeps its outputs, so the files go into the page itself.
-    with tempfile.TemporaryDirectory() as folder:
-      files = [pathlib.Path(path).read_bytes() for path in save(self, folder)]
-    return "".join(
-      f"<figure><video controls loop src='data:video/mp4;base64,"
-      f"{base64.b64encode(data).decode()}'></video>"
-      f"<figcaption>{html.escape(prompt)}</figcaption></figure>"
-      for data, prompt in zip(files, self.prompts, strict=True)
-    )
-
-
-class VideoStream(Iterator[Videos]):
+class VideoStream(Iterator[video_lib.Pixels]):
   """Chunks of frames `[B, t, h, w, c]`, 0..255, as they are made.
 
   The next chunk is computed while the caller shows this one.
@@ -142,10 +100,10 @@ class VideoStream(Iterator[Videos]):
     self._job = job
     text = job.embed(job.request.prompts)
     # Given frames come out once, so that the chunks are the whole video.
-    self._first: Videos | None = job.first_frames(pipeline)
+    self._first: video_lib.Pixels | None = job.first_frames(pipeline)
     self._chunks = job.stream(pipeline, text, endless=endless)
 
-  def __next__(self) -> Videos:
+  def __next__(self) -> video_lib.Pixels:
     first, self._first = self._first, None
     if first is not None and first.shape[1]:
       return first
@@ -236,7 +194,7 @@ def generate(
   seconds: float | int = 10.0,
   mode: str = "causal",
   **options: Unpack[Options],
-) -> Video:
+) -> video_lib.Video:
   """Makes one video per prompt.
 
   Args:
@@ -258,7 +216,7 @@ def generate(
   text = job.embed(job.request.prompts)
   first = job.first_frames(model.pipeline)
   chunks = [first, *job.chunks(model.pipeline, text)]
-  return Video(
+  return video_lib.Video(
     pixels=np.concatenate(chunks, axis=1),
     fps=model.source.fps,
     prompts=job.request.prompts,
@@ -294,37 +252,6 @@ def stream(
     # An endless video continues the end of a clip, however long that is.
     job = dataclasses.replace(job, num_frames=len(job.given))
   return VideoStream(job, model.pipeline, endless=endless)
-
-
-def save(
-  video: Video,
-  folder: str | os.PathLike[str],
-  *,
-  name: str = "video",
-  scale: int = 0,
-) -> list[str]:
-  """Writes one MP4 file per video.
-
-  Args:
-    video: The videos.
-    folder: Where to write; created if it is missing.
-    name: First word of every file name; the prompt follows.
-    scale: Screen pixels per pixel, along one side; 0 makes small videos large
-      enough to look at.
-
-  Returns:
-    The paths of the files, in the order of the prompts.
-
-  Raises:
-    ValueError: If the folder is not writable, or the scale is negative.
-  """
-  scale = scale or max(1, _SHOWN_HEIGHT // video.pixels.shape[2])
-  files = video_files.paths(
-    output_folder.check(folder), video.prompts, name=name
-  )
-  for path, frames in zip(files, video.pixels, strict=True):
-    mp4.write_mp4(path, frames, fps=video.fps, scale=scale)
-  return [str(path) for path in files]
 
 
 def _as_tuple(prompts: str | Sequence[str]) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ import numpy as np
 
 from videomla_jax import shapes
 from videomla_jax.diffusion import bidirectional
-from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
 from videomla_jax.models import codec as codec_lib
@@ -233,7 +232,7 @@ def whole_clip(
   """
   batch = text.shape[0] // sampler.rows_per_video
   shape = (pipeline.latents_for(num_frames), *pipeline.frame)
-  keys = rollout.split_keys(key, batch)
+  keys = sampling.split_keys(key, batch)
   noise = sampling.chunk_noise(keys, jnp.int32(0), shape=shape, sampler=sampler)
   latents = noise.start
   for latents in bidirectional.denoise(

@@ -1,6 +1,6 @@
-"""Self-attention, dense or latent behind one interface, and cross-attention.
+"""Self-attention, dense or latent behind one interface.
 
-A self-attention layer works in two steps, so that training, rollout and given
+A layer works in two steps, so that training, rollout and given
 frames share one path:
 
   project(x)                    -> Entry, what the cache stores of these tokens
@@ -27,7 +27,7 @@ from videomla_jax.models import layers
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class AttentionConfig:
   d_c: int = 192
   d_rope: int = 32
   d_q: int = 768
-  form: specs.Form = "auto"
+  form: types.Form = "auto"
   implementation: str | None = None
 
   def __post_init__(self) -> None:
@@ -295,12 +295,12 @@ class LatentSelfAttention(nnx.Module):
     queries: tuple[Array, Array],
     rotation: rope.Rotation,
     seen: tuple[list[LatentEntry], rope.Rotation, Array],
-    up: api.UpProjections,
+    up: types.UpProjections,
   ) -> Float[Array, "B T P N D"]:
     """Attends with the queries and heads that one device has."""
     content, q_rope = queries
     out = api.latent_attention(
-      api.Queries(_flat(content), _rotate(q_rope, rotation)),
+      types.Queries(_flat(content), _rotate(q_rope, rotation)),
       self._segments(*seen, dtype=content.dtype),
       up,
       form=self.config.form,
@@ -315,7 +315,7 @@ class LatentSelfAttention(nnx.Module):
     visible: Bool[Array, "B K"],
     *,
     dtype: DTypeLike,
-  ) -> list[api.Keys]:
+  ) -> list[types.Keys]:
     """Returns the rotated keys of each entry of the context.
 
     Entries stay apart, since joining them would copy the cache.
@@ -336,7 +336,7 @@ class LatentSelfAttention(nnx.Module):
       if not isinstance(content, quantise.Quantised):
         content = content.astype(dtype)
       segments.append(
-        api.Keys(
+        types.Keys(
           jax.tree.map(_flat, content),
           k_rope,
           visible[:, frame : frame + frames],
@@ -345,57 +345,14 @@ class LatentSelfAttention(nnx.Module):
       frame += frames
     return segments
 
-  def up_projections(self, dtype: DTypeLike) -> api.UpProjections:
+  def up_projections(self, dtype: DTypeLike) -> types.UpProjections:
     """Returns W_uk and W_uv by head, in the dtype of a product."""
     heads = self.config.num_heads
     key, value = (
       rearrange(w.kernel[...].astype(dtype), "c (N d) -> c N d", N=heads)
       for w in (self.w_uk, self.w_uv)
     )
-    return api.UpProjections(key, value)
-
-
-class CrossAttention(nnx.Module):
-  """Attention from video tokens to text tokens: RMSNorm, no RoPE, no mask."""
-
-  def __init__(
-    self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-  ) -> None:
-    self.num_heads = num_heads
-    self.query, self.key, self.value, self.out = (
-      layers.linear(width, width, dtype=dtype, rngs=rngs) for _ in range(4)
-    )
-    self.query_norm = layers.RMSNorm(width)
-    self.key_norm = layers.RMSNorm(width)
-
-  def __call__(
-    self, x: Float[Array, "B G T P E"], text: Float[Array, "B M E"]
-  ) -> Float[Array, "B G T P E"]:
-    """Attends from every video token to every text token.
-
-    Padding is seen as well: its embedding is that of zeros, as in Wan.
-    """
-    query = self.query_norm(self.query(x))
-    key = self.key_norm(self.key(text))
-    query, key, value = (
-      y.reshape(*y.shape[:-1], self.num_heads, -1)
-      for y in (query, key, self.value(text))
-    )
-
-    def run(query: Array, key: Array, value: Array) -> Array:
-      out = api.dense_attention(
-        rearrange(query, "B G T P N D -> B (G T P) N D"),
-        key,
-        value,
-        jnp.ones((key.shape[0], 1), bool),
-        scale=1 / math.sqrt(query.shape[-1]),
-      )
-      return out.reshape(query.shape)
-
-    out = sharding.per_device(
-      run, ("chunk_queries", query), ("text_keys", key), ("text_keys", value)
-    )
-    return self.out(out.reshape(x.shape))
+    return types.UpProjections(key, value)
 
 
 SELF_ATTENTION = {"dense": DenseSelfAttention, "latent": LatentSelfAttention}

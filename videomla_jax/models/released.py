@@ -32,12 +32,12 @@ class Architecture(NamedTuple):
   """A kind of network that a release may hold.
 
   Attributes:
-    part: Role in a release and name of the folder: "dit", "vae" or "umt5".
+    component: Role in a release and name of the folder: "dit", "vae" or "umt5".
     config: Class that holds the sizes.
     module: Class of the network, made from a config and `rngs`.
   """
 
-  part: str
+  component: str
   config: type[Config]
   module: type[Network]
 
@@ -54,9 +54,9 @@ class Family:
   """Networks that were released together, and the videos they were made for.
 
   Attributes:
-    files: Part to the pattern of its files in the release's own folder; the
-      parts are "dit", "vae", "umt5" and "tokenizer". Empty if nothing was
-      released and the networks exist with random weights only.
+    files: Pattern of the files of each component in the release's own folder;
+      the components are "dit", "vae", "umt5" and "tokenizer". Empty if nothing
+      was released and the networks exist with random weights only.
     dit: Sizes of the network, with dense attention; holds the number of text
       tokens.
     vae: Sizes of the VAE, its strides and the statistics of its latents.
@@ -133,10 +133,10 @@ def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
   Args:
     config: Sizes of the network, of either kind of attention.
   """
-  part = "vae" if isinstance(config, vae_config.VaeConfig) else "dit"
+  component = "vae" if isinstance(config, vae_config.VaeConfig) else "dit"
 
   def likeness(family: Family) -> tuple[bool, bool]:
-    own = getattr(family, part)
+    own = getattr(family, component)
     return own.channels == config.channels, _sizes(own) == _sizes(config)
 
   return max(FAMILIES.values(), key=likeness)
@@ -229,8 +229,8 @@ def load(
 
   Args:
     path: Model folder of the network.
-    needed: What it must be: a part such as "vae", or an architecture such as
-      "wan_vae".
+    needed: What it must be: a component such as "vae", or an architecture
+      such as "wan_vae".
     half_weights: Keep kernels that are used in bfloat16 in bfloat16 only,
       which halves their memory; not for training.
     **changes: Fields of the config to replace, such as `dtype`.
@@ -241,7 +241,7 @@ def load(
   arrays, about = model_folder.load_model_state(path)
   found = about.get("architecture", "video model")
   row = ARCHITECTURES.get(found)
-  if row is None or needed not in (found, row.part):
+  if row is None or needed not in (found, row.component):
     raise ValueError(
       f"checkpoint={str(path)!r} holds a {found!r} where a {needed!r} is "
       "needed; give the folder that convert wrote for it."
@@ -272,7 +272,7 @@ def save(path: PathLike, model: nnx.Module, **about: Any) -> None:
       about |= dict(architecture=architecture, config=config)
       return model_folder.save_model(path, model, about, keep_dtypes=True)
   raise ValueError(
-    f"model={type(model).__name__} is no part of a release; use one of "
+    f"model={type(model).__name__} is no component of a release; use one of "
     f"{sorted(ARCHITECTURES)}."
   )
 

@@ -218,8 +218,8 @@ class FirstFrames:
     return min(window.sink_frames, max_frames) + window.history(max_frames)
 
   def visible(
-    self, window: Window, frame: Array, next_frame: Array | int
-  ) -> Array:
+    self, window: Window, frame: Array | int, next_frame: Array | int
+  ) -> Array | bool:
     """Returns True for the sink and the newest frames."""
     if window.local_frames is None:
       return frame >= 0

@@ -68,11 +68,6 @@ class Device:
     peak = self.peak
     return peak.bf16_flops / 2 / peak.bandwidth if peak else math.inf
 
-  @property
-  def is_nvidia(self) -> bool:
-    """True for CUDA devices."""
-    return self.capability > 0
-
 
 def current() -> Device:
   """The device of the mesh in use, or the first local one."""

@@ -1,8 +1,13 @@
 """How every entry point starts, and how it says that the user erred."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
+import importlib.resources
+import pathlib
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -24,6 +29,82 @@ _FLAG_ERRORS = (
   TypeError,
   *USER_ERRORS,
 )
+
+
+def config_folder() -> pathlib.Path:
+  """Returns the folder of the configs that belong to this package.
+
+  A wheel carries them inside the package, see setup.py; in a checkout they are
+  beside it.
+  """
+  package = pathlib.Path(str(importlib.resources.files("videomla_jax")))
+  installed = package / "configs"
+  return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(path: str) -> pathlib.Path:
+  """Returns the file that --config names.
+
+  Args:
+    path: Path from the current folder, without the arguments of the config. If
+      no file is there, `configs/NAME.py` also names a config of this package.
+
+  Returns:
+    The file in the current folder or, failing that, the one of this package.
+
+  Raises:
+    ValueError: If there is no such file; the message lists the configs.
+  """
+  here, folder = pathlib.Path(path), config_folder()
+  if here.exists():
+    return here
+  own = folder / here.name
+  if here.parent == pathlib.Path("configs") and own.is_file():
+    return own
+  names = (f"configs/{x.name}" for x in sorted(folder.glob("*.py")))
+  known = [name for name in names if name != "configs/common.py"]
+  raise ValueError(
+    f"there is no file {path!r}; give the path of a config file from the "
+    f"current folder, or use one of {', '.join(known)}."
+  )
+
+
+@contextlib.contextmanager
+def importing_from(folder: pathlib.Path) -> Iterator[None]:
+  """Lets the configs of a folder import each other while they are loaded.
+
+  The configs of this package can be imported as well, so that a copy of one in
+  another folder finds `common`.
+
+  Args:
+    folder: Folder of the config file that is being loaded.
+  """
+  before = list(sys.path)
+  sys.path[:] = [str(folder.resolve()), *before, str(config_folder())]
+  try:
+    yield
+  finally:
+    sys.path[:] = before
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Finds a config file before another parser loads it."""
+
+  def __init__(self, loader: flags.ArgumentParser) -> None:
+    """Stores the parser that loads `PATH[:ARGUMENTS]`."""
+    self._loader = loader
+
+  # `Any` is what absl's flags hold.
+  def parse(self, argument: str) -> Any:
+    """Returns the config of `configs/NAME.py[:ARGUMENTS]`."""
+    path, colon, arguments = argument.partition(":")
+    file = find_config(path)
+    with importing_from(file.parent):
+      return self._loader.parse(f"{file}{colon}{arguments}")
+
+  def flag_type(self) -> str:
+    """Returns what --help calls the value of this flag."""
+    return "config file"
 
 
 def fail(error: BaseException) -> None:
@@ -85,6 +166,8 @@ def run(main: Callable[..., object], *, workdir: bool = False) -> None:
     workdir: Whether it needs the flag --workdir.
   """
   config_flags.DEFINE_config_file("config", lock_config=True)
+  flag = flags.FLAGS["config"]
+  flag.parser = _ConfigParser(flag.parser)
   if workdir:
     flags.DEFINE_string("workdir", None, "Folder of this run.")
 

@@ -1,10 +1,11 @@
-"""From a config to frozen dataclasses: the door of every command.
+"""From a config to frozen dataclasses: how every command starts.
 
 A config file gives a `ConfigDict`, in which any name may hold anything. A
 command reads it once, into dataclasses whose fields have the names of the
 config's keys; what lies below the command sees only those.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import typing
@@ -38,7 +39,7 @@ def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
   unknown = sorted(values.keys() - set(known))
   if unknown:
     raise ValueError(f"{at}{unknown[0]} is unknown; use one of {known}.")
-  return _build(kind, values, at)
+  return typing.cast(T, _build(kind, values, at))
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -52,9 +53,10 @@ def to_dict(group: object) -> dict[str, object]:
   return dict(sorted(values.items()))
 
 
-def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
-  """Lists the fields of a dataclass, which `type` does not promise to be."""
-  return dataclasses.fields(kind)
+def _fields(kind: object) -> tuple[dataclasses.Field[object], ...]:
+  """Lists the fields of a dataclass."""
+  # The type of "any dataclass" is private to the type checkers' own stubs.
+  return dataclasses.fields(typing.cast(Any, kind))
 
 
 def _keys(kind: object) -> list[str]:
@@ -66,7 +68,7 @@ def _keys(kind: object) -> list[str]:
   return keys
 
 
-def _build(kind: Any, values: dict[str, object], at: str) -> Any:
+def _build(kind: object, values: dict[str, object], at: str) -> object:
   """Fills the fields that have a value; the others keep their defaults."""
   given: dict[str, object] = {}
   for field in _fields(kind):
@@ -80,7 +82,7 @@ def _build(kind: Any, values: dict[str, object], at: str) -> Any:
       and field.default_factory is dataclasses.MISSING
     ):
       raise ValueError(f"{at}{field.name} is missing; add it to the config.")
-  return kind(**given)
+  return typing.cast(Callable[..., object], kind)(**given)
 
 
 def _value(kind: object, value: object, name: str) -> object:
@@ -101,12 +103,12 @@ def _value(kind: object, value: object, name: str) -> object:
       value = split(value)
     if isinstance(value, (list, tuple)):
       return tuple(_value(arguments[0], x, name) for x in value)
-  elif _fits(arguments or (kind,), value):
+  elif _fits(arguments or (typing.cast(type, kind),), value):
     return value
   raise ValueError(f"{name}={value!r} must be {_described(kind)}.")
 
 
-def _fits(allowed: tuple[Any, ...], value: object) -> bool:
+def _fits(allowed: tuple[type, ...], value: object) -> bool:
   """Says whether a plain value is of one of some types."""
   if isinstance(value, bool) and bool not in allowed:
     return False  # Python's booleans are integers, too.

@@ -137,8 +137,8 @@ def load_or_train_judge(
   Args:
     path: The `.npz` cache; it is written whole or not at all. A file of
       another recipe, seed or version, or one that is damaged, is replaced.
-    seed: See `train_judge`.
-    recipe: See `train_judge`.
+    seed: Seed of data, weights and order.
+    recipe: Sizes and rates of the training.
 
   Returns:
     The judge and the report of its training.
@@ -155,7 +155,13 @@ def load_or_train_judge(
 def examine_judge(
   judge: judge_network.Judge, *, seed: int, train_seconds: float = 0.0
 ) -> JudgeReport:
-  """Measures a judge on held-out sprites, see `JudgeReport`."""
+  """Returns what a judge is worth on held-out sprites.
+
+  Args:
+    judge: A trained judge.
+    seed: Seed of the synthetic frames.
+    train_seconds: Wall time of the training, for the report.
+  """
   sprites, labels = world.load_sprites("test")
   rng = np.random.default_rng((seed, 1))
   data = judge_frames_lib.synthesise(rng, sprites, labels, num_frames=8000)
@@ -199,8 +205,13 @@ def _fit(
   state = optimizer.init(judge)
 
   @jax.jit
-  def step(judge, state, batch, key):
-    def loss(judge):
+  def step(
+    judge: judge_network.Judge,
+    state: optax.OptState,
+    batch: judge_frames_lib.SyntheticFrames,
+    key: PRNGKeyArray,
+  ) -> tuple[judge_network.Judge, optax.OptState]:
+    def loss(judge: judge_network.Judge) -> Float[Array, ""]:
       frames = batch.images.astype(jnp.float32) / 255
       return _loss(*judge(frames, rngs=nnx.Rngs(dropout=key)), batch=batch)
 

@@ -31,7 +31,14 @@ _WORLD = world.World()
 
 
 class SyntheticFrames(NamedTuple):
-  """Frames with known truth; identity is that of the first digit drawn."""
+  """Frames with known truth.
+
+  Attributes:
+    images: Grey frames, 0..255.
+    identity: The first digit that was drawn, 0..9.
+    content: Class 0..2, see `CONTENTS`.
+    kind: Number of the kind, see `KIND_NAMES`.
+  """
 
   images: UInt8[np.ndarray, "n 24 24 1"]
   identity: Int[np.ndarray, "n"]

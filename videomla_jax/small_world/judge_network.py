@@ -18,7 +18,13 @@ _BATCH = 2048
 
 
 class Judgement(NamedTuple):
-  """What the judge says about every frame of every video."""
+  """What the judge says about every frame of every video.
+
+  Attributes:
+    identity: Most likely digit, 0..9.
+    identity_probability: Probability of that digit.
+    content: Class 0..2, see `judge_frames.CONTENTS`.
+  """
 
   identity: Int[np.ndarray, "V T"]
   identity_probability: Float[np.ndarray, "V T"]
@@ -26,7 +32,7 @@ class Judgement(NamedTuple):
 
 
 class Judge(nnx.Module):
-  """Identity from the best 8x8 crop, content from the frame and the crop."""
+  """Tells identity from the best 8x8 crop, content from frame and crop."""
 
   def __init__(self, *, dropout: float, rngs: nnx.Rngs) -> None:
     self.crop1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
@@ -118,7 +124,7 @@ def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
 def _apply(
   judge: Judge, frames: Float[Array, "n 24 24 1"]
 ) -> tuple[Int[Array, "n"], Float[Array, "n"], Int[Array, "n"]]:
-  """Returns identity, its probability and content."""
+  """Returns identity, its probability and content of each frame."""
   identity, content = judge(frames)
   probability = jax.nn.softmax(identity).max(-1)
   return identity.argmax(-1), probability, content.argmax(-1)

@@ -1,4 +1,4 @@
-"""Input pipeline of the small world: clips on disk to training batches.
+"""Loads the small world's data: clips on disk become training batches.
 
 Everything random (order, crop, dropout) depends on seed and position alone; see
 `batching`.
@@ -45,7 +45,7 @@ def make_loader(
   process_index: int = 0,
   process_count: int = 1,
 ) -> grain.IterDataset:
-  """Returns shuffled batches of cropped clips with tokenised prompts.
+  """Returns this process's shuffled batches of clips with tokenised prompts.
 
   `iter(loader)` gives an iterator whose `get_state()` and `set_state(state)`
   resume exactly. Each element is a dict of "video", uint8 [b, T, 24, 24, 1]
@@ -65,9 +65,6 @@ def make_loader(
     process_index: This process, usually `jax.process_index()`.
     process_count: Processes that share the data.
 
-  Returns:
-    The data set of this process's part of every batch.
-
   Raises:
     ValueError: If an argument is out of range, or the data set is missing and
       cannot or may not be built.
@@ -79,7 +76,7 @@ def make_loader(
   batching.check_chance("prompt_dropout", prompt_dropout)
   batching.check_chance("word_dropout", word_dropout)
   batching.check_processes(batch_size, process_index, process_count)
-  source = open_source(data_dir, split=split, config=config, build=build)
+  source = open_split(data_dir, split=split, config=config, build=build)
   augment = _Augment(
     num_frames=num_frames,
     prompt_dropout=prompt_dropout,
@@ -95,7 +92,7 @@ def make_loader(
   )
 
 
-def open_source(
+def open_split(
   data_dir: str | os.PathLike[str],
   *,
   split: str,
@@ -142,7 +139,7 @@ def open_source(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Augment(grain.transforms.RandomMap):
-  """Record on disk to training example: crop, tokenise, drop words."""
+  """Makes a training example of a record: crops it, drops words."""
 
   num_frames: int
   prompt_dropout: float
@@ -151,6 +148,7 @@ class _Augment(grain.transforms.RandomMap):
   def random_map(
     self, element: dict[str, np.ndarray | bytes | int], rng: np.random.Generator
   ) -> Record:
+    """Returns the example of one record; Grain gives each its own rng."""
     video = element["video"]
     first = int(rng.integers(len(video) - self.num_frames + 1))
     dropped = rng.random(prompts.NUM_TOKENS) < self.word_dropout

@@ -162,7 +162,7 @@ def identity_measures(
   *,
   home: Int[np.ndarray, "V"],
 ) -> dict[str, Float[np.ndarray, "V"]]:
-  """Measures what is shown.
+  """Measures which digit is shown, and whether it is one whole digit.
 
   Args:
     judged: The judge's words about one window.

@@ -30,19 +30,19 @@ SHIPPED = "shipped:"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoModelConfig(plain_config.PlainConfig):
-  """What a checkpoint says about its model.
+  """Describes a model as its checkpoint does.
 
   Attributes:
     size: Name in `wan_config.SIZES`.
     kind: "latent" or "dense" self-attention.
-    vocabulary: Word ids, padding included.
+    vocabulary: Number of word ids, padding included.
     latent_height: Latent rows of the trained frames.
     latent_width: Latent columns of the trained frames.
     fps: Latent frames per second.
     shift: Warp of the noise schedule in training.
-    window: Sink, local and chunk frames of training.
-    d_c: Content latent; None is the size's own.
-    d_rope: Positional key; None is the size's own.
+    window: Sink, local and chunk frames in training.
+    d_c: Channels of the content latent; None takes those of the size.
+    d_rope: Channels of the positional key; None takes those of the size.
   """
 
   remedy = "retrain or use the version that wrote the checkpoint"
@@ -58,7 +58,7 @@ class VideoModelConfig(plain_config.PlainConfig):
   d_c: int | None = None
   d_rope: int | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.size not in wan_config.SIZES:
       raise ValueError(
         f"model.size={self.size!r} is unknown; use one of "
@@ -67,21 +67,26 @@ class VideoModelConfig(plain_config.PlainConfig):
 
   @property
   def network(self) -> wan_config.WanConfig:
-    """Sizes of the DiT."""
+    """Config of the DiT that has this size and kind."""
     own = dict(d_c=self.d_c, d_rope=self.d_rope)
     sizes = {name: size for name, size in own.items() if size is not None}
     return wan_config.SIZES[self.size](kind=self.kind, **sizes)
 
 
 class WordEncoder(nnx.Module):
-  """Embeds word ids; padding gives exact zeros, as Wan's text padding does."""
+  """Gives each word a learned vector, and padding exact zeros as Wan does."""
 
   def __init__(self, vocabulary: int, features: int, *, rngs: nnx.Rngs):
     shape = (vocabulary, features)
     self.table = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
 
   def __call__(self, tokens: Int[Array, "B M"]) -> Float[Array, "B M E"]:
-    """Looks the words up; a product with one-hot rows has a cheap gradient."""
+    """Returns the vectors of words.
+
+    Args:
+      tokens: Word ids; `prompts.PADDING` is no word.
+    """
+    # A product with one-hot rows has a cheaper gradient than indexing.
     one_hot = jax.nn.one_hot(tokens, self.table.shape[0], dtype=jnp.float32)
     known = (tokens != prompts.PADDING)[..., None]
     return jnp.where(known, one_hot @ self.table[...], 0.0)
@@ -90,11 +95,12 @@ class WordEncoder(nnx.Module):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelCodec:
-  """Space to depth: a square of pixels becomes the channels of a latent pixel.
+  """Makes the channels of a latent pixel from a square of pixels, and back.
 
   Attributes:
-    block: Side of the square.
-    pixel_channels: 1 (grey) or 3.
+    block: Side of the square in pixels.
+    pixel_channels: Number of colours: 1 (grey) or 3.
+    temporal_stride: Pixel frames per latent frame.
   """
 
   block: int = 4
@@ -103,18 +109,18 @@ class PixelCodec:
 
   @property
   def spatial_stride(self) -> int:
-    """Pixels per latent pixel."""
+    """Number of pixels per latent pixel, along one side."""
     return self.block
 
   @property
   def channels(self) -> int:
-    """Latent channels C."""
+    """Number of latent channels C."""
     return self.block**2 * self.pixel_channels
 
   def encode(
     self, video: UInt8[Array, "B T h w c"]
   ) -> Float[Array, "B T H W C"]:
-    """Pixels 0..255 to latents in [-1, 1]."""
+    """Returns the latents, in [-1, 1], of pixels 0..255."""
     pixels = video.astype(jnp.float32) / 127.5 - 1
     return rearrange(
       pixels,
@@ -126,7 +132,7 @@ class PixelCodec:
   def decode(
     self, latents: Float[Array, "B T H W C"]
   ) -> Float[Array, "B T h w c"]:
-    """Latents to pixels in [0, 1], clipped."""
+    """Returns the pixels of latents, clipped to [0, 1]."""
     pixels = rearrange(
       latents,
       "B T H W (p q c) -> B T (H p) (W q) c",
@@ -137,24 +143,24 @@ class PixelCodec:
     return jnp.clip(0.5 * pixels + 0.5, 0, 1)
 
   def start(self, batch: int, height: int, width: int) -> tuple[()]:
-    """No state: frames are independent."""
+    """Returns an empty state, since frames do not depend on each other."""
     del batch, height, width
     return ()
 
   def decode_chunk(
     self, latents: Float[Array, "B T H W C"], state: tuple[()]
   ) -> tuple[Float[Array, "B T h w c"], tuple[()]]:
-    """As `decode`."""
+    """Returns the pixels of the next latents, as `decode` does."""
     return self.decode(latents), state
 
 
 class VideoModel(nnx.Module):
-  """Words to latents to pixels.
+  """Holds all that turns words into a video.
 
   Attributes:
     text: Word encoder, trained with the DiT.
-    dit: The network.
-    codec: Pixels to latents and back; has no parameters.
+    dit: The network that predicts velocities.
+    codec: Turns pixels into latents and back; it has no parameters.
   """
 
   def __init__(self, config: VideoModelConfig, *, rngs: nnx.Rngs):
@@ -165,17 +171,24 @@ class VideoModel(nnx.Module):
     self.dit = wan.WanDiT(network, rngs=rngs)
 
   def encode_text(self, tokens: Int[Array, "B M"]) -> Float[Array, "B M E"]:
-    """Text embeddings of word ids; all padding is the unconditional prompt."""
+    """Returns text embeddings; padding alone is the unconditional prompt.
+
+    Args:
+      tokens: Word ids, see `prompts.tokenize`.
+    """
     return self.text(tokens)
 
   def latent_shape(self) -> tuple[int, int, int]:
-    """H, W, C of one latent frame."""
+    """Returns rows H, columns W and channels C of one latent frame."""
     config = self.config
     return config.latent_height, config.latent_width, self.codec.channels
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> pathlib.Path:
-  """Resolves `shipped:NAME` to a model inside the package.
+  """Returns the folder of a model; `shipped:NAME` is inside the package.
+
+  Args:
+    path: Folder, or `shipped:NAME`.
 
   Raises:
     ValueError: If no such model ships.
@@ -194,7 +207,11 @@ def checkpoint_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def is_model(path: str | os.PathLike[str]) -> bool:
-  """Says whether a folder holds a small model, words included."""
+  """Says whether a folder holds a small model, words included.
+
+  Args:
+    path: Folder, of any content.
+  """
   if not (pathlib.Path(path) / model_folder.CONFIG).is_file():
     return False
   return "model" in model_folder.read_config(path)

@@ -23,7 +23,12 @@ _AXES = {"horizontal": (1, 0), "vertical": (0, 1), "diagonal": (1, 1)}
 
 
 class Track(NamedTuple):
-  """Where the ink is; positions are (x, y) of the 8x8 box in pixels."""
+  """Where the ink of every frame is.
+
+  Attributes:
+    position: Column x and row y of the 8x8 box around the ink, pixels.
+    visible: Whether there is enough ink to have a position.
+  """
 
   position: Float[np.ndarray, "V T 2"]
   visible: Bool[np.ndarray, "V T"]

@@ -34,8 +34,8 @@ WORDS = DIGITS + DIRECTIONS + SPEEDS
 NUM_TOKENS = 4  # three words and one place to spare for a later kind of word
 PADDING = 0
 
+# The unconditional prompt is padding only.
 NULL_TOKENS: Int32[np.ndarray, "4"] = np.zeros(NUM_TOKENS, np.int32)
-"""The unconditional prompt: padding only."""
 NULL_TOKENS.setflags(write=False)  # shared by every caller
 
 _TOKEN_IDS = {word: index + 1 for index, word in enumerate(WORDS)}
@@ -124,13 +124,13 @@ def tokenize(prompt: str) -> Int32[np.ndarray, "4"]:
   """Encodes one prompt as token ids, `WORDS` index + 1, padding 0.
 
   Args:
-    prompt: See `parse`.
+    prompt: Sentence that `parse` understands.
 
   Returns:
     Ids of (digit, direction, speed, padding), whatever the word order was.
 
   Raises:
-    ValueError: See `parse`.
+    ValueError: If `parse` does not understand the prompt.
   """
   ids = [_TOKEN_IDS[word] for word in parse(prompt).words()]
   return np.array(ids + [PADDING] * (NUM_TOKENS - len(ids)), np.int32)

@@ -1,8 +1,8 @@
-"""Checkpoints: a model one can ship, and training states one can resume.
+"""Model folders: a model that can be shipped.
 
-A shipped model is a directory: Orbax parameters in float32, `config.json`, and
+A model folder is a directory: Orbax parameters in float32, `config.json`, and
 `sha256.json` with the digest of every other file, so that damage is reported
-before anything is computed from it. `TrainCheckpoints` saves training states.
+before anything is computed from it.
 """
 
 import hashlib
@@ -18,11 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from videomla_jax.storage import train_states
 from videomla_jax.storage import tree_names
 
 PyTree = typing.Any
-TrainCheckpoints = train_states.TrainCheckpoints
 
 CONFIG = "config.json"
 DIGESTS = "sha256.json"
@@ -159,6 +157,18 @@ def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
     if _sha256(path / name) != digest:
       raise _damaged(path, f"has a file {name!r} with the wrong checksum")
   return config
+
+
+def is_model_folder(path: str | os.PathLike[str]) -> bool:
+  """Whether a path looks like a folder of ours."""
+  try:
+    text = (pathlib.Path(path) / CONFIG).read_text()
+    return (
+      isinstance(json.loads(text), dict)
+      and (pathlib.Path(path) / DIGESTS).exists()
+    )
+  except (OSError, ValueError):
+    return False
 
 
 def update_model(model: nnx.Module, params: dict[str, typing.Any]) -> None:

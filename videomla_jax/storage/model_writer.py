@@ -1,6 +1,6 @@
-"""Model folders written and read parameter by parameter.
+"""Model folders written parameter by parameter.
 
-The same folders as `checkpoint.save_model` writes, for models that are larger
+The same folders as `model_folder.save_model` writes, for models that are larger
 than memory should hold at once. A parameter is an array on disk of its own,
 stacked ones in a piece per block, so that a network passes through memory
 tensor by tensor.
@@ -14,7 +14,6 @@ import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorstore
 
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
@@ -186,64 +185,3 @@ def _describe(folder: pathlib.Path, spec: Spec) -> None:
   shutil.rmtree(folder)
   folder.mkdir()
   (folder / ".zarray").write_text(json.dumps(about))
-
-
-class ModelReader:
-  """Reads a model folder parameter by parameter.
-
-  Folders that were not written in pieces are read as a whole.
-  """
-
-  def __init__(self, path: str | os.PathLike[str]):
-    """Opens the folder and checks that its files are there.
-
-    Raises:
-      ValueError: If the folder is missing, incomplete or damaged.
-    """
-    self._path = pathlib.Path(path).absolute()
-    self.config = model_folder.check_folder(self._path)
-    params = self._path / model_folder.PARAMS
-    self._arrays: dict[str, Any] = {}
-    for folder in sorted(params.glob("*/.zarray")):
-      name = folder.parent.name.replace(".", "/")
-      self._arrays[name] = tensorstore.open(
-        {
-          "driver": "zarr",
-          "kvstore": {"driver": "file", "path": f"{folder.parent}/"},
-        },
-        read=True,
-      ).result()
-    if not self._arrays:
-      arrays, _ = model_folder.load_model_state(self._path)
-      self._arrays = tree_names.flat_dict(arrays)
-
-  def names(self) -> list[str]:
-    """All parameters, with slashes."""
-    return list(self._arrays)
-
-  def dtype(self, name: str) -> np.dtype:
-    """As stored."""
-    dtype = self._arrays[name].dtype
-    return getattr(dtype, "numpy_dtype", dtype)
-
-  def shape(self, name: str) -> tuple[int, ...]:
-    """Blocks stacked."""
-    return tuple(self._arrays[name].shape)
-
-  def read(self, name: str, *, block: int | None = None) -> np.ndarray:
-    """A parameter, or one block of it."""
-    array = self._arrays[name]
-    array = array if block is None else array[block]
-    return array if isinstance(array, np.ndarray) else array.read().result()
-
-
-def is_model_folder(path: str | os.PathLike[str]) -> bool:
-  """Whether a path looks like a folder of ours."""
-  try:
-    text = (pathlib.Path(path) / model_folder.CONFIG).read_text()
-    return (
-      isinstance(json.loads(text), dict)
-      and (pathlib.Path(path) / model_folder.DIGESTS).exists()
-    )
-  except (OSError, ValueError):
-    return False

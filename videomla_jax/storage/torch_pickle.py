@@ -6,15 +6,17 @@ here; a pickle that asks for anything else is refused before it can act.
 """
 
 import collections
-from collections.abc import Callable
 from collections.abc import Mapping
+import io
 import pathlib
 import pickle
-from typing import Any, NamedTuple
+from typing import Any, IO, NamedTuple
 import zipfile
 
 import ml_dtypes
 import numpy as np
+
+from videomla_jax.storage import lazy_tensor
 
 _STORAGES = {
   "DoubleStorage": np.dtype(np.float64),
@@ -28,20 +30,6 @@ _STORAGES = {
   "ByteStorage": np.dtype(np.uint8),
   "BoolStorage": np.dtype(np.bool_),
 }
-
-
-class LazyTensor(NamedTuple):
-  """A tensor on disk.
-
-  Attributes:
-    shape: PyTorch's.
-    dtype: As stored.
-    read: Loads it; every call reads again.
-  """
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  read: Callable[[], np.ndarray]
 
 
 class _Storage(NamedTuple):
@@ -68,7 +56,7 @@ def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
 def read_tensors(
   archive: zipfile.ZipFile, path: pathlib.Path
 ) -> Mapping[str, Any]:
-  """The pickled object, with `LazyTensor`s in place of tensors.
+  """The pickled object, with `lazy_tensor.LazyTensor`s in place of tensors.
 
   Args:
     archive: Stays open as long as tensors are read.
@@ -111,7 +99,13 @@ def read_tensors(
 class _Unpickler(pickle.Unpickler):
   """Knows tensors and nothing else."""
 
-  def __init__(self, file, archive, folder, path):
+  def __init__(
+    self,
+    file: IO[bytes] | io.BufferedIOBase,
+    archive: zipfile.ZipFile,
+    folder: str,
+    path: pathlib.Path,
+  ) -> None:
     super().__init__(file)
     self._archive, self._folder, self._path = archive, folder, path
 
@@ -141,7 +135,9 @@ class _Unpickler(pickle.Unpickler):
     self._archive.getinfo(member)  # KeyError: reported as damage
     return _Storage(dtype, member)
 
-  def _tensor(self, storage, offset, shape, strides, *unused) -> LazyTensor:
+  def _tensor(
+    self, storage, offset, shape, strides, *unused
+  ) -> lazy_tensor.LazyTensor:
     del unused  # Gradients and hooks.
     shape = tuple(shape)
 
@@ -164,4 +160,4 @@ class _Unpickler(pickle.Unpickler):
       steps = [s * flat.itemsize for s in strides]
       return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps)
 
-    return LazyTensor(shape, storage.dtype, read)
+    return lazy_tensor.LazyTensor(shape, storage.dtype, read)

@@ -1,73 +1,92 @@
-"""The compiled step of a stage, known before there is a device or a weight.
+"""The step of a stage with shapes in place of weights.
 
-Networks are shapes only, so that a cluster's program is compiled on a laptop:
-`aot` for GPUs that are not there, or the devices at hand.
+Nothing is loaded and no device is needed, so that a laptop can compile the
+program of a cluster (`costs.aot`) or count its operations (`costs.flops`).
 """
 
+from collections.abc import Callable
 import functools
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from videomla_jax import sharding
-from videomla_jax.models import released as components_lib
+from videomla_jax.models import released
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
-from videomla_jax.training import batches as batches_lib
-from videomla_jax.training.stages import table
+from videomla_jax.training import batches
+from videomla_jax.training import optim
+from videomla_jax.training import settings as settings_lib
+from videomla_jax.training.stages import stage as stage_lib
 
-# Roles whose networks are bidirectional and dense, whatever the student is.
-_DENSE = ("real", "critic")
 
-
-def abstract_networks(config: Any, sizes: dict[str, str]) -> dict[str, Any]:
-  """Networks of a stage as shapes; frozen kernels are bfloat16.
+def abstract_networks(
+  stage: stage_lib.Stage,
+  settings: settings_lib.Training,
+  sizes: dict[str, str],
+) -> dict[str, wan.WanDiT]:
+  """Returns the networks of a stage as shapes; frozen kernels are bfloat16.
 
   Args:
-    config: Of a stage with released networks.
-    sizes: Role -> name in `wan_config.SIZES`; the config's model.size by
-      default.
+    stage: A stage of released networks.
+    settings: Settings of the stage.
+    sizes: Role -> name in `wan_config.SIZES`; `model.size` for the other roles.
   """
-  made = {}
-  for role in table.get(config).STARTS_FROM:
-    kind = "dense" if role in _DENSE else config.model.kind
-    size = wan_config.SIZES[sizes.get(role, config.model.size)]
-    network = size(kind=kind, **config.network.to_dict())
-    made[role] = nnx.eval_shape(
-      lambda network=network: wan.WanDiT(network, rngs=nnx.Rngs(0))
+  networks = {}
+  for role in stage.starts_from:
+    kind = "dense" if role in stage.scores else settings.model.kind
+    size = sizes.get(role, settings.model.size)
+    make: Callable[..., wan_config.WanConfig] = wan_config.SIZES[size]
+    config = make(kind=kind, **settings.network)
+    networks[role] = nnx.eval_shape(
+      lambda config=config: wan.WanDiT(config, rngs=nnx.Rngs(0))
     )
-    if role not in table.trained(config):
-      components_lib.halve(made[role])
-  return made
+    if role not in stage.trained:
+      # Loading does the same: bfloat16 is all that a forward pass reads.
+      released.halve(networks[role])
+  return networks
 
 
-def _place(tree: Any, where: Any) -> Any:
+def _place(tree: PyTree, where: PyTree) -> PyTree:
+  """Returns shapes that know how they lie on the devices."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
   )
 
 
-def abstract_batch(config: Any) -> dict[str, Any]:
-  """A batch as shapes."""
-  examples = batches_lib.examples_per_step(config)
-  batch = batches_lib.abstract_prompts(config)
-  if config.stage != "dmd":
-    latents = (examples, config.data.num_frames, *config.data.latent_shape)
+def abstract_batch(
+  stage: stage_lib.Stage, settings: settings_lib.Training
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns a batch of prepared clips as shapes.
+
+  Args:
+    stage: A stage of released networks.
+    settings: Settings of the stage.
+  """
+  data, examples = settings.data, stage.examples_per_step(settings)
+  batch = batches.abstract_prompts(data, examples)
+  if stage.reads_clips:
+    latents = (examples, data.num_frames, *data.latent_shape)
     batch["latents"] = jax.ShapeDtypeStruct(latents, jnp.float16)
   return batch
 
 
 def step_and_arguments(
-  config: Any, mesh: jax.sharding.Mesh, *, sizes: dict[str, str] | None = None
-) -> tuple[Any, tuple[Any, ...]]:
-  """The jitted step of a stage and its abstract, sharded arguments.
+  stage: stage_lib.Stage,
+  settings: settings_lib.Training,
+  mesh: jax.sharding.Mesh,
+  *,
+  sizes: dict[str, str] | None = None,
+) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
+  """Returns the jitted step of a stage and its abstract, sharded arguments.
 
   Args:
-    config: Of a stage.
+    stage: The stage.
+    settings: Settings of the stage.
     mesh: The devices.
-    sizes: See `abstract_networks`.
+    sizes: Sizes of single networks, see `abstract_networks`.
 
   Returns:
     A jitted function of `(state, batch, key, frozen)`, and these.
@@ -75,24 +94,25 @@ def step_and_arguments(
   Raises:
     ValueError: If networks or batch cannot be split over the mesh.
   """
-  networks = abstract_networks(config, sizes or {})
+  networks = abstract_networks(stage, settings, sizes or {})
   sharding.check_batch(
-    config.data.batch_size, mesh, parts=config.optim.accumulate
+    settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
-  state = jax.eval_shape(lambda n: table.init(n, config), networks)
+  state = jax.eval_shape(lambda n: stage.init(n, settings), networks)
   where = sharding.shardings(state, mesh)
-  trained = table.trained(config)
-  frozen = {role: x for role, x in networks.items() if role not in trained}
-  step = functools.partial(table.step(config), variant=None)
+  frozen = stage.frozen(networks)
+  step = functools.partial(stage.make_step(settings), program=None)
+  # Every device has all of the negative prompt and of the key.
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   split = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(sharding.BATCH)
   )
   batch = {
     name: _place(x, whole if name == "negative" else split)
-    for name, x in abstract_batch(config).items()
+    for name, x in abstract_batch(stage, settings).items()
   }
   key = _place(jax.eval_shape(lambda: jax.random.key(0)), whole)
+  # The new state takes the place of the old one, in the same layout.
   jitted = jax.jit(
     lambda state, batch, key, frozen: step(state, batch, key, frozen=frozen),
     donate_argnums=0,
@@ -102,21 +122,33 @@ def step_and_arguments(
   return jitted, (_place(state, where), batch, key, placed)
 
 
-def components(arguments: tuple[Any, ...], mesh: Any) -> dict[str, int]:
-  """Bytes that one device holds of each part of a step's arguments."""
+def components(
+  arguments: tuple[PyTree, ...], mesh: jax.sharding.Mesh
+) -> dict[str, int]:
+  """Returns the bytes that one device holds of each argument of a step.
+
+  Args:
+    arguments: What `step_and_arguments` returned.
+    mesh: The devices.
+  """
   state, _, _, frozen = arguments
-  parts: dict[str, Any] = {}
   trained = {"student": state}
-  if hasattr(state, "critic"):
-    trained = {"student": state.student, "critic": state.critic}
+  if not isinstance(state, optim.TrainState):
+    # Stage 3 trains two networks, each with a state of its own.
+    trained = {
+      name: x
+      for name, x in state._asdict().items()
+      if isinstance(x, optim.TrainState)
+    }
+  held: dict[str, PyTree] = {}
   for name, one in trained.items():
-    parts[f"{name}: parameters"] = one.model
-    parts[f"{name}: average"] = one.ema
-    parts[f"{name}: moments"] = one.optimiser
+    held[f"{name}: parameters"] = one.model
+    held[f"{name}: average"] = one.ema
+    held[f"{name}: moments"] = one.optimiser
   for role, model in frozen.items():
-    parts[f"{role}: parameters, frozen"] = model
+    held[f"{role}: parameters, frozen"] = model
   return {
-    name: sharding.bytes_per_device(part, mesh)
-    for name, part in parts.items()
-    if part is not None
+    name: sharding.bytes_per_device(tree, mesh)
+    for name, tree in held.items()
+    if tree is not None
   }

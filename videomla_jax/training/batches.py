@@ -1,6 +1,10 @@
-"""Batches of a stage: where they come from, and how many examples they hold."""
+"""Batches of a stage: where they come from and what they hold.
 
-from typing import Any
+A source of data is a class of `settings.Data`; here are the checks, the shapes
+and the loader of each one.
+"""
+
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,57 +14,102 @@ from videomla_jax.data import reader
 from videomla_jax.small_world import loader as loader_lib
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
-from videomla_jax.training import long_tuning
+from videomla_jax.storage import train_states
+from videomla_jax.training import settings as settings_lib
 
-KINDS = ("moving_digits", "latents")
+
+@runtime_checkable
+class Batches(Protocol):
+  """An iterator of batches whose position can be saved."""
+
+  def __next__(self) -> dict[str, Any]:
+    """Returns this process's part of the next batch."""
+
+  def get_state(self) -> train_states.IteratorState:
+    """Returns the position, as plain values that can be saved."""
+
+  def set_state(self, state: train_states.IteratorState) -> None:
+    """Continues behind a position that was saved.
+
+    Args:
+      state: What `get_state` returned.
+    """
 
 
-def check(config: Any) -> None:
+def check(data: settings_lib.Data, *, clips: bool) -> None:
   """Refuses data that do not exist or do not fit.
+
+  Args:
+    data: Source of the data.
+    clips: Whether the stage reads clips, or prompts alone.
 
   Raises:
     ValueError: With the way out.
   """
-  data = config.data
-  if data.kind not in KINDS:
-    raise ValueError(f"data.kind={data.kind!r} is unknown; use one of {KINDS}.")
-  if data.kind == "latents":
-    reader.check(data.root, _shapes(config))
-    if data.verify:
+  if isinstance(data, settings_lib.PreparedClips):
+    reader.check(data.root, _shapes(data, clips=clips))
+    if data.verify:  # Hours for a large data set, so it is asked for.
       dataset.verify(data.root, digests=True)
 
 
-def examples_per_step(config: Any) -> int:
-  """Examples that a step consumes: those of all its updates."""
-  updates = 1
-  if config.stage == "dmd" and not long_tuning.is_on(config):
-    updates += config.optim.critic_updates
-  return config.data.batch_size * updates
+def abstract_prompts(
+  data: settings_lib.Data, examples: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of the prompts of a step.
 
-
-def abstract_prompts(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of the prompts of a step, over all processes."""
-  size = examples_per_step(config)
-  if config.data.kind == "moving_digits":
-    tokens = (size, prompts.NUM_TOKENS)
+  Args:
+    data: Source of the data.
+    examples: Examples of a step, over all processes.
+  """
+  if not isinstance(data, settings_lib.PreparedClips):
+    tokens = (examples, prompts.NUM_TOKENS)
     return {"tokens": jax.ShapeDtypeStruct(tokens, jnp.int32)}
-  text = tuple(config.data.text_shape)
+  text = data.text_shape
   return {
-    "text": jax.ShapeDtypeStruct((size, *text), jnp.bfloat16),
+    "text": jax.ShapeDtypeStruct((examples, *text), jnp.bfloat16),
     "negative": jax.ShapeDtypeStruct(text, jnp.bfloat16),
   }
 
 
-def loader(config: Any, split: str) -> Any:
-  """This process's part of every batch; its iterator can be saved."""
-  if config.data.kind == "latents":
-    return _prepared(config, split)
-  data, training = config.data, split == "train"
-  made = loader_lib.make_loader(
+def loader(
+  data: settings_lib.Data,
+  split: str,
+  *,
+  batch_size: int,
+  seed: int,
+  clips: bool,
+) -> Batches:
+  """Opens this process's part of every batch.
+
+  Args:
+    data: Source of the data.
+    split: "train", whose prompts are dropped at random, or "test".
+    batch_size: Examples of a batch, over all processes.
+    seed: Seed of order and dropout.
+    clips: Whether to read clips, or prompts alone.
+  """
+  # Held-out prompts stay whole, so that every evaluation is of the same task.
+  training = split == "train"
+  if isinstance(data, settings_lib.PreparedClips):
+    prepared = reader.make_loader(
+      data.root,
+      batch_size=batch_size,
+      shapes=_shapes(data, clips=clips),
+      seed=seed,
+      prompt_dropout=data.prompt_dropout if training else 0.0,
+      split=split,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    return iter(prepared)
+  assert isinstance(data, settings_lib.MovingDigits)
+  # Order and dropout follow from seed and position, so every process finds its
+  # share of a batch by itself.
+  digits = loader_lib.make_loader(
     data.root,
-    batch_size=examples_per_step(config) if training else data.batch_size,
+    batch_size=batch_size,
     num_frames=data.num_frames,
-    seed=config.seed,
+    seed=seed,
     prompt_dropout=data.prompt_dropout if training else 0.0,
     word_dropout=data.word_dropout if training else 0.0,
     split=split,
@@ -70,31 +119,24 @@ def loader(config: Any, split: str) -> Any:
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  # Rollouts start from noise, so only prompts are read.
-  return made.map(_prompts_only) if config.stage == "dmd" else made
+  return iter(digits if clips else digits.map(_prompts_only))
 
 
-def _prepared(config: Any, split: str) -> Any:
-  data, training = config.data, split == "train"
-  return reader.make_loader(
-    data.root,
-    batch_size=examples_per_step(config) if training else data.batch_size,
-    shapes=_shapes(config),
-    seed=config.seed,
-    prompt_dropout=data.prompt_dropout if training else 0.0,
-    split=split,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+def _shapes(
+  data: settings_lib.PreparedClips, *, clips: bool
+) -> reader.ExampleShape:
+  """Returns the shapes that prepared data must have.
 
-
-def _shapes(config: Any) -> reader.Shapes:
-  data = config.data
+  Args:
+    data: Source of the data.
+    clips: Whether the stage reads clips, or prompts alone.
+  """
   clip = (data.num_frames, *data.latent_shape)
-  return reader.Shapes(
-    latents=None if config.stage == "dmd" else clip, text=(*data.text_shape,)
+  return reader.ExampleShape(
+    latents=clip if clips else None, text=data.text_shape
   )
 
 
 def _prompts_only(example: dict[str, Any]) -> dict[str, Any]:
+  """Returns an example without its video, which would travel for nothing."""
   return {name: x for name, x in example.items() if name != "video"}

@@ -1,24 +1,72 @@
-"""What may end a run early: a signal, or updates that are not finite."""
+"""What keeps a run from starting, and what ends one early.
+
+A folder belongs to one run at a time (`exclusive`). SIGTERM ends a run between
+two steps (`StopRequest`); so do updates that are not finite, if there are too
+many of them in a row (`FiniteWatch`).
+"""
 
 import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import pathlib
 import signal
 import time
-from typing import Any
+from typing import NamedTuple
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int32
 import numpy as np
 
 EXIT_CODE = 143  # 128 + SIGTERM: a scheduler starts the job again
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def exclusive(root: pathlib.Path) -> Iterator[None]:
+  """Keeps other runs out of a folder while the block runs.
+
+  Two runs in one folder would overwrite each other's states. The lock belongs
+  to the first process of the run and is freed by the system when that process
+  ends, so nothing has to be tidied up after a crash.
+
+  Args:
+    root: Folder of the run, which exists.
+
+  Raises:
+    ValueError: If another run is in it.
+  """
+  if jax.process_index():
+    # All processes of a run share the folder; the first one keeps it.
+    yield
+    return
+  with (root / LOCK_FILE).open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(
+        f"workdir={str(root)!r} is in use by another run; wait for it, stop it,"
+        " or name another folder."
+      ) from error
+    except OSError as error:  # Some network file systems have no locks.
+      logging.warning("%s cannot be locked (%s)", root, error)
+    yield
 
 
 def _agree(received: bool, pace: float) -> tuple[bool, float]:
-  """Whether any process was asked to stop, and the slowest pace of all."""
+  """Asks all processes, which waits for the slowest.
+
+  Args:
+    received: Whether this process was asked to stop.
+    pace: Seconds that a step of this process takes.
+
+  Returns:
+    Whether any process was asked to stop, and the slowest pace of all.
+  """
   answers = multihost_utils.process_allgather(np.asarray([received, pace]))
   return bool(answers[:, 0].any()), float(answers[:, 1].max())
 
@@ -39,18 +87,18 @@ class StopRequest:
     agree: Callable[[bool, float], tuple[bool, float]] = _agree,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
-    """Remembers how processes agree.
+    """Prepares to listen; nothing is caught yet.
 
     Args:
       within: Seconds between two agreements, or one step if that takes longer.
-      agree: Of this process's answer and pace in seconds a step; returns
-        whether any was yes and the slowest pace.
-      clock: Seconds.
+      agree: Takes whether this process was asked to stop and its pace in
+        seconds a step; returns whether any process was, and the slowest pace.
+      clock: Returns seconds since any moment.
     """
     self._within, self._agree, self._clock = within, agree, clock
     self._received = False
     self._next: int | None = None  # step of the next agreement
-    self._last = (0, 0.0)  # step and time of the one before
+    self._last = (0, 0.0)  # step and time of the last agreement
 
   @contextlib.contextmanager
   def listening(self) -> Iterator["StopRequest"]:
@@ -59,19 +107,29 @@ class StopRequest:
     try:
       yield self
     finally:
+      # A process may run several stages, as tests do.
       signal.signal(signal.SIGTERM, before)
 
-  def receive(self, *unused: Any) -> None:
-    """Notes that somebody asked to stop; a signal handler."""
+  def receive(self, *unused: object) -> None:
+    """Notes that somebody asked to stop.
+
+    Args:
+      *unused: Number and stack frame, which a signal handler is called with.
+    """
     self._received = True
 
   def pending(self, step: int) -> bool:
-    """Whether to stop after this step; the same answer in all processes."""
+    """Returns whether to stop after this step, the same in all processes.
+
+    Args:
+      step: The step that was dispatched, counted from 1.
+    """
     if jax.process_count() == 1:
       return self._received
     if self._next is not None and step < self._next:
       return False
-    pace = self._within  # unknown: the next step agrees again
+    # Before two agreements the pace is unknown: the next step agrees again.
+    pace = self._within
     if self._next is not None:
       before, then = self._last
       pace = (self._clock() - then) / max(step - before, 1)
@@ -81,72 +139,93 @@ class StopRequest:
     return stop
 
 
+class _Step(NamedTuple):
+  """A step whose count of skipped updates was not fetched yet."""
+
+  number: int
+  skipped: Int32[Array, ""]
+  batch: dict[str, ArrayLike]
+
+
 class FiniteWatch:
   """Counts skipped updates, keeps what caused them, stops after too many.
 
-  Scalars are looked at one step late, so that the device never waits.
+  The count of a step is fetched when the next step has been dispatched, so that
+  the device never waits.
   """
 
   def __init__(self, folder: pathlib.Path, *, limit: int) -> None:
-    """Watches a run.
+    """Prepares to watch; call `start` with the first count.
 
     Args:
       folder: Where batches of skipped updates are written.
       limit: Skipped steps in a row that end the run.
     """
     self._folder, self._limit = folder, limit
-    self._pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
+    self._pending: collections.deque[_Step] = collections.deque()
     self._total: int | None = None
-    self._row = 0
+    self._in_a_row = 0
 
-  def see(self, step: int, skipped: jax.Array, batch: Any) -> None:
+  def see(
+    self, step: int, skipped: Int32[Array, ""], batch: dict[str, ArrayLike]
+  ) -> None:
     """Looks at the step before this one.
+
+    Args:
+      step: The step that was dispatched, counted from 1.
+      skipped: Updates left out so far, by the count of that step.
+      batch: This process's part of its batch.
 
     Raises:
       ValueError: If too many steps in a row were skipped.
     """
-    self._pending.append((step, skipped, batch))
+    self._pending.append(_Step(step, skipped, batch))
     while len(self._pending) > 1:
-      self._check(*self._pending.popleft())
+      self._check(self._pending.popleft())
 
   def finish(self) -> None:
-    """Looks at the steps that are left."""
-    while self._pending:
-      self._check(*self._pending.popleft())
+    """Looks at the steps that are left.
 
-  def start(self, skipped: jax.Array) -> None:
+    Raises:
+      ValueError: If too many steps in a row were skipped.
+    """
+    while self._pending:
+      self._check(self._pending.popleft())
+
+  def start(self, skipped: Int32[Array, ""]) -> None:
     """Sets the count that a restored state begins with."""
     self._total = int(skipped)
 
-  def _check(self, step: int, skipped: jax.Array, batch: Any) -> None:
-    now = int(skipped)
+  def _check(self, step: "_Step") -> None:
+    """Fetches the count of one step and compares it with the one before."""
+    now = int(step.skipped)
     if now == self._total:
-      self._row = 0
+      self._in_a_row = 0
       return
     self._total = now
-    self._row += 1
-    path = self._dump(step, batch)
+    self._in_a_row += 1
+    path = self._dump(step)
     logging.warning(
       "step %d was skipped: loss or gradient is not finite (%d in a row); its"
-      " batch is in %s", step, self._row, path,
+      " batch is in %s", step.number, self._in_a_row, path,
     )  # fmt: skip
-    if self._row >= self._limit:
+    if self._in_a_row >= self._limit:
       raise ValueError(
-        f"loss or gradient is not finite in {self._row} steps in a row, the "
-        f"last is {step}; lower optim.learning_rate, look at {path}, or "
-        "continue from the last checkpoint."
+        f"loss or gradient is not finite in {self._in_a_row} steps in a row, "
+        f"the last is {step.number}; lower optim.learning_rate, look at {path},"
+        " or continue from the last checkpoint."
       )
 
-  def _dump(self, step: int, batch: Any) -> pathlib.Path:
+  def _dump(self, step: "_Step") -> pathlib.Path:
     """Writes this process's part of a batch; a full disk ends no run."""
-    name = f"step-{step}-process-{jax.process_index()}.npz"
+    name = f"step-{step.number}-process-{jax.process_index()}.npz"
     path, temporary = self._folder / name, self._folder / f".{name}.tmp"
-    arrays: dict[str, Any] = {k: np.asarray(x) for k, x in batch.items()}
+    arrays = {k: np.asarray(x) for k, x in step.batch.items()}
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
       with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-      temporary.replace(path)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+      temporary.replace(path)  # A reader never sees half a file.
     except OSError as error:
       logging.warning("%s was not written: %s", path, error)
       temporary.unlink(missing_ok=True)

@@ -1,35 +1,36 @@
 """Streaming long tuning: stage 3 on videos that go on from step to step.
 
-spec/training.md section 4.4 (arXiv:2509.22622). A video is rolled out segment
-by segment, one a step, up to `rollout.stream_frames`; then a new one begins
-with the prompts of that step. The first segment is a clip; later ones are a
-clip less a chunk and are judged as the last frames of a clip that begins with
-known ones. The state between steps is the cache, the last clip and the prompts,
-and is saved like everything else. The critic's updates roll the same segment
-out again with noise of their own.
+A video is rolled out segment by segment, one in each step, up to
+`rollout.stream_frames`; then a new video begins with the prompts of that step
+(arXiv:2509.22622; docs/method.md, section 12.7). The first segment is a clip.
+Later ones are a clip less a chunk, and are judged as the last frames of a clip
+that begins with known ones. A step leaves the cache, the last clip and the
+prompts to the next one (`Carry`); they are saved with the training state.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import window as window_lib
 from videomla_jax.training import inputs
 
-BEGINS, GOES_ON = 0, 1  # variants of a step
+# Two programs of a step: the frames before a segment change its shapes.
+BEGINS, GOES_ON = 0, 1
 
 
-class Stream(NamedTuple):
+class Carry(NamedTuple):
   """What a step leaves to the next one.
 
   Attributes:
-    cache: Of the student after the last segment.
-    clip: The last frames.
-    batch: Prompts.
+    cache: The student's cache after the last segment.
+    clip: The last frames of the video, which begin the next clip.
+    batch: The prompts of the video.
   """
 
   cache: cache_lib.Cache
@@ -41,98 +42,164 @@ class Segment(NamedTuple):
   """What one step rolls out.
 
   Attributes:
-    cache: Of the student before it.
-    previous: Frames before it; None if it is the first.
-    frames: How many are new.
+    cache: The student's cache before the segment.
+    previous: The last frames before it; None if it is the first segment.
+    frames: Number of new latent frames.
   """
 
   cache: cache_lib.Cache
   previous: Float[Array, "B K H W C"] | None
   frames: int
 
-
-def is_on(config: Any) -> bool:
-  """Whether videos go on from step to step."""
-  return config.rollout.stream_frames > 0
-
-
-def num_segments(config: Any) -> int:
-  """Steps of one video."""
-  clip = config.data.num_frames
-  new = clip - config.window.chunk_frames
-  return 1 + (config.rollout.stream_frames - clip) // new
+  def video(self, new: Float[Array, "B T H W C"]) -> Float[Array, "B t H W C"]:
+    """Returns the frames before the segment, followed by its new ones."""
+    if self.previous is None:
+      return new
+    return jnp.concatenate([self.previous, new], axis=1)
 
 
-def check(config: Any) -> None:
-  """Refuses lengths that cannot be streamed.
+def check(*, clip: int, rolled: int, longest: int, accumulate: int) -> None:
+  """Refuses lengths that cannot be rolled out segment by segment.
+
+  Args:
+    clip: `data.num_frames`, latent frames of a clip.
+    rolled: `rollout.num_frames`, latent frames of a rollout.
+    longest: `rollout.stream_frames`, latent frames that no video exceeds.
+    accumulate: `optim.accumulate`, microbatches of an update.
 
   Raises:
     ValueError: With the way out.
   """
-  if not is_on(config):
-    return
-  clip, rolled = config.data.num_frames, config.rollout.num_frames
-  if config.rollout.stream_frames < clip or rolled != clip:
+  if longest < clip or rolled != clip:
     raise ValueError(
-      f"rollout.stream_frames={config.rollout.stream_frames} must be at least"
+      f"rollout.stream_frames={longest} must be at least"
       f" data.num_frames={clip}, and rollout.num_frames={rolled} equal to it;"
       " use stream_frames=240, or 0 for videos that end with their step."
     )
-  if config.optim.accumulate != 1:
+  if accumulate != 1:
     raise ValueError(
-      f"optim.accumulate={config.optim.accumulate} must be 1 when videos go on"
+      f"optim.accumulate={accumulate} must be 1 when videos go on"
       " from step to step; use a smaller batch or more devices."
     )
 
 
-def variant(config: Any, step: int) -> int:
-  """Whether a video begins in a step (counted from 1) or goes on."""
-  return BEGINS if (step - 1) % num_segments(config) == 0 else GOES_ON
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongTuning:
+  """How videos go on from step to step.
 
-
-def empty_cache(model: Any, batch: int, config: Any) -> cache_lib.Cache:
-  """The cache of a new video."""
-  frames = config.rollout.stream_frames or config.rollout.num_frames
-  return rollout.empty_cache(
-    inputs.dit(model),
-    batch=batch,
-    frame=tuple(config.data.latent_shape),
-    window=window_lib.Window(**config.window),
-    max_frames=frames,
-  )
-
-
-def empty(model: Any, batch: PyTree, config: Any) -> Stream:
-  """The state before the first step, of the right shapes.
-
-  Args:
-    model: The student.
-    batch: Prompts of a step, arrays or shapes.
-    config: See configs/dmd.py.
+  Attributes:
+    window: Which frames a chunk sees.
+    frame: Rows, columns and channels of a latent frame.
+    clip_frames: Latent frames of a clip, which is the first segment.
+    max_frames: Latent frames that no video exceeds.
   """
-  size = inputs.num_examples(batch)
-  shape = (size, config.data.num_frames, *config.data.latent_shape)
-  return Stream(
-    empty_cache(model, size, config),
-    jnp.zeros(shape, jnp.float32),
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch),
-  )
 
+  window: window_lib.Window
+  frame: tuple[int, int, int]
+  clip_frames: int
+  max_frames: int
 
-def segment(
-  stream: Stream | None, model: Any, size: int, config: Any, step_variant: Any
-) -> Segment:
-  """What a step rolls out for `size` examples."""
-  if is_on(config) and step_variant == GOES_ON:
-    assert stream is not None
-    new = config.data.num_frames - config.window.chunk_frames
-    return Segment(stream.cache, stream.clip, new)
-  cache = empty_cache(model, size, config)
-  return Segment(cache, None, config.rollout.num_frames)
+  @property
+  def new_frames(self) -> int:
+    """Number of latent frames of every segment but the first."""
+    return self.clip_frames - self.window.chunk_frames
 
+  @property
+  def num_segments(self) -> int:
+    """Number of segments, and of steps, of one video, Eq. (12.6)."""
+    return 1 + (self.max_frames - self.clip_frames) // self.new_frames
 
-def video(part: Segment, new: Float[Array, "B T H W C"]) -> Array:
-  """The known frames and the new ones."""
-  if part.previous is None:
-    return new
-  return jnp.concatenate([part.previous, new], axis=1)
+  def program(self, step: int) -> int:
+    """Returns `BEGINS` or `GOES_ON`.
+
+    All videos of a batch have the same length, so they begin in the same steps.
+
+    Args:
+      step: The step, counted from 1.
+    """
+    return BEGINS if (step - 1) % self.num_segments == 0 else GOES_ON
+
+  def empty(
+    self, model: inputs.Network, prompts: dict[str, jax.ShapeDtypeStruct]
+  ) -> Carry:
+    """Returns zeros in the shape of a carry, for before the first step.
+
+    Nobody reads them, since the first step begins a video; but the state has
+    one structure from the start.
+
+    Args:
+      model: The student.
+      prompts: Shapes of the prompts of a step.
+    """
+    size = inputs.num_examples(prompts)
+    return Carry(
+      self._empty_cache(model, size),
+      jnp.zeros((size, self.clip_frames, *self.frame), jnp.float32),
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), prompts),
+    )
+
+  def prompts(
+    self, carry: Carry, batch: inputs.Batch, program: int | None
+  ) -> inputs.Batch:
+    """Returns the prompts of a step.
+
+    Args:
+      carry: What the step before has left.
+      batch: Prompts that were read for this step; a video that goes on keeps
+        its own.
+      program: `BEGINS` or `GOES_ON`.
+    """
+    return carry.batch if program == GOES_ON else batch
+
+  def segment(
+    self, carry: Carry, model: inputs.Network, size: int, program: int | None
+  ) -> Segment:
+    """Returns what a step rolls out.
+
+    Args:
+      carry: What the step before has left.
+      model: The student.
+      size: Number of videos.
+      program: `BEGINS` or `GOES_ON`.
+    """
+    if program == GOES_ON:
+      return Segment(carry.cache, carry.clip, self.new_frames)
+    return Segment(self._empty_cache(model, size), None, self.clip_frames)
+
+  def next_carry(
+    self,
+    carry: Carry,
+    segment: Segment,
+    latents: Float[Array, "B T H W C"],
+    cache: cache_lib.Cache,
+    batch: inputs.Batch,
+    *,
+    finite: Bool[Array, ""],
+  ) -> Carry:
+    """Returns what a step leaves to the next one.
+
+    Args:
+      carry: What the step before has left.
+      segment: What this step rolled out from.
+      latents: The new frames.
+      cache: The student's cache after them.
+      batch: The prompts.
+      finite: Whether the loss was finite. If not, the videos stay as they were,
+        so that one bad rollout does not spoil all that follow.
+    """
+    clip = segment.video(latents)[:, -self.clip_frames :]
+    return jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      Carry(cache, clip, batch),
+      carry,
+    )
+
+  def _empty_cache(self, model: inputs.Network, size: int) -> cache_lib.Cache:
+    """Returns the cache of videos that begin."""
+    return rollout.empty_cache(
+      inputs.dit(model),
+      batch=size,
+      frame=self.frame,
+      window=self.window,
+      max_frames=self.max_frames,
+    )

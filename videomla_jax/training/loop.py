@@ -1,216 +1,92 @@
-"""Runs a stage: step after step, with everything that a long run needs."""
+"""The loop of a stage: step after step, with everything that a long run needs.
 
-import functools
-import json
+The device never waits for this loop: a step is dispatched while the one before
+it still runs, and only what is logged, evaluated, saved or shown is waited for.
+"""
+
+import dataclasses
 import pathlib
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from videomla_jax import sharding
-from videomla_jax.costs import flops
-from videomla_jax.ops import device
 from videomla_jax.runtime import metrics
-from videomla_jax.storage import model_folder
+from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
+from videomla_jax.training import evaluation
+from videomla_jax.training import inputs
 from videomla_jax.training import interrupts
+from videomla_jax.training import optim
+from videomla_jax.training import profile as profile_lib
+from videomla_jax.training import programs as programs_lib
 from videomla_jax.training import samples
-from videomla_jax.training.stages import table
+from videomla_jax.training import settings as settings_lib
+from videomla_jax.training import throughput
+from videomla_jax.training.stages import stage as stage_lib
 
 
-def to_host(state: Any) -> Any:
-  """All of a sharded tree, in this process's memory."""
+def to_host(state: PyTree) -> PyTree:
+  """Returns all of a sharded tree in this process's memory."""
   if jax.process_count() == 1:
     return jax.device_get(state)
   return multihost_utils.process_allgather(state, tiled=True)
 
 
-class Clock:
-  """Mean time and operations of a step since the last look."""
+class _Due(NamedTuple):
+  """What the loop has to do after a step.
 
-  def __init__(self, step: int) -> None:
-    """Starts at a finished step."""
-    self._time, self._step, self._flops = time.monotonic(), step, 0.0
+  Attributes:
+    log: Whether its scalars are written.
+    evaluate: Whether the average is evaluated on held-out clips.
+    save: Whether the state is saved.
+    sample: Whether videos are made.
+    stop: Whether the run ends although steps are left.
+  """
 
-  def add(self, flops: float | int) -> None:
-    """Counts the operations of a step."""
-    self._flops += flops
-
-  def lap(self, step: int) -> tuple[float, float]:
-    """Seconds and operations of a step since the last call."""
-    now, steps = time.monotonic(), max(step - self._step, 1)
-    seconds, done = (now - self._time) / steps, self._flops / steps
-    self._time, self._step, self._flops = now, step, 0.0
-    return seconds, done
-
-
-class Profile:
-  """Traces a range of steps into WORKDIR/profile for TensorBoard."""
-
-  def __init__(self, root: pathlib.Path, window: str) -> None:
-    """Reads the window.
-
-    Args:
-      root: Folder of the run.
-      window: `FIRST:LAST` step, or nothing.
-
-    Raises:
-      ValueError: If it is not such a pair.
-    """
-    self._folder, self._on = root / "profile", False
-    self._first = self._last = -1
-    if window:
-      first, separator, last = window.partition(":")
-      if not (separator and first.isdigit() and last.isdigit()):
-        raise ValueError(
-          f"--profile={window!r} must name the first and the last step; use "
-          "--profile=10:15."
-        )
-      self._first, self._last = int(first), int(last)
-
-  def before(self, step: int) -> None:
-    """Starts the trace in front of its first step."""
-    if step == self._first:
-      jax.profiler.start_trace(str(self._folder))
-      self._on = True
-
-  def after(self, step: int, scalars: Any) -> None:
-    """Ends it after its last step."""
-    if self._on and step >= self._last:
-      jax.block_until_ready(scalars)
-      self.stop()
-      logging.info("trace of steps up to %d is in %s", step, self._folder)
-
-  def stop(self) -> None:
-    """Ends a trace that is running."""
-    if self._on:
-      jax.profiler.stop_trace()
-      self._on = False
+  log: bool
+  evaluate: bool
+  save: bool
+  sample: bool
+  stop: bool
 
 
-class Evaluation:
-  """Loss of the average on fixed held-out batches and noise."""
-
-  def __init__(self, config: Any, frozen: Any, mesh: Any) -> None:
-    """Reads the batches; compiles at first use."""
-    self._batches: list[Any] = []
-    self._frozen, self._mesh = frozen, mesh
-    loss = table.held_out_loss(config)
-    if loss is None or not config.eval.batches:
-      return
-    self._loss = jax.jit(loss)
-    held_out = iter(batches_lib.loader(config, "test"))
-    self._batches = [next(held_out) for _ in range(config.eval.batches)]
-
-  def __call__(self, model: Any) -> dict[str, float]:
-    """Scalars of a model; none where a stage has no such loss."""
-    if not self._batches:
-      return {}
-    start = time.monotonic()
-    losses = [
-      float(
-        self._loss(
-          model,
-          sharding.put_batch(batch, self._mesh),
-          jax.random.key(i),
-          frozen=self._frozen,
-        )
-      )
-      for i, batch in enumerate(self._batches)
-    ]
-    return {
-      "eval/loss": sum(losses) / len(losses),
-      "perf/eval_seconds": time.monotonic() - start,
-    }
-
-
-def _performance(config: Any, seconds: float, done: float) -> dict[str, float]:
-  """Throughput, utilisation and memory of a step of `done` operations."""
-  examples = batches_lib.examples_per_step(config)
-  values = {
-    "perf/step_seconds": seconds,
-    "perf/clips_per_second": examples / seconds,
-  }
-  if done:
-    rate = done / seconds / jax.device_count()
-    values["perf/teraflops"] = rate / 1e12
-    peak = device.current().peak
-    if peak is not None:
-      values["perf/flop_utilisation"] = rate / peak.bf16_flops
-  memory = device.peak_memory_bytes()
-  if memory is not None:
-    values["perf/peak_memory_gib"] = memory / 2**30
-  return values
-
-
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """One run of one stage, from its state to the last step."""
+  """One run of one stage; call it with a state to train to the end.
 
-  def __init__(
-    self,
-    config: Any,
-    root: pathlib.Path,
-    frozen: Any,
-    mesh: jax.sharding.Mesh,
-    checkpoints: model_folder.TrainCheckpoints,
-    profile: Profile,
-  ) -> None:
-    """Prepares what does not depend on the state."""
-    self._config, self._root, self._frozen = config, root, frozen
-    self._mesh, self._checkpoints, self._profile = mesh, checkpoints, profile
-    self._title = table.get(config).TITLE
-    self._evaluate = Evaluation(config, frozen, mesh)
-    self._key = jax.random.key(config.seed)
-    self._programs: dict[Any, Any] = {}
-    self._flops: dict[Any, float] = {}  # of each program
+  Attributes:
+    stage: The stage.
+    settings: Settings of the stage.
+    record: The config as plain JSON values, saved with every state.
+    root: Folder of the run.
+    frozen: Networks that are only read.
+    mesh: The devices.
+    checkpoints: Saved states of the run.
+    profile: The steps that are traced.
+  """
 
-  def _program(self, variant: Any, *args: Any) -> Any:
-    """The compiled step of one variant; compile time is not step time."""
-    if variant not in self._programs:
-      step = functools.partial(table.step(self._config), variant=variant)
+  stage: stage_lib.Stage
+  settings: settings_lib.Training
+  record: dict[str, Any]
+  root: pathlib.Path
+  frozen: stage_lib.Networks
+  mesh: jax.sharding.Mesh
+  checkpoints: train_states.TrainCheckpoints
+  profile: profile_lib.Profile
 
-      def seeded(state, batch, key, frozen):
-        key = jax.random.fold_in(key, state.step)
-        return step(state, batch, key, frozen=frozen)
-
-      start = time.monotonic()
-      jitted = jax.jit(seeded, donate_argnums=0)
-      self._programs[variant] = jitted.lower(*args).compile()
-      self._flops[variant] = 0.0
-      if self._config.log.flops:
-        trips = table.mean_trips(self._config)
-        self._flops[variant] = flops.of(seeded, *args, trips=trips)
-      logging.info(
-        "compiled %s in %.1f s", self._title, time.monotonic() - start
-      )
-    return self._programs[variant]
-
-  def _one_step(
-    self, state: Any, batch: Any, done: int, clock: Clock
-  ) -> tuple[Any, Any]:
-    args = (
-      state,
-      sharding.put_batch(batch, self._mesh),
-      self._key,
-      self._frozen,
-    )
-    variant = table.variant(self._config, done)
-    self._profile.before(done)
-    state, scalars = self._program(variant, *args)(*args)
-    self._profile.after(done, scalars)
-    clock.add(self._flops[variant])
-    return state, scalars
-
-  def __call__(self, state: Any, batches: Any) -> Any:
-    """Steps to the end, or until SIGTERM.
+  def __call__(
+    self, state: stage_lib.State, batches: batches_lib.Batches
+  ) -> stage_lib.State:
+    """Trains to the last step, or until SIGTERM.
 
     Args:
       state: Sharded training state.
-      batches: Iterator with `get_state`.
+      batches: Batches from the one after the state's on.
 
     Returns:
       The last state.
@@ -219,75 +95,168 @@ class Run:
       ValueError: If too many updates in a row are not finite.
       SystemExit: After SIGTERM, when the state is on disk.
     """
-    config = self._config
-    start, total = int(state.step), config.optim.steps
-    watch = interrupts.FiniteWatch(
-      self._root / "skipped", limit=config.optim.max_skipped
+    start, total = int(state.step), self.settings.optim.steps
+    programs = programs_lib.Programs(self.stage, self.settings)
+    evaluate = evaluation.Evaluation(
+      self.stage, self.settings, self.frozen, self.mesh
     )
-    watch.start(table.skipped(state))
+    watch = interrupts.FiniteWatch(
+      self.root / "skipped", limit=self.settings.optim.max_skipped
+    )
+    watch.start(state.skipped)
     stop = interrupts.StopRequest()
     with (
-      jax.set_mesh(self._mesh),
+      jax.set_mesh(self.mesh),
       stop.listening(),
-      metrics.MetricWriter(self._root, resumed_step=start) as writer,
-      metrics.Progress(total, self._title, initial=start) as progress,
+      metrics.MetricWriter(self.root, resumed_step=start) as writer,
+      metrics.Progress(total, self.stage.title, initial=start) as progress,
     ):
-      clock = Clock(start)
+      clock = throughput.Clock(start)
       for done in range(start + 1, total + 1):
         batch = next(batches)
-        state, scalars = self._one_step(state, batch, done, clock)
+        state, scalars = self._dispatch(programs, done, state, batch, clock)
         # The state is donated to the next step; the count is a copy.
         watch.see(done, scalars["train/skipped"], batch)
         progress.update()
-        last = done == total
-        stopping = stop.pending(done)
-        saves = done % config.checkpoint.every == 0 or last or stopping
-        if done % config.log.every == 0 or saves:
-          values = {name: float(x) for name, x in scalars.items()}
-          values |= _performance(config, *clock.lap(done))
+        due = self._due(done, asked_to_stop=stop.pending(done))
+        if due.log:
+          # Fetching these waits for the step.
+          values = self._scalars(scalars, *clock.lap(done))
           writer.scalars(done, values)
           progress.update(0, loss=values["train/loss"])
-        if last:
-          watch.finish()
-        if done % config.eval.every == 0 or last:
-          values = self._evaluate(state.ema)
+        if done == total:
+          watch.finish()  # before a bad state becomes the last one
+        if due.evaluate:
+          values = evaluate(state.ema)
           if values:
             writer.scalars(done, values)
-          clock.lap(done)
-        if saves:
-          self._save(done, state, batches, force=last or stopping)
-        if done % config.samples.every == 0 or last:
+          clock.lap(done)  # This time belongs to no step.
+        if due.save:
+          self._save(done, state, batches, force=due.stop or done == total)
+        if due.sample:
           self._sample(done, state.ema)
           clock.lap(done)
-        if stopping and not last:
+        if due.stop:
           self._stop(done)
-    self._profile.stop()
+    self.profile.stop()
     return state
 
-  def _save(self, done: int, state: Any, batches: Any, *, force: bool) -> None:
-    self._checkpoints.save(
-      done,
-      state,
-      batches.get_state(),
-      json.loads(self._config.to_json()),
-      force=force,
+  def _dispatch(
+    self,
+    programs: programs_lib.Programs,
+    done: int,
+    state: stage_lib.State,
+    batch: dict[str, Any],
+    clock: throughput.Clock,
+  ) -> tuple[stage_lib.State, optim.Metrics]:
+    """Starts a step and returns its results, which need not be there yet.
+
+    Args:
+      programs: The compiled steps of the stage.
+      done: The step, counted from 1.
+      state: The state before it, which is used up.
+      batch: This process's part of the batch.
+      clock: Clock that counts the operations.
+    """
+    key = jax.random.key(self.settings.seed)
+    arguments = (
+      state, sharding.put_batch(batch, self.mesh), key, self.frozen
+    )  # fmt: skip
+    program = programs.get(done, *arguments)
+    self.profile.before(done)
+    state, scalars = program.step(*arguments)
+    self.profile.after(done, scalars)
+    clock.add(program.flops)
+    return state, scalars
+
+  def _due(self, done: int, *, asked_to_stop: bool) -> _Due:
+    """Returns what follows a step.
+
+    Args:
+      done: The step, counted from 1.
+      asked_to_stop: Whether somebody asked the run to stop.
+    """
+    settings, last = self.settings, done == self.settings.optim.steps
+    # The last state is saved as well, so that a longer run can go on from it.
+    saves = done % settings.checkpoint.every == 0 or last or asked_to_stop
+    return _Due(
+      # A run that stops between two lines reports the steps since the last.
+      log=done % settings.log.every == 0 or saves,
+      evaluate=done % settings.eval.every == 0 or last,
+      save=saves,
+      sample=done % settings.samples.every == 0 or last,
+      stop=asked_to_stop and not last,
     )
 
-  def _sample(self, done: int, model: Any) -> None:
-    if self._config.samples.videos < 1:
+  def _scalars(
+    self, scalars: optim.Metrics, seconds: float, operations: float
+  ) -> dict[str, float]:
+    """Fetches the scalars of a step and adds how fast it was.
+
+    Args:
+      scalars: What the step returned.
+      seconds: Mean time of a step.
+      operations: Mean operations of a step, over all devices.
+    """
+    speed = throughput.scalars(
+      examples=self.stage.examples_per_step(self.settings),
+      seconds=seconds,
+      flops=operations,
+    )
+    return {name: float(x) for name, x in scalars.items()} | speed
+
+  def _save(
+    self,
+    done: int,
+    state: stage_lib.State,
+    batches: batches_lib.Batches,
+    *,
+    force: bool,
+  ) -> None:
+    """Starts to save the state and the position in the data.
+
+    Args:
+      done: Number of finished steps.
+      state: The state.
+      batches: The data.
+      force: Whether to save although the step is no multiple of `every`.
+    """
+    self.checkpoints.save(
+      done, state, batches.get_state(), self.record, force=force
+    )
+
+  def _sample(self, done: int, model: inputs.Network) -> None:
+    """Makes videos with the averaged model, in the first process.
+
+    Args:
+      done: Number of finished steps.
+      model: The averaged model, over all devices.
+    """
+    if self.settings.samples.videos < 1:
       return
-    model = to_host(model)
+    model = to_host(model)  # All processes have to take part in this.
     if jax.process_index() == 0:
       with jax.set_mesh(sharding.make_mesh(devices=jax.local_devices()[:1])):
         # In the mesh of the run they would be spread over all processes.
-        model = jax.tree.map(jnp.asarray, model)
-        samples.write(self._root / "samples", model, done, self._config)
+        samples.write(
+          self.root / "samples",
+          jax.tree.map(jnp.asarray, model),
+          done,
+          self.settings,
+          sampler=self.stage.sampler(self.settings),
+          causal=self.stage.causal,
+        )
 
   def _stop(self, done: int) -> None:
-    self._profile.stop()
-    self._checkpoints.wait()
+    """Ends the process; the same command goes on later.
+
+    Args:
+      done: Number of finished steps, the last of which is being saved.
+    """
+    self.profile.stop()
+    self.checkpoints.wait()
     logging.warning(
       "SIGTERM: saved step %d of %d; the same command continues there",
-      done, self._config.optim.steps,
+      done, self.settings.optim.steps,
     )  # fmt: skip
     raise SystemExit(interrupts.EXIT_CODE)

@@ -1,7 +1,8 @@
-"""The networks of a stage: where they come from and whether they may.
+"""The networks of a stage: loaded or made, checked, and handed on.
 
-A stage starts from what the stage before it wrote. Folders say what made them,
-so a wrong order is refused before anything is loaded.
+There are two kinds. A small video model is a DiT with its word encoder and
+codec, and knows its window and schedule. A released network is the bare DiT;
+prepared data hold what the other parts would compute.
 """
 
 import dataclasses
@@ -12,158 +13,186 @@ from flax import nnx
 import jax
 
 from videomla_jax.models import released
-from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
 from videomla_jax.small_world import world as world_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
-
-# What made a folder -> how to make one.
-ORIGINS = {
-  "release": "convert a release: python -m videomla_jax.convert",
-  "conversion": "convert a dense model: convert --to=latent",
-  "pretraining": "train --config=configs/pretraining.py",
-  "teacher_forcing": "train --config=configs/teacher_forcing.py",
-  "consistency": "train --config=configs/consistency.py",
-  "dmd": "train --config=configs/dmd.py",
-}
-
-
-def origin(about: dict[str, Any]) -> str:
-  """What made a model folder, from its config: a key of `ORIGINS`."""
-  training = about.get("training")
-  if training:
-    return str(training.get("stage", "teacher_forcing"))
-  return "conversion" if "init" in about else "release"
-
-
-def check_origin(
-  role: str, path: str | os.PathLike[str], allowed: tuple[str, ...]
-) -> None:
-  """Refuses a folder that another stage than expected has written.
-
-  Args:
-    role: Name in `networks` of the config.
-    path: Model folder, or `shipped:NAME`.
-    allowed: Keys of `ORIGINS`; the empty string allows no folder at all.
-
-  Raises:
-    ValueError: If the folder is missing, or of a stage that is not allowed.
-  """
-  names = [name for name in allowed if name]
-  if not str(path):
-    if "" in allowed:
-      return
-    raise ValueError(
-      f"networks.{role}='' must name a model folder made by "
-      f"{' or '.join(names)}; {ORIGINS[names[0]]}."
-    )
-  folder = model_lib.checkpoint_path(path)
-  found = origin(model_folder.read_config(folder))
-  if found not in names:
-    raise ValueError(
-      f"networks.{role}={str(path)!r} was made by {found!r} but this stage "
-      f"starts from {' or '.join(names)}; {ORIGINS[names[0]]}."
-    )
+from videomla_jax.training import origins
+from videomla_jax.training import settings as settings_lib
 
 
 def load(
-  path: str | os.PathLike[str], config: Any, *, frozen: bool = False
-) -> nnx.Module:
+  path: str | os.PathLike[str],
+  settings: settings_lib.Training,
+  *,
+  frozen: bool = False,
+) -> inputs.Network:
   """Loads a network for training: a small video model, or a bare DiT.
 
   Args:
     path: Model folder, or `shipped:NAME`.
-    config: Training config; its `network` replaces fields of a bare DiT.
-    frozen: Not trained: kernels of a bare DiT may be kept in bfloat16.
+    settings: Settings, whose `network` replaces fields of a bare DiT.
+    frozen: Whether the network is only read, so that the kernels of a bare DiT
+      may be kept in bfloat16.
 
   Raises:
     ValueError: If the folder is damaged or of another architecture.
   """
   folder = model_lib.checkpoint_path(path)
+  # Only the config of a small video model has this entry.
   if "model" in model_folder.read_config(folder):
     return model_lib.load(folder)
   return released.load(
-    folder, "wan_dit", half_weights=frozen, **config.network.to_dict()
+    folder, "wan_dit", half_weights=frozen, **settings.network
   )
 
 
-def check_build(config: Any) -> None:
+def check_build(settings: settings_lib.Training) -> None:
   """Refuses a network that cannot start from random weights.
+
+  Args:
+    settings: Settings of the stage.
 
   Raises:
     ValueError: If it is not a small one, or the sizes are unknown.
   """
-  _small_config(config).network  # noqa: B018  Refuses sizes and kinds.
-  if config.data.kind != "moving_digits":
+  _small_config(settings).network  # noqa: B018  Refuses sizes and kinds.
+  if not isinstance(settings.data, settings_lib.MovingDigits):
     raise ValueError(
       f"networks.model='' starts from random weights, but data.kind="
-      f"{config.data.kind!r} is for a released model; name its folder "
-      f"({ORIGINS['release']})."
+      f"{settings.data.kind!r} is for a released model; name its folder "
+      f"({origins.remedy('release')})."
     )
 
 
-def build(config: Any) -> model_lib.VideoModel:
-  """A small video model with random weights."""
-  sizes = _small_config(config)
+def build(settings: settings_lib.Training) -> model_lib.VideoModel:
+  """Makes a small video model with random weights."""
+  sizes = _small_config(settings)
   # One program; a hundred small ones take twice as long to compile.
-  make = lambda: model_lib.VideoModel(sizes, rngs=nnx.Rngs(config.seed))
+  make = lambda: model_lib.VideoModel(sizes, rngs=nnx.Rngs(settings.seed))
   return jax.jit(make)()
 
 
-def _small_config(config: Any) -> model_lib.VideoModelConfig:
-  """Of the small world's frames."""
-  world = world_lib.World()
+def _small_config(
+  settings: settings_lib.Training,
+) -> model_lib.VideoModelConfig:
+  """Returns the config of a model for frames of the small world."""
+  world, model = world_lib.World(), settings.model
   latent = world.frame_size // 4  # a codec block is 4 pixels
   return model_lib.VideoModelConfig(
-    size=config.model.size,
-    kind=config.model.kind,
-    d_c=config.model.d_c or None,
-    d_rope=config.model.d_rope or None,
+    size=model.size,
+    kind=model.kind,
+    d_c=model.d_c or None,
+    d_rope=model.d_rope or None,
     vocabulary=prompts.vocabulary_size(),
     latent_height=latent,
     latent_width=latent,
     fps=float(world.fps),
-    shift=config.diffusion.shift,
-    window=window_lib.Window(**config.window),
+    shift=settings.diffusion.shift,
+    window=settings.window,
   )
 
 
-def prepare(model: nnx.Module, config: Any) -> nnx.Module:
-  """The model as this stage trains it: its window and schedule.
+def prepare(
+  model: inputs.Network, settings: settings_lib.Training
+) -> inputs.Network:
+  """Returns the model as this stage trains it, with its window and schedule.
+
+  Args:
+    model: The model that is trained.
+    settings: Settings of the stage.
 
   Raises:
-    ValueError: If the model is not of the kind the config asks for.
+    ValueError: If the model is not of the kind that the config asks for.
   """
   attention = inputs.dit(model).config.attention
-  wanted = config.model
+  wanted = settings.model
   if attention.kind != wanted.kind:
     raise ValueError(
       f"networks.model has {attention.kind} attention but model.kind="
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
-  for name in ("d_c", "d_rope") if attention.kind == "latent" else ():
-    size = getattr(attention, name)
-    if wanted[name] and size != wanted[name]:
+  sizes = {"d_c": wanted.d_c, "d_rope": wanted.d_rope}
+  for name, size in sizes.items() if attention.kind == "latent" else ():
+    found = getattr(attention, name)
+    if size and found != size:
       raise ValueError(
-        f"networks.model has {name}={size} but model.{name}={wanted[name]}; "
+        f"networks.model has {name}={found} but model.{name}={size}; "
         "convert again with that size, or leave it 0."
       )
   if isinstance(model, model_lib.VideoModel):
     changed = dataclasses.replace(
-      model.config,
-      shift=config.diffusion.shift,
-      window=window_lib.Window(**config.window),
+      model.config, shift=settings.diffusion.shift, window=settings.window
     )
+    # A copy that shares the arrays; the model of the caller keeps its config.
     graph, state = nnx.split(model)
     model = nnx.merge(graph, state)
     model.config = changed
   return model
 
 
-def save(path: str | os.PathLike[str], model: nnx.Module, **about: Any) -> None:
-  """Writes what a stage hands on, with what made it."""
+def check_together(
+  networks: dict[str, inputs.Network],
+  data: settings_lib.Data,
+  *,
+  scores: tuple[str, ...],
+) -> None:
+  """Refuses networks that do not work on the same latents and prompts.
+
+  Args:
+    networks: All networks of a stage by role.
+    data: What they are trained on.
+    scores: Roles of the networks that must be dense; the others must have the
+      attention of the trained model.
+
+  Raises:
+    ValueError: If channels, text or attention of two networks do not fit.
+  """
+  model = inputs.dit(networks["model"]).config
+  for role, network in networks.items():
+    other = inputs.dit(network).config
+    # Latents and embeddings go from one network to the other.
+    for field in ("channels", "text_dim"):
+      if getattr(other, field) != getattr(model, field):
+        raise ValueError(
+          f"networks.{role} has {field}={getattr(other, field)} but "
+          f"networks.model has {getattr(model, field)}; they must share codec "
+          "and text encoder."
+        )
+    wanted = "dense" if role in scores else model.attention.kind
+    if other.attention.kind != wanted:
+      raise ValueError(
+        f"networks.{role} has {other.attention.kind} attention but must have "
+        f"{wanted}; name another folder."
+      )
+  text_shape = (model.text_tokens, model.text_dim)
+  wanted_text = text_shape  # small models encode words themselves
+  if isinstance(data, settings_lib.PreparedClips):
+    wanted_text = data.text_shape
+  if text_shape != wanted_text:
+    raise ValueError(
+      f"networks.model reads {text_shape[0]} tokens of {text_shape[1]} "
+      f"channels but data.text_shape={wanted_text}; use the model's own text "
+      "encoder."
+    )
+  if model.channels != data.latent_shape[-1]:
+    raise ValueError(
+      f"networks.model takes {model.channels} channels but data.latent_shape="
+      f"{data.latent_shape}; use the model's codec."
+    )
+
+
+def save(
+  path: str | os.PathLike[str], model: inputs.Network, **about: Any
+) -> None:
+  """Writes what a stage hands on.
+
+  Args:
+    path: Model folder to write or replace.
+    model: A small video model, or a bare DiT.
+    **about: JSON values that say what made it.
+  """
   if isinstance(model, model_lib.VideoModel):
     model_lib.save(path, model, **about)
   else:

@@ -1,7 +1,12 @@
-"""Videos that a run shows on its way: an MP4 grid and a contact sheet."""
+"""Videos that a run makes on its way: an MP4 grid and a contact sheet.
 
+They show prompts that training never sees, with the averaged model and the
+sampler that it is made for.
+"""
+
+from collections.abc import Iterable
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,69 +17,83 @@ from videomla_jax.data import reader
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
-from videomla_jax.generation import pipeline
+from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.models import wan
-from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
+from videomla_jax.training import inputs
+from videomla_jax.training import settings as settings_lib
 
 
-def sampler_of(config: Any) -> sampling.Sampler:
-  """The sampler that a stage's model is made for."""
-  shift = config.diffusion.shift
-  if config.stage in ("consistency", "dmd"):
-    return sampling.few_step(tuple(config.diffusion.timesteps), shift=shift)
-  samples = config.samples
-  return sampling.euler(
-    samples.num_steps, shift=shift, guidance=samples.guidance
-  )
-
-
-class _Given(NamedTuple):
+class _Inputs(NamedTuple):
   """What videos are made from: networks, captions and their embeddings."""
 
-  parts: pipeline.Pipeline
+  pipeline: pipeline_lib.Pipeline
   words: list[str]
   text: Array
 
 
-def _small(model: model_lib.VideoModel, config: Any, guided: bool) -> _Given:
-  """Prompts that the small world's training never shows."""
+def _small(
+  model: model_lib.VideoModel, settings: settings_lib.Training, guided: bool
+) -> _Inputs:
+  """Returns a small model with prompts that its training never shows.
+
+  Args:
+    model: The averaged model.
+    settings: Settings of the stage.
+    guided: Whether the sampler reads embeddings of the negative prompt.
+  """
   words = [p.text() for p in prompts_lib.held_out_prompts()]
-  words = words[: config.samples.videos]
+  words = words[: settings.samples.videos]
   source = sources.SmallSource(model=model)
   text = source.embed(words, negative="" if guided else None)
-  return _Given(source.load(), words, text)
+  return _Inputs(source.load(), words, text)
 
 
-def _prepared(model: wan.WanDiT, config: Any, guided: bool) -> _Given:
-  """The first held-out captions of prepared data; the VAE is loaded for it."""
-  wanted = reader.Shapes(latents=None, text=(*config.data.text_shape,))
+def _prepared(
+  model: wan.WanDiT, settings: settings_lib.Training, guided: bool
+) -> _Inputs:
+  """Returns a bare DiT, the VAE, and the first held-out captions.
+
+  Args:
+    model: The averaged model.
+    settings: Settings of the stage.
+    guided: Whether the sampler reads embeddings of the negative prompt.
+  """
+  data, samples = settings.data, settings.samples
+  assert isinstance(data, settings_lib.PreparedClips)
+  wanted = reader.ExampleShape(latents=None, text=data.text_shape)
   words, text, negative = reader.read_captions(
-    config.data.root, wanted, config.samples.videos
+    data.root, wanted, samples.videos
   )
   if guided:
+    # Samplers want the unconditional rows behind the conditional ones.
     text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
-  parts = pipeline.Pipeline(
+  pipeline = pipeline_lib.Pipeline(
     dit=model,
-    codec=released.load(config.samples.codec, "wan_vae"),
-    frame=tuple(config.data.latent_shape),
-    fps=config.samples.fps,
+    # Loaded every time, since it would take memory from the steps between.
+    codec=released.load(samples.codec, "wan_vae"),
+    frame=data.latent_shape,
+    fps=samples.fps,
   )
-  return _Given(parts, words, jnp.asarray(text))
+  return _Inputs(pipeline, words, jnp.asarray(text))
 
 
-def check(config: Any) -> None:
+def check(settings: settings_lib.Training) -> None:
   """Refuses samples that could not be shown.
 
+  Args:
+    settings: Settings of the stage.
+
   Raises:
-    ValueError: If prepared data lack a codec to look at them.
+    ValueError: If samples of prepared data lack a codec that decodes them.
   """
-  samples = config.samples
-  if config.data.kind != "latents" or samples.videos < 1:
+  samples = settings.samples
+  prepared = isinstance(settings.data, settings_lib.PreparedClips)
+  if not prepared or samples.videos < 1:
     return
   if not samples.codec or not pathlib.Path(samples.codec).is_dir():
     raise ValueError(
@@ -84,55 +103,63 @@ def check(config: Any) -> None:
 
 
 def write(
-  folder: pathlib.Path, model: Any, step: int, config: Any
+  folder: pathlib.Path,
+  model: inputs.Network,
+  step: int,
+  settings: settings_lib.Training,
+  *,
+  sampler: sampling.Sampler,
+  causal: bool,
 ) -> list[pathlib.Path]:
   """Generates videos of held-out prompts and writes them.
 
   Args:
-    folder: Where to write.
+    folder: Folder of the files, created if missing.
     model: The average of a small video model, or of a bare DiT.
-    step: Finished steps, for the names.
-    config: Training config.
+    step: Number of finished steps, which names the files.
+    settings: Settings of the stage.
+    sampler: The sampler that the model is made for.
+    causal: Whether videos are made chunk by chunk, or as a whole clip.
 
   Returns:
-    The files.
+    The paths of the contact sheet and of the MP4 file.
   """
-  sampler = sampler_of(config)
-  small = isinstance(model, model_lib.VideoModel)
-  make = _small if small else _prepared
-  parts, words, text = make(model, config, sampler.guidance is not None)
-  key = jax.random.key(config.seed)
-  stride = parts.codec.temporal_stride
-  if config.stage == "pretraining":
-    pieces = pipeline.whole_clip(
-      parts,
+  guided = sampler.guidance is not None
+  if isinstance(model, model_lib.VideoModel):
+    pipeline, words, text = _small(model, settings, guided)
+  else:
+    pipeline, words, text = _prepared(model, settings, guided)
+  # The same noise every time: what changes from film to film is the model.
+  key = jax.random.key(settings.seed)
+  chunks: Iterable[pipeline_lib.Pixels]
+  if causal:
+    chunks = pipeline_lib.PixelStream(
+      pipeline,
       text,
       key,
+      window=settings.window,
       sampler=sampler,
-      num_frames=(config.data.num_frames - 1) * stride + 1,
+      num_frames=round(settings.samples.seconds * pipeline.fps),
     )
   else:
-    pieces = pipeline.PixelStream(
-      parts,
+    stride = pipeline.codec.temporal_stride
+    chunks = pipeline_lib.whole_clip(
+      pipeline,
       text,
       key,
-      window=window_lib.Window(**config.window),
       sampler=sampler,
-      num_frames=round(config.samples.seconds * parts.fps),
+      num_frames=(settings.data.num_frames - 1) * stride + 1,
     )
-  pixels = np.concatenate([np.asarray(x) for x in pieces], axis=1)
+  pixels = np.concatenate([np.asarray(x) for x in chunks], axis=1)
   frames = pixels_lib.to_uint8(pixels)
   folder.mkdir(parents=True, exist_ok=True)
   sheet = folder / f"step-{step:07d}.png"
   contact_sheet.write_png(
-    sheet, contact_sheet.draw(frames, words, fps=parts.fps)
+    sheet, contact_sheet.draw(frames, words, fps=pipeline.fps)
   )
   film = folder / f"step-{step:07d}.mp4"
-  scale = 8 if small else 1
-  mp4.write_mp4(film, _grid(frames), fps=parts.fps, scale=scale)
+  # Frames of the small world have 24 pixels a side.
+  scale = 8 if isinstance(model, model_lib.VideoModel) else 1
+  side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
+  mp4.write_mp4(film, side_by_side, fps=pipeline.fps, scale=scale)
   return [sheet, film]
-
-
-def _grid(frames: np.ndarray) -> np.ndarray:
-  """All videos side by side in one."""
-  return np.concatenate([*frames], axis=2)

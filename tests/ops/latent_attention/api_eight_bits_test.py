@@ -42,7 +42,7 @@ def test_results_are_those_of_what_the_bytes_stand_for(seed, name, stored):
 def test_bytes_of_eight_bit_latents_are_counted(form, stored):
   plain, eight = (specs.SHAPES[n] for n in ("480p", f"480p_{stored}"))
   ring = eight.arguments(jnp.bfloat16)[1][0].content
-  saved = sum(plain.spec.num_bytes(form)) - sum(eight.spec.num_bytes(form))
+  saved = sum(plain.sizes.num_bytes(form)) - sum(eight.sizes.num_bytes(form))
   stored_bytes = sum(x.size * x.dtype.itemsize for x in ring)
   assert stored_bytes == 4 * 1560 * (192 + 2)
   assert saved == 4 * 1560 * 192 * 2 - stored_bytes

@@ -26,7 +26,9 @@ def _visited(table, row):
   block=st.sampled_from([1, 2, 4, 8]),
 )
 def test_every_valid_key_is_visited_once_in_order(valid, granule, block):
-  table = blocks.table_of(jnp.asarray(valid), granule=granule, block=block)
+  table = blocks.table_of(
+    jnp.asarray(valid), validity_block=granule, block=block
+  )
   for row, flags in enumerate(valid):
     expected = np.flatnonzero(np.repeat(flags, granule))
     assert _visited(table, row) == expected.tolist()
@@ -41,20 +43,20 @@ def test_every_valid_key_is_visited_once_in_order(valid, granule, block):
 def test_neighbouring_frames_share_blocks():
   # 4 frames of 1,560 tokens: 49 blocks of 128, not 4 x 13.
   full = jnp.ones((1, 4), bool)
-  table = blocks.table_of(full, granule=1560, block=128)
+  table = blocks.table_of(full, validity_block=1560, block=128)
   assert int(table.num_blocks[0]) == 49
   assert int(table.count[0, 48]) == 6240 - 48 * 128
 
 
 def test_an_empty_segment_has_no_blocks():
-  table = blocks.table_of(jnp.zeros((2, 3), bool), granule=5, block=4)
+  table = blocks.table_of(jnp.zeros((2, 3), bool), validity_block=5, block=4)
   assert not np.asarray(table.num_blocks).any()
 
 
 def test_streams_with_the_most_blocks_come_first(seed):
   rng = np.random.default_rng(seed)
   valid = [jnp.asarray(rng.integers(0, 2, (7, n)), bool) for n in (6, 1)]
-  tables = [blocks.table_of(v, granule=72, block=64) for v in valid]
+  tables = [blocks.table_of(v, validity_block=72, block=64) for v in valid]
   number = np.asarray(sum(t.num_blocks for t in tables))
   order = np.asarray(blocks.longest_first(tables))
   assert sorted(order) == list(range(7))

@@ -16,7 +16,7 @@ import numpy as np
 from tests import tolerances
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import forms
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 B, N, P = 2, 2, 19
 
@@ -46,22 +46,22 @@ def inputs(seed, validity="holes", sizes=Sizes(), dtype=jnp.float32):
   """Fresh random queries, segments and up-projections."""
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
-  ring = specs.Keys(
+  ring = types.Keys(
     draw(B, 3 * P, sizes.d_c),
     draw(B, 3 * P, sizes.rope),
     jnp.asarray(VALIDITY[validity], bool),
   )
-  own = specs.Keys(
+  own = types.Keys(
     draw(B, sizes.own, sizes.d_c),
     draw(B, sizes.own, sizes.rope),
     jnp.ones((B, 1), bool),
   )
-  queries = specs.Queries(
+  queries = types.Queries(
     draw(B, sizes.length, N, sizes.content),
     draw(B, sizes.length, N, sizes.rope),
   )
   root = 1 / math.sqrt(sizes.d_c)
-  up = specs.UpProjections(
+  up = types.UpProjections(
     root * draw(sizes.d_c, N, sizes.content),
     root * draw(sizes.d_c, N, sizes.value),
   )
@@ -99,7 +99,7 @@ def latent_attention(flash: Callable, form: str) -> Callable:
 def paper(queries, keys, up):
   """Eq. (7) in float64, head by head."""
   to = lambda x: np.asarray(x, bool if x.dtype == bool else np.float64)
-  joined = jax.tree.map(to, specs.join(keys))
+  joined = jax.tree.map(to, types.join(keys))
   queries, up = jax.tree.map(to, (queries, up))
   scale = 1 / math.sqrt(queries.content.shape[-1] + queries.rope.shape[-1])
   score = np.einsum(
@@ -130,7 +130,7 @@ def with_gradient(function):
 
     def of(queries, latents, up):
       seen = tuple(
-        specs.Keys(*x, v) for x, v in zip(latents, valid, strict=True)
+        types.Keys(*x, v) for x, v in zip(latents, valid, strict=True)
       )
       return function(queries, seen, up)
 

@@ -10,7 +10,7 @@ import pytest
 from tests import tolerances
 from videomla_jax.ops.latent_attention import library
 from videomla_jax.ops.latent_attention import reference
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 B, L, N, C, R, DN, D, P = 2, 5, 3, 7, 4, 6, 10, 4
 VALID = np.asarray([[True, False, True], [False, False, False]])
@@ -19,10 +19,10 @@ VALID = np.asarray([[True, False, True], [False, False, False]])
 def _inputs(seed):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  ring = specs.Keys(draw(B, 3 * P, C), draw(B, 3 * P, R), jnp.asarray(VALID))
-  own = specs.Keys(draw(B, 2 * P, C), draw(B, 2 * P, R), jnp.ones((B, 2), bool))
-  queries = specs.Queries(draw(B, L, N, DN), draw(B, L, N, R))
-  up = specs.UpProjections(draw(C, N, DN), draw(C, N, D))
+  ring = types.Keys(draw(B, 3 * P, C), draw(B, 3 * P, R), jnp.asarray(VALID))
+  own = types.Keys(draw(B, 2 * P, C), draw(B, 2 * P, R), jnp.ones((B, 2), bool))
+  queries = types.Queries(draw(B, L, N, DN), draw(B, L, N, R))
+  up = types.UpProjections(draw(C, N, DN), draw(C, N, D))
   return queries, (ring, own), up
 
 
@@ -56,7 +56,7 @@ def test_valid_frames_come_first_and_are_counted(seed):
   _, keys, _ = _inputs(seed)
   ordered, lengths = library.valid_first(keys)
   assert lengths.tolist() == [4 * P, 2 * P]
-  joined = specs.join(keys)
+  joined = types.join(keys)
   for b in range(B):
     seen = np.asarray(joined.valid[b])
     np.testing.assert_array_equal(
@@ -70,5 +70,7 @@ def test_what_cannot_run_says_so(seed):
   with pytest.raises(NotImplementedError, match="x: has no absorbed form"):
     run(queries, keys, up, form="absorbed")
   ring = keys[0]._replace(valid=jnp.ones((B, 1), bool))
-  with pytest.raises(NotImplementedError, match=r"granules of \[4, 12\] keys"):
+  with pytest.raises(
+    NotImplementedError, match=r"validity blocks of \[4, 12\] keys"
+  ):
     run(queries, (ring, keys[1]), up, form="expanded")

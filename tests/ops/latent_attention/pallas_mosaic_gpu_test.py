@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.ops.latent_attention import kernel_suite as suite
-from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
+from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -50,9 +50,9 @@ def _refused(
   content=96, rope=32, value=128, dtype=jnp.bfloat16, tokens=16, config=None
 ):
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)
-  queries = kernel.specs.Queries(shape(1, 8, 2, content), shape(1, 8, 2, rope))
+  queries = types.Queries(shape(1, 8, 2, content), shape(1, 8, 2, rope))
   segment = jax.eval_shape(
-    lambda: forms.KeyValue(
+    lambda: types.KeyValue(
       jnp.zeros((1, 3 * tokens, 2, content), dtype),
       jnp.zeros((1, 3 * tokens, rope), dtype),
       jnp.zeros((1, 3 * tokens, 2, value), dtype),
@@ -82,7 +82,7 @@ def test_refusals_give_the_numbers():
 
 def _plan(name, form):
   """Widths and the configuration of a real shape, one stream."""
-  spec = suite.specs.SHAPES[name].spec
+  spec = specs.SHAPES[name].sizes
   latent = spec.content_latent
   if form == "expanded":
     widths = (spec.content, spec.value, spec.queries, spec.heads)
@@ -95,7 +95,7 @@ def _plan(name, form):
   return channels, plan.config_of(channels, rows=rows, heads=heads)
 
 
-@pytest.mark.parametrize("name", suite.specs.SHAPES)
+@pytest.mark.parametrize("name", specs.SHAPES)
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_memory_of_real_shapes_is_within_limits(name, form):
   widths, config = _plan(name, form)

@@ -12,13 +12,13 @@ import pytest
 
 from tests.ops.latent_attention import kernel_suite as suite
 from videomla_jax.ops import quantise
-from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu
 from videomla_jax.ops.latent_attention import pallas_triton
-from videomla_jax.ops.latent_attention import pallas_triton_forward as forward
 from videomla_jax.ops.latent_attention import reference
+from videomla_jax.ops.latent_attention import triton_config
+from videomla_jax.ops.latent_attention import types
 
-CONFIG = forward.Config(rows=16, keys=16)
+CONFIG = triton_config.Config(rows=16, keys=16)
 flash = functools.partial(pallas_triton.flash, config=CONFIG, interpret=True)
 both_forms = pytest.mark.parametrize("form", ["expanded", "absorbed"])
 eight_bits = pytest.mark.parametrize("stored", sorted(quantise.LARGEST))
@@ -144,8 +144,8 @@ def test_attention_without_positions_equals_plain_softmax(seed, validity):
   valid = jnp.asarray([[*row, 1] for row in suite.VALIDITY[validity]], bool)
 
   def ours(query, key, value):
-    segment = forms.KeyValue(key, key[:, :, 0, :0], value, valid)
-    queries = suite.specs.Queries(query, query[..., :0])
+    segment = types.KeyValue(key, key[:, :, 0, :0], value, valid)
+    queries = suite.types.Queries(query, query[..., :0])
     return flash(queries, (segment,), scale=0.3)
 
   def plain(query, key, value):
@@ -162,10 +162,10 @@ def test_attention_without_positions_equals_plain_softmax(seed, validity):
 
 
 def test_parts_add_up_to_the_width():
-  assert forward.parts(192) == ((0, 128), (128, 64))
-  assert forward.parts(112) == ((0, 64), (64, 32), (96, 16))
+  assert triton_config.parts(192) == ((0, 128), (128, 64))
+  assert triton_config.parts(112) == ((0, 64), (64, 32), (96, 16))
   with pytest.raises(NotImplementedError, match="width 24 is no sum"):
-    forward.parts(24)
+    triton_config.parts(24)
 
 
 def test_blackwell_kernel_takes_this_gradient(seed):
@@ -216,7 +216,7 @@ def test_what_a_gpu_cannot_do_well_is_refused(seed):
   queries, segments = _segments(seed)
   with pytest.raises(NotImplementedError, match="float32 spills"):
     pallas_triton.flash(queries, segments, scale=1.0)
-  odd = forward.Config(rows=48, keys=16)
+  odd = triton_config.Config(rows=48, keys=16)
   with pytest.raises(NotImplementedError, match="48 rows"):
     pallas_triton.flash(
       queries, segments, scale=1.0, config=odd, interpret=True

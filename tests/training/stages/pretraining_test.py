@@ -11,14 +11,16 @@ from tests import tolerances
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import flow
 from videomla_jax.training.stages import pretraining
+from videomla_jax.training.stages import regression
+from videomla_jax.training.stages import table
 
 SHAPE = (2000, 5)
 
 
-def _config(**diffusion):
+def _settings(**diffusion):
   config = tiny_project.config("pretraining", "small")
   config.diffusion.update(diffusion)
-  return config
+  return table.read(config)[1]
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
@@ -52,10 +54,10 @@ def test_loss_is_the_error_of_the_velocity_at_the_drawn_levels(seed) -> None:
     "latents": tiny_model.normal(rng, 4, 5, *tiny_model.FRAME),
     "text": tiny_model.normal(rng, 4, *tiny_model.TEXT),
   }
-  config = _config(frame_levels=0.5, shift=3.0)
+  settings = _settings(frame_levels=0.5, shift=3.0)
   key = jax.random.key(seed)
   loss, per_frame = pretraining.loss(
-    model, None, batch, key, frozen={}, config=config
+    regression.LossArguments(model, None, {}, batch, key), settings
   )
   key_noise, key_sigma = jax.random.split(key)
   clean = batch["latents"]

@@ -16,6 +16,8 @@ from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.training import networks
+from videomla_jax.training import origins
+from videomla_jax.training.stages import table
 
 
 def _config(stage: str, arg: str, root: pathlib.Path) -> Any:
@@ -74,7 +76,7 @@ def test_every_stage_trains_and_hands_on_its_average(folders, stage) -> None:
   kind = "dense" if stage == "pretraining" else "latent"
   assert model.dit.config.attention.kind == kind
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(model))
-  assert networks.origin(model_folder.read_config(root / "model")) == stage
+  assert origins.of(model_folder.read_config(root / "model")) == stage
   losses = [x for x in metrics.read_jsonl(root) if "train/loss" in x]
   assert [x["step"] for x in losses] == [1, 2, 3]
   assert all(np.isfinite(x["train/loss"]) for x in losses)
@@ -107,7 +109,7 @@ def test_conversion_keeps_words_and_everything_but_attention(folders) -> None:
   assert (dense.text.table[...] == latent.text.table[...]).all()
   assert (dense.dit.head.kernel[...] == latent.dit.head.kernel[...]).all()
   about = model_folder.read_config(root / "converted")
-  assert networks.origin(about) == "conversion"
+  assert origins.of(about) == "conversion"
   assert about["init"]["method"] == "spectral" and about["layers"]
 
 
@@ -149,12 +151,13 @@ def test_another_architecture_than_asked_for_is_refused(folders) -> None:
     config = folders["configs"]["consistency"].copy_and_resolve_references()
     config.model.update(changes)
     with pytest.raises(ValueError, match=words):
-      train.load_networks(config)
+      train.load_networks(*table.read(config))
 
 
 def test_sizes_of_latent_attention_are_arguments(tmp_path) -> None:
   config = tiny_project.config("teacher_forcing", "small,d_c=8,d_rope=4,init=")
-  made = networks.build(config)
+  _, settings = table.read(config)
+  made = networks.build(settings)
   networks.save(tmp_path / "model", made, stage="teacher_forcing")
   sizes = model_lib.load(tmp_path / "model").dit.config.attention
   assert (sizes.d_c, sizes.d_rope, sizes.d_nope) == (8, 4, 28)
@@ -163,14 +166,14 @@ def test_sizes_of_latent_attention_are_arguments(tmp_path) -> None:
   )
   latent = to_latent.Recipe(method="spectral", d_c=8, d_rope=4, d_q=64)
   converted, _ = to_latent.small_to_latent(dense, latent)
-  networks.prepare(converted, config)  # a converted model has them, too
+  networks.prepare(converted, settings)  # a converted model has them, too
 
 
 def test_scores_must_be_dense(folders) -> None:
   config = folders["configs"]["dmd"].copy_and_resolve_references()
   config.networks.real = str(folders["root"] / "teacher_forcing" / "model")
   with pytest.raises(ValueError, match="must have dense"):
-    train.load_networks(config)
+    train.load_networks(*table.read(config))
 
 
 @pytest.mark.parametrize(
@@ -189,4 +192,4 @@ def test_mistakes_of_a_stage_are_refused(folders, stage, changes, words):
   config = folders["configs"][stage].copy_and_resolve_references()
   config.update(changes)
   with pytest.raises(ValueError, match=words):
-    train.check_config(config)
+    train.check(*table.read(config))

@@ -25,7 +25,7 @@ type Shapes = Mapping[str, tensor_table.Shape]
 
 
 class Network(NamedTuple):
-  """A network and its tensors.
+  """A network, told by its sizes, and the names of its tensors.
 
   Attributes:
     architecture: A name in `released.ARCHITECTURES`.
@@ -54,12 +54,12 @@ def network_of(config: released.Config) -> Network:
 
 
 def detect(shapes: Shapes, *, num_heads: int | None = None) -> Network:
-  """Finds architecture and sizes.
+  """Finds out which network a checkpoint holds.
 
   Args:
     shapes: PyTorch shapes under the names of any format.
-    num_heads: Heads of a DiT that is not 128 channels a head, which no shape
-      tells.
+    num_heads: Heads of a DiT that is of no released family and whose heads have
+      not 128 channels, since no shape tells their number.
 
   Returns:
     The network whose tensors these are, if they are complete.
@@ -83,14 +83,18 @@ def detect(shapes: Shapes, *, num_heads: int | None = None) -> Network:
 
 
 def _families() -> list[released.Family]:
-  """The families whose files can be met."""
+  """Returns the families whose files may be met."""
   return [f for f in released.FAMILIES.values() if f.files]
 
 
 def _first(
   bare: Shapes, *patterns: str, default: tensor_table.Shape
 ) -> tensor_table.Shape:
-  """Shape of the first name that matches; a wrong size is reported later."""
+  """Returns the shape under the first name that matches a pattern.
+
+  A default may be wrong: then the table of tensors does not fit, and the
+  message lists what is missing.
+  """
   for name, shape in bare.items():
     if any(re.fullmatch(p, name) for p in patterns):
       return shape
@@ -98,7 +102,7 @@ def _first(
 
 
 def _count(bare: Shapes, pattern: str) -> int:
-  """One more than the largest number in matching names."""
+  """Returns one more than the largest number in matching names."""
   found = (re.match(pattern, name) for name in bare)
   return max((int(m[1]) for m in found if m), default=0) + 1
 
@@ -145,7 +149,7 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan_config.WanConfig:
 def _attention(
   bare: Shapes, width: int, num_heads: int
 ) -> attention.AttentionConfig:
-  """Dense, or latent if there are its tensors."""
+  """Returns the sizes of dense attention, or of latent if its tensors exist."""
   name = "blocks.0.self_attn."
   if f"{name}w_dkv.weight" not in bare:
     return attention.AttentionConfig(

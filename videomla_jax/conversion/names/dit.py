@@ -1,8 +1,8 @@
 """Names of Wan's DiT: those of the original code and those of diffusers.
 
-spec/wan.md A7 and A9. Values never differ, so diffusers names are a function of
-the original ones. Latent attention has the symbols of its paper as names
-(VideoMLA, arXiv:2605.30351): no names of a release are known here.
+docs/method.md, section 2.10. Values never differ, so diffusers names are a
+function of the original ones. Latent attention has the symbols of its paper as
+names (VideoMLA, arXiv:2605.30351), since no names of a release are known here.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,10 @@ from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
-# Original -> diffusers, first match wins. The norms of a block swap names: the
-# affine one is norm3 here and norm2 there.
+Tensors = dict[str, tensor_table.Tensor]
+
+# From original to diffusers; the first match wins. The norms of a block swap
+# names: the one with parameters is norm3 in the original and norm2 there.
 _TO_DIFFUSERS = (
   (r"time_embedding\.0", "condition_embedder.time_embedder.linear_1"),
   (r"time_embedding\.2", "condition_embedder.time_embedder.linear_2"),
@@ -41,7 +43,7 @@ _TO_DIFFUSERS = (
 
 
 def to_diffusers(name: str) -> str:
-  """Renames one original tensor."""
+  """Returns the name that diffusers gives to an original tensor."""
   for pattern, replacement in _TO_DIFFUSERS:
     renamed, matches = re.subn(f"^{pattern}", replacement, name)
     if matches:
@@ -50,7 +52,11 @@ def to_diffusers(name: str) -> str:
 
 
 def table_of(config: wan_config.WanConfig) -> tensor_table.Table:
-  """All tensors of a network, spec/wan.md A7; with latent attention, ours."""
+  """Returns all tensors of a network, with either kind of attention.
+
+  Args:
+    config: Sizes of the network.
+  """
   width, patch = config.width, config.patch
   inputs = config.channels * patch**2
   kernel = (width, config.channels, 1, patch, patch)
@@ -76,16 +82,14 @@ def table_of(config: wan_config.WanConfig) -> tensor_table.Table:
   )
 
 
-def _mlp(name: str, path: str, inputs: int, width: int):
+def _mlp(name: str, path: str, inputs: int, width: int) -> Tensors:
   return {
     **tensor_table.linear(f"{name}.0", f"{path}/into", inputs, width),
     **tensor_table.linear(f"{name}.2", f"{path}/out", width, width),
   }
 
 
-def _block(
-  config: wan_config.WanConfig, n: int
-) -> dict[str, tensor_table.Tensor]:
+def _block(config: wan_config.WanConfig, n: int) -> Tensors:
   width, ffn = config.width, config.ffn_width
   name = f"blocks.{n}"
   return {
@@ -107,10 +111,13 @@ def _block(
   }
 
 
-def self_attention(
-  config: wan_config.WanConfig, n: int
-) -> dict[str, tensor_table.Tensor]:
-  """Tensors of the self-attention of block n, what a conversion replaces."""
+def self_attention(config: wan_config.WanConfig, n: int) -> Tensors:
+  """Returns the tensors of block n that a conversion replaces.
+
+  Args:
+    config: Sizes of the network, with either kind of attention.
+    n: Number of the block, from 0.
+  """
   name, path = f"blocks.{n}.self_attn", "blocks/self_attention"
   if config.attention.kind == "dense":
     return _attention(name, path, config.width, n)
@@ -147,8 +154,9 @@ def self_attention(
   return tensors
 
 
-def _attention(name: str, path: str, width: int, n: int):
-  tensors: dict[str, tensor_table.Tensor] = {}
+def _attention(name: str, path: str, width: int, n: int) -> Tensors:
+  """Returns the tensors of dense attention, to itself or to the text."""
+  tensors: Tensors = {}
   for theirs, ours in dict(q="query", k="key", v="value", o="out").items():
     tensors |= tensor_table.linear(
       f"{name}.{theirs}", f"{path}/{ours}", width, width, block=n
@@ -161,7 +169,14 @@ def _attention(name: str, path: str, width: int, n: int):
 
 
 def check_dense(config: wan_config.WanConfig) -> None:
-  """Raises `ValueError` unless Wan's checkpoints fit this architecture."""
+  """Refuses architectures that Wan's checkpoints do not have.
+
+  Args:
+    config: Sizes of the network.
+
+  Raises:
+    ValueError: If attention is not dense, or there is a learned grid.
+  """
   if config.attention.kind != "dense":
     raise ValueError(
       f"attention.kind={config.attention.kind!r} must be 'dense', as the "
@@ -177,7 +192,7 @@ def check_dense(config: wan_config.WanConfig) -> None:
 def load_dense(
   config: wan_config.WanConfig, tensors: Mapping[str, np.ndarray]
 ) -> wan.WanDiT:
-  """Builds a dense network from PyTorch tensors.
+  """Returns a dense network with the values of PyTorch tensors.
 
   Args:
     config: Sizes, with dense attention and without a learned grid.

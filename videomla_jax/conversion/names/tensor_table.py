@@ -1,10 +1,11 @@
 """From the tensors of PyTorch checkpoints to our parameters and back.
 
 An architecture lists its tensors once, under the names of the original code,
-with PyTorch's shape, the place in our tree and the change of layout. Other sets
+with PyTorch's shape, the path in our tree and the change of layout. Other sets
 of names (diffusers, transformers) are functions of the original ones. All
-reading and writing of checkpoints follows from these tables. Plain numpy: no
-tensor touches a device before all names and shapes are known to be right.
+reading and writing of checkpoints follows from these tables. They are plain
+NumPy: no tensor touches a device before all names and shapes are known to be
+right.
 """
 
 from collections.abc import Callable
@@ -27,11 +28,11 @@ _WRAPPERS = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
 
 
 class Layout(NamedTuple):
-  """A change of layout; both ways only move or reshape axes.
+  """A change of layout, which only moves or reshapes axes.
 
   Attributes:
-    to_ours: From PyTorch's layout.
-    to_torch: Inverse, given PyTorch's shape.
+    to_ours: Brings an array from PyTorch's layout into ours.
+    to_torch: Brings it back, given PyTorch's shape.
   """
 
   to_ours: Callable[[np.ndarray], np.ndarray]
@@ -39,19 +40,20 @@ class Layout(NamedTuple):
 
 
 def _kernel(x: np.ndarray) -> np.ndarray:
-  """[out, in, *window] to [*window, in, out]."""
+  """Moves `[out, in, *window]` to `[*window, in, out]`."""
   return np.moveaxis(x, (0, 1), (-1, -2))
 
 
 SAME = Layout(lambda x: x, lambda x, shape: x.reshape(shape))
-# Linear [out, in] to [in, out]; convolutions to [*window, in, out].
+# Linear layers go from [out, in] to [in, out], convolutions to
+# [*window, in, out].
 KERNEL = Layout(_kernel, lambda x, _: np.moveaxis(x, (-1, -2), (0, 1)))
-# Convolution with stride = window, as a product: [out, in, *window] to
-# [in * window, out], input channels slowest.
+# A convolution whose stride is its window is a product: it goes from
+# [out, in, *window] to [in * window, out], input channels slowest.
 PATCHES = Layout(
   lambda x: x.reshape(x.shape[0], -1).T, lambda x, shape: x.T.reshape(shape)
 )
-# Axes of one, which broadcasting in PyTorch needs.
+# Drops axes of length one, which PyTorch needs for broadcasting.
 SQUEEZED = Layout(np.squeeze, lambda x, shape: x.reshape(shape))
 
 
@@ -59,9 +61,9 @@ class Tensor(NamedTuple):
   """One tensor of a checkpoint.
 
   Attributes:
-    shape: PyTorch's.
+    shape: Shape that the tensor has in PyTorch.
     path: Name of our parameter, with slashes.
-    layout: Change of layout.
+    layout: How the two layouts differ.
     block: Index into the leading axis of a stacked parameter, else None.
   """
 
@@ -72,8 +74,8 @@ class Tensor(NamedTuple):
 
   @property
   def our_shape(self) -> Shape:
-    """Shape in our layout, without the axis of blocks."""
-    # A broadcast scalar has a shape and no memory.
+    """Shape in our layout, without the axis of stacked blocks."""
+    # A broadcast scalar has the shape but needs no memory.
     return self.layout.to_ours(np.broadcast_to(np.int8(0), self.shape)).shape
 
 
@@ -82,7 +84,7 @@ class Table:
   """All tensors of one network.
 
   Attributes:
-    tensors: By original name.
+    tensors: All tensors by original name.
     formats: Other sets of names, each a function of the original name.
     copies: Names that repeat another tensor and may be left out.
   """
@@ -94,7 +96,10 @@ class Table:
   copies: frozenset[str] = frozenset()
 
   def names(self, format_name: str) -> dict[str, str]:
-    """Maps the names of one format to original ones.
+    """Returns a map from the names of one format to the original ones.
+
+    Args:
+      format_name: "original", or a key of `formats`.
 
     Raises:
       ValueError: If this network has no such format.
@@ -110,14 +115,15 @@ class Table:
     return {rename(name): name for name in self.tensors}
 
   def originals(self, given: Mapping[str, Shape]) -> dict[str, str]:
-    """Finds which original tensor each given one is.
+    """Finds which original tensor each tensor of a checkpoint is.
 
     Args:
-      given: Names, of any format and with or without wrappers' prefixes, and
-        PyTorch shapes.
+      given: PyTorch shapes under names of any format, with or without the
+        prefixes of training code.
 
     Returns:
-      Given name to original name, one to one and complete.
+      A map from the checkpoint's names to original names, one to one and
+      complete.
 
     Raises:
       ValueError: If names are unmatched, missing, given twice or mis-shaped;
@@ -136,7 +142,7 @@ class Table:
   def _check(
     self, given: Mapping[str, Shape], found: Mapping[str, str]
   ) -> None:
-    """Raises one error that lists every difference."""
+    """Raises one `ValueError` that lists every difference."""
     taken: dict[str, list[str]] = {}
     for name, original in found.items():
       taken.setdefault(original, []).append(name)
@@ -158,7 +164,7 @@ class Table:
       )
 
   def our_shapes(self) -> dict[str, Shape]:
-    """Shapes of our parameters by path, blocks stacked."""
+    """Returns the shapes of our parameters by path, blocks stacked."""
     blocks: dict[str, int] = {}
     shapes: dict[str, Shape] = {}
     for tensor in self.tensors.values():
@@ -174,25 +180,29 @@ class Table:
     """Brings a whole checkpoint into our layout.
 
     Args:
-      tensors: Under the names of any format.
+      tensors: Arrays in PyTorch's layout under the names of any format.
 
     Returns:
       Float32 arrays by path with slashes, blocks stacked.
 
     Raises:
-      ValueError: As `originals`.
+      ValueError: If names or shapes do not fit, see `originals`.
     """
     names = self.originals({n: np.shape(x) for n, x in tensors.items()})
     arrays = {p: np.empty(s, np.float32) for p, s in self.our_shapes().items()}
     for name, original in names.items():
       tensor = self.tensors[original]
       value = tensor.layout.to_ours(np.asarray(tensors[name]))
-      where = ... if tensor.block is None else tensor.block
-      arrays[tensor.path][where] = value
+      index = ... if tensor.block is None else tensor.block
+      arrays[tensor.path][index] = value
     return arrays
 
   def write(self, arrays: Arrays, *, format_name: str = ORIGINAL) -> Arrays:
-    """Inverse of `read`: PyTorch tensors under the names of one format.
+    """Returns PyTorch tensors under the names of one format.
+
+    Args:
+      arrays: Our parameters by path, as `read` returns them.
+      format_name: "original", or a key of `formats`.
 
     Raises:
       ValueError: If parameters do not fit, or the format is unknown.
@@ -205,14 +215,14 @@ class Table:
     result = {}
     for name, original in self.names(format_name).items():
       tensor = self.tensors[original]
-      where = ... if tensor.block is None else tensor.block
-      value = np.asarray(arrays[tensor.path])[where]
+      index = ... if tensor.block is None else tensor.block
+      value = np.asarray(arrays[tensor.path])[index]
       result[name] = tensor.layout.to_torch(value, tensor.shape)
     return result
 
 
 def unwrapped(name: str) -> str:
-  """Removes the prefixes of training code."""
+  """Returns a name without the prefixes of training code."""
   while (bare := _WRAPPERS.sub("", name)) != name:
     name = bare
   return name
@@ -221,7 +231,15 @@ def unwrapped(name: str) -> str:
 def linear(
   name: str, path: str, inputs: int, outputs: int, *, block: int | None = None
 ) -> dict[str, Tensor]:
-  """Weight and bias of a linear layer."""
+  """Returns weight and bias of a linear layer.
+
+  Args:
+    name: Original name of the layer.
+    path: Our name of the layer, with slashes.
+    inputs: Channels in.
+    outputs: Channels out.
+    block: Number of the block whose layer it is, if blocks are stacked.
+  """
   return {
     f"{name}.weight": Tensor(
       (outputs, inputs), f"{path}/kernel", KERNEL, block
@@ -233,5 +251,12 @@ def linear(
 def gain(
   name: str, path: str, features: int, *, block: int | None = None
 ) -> dict[str, Tensor]:
-  """Weight of a norm."""
+  """Returns the weight of a norm, which we call its gain.
+
+  Args:
+    name: Original name of the norm.
+    path: Our name of the norm, with slashes.
+    features: Channels.
+    block: Number of the block whose norm it is, if blocks are stacked.
+  """
   return {f"{name}.weight": Tensor((features,), f"{path}/gain", SAME, block)}

@@ -1,14 +1,15 @@
 """Names of the UMT5 encoder: those of Wan's code and those of transformers.
 
-spec/wan.md part C.
+docs/method.md, section 5.5.
 """
 
+import functools
 import re
 
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import umt5
 
-# Original -> transformers; every match is replaced in this order.
+# From original to transformers; every match is replaced, in this order.
 _ATTENTION = r"encoder.block.\1.layer.0."
 _FFN = r"encoder.block.\1.layer.1."
 _TO_TRANSFORMERS = (
@@ -28,14 +29,29 @@ _TO_TRANSFORMERS = (
 
 
 def to_transformers(name: str) -> str:
-  """Renames one original tensor."""
+  """Returns the name that transformers gives to an original tensor."""
   for pattern, replacement in _TO_TRANSFORMERS:
     name = re.sub(pattern, replacement, name)
   return name
 
 
+def _matrix(
+  n: int, theirs: str, ours: str, inputs: int, outputs: int
+) -> dict[str, tensor_table.Tensor]:
+  """Returns the weight of a linear layer of block n, which has no bias."""
+  return {
+    f"blocks.{n}.{theirs}.weight": tensor_table.Tensor(
+      (outputs, inputs), f"blocks/{ours}/kernel", tensor_table.KERNEL, n
+    )
+  }
+
+
 def table_of(config: umt5.Umt5Config) -> tensor_table.Table:
-  """All tensors of an encoder."""
+  """Returns all tensors of an encoder.
+
+  Args:
+    config: Sizes of the encoder.
+  """
   width, ffn = config.width, config.ffn_width
   inner = config.num_heads * config.head_dim
   tensors = {
@@ -47,14 +63,7 @@ def table_of(config: umt5.Umt5Config) -> tensor_table.Table:
   for n in range(config.num_layers):
     name = f"blocks.{n}"
 
-    def matrix(theirs, ours, inputs, outputs, *, name=name, n=n):
-      shape, path = (outputs, inputs), f"blocks/{ours}/kernel"
-      return {
-        f"{name}.{theirs}.weight": tensor_table.Tensor(
-          shape, path, tensor_table.KERNEL, n
-        )
-      }
-
+    matrix = functools.partial(_matrix, n)
     tensors |= {
       **tensor_table.gain(
         f"{name}.norm1", "blocks/attention_norm", width, block=n

@@ -1,6 +1,6 @@
 """Names of the Wan VAE: those of the original code and those of diffusers.
 
-spec/wan.md B5.
+docs/method.md, section 4.7.
 """
 
 import re
@@ -72,7 +72,7 @@ def _middle(name: str, path: str, width: int) -> Tensors:
 
 
 def _chain(name: str, path: str, chain: layers.Chain) -> Tensors:
-  """The layers themselves say what they are and how wide."""
+  """Returns the tensors of layers, which say themselves what they are."""
   tensors: Tensors = {}
   for i, layer in enumerate(chain.layers):
     names = (f"{name}.{i}", f"{path}/layers/{i}")
@@ -90,7 +90,7 @@ def _chain(name: str, path: str, chain: layers.Chain) -> Tensors:
   return tensors
 
 
-# Original -> diffusers, every match replaced in this order.
+# From original to diffusers; every match is replaced, in this order.
 _TO_DIFFUSERS = (
   (r"^conv1\.", "quant_conv."),
   (r"^conv2\.", "post_quant_conv."),
@@ -110,7 +110,12 @@ _TO_DIFFUSERS = (
 
 
 def _to_diffusers(name: str, *, blocks: int) -> str:
-  """Renames one tensor; `blocks` is the layers per resolution upwards."""
+  """Returns the name that diffusers gives to an original tensor.
+
+  Args:
+    name: Original name.
+    blocks: Residual blocks per resolution of the decoder.
+  """
   for pattern, replacement in _TO_DIFFUSERS:
     name = re.sub(pattern, replacement, name)
   found = re.match(r"decoder\.upsamples\.(\d+)\.(.*)", name)
@@ -122,7 +127,11 @@ def _to_diffusers(name: str, *, blocks: int) -> str:
 
 
 def table_of(config: vae_config.VaeConfig) -> tensor_table.Table:
-  """All tensors of a VAE, spec/wan.md B5."""
+  """Returns all tensors of a VAE.
+
+  Args:
+    config: Sizes of the VAE.
+  """
   model = vae.abstract(config)
   width = config.width * config.multipliers[-1]
   z, first = config.channels, config.width * config.multipliers[0]

@@ -1,122 +1,154 @@
-"""Latent attention: one function, a table of implementations.
+"""Latent attention: one function, and a table of its implementations.
 
-`form` says how the product is arranged: "expanded" makes per-head keys and
-values of one layer for the length of one call, "absorbed" works on the cached
-latents. They are equal; "auto" takes the cheaper one by multiply-adds and, on
-a GPU, by bytes (`specs.Spec.cost`).
+`form` says how the product is arranged: "expanded" makes the keys and values
+of every head for the length of one call, "absorbed" works on the cached latents
+themselves. Both give the same result; "auto" takes the one that needs fewer
+multiply-adds or, on a GPU, less time by its data sheet (`cost.Sizes`).
+
+A new kernel is a file of this folder with a function `flash`, a row of
+`KERNELS`, and a test.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import importlib
 import itertools
+from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from videomla_jax.ops import device
+from videomla_jax.ops.latent_attention import cost
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import library
 from videomla_jax.ops.latent_attention import reference
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 from videomla_jax.ops.latent_attention import xla_chunked
 
-Queries = specs.Queries
-Keys = specs.Keys
-UpProjections = specs.UpProjections
+
+class Requirement(NamedTuple):
+  """The NVIDIA GPUs that a kernel was written for.
+
+  Attributes:
+    capability: Least compute capability.
+    one_generation: Whether later generations cannot run the kernel either.
+  """
+
+  capability: float
+  one_generation: bool = False
+
+  def check(self, name: str) -> None:
+    """Raises `NotImplementedError` if this device cannot run the kernel."""
+    here, least = device.current(), self.capability
+    fits = here.capability >= least
+    if self.one_generation:
+      fits = int(here.capability) == int(least)
+    if not fits:
+      wanted = f"{least:g}" if self.one_generation else f"{least:g} or later"
+      raise NotImplementedError(
+        f"{name}: needs an NVIDIA GPU of compute capability {wanted}, this is "
+        f"{here.kind}"
+      )
 
 
-def _reference(queries, keys, up, *, form):
-  if form == "absorbed":
-    raise NotImplementedError("reference: has no absorbed form")
-  return reference.latent_attention(queries, keys, up)
+# Our kernels for GPUs, in the order of preference; a name is that of a file.
+KERNELS: dict[str, Requirement] = {
+  "triton": Requirement(8.0),  # takes few rows only, and refuses the others
+  "pallas_mosaic_gpu": Requirement(10.0, one_generation=True),
+  "pallas_triton": Requirement(8.0),
+}
+# Other libraries, which need Ampere or later.
+LIBRARIES: dict[str, Callable[[], library.Attention]] = {
+  "cudnn": library.cudnn,
+  "tokamax": library.tokamax,
+}
+_LIBRARY_GPU = Requirement(8.0)
 
 
-def _needs(name: str, capability: float, only: float = 0.0) -> None:
-  """Refuses devices that a kernel was not written for."""
-  here = device.current()
-  fits = here.capability >= capability
-  if only:
-    fits = int(here.capability) == int(only)
-  if not fits:
-    wanted = f"{only:g}" if only else f"{capability:g} or later"
-    raise NotImplementedError(
-      f"{name}: needs an NVIDIA GPU of compute capability {wanted}, this is "
-      f"{here.kind}"
-    )
+def _flash_of(name: str) -> types.Flash:
+  """Imports one of our kernels, only now: its compiler may be absent."""
+  KERNELS[name].check(name)
+  return importlib.import_module(f"{__package__}.{name}").flash
 
 
-def _kernel(name: str, capability: float, only: float = 0.0) -> Callable:
-  """One of our kernels, imported when it is first asked for."""
-
-  def run(queries, keys, up, *, form):
-    _needs(name, capability, only)
-    module = importlib.import_module(f"{__package__}.{name}")
-    return forms.attend(module.flash, queries, keys, up, form=form)
+def _kernel(name: str) -> types.Implementation:
+  def run(
+    queries: types.Queries,
+    keys: Sequence[types.Keys],
+    up: types.UpProjections,
+    *,
+    form: types.Form,
+  ) -> Float[Array, "B L N D"]:
+    return forms.attend(_flash_of(name), queries, keys, up, form=form)
 
   return run
 
 
-def _library(name: str, attention: Callable[[], Callable]) -> Callable:
-  """Another library's attention."""
-
-  def run(queries, keys, up, *, form):
-    _needs(name, 8.0)
+def _library(name: str) -> types.Implementation:
+  def run(
+    queries: types.Queries,
+    keys: Sequence[types.Keys],
+    up: types.UpProjections,
+    *,
+    form: types.Form,
+  ) -> Float[Array, "B L N D"]:
+    _LIBRARY_GPU.check(name)
+    attention = LIBRARIES[name]()
     return library.latent_attention(
-      queries, keys, up, form=form, name=name, attention=attention()
+      queries, keys, up, form=form, name=name, attention=attention
     )
 
   return run
 
 
-# In the order of preference. Libraries run only if they are named: they cannot
-# skip frames that are not valid and join the segments.
-IMPLEMENTATIONS: dict[str, Callable] = {
-  "triton": _kernel("triton", 8.0),  # few rows, or it refuses
-  "pallas_mosaic_gpu": _kernel("pallas_mosaic_gpu", 10.0, only=10.0),
-  "pallas_triton": _kernel("pallas_triton", 8.0),
+# Every implementation, in the order of preference. Libraries come last, behind
+# what runs anywhere, so they run only if they are named: they cannot skip
+# frames that are not valid, and copy the segments together.
+IMPLEMENTATIONS: dict[str, types.Implementation] = {
+  **{name: _kernel(name) for name in KERNELS},
   "xla_chunked": xla_chunked.latent_attention,
-  "reference": _reference,
-  "cudnn": _library("cudnn", library.cudnn),
-  "tokamax": _library("tokamax", library.tokamax),
+  "reference": reference.latent_attention,
+  **{name: _library(name) for name in LIBRARIES},
 }
 
 
 def latent_attention(
-  queries: Queries,
-  keys: Keys | Sequence[Keys],
-  up: UpProjections,
+  queries: types.Queries,
+  keys: types.Keys | Sequence[types.Keys],
+  up: types.UpProjections,
   *,
-  form: specs.Form = "auto",
+  form: types.Form = "auto",
   implementation: str | Sequence[str] | None = None,
 ) -> Float[Array, "B L N D"]:
-  """Attends from per-head queries to shared latents and positional keys.
+  """Attends from the queries of every head to shared latents.
 
   VideoMLA (arXiv:2605.30351), Eq. (7) or, absorbed, Eq. (8), (10) and (12).
 
   Args:
-    queries: Content and rotated positional queries.
-    keys: Content latents, rotated positional keys, validity; one segment or
-      several, which are not copied together where a kernel can avoid it.
-    up: W_uk and W_uv.
-    form: "auto" takes the cheaper one, or the other one where no
-      implementation has that.
-    implementation: A name, or names in order of preference; by default every
-      implementation in the order of the table.
+    queries: Content queries and rotated positional queries of one layer.
+    keys: Content latents, rotated positional keys and their validity; one
+      segment or several, which are not copied together where a kernel can avoid
+      it.
+    up: Up-projections W_uk and W_uv from the content latent.
+    form: "auto" takes the cheaper form, or the other one where no
+      implementation has it.
+    implementation: A name in `IMPLEMENTATIONS`, or names in the order of
+      preference; by default all of them in the order of the table.
 
   Returns:
-    Per-head values; the output projection comes next.
+    The value of every head; the output projection comes next.
 
   Raises:
     ValueError: If a name is unknown.
-    NotImplementedError: If none can run; lists the reason of each.
+    NotImplementedError: If no implementation can run; the reason of each one
+      that was tried is listed.
   """
-  keys = (keys,) if isinstance(keys, specs.Keys) else tuple(keys)
-  order: tuple[str, ...] = (form,)
+  keys = (keys,) if isinstance(keys, types.Keys) else tuple(keys)
+  order: tuple[types.Form, ...] = (form,)
   if form == "auto":
-    spec = specs.spec_of(queries, keys, up)
-    first = spec.cheaper_form(device.current().intensity)
-    order = (first, *({"expanded", "absorbed"} - {first}))
+    sizes = cost.sizes_of(queries, keys, up)
+    cheaper = sizes.cheaper_form(device.current().intensity)
+    order = (cheaper, "absorbed" if cheaper == "expanded" else "expanded")
   if implementation is None:
     implementation = tuple(IMPLEMENTATIONS)
   if isinstance(implementation, str):
@@ -144,30 +176,28 @@ def dense_attention(
   *,
   scale: float,
 ) -> Float[Array, "B L N V"]:
-  """Softmax attention without latents: dense layers, and text.
+  """Softmax attention without latents, for dense layers and for the text.
 
-  Pallas Triton's kernel without a positional part where that runs, so no scores
-  are written; blocks of keys in XLA elsewhere.
+  The kernel `pallas_triton` runs without a positional part where it can, so
+  that no scores are written; elsewhere plain XLA goes through blocks of keys.
 
   Args:
-    query: Queries.
-    key: Keys.
-    value: Values.
-    valid: False where a granule of S / G keys must not be seen; one valid
-      granule per example.
+    query: Queries of every head.
+    key: Keys of every head.
+    value: Values of every head.
+    valid: False where a validity block of S / G keys must not be seen. Every
+      row of the batch needs one block that is valid.
     scale: Logit multiplier, positive.
 
   Returns:
-    softmax(scale Q Kᵀ) V per head over the valid keys, spec/wan.md A3.
+    softmax(scale Q Kᵀ) V of every head over the valid keys, docs/method.md,
+    Eq. (2.10).
   """
-  name = "pallas_triton"
   try:
-    _needs(name, 8.0)
-    flash = importlib.import_module(f"{__package__}.{name}").flash
-    segment = forms.KeyValue(key, key[:, :, 0, :0], value, valid)
-    queries = specs.Queries(query, query[..., :0])
-    return flash(queries, (segment,), scale=scale)
-  except NotImplementedError:  # no such GPU, float32, a width of odd parts
-    granule = key.shape[1] // valid.shape[1]
-    valid_keys = jnp.repeat(valid, granule, axis=1)
+    flash = _flash_of("pallas_triton")
+    segment = types.KeyValue(key, key[:, :, 0, :0], value, valid)
+    return flash(types.Queries(query, query[..., :0]), (segment,), scale=scale)
+  # It refuses CPUs, float32, and widths that are no sum of powers of two.
+  except NotImplementedError:
+    valid_keys = types.per_key(valid, num_keys=key.shape[1])
     return xla_chunked.attention(query, key, value, valid_keys, scale=scale)

@@ -1,8 +1,9 @@
 """How the Blackwell kernel cuts its work, and the memory that this takes.
 
-Tensor memory has 512 columns of 32 bits for each of 128 query rows. One tile of
-rows has two slots of S, so that a product runs beside a softmax, P and O. Two
-tiles run beside each other anyway: each has one S, which its P overwrites.
+Tensor memory has 512 columns of 32 bits for each of 128 query rows. A single
+tile of rows takes two slots of S, so that a product runs beside a softmax, and
+P and O. Two tiles run beside each other anyway: each has one S, which its P
+overwrites.
 
   one tile    2 S + P + O   two tiles   2 (S + O)
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
 TMEM_COLUMNS = 512
@@ -27,13 +29,13 @@ LOAD_REGISTERS, SOFTMAX_REGISTERS = 72, 216
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """How work is cut.
+  """Sizes of the work items and of the memory that they use.
 
   Attributes:
     tiles: Query tiles of a work item, 1 or 2; each has a softmax warpgroup.
-    rows: Query rows of a tile; 128 lanes of tensor memory.
+    rows: Query rows of a tile, as many as tensor memory has lanes.
     keys: Keys per block, a multiple of 64.
-    stages: Blocks of keys in shared memory.
+    stages: Blocks of keys that fit into shared memory at once.
     rescale: Columns of the output that are rescaled at a time; 64 spill.
     cores: Thread blocks, at most one per work item. Shared memory lets one
       reside on a multiprocessor, of which a B200 has 148. More would queue as
@@ -49,7 +51,7 @@ class Config:
 
   @property
   def slots(self) -> int:
-    """Places for S of a tile."""
+    """How many S of a tile exist at once."""
     return 2 if self.tiles == 1 else 1
 
   @property
@@ -58,11 +60,11 @@ class Config:
     return self.tiles * self.rows
 
   def waves(self, rows: int, heads: int) -> int:
-    """Work items that the busiest thread block takes.
+    """Counts the work items of the busiest thread block.
 
     Args:
       rows: Query rows of a head.
-      heads: Heads of all streams.
+      heads: Heads of all rows of the batch.
     """
     items = heads * -(-rows // self.item_rows)
     return -(-items // self.cores)
@@ -70,7 +72,14 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Widths:
-  """Channels of a call, and whether the value is the content."""
+  """Channels of a call.
+
+  Attributes:
+    content: Channels of the content part.
+    rope: Channels of the positional part.
+    value: Channels of the values.
+    shared: Whether the content is the value.
+  """
 
   content: int
   rope: int
@@ -83,12 +92,12 @@ class Widths:
     return max(n for n in (64, 32, 16) if self.value % n == 0)
 
   def tmem_columns(self, config: Config) -> int:
-    """Columns of 32 bits: S and O of every tile; P if S has two slots."""
+    """Counts columns of 32 bits: S, O, and P where S has two slots."""
     beside = config.keys // 2 if config.slots > 1 else 0
     return config.tiles * (config.slots * config.keys + beside + self.value)
 
   def smem_bytes(self, config: Config, itemsize: int = 2) -> int:
-    """Shared memory: queries, a part of the output, stages."""
+    """Counts shared memory: queries, stored columns of the output, stages."""
     query = config.item_rows * (self.content + self.rope + self.store)
     stored = self.content + self.rope + (0 if self.shared else self.value)
     stage = config.stages * config.keys * stored
@@ -96,7 +105,12 @@ class Widths:
 
 
 def refusal(widths: Widths, config: Config) -> str:
-  """Why a call does not fit the device with these block sizes, or empty."""
+  """Says why a call does not fit the device; empty if it fits.
+
+  Args:
+    widths: Channels of the call.
+    config: Sizes of the work items.
+  """
   if widths.value > MAX_VALUE:
     return f"value width {widths.value} exceeds {MAX_VALUE}"
   columns, smem = widths.tmem_columns(config), widths.smem_bytes(config)
@@ -110,7 +124,7 @@ def refusal(widths: Widths, config: Config) -> str:
 
 
 def config_of(widths: Widths, *, rows: int, heads: int) -> Config:
-  """Two tiles where they fit and pay, the largest block of keys, most stages.
+  """Takes two tiles where they fit and pay, then most keys, then most stages.
 
   Two tiles share every block of keys, and one's products run beside the other's
   exponentials. An item of two takes longer than an item of one, though less
@@ -126,10 +140,10 @@ def config_of(widths: Widths, *, rows: int, heads: int) -> Config:
   Args:
     widths: Channels of the call.
     rows: Query rows of a head.
-    heads: Heads of all streams.
+    heads: Heads of all rows of the batch.
 
   Returns:
-    Block sizes; the smallest, which `refusal` explains, where nothing fits.
+    Sizes that fit; where none do the smallest, which `refusal` explains.
   """
   config = Config()
   for tiles, keys in ((2, 128), (1, 128), (1, 64)):
@@ -143,8 +157,8 @@ def config_of(widths: Widths, *, rows: int, heads: int) -> Config:
   return config
 
 
-def _tiled(shape, dtype):
-  """Shared memory in the layout that TMA writes and tensor cores read."""
+def _tiled(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+  """Asks for memory in the layout that TMA writes and tensor cores read."""
   bits = jnp.dtype(dtype).itemsize * 8
   swizzle = plgpu.find_swizzle(shape[-1] * bits)
   return plgpu.SMEM(
@@ -157,8 +171,14 @@ def _tiled(shape, dtype):
   )
 
 
-def scratch(widths: Widths, config: Config, dtype) -> dict[str, Any]:
-  """Memories and barriers of a thread block; the kernel uses these names."""
+def scratch(widths: Widths, config: Config, dtype: DTypeLike) -> dict[str, Any]:
+  """Lists the memories and barriers of a thread block by name.
+
+  Args:
+    widths: Channels of the call.
+    config: Sizes of the work items.
+    dtype: Type of queries, keys and values.
+  """
   tiles = range(config.tiles)
   query, stage = (len(tiles), config.rows), (config.stages, config.keys)
   value = {} if widths.shared else {"v": (*stage, widths.value)}
@@ -174,7 +194,7 @@ def scratch(widths: Widths, config: Config, dtype) -> dict[str, Any]:
   p = plgpu.TMEM((config.rows, config.keys), dtype, packed=True)
   o = plgpu.TMEM((config.rows, widths.value), jnp.float32)
 
-  def ordered(count=1):
+  def ordered(count: int = 1) -> plgpu.Barrier:
     return plgpu.Barrier(num_barriers=count, orders_tensor_core=True)
 
   return dict(

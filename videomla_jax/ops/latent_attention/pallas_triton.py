@@ -1,82 +1,98 @@
 """Flash attention in Pallas Triton, for NVIDIA GPUs from Ampere on.
 
-The portable implementation, and the only GPU one with a gradient of its own.
+This is the implementation for every such GPU, and the only one for GPUs that
+has a gradient of its own; the others borrow it (`with_gradient`).
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from videomla_jax.ops import device
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_triton_forward as forward
 from videomla_jax.ops.latent_attention import pallas_triton_vjp as vjp
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import triton_config
+from videomla_jax.ops.latent_attention import types
 from videomla_jax.ops.latent_attention import xla_chunked
 
-Config = forward.Config
 DTYPES = ("float32", "bfloat16", "float16")
-# Widest latents whose backward kernels have registers enough: at 256 they spill
-# 416 bytes a thread on a B200, at 512 up to 11,000.
+# Widest latents for which the backward kernels have enough registers: at 256
+# they spill 416 bytes a thread on a B200, at 512 up to 11,000.
 GRADIENT_WIDTH = 192
 
+Forward = Callable[[types.Queries, tuple[types.KeyValue, ...]], Array]
 
-def _stored(segments):
-  """Segments as the kernel reads them: before Hopper not in eight bits.
 
-  There tensor cores read keys from registers, which converted bytes overflow
-  (5,072 bytes of spills at d_c = 192), so XLA dequantises them.
+Segments = tuple[types.KeyValue, ...]
+Content = Float[Array, "B _ K d"] | quantise.Quantised
+
+
+def _stored(segments: Sequence[types.KeyValue]) -> Segments:
+  """Dequantises the segments for GPUs before Hopper.
+
+  Their tensor cores read keys from registers, of which there are too few for
+  converted bytes (5,072 bytes of spills at d_c = 192), so XLA dequantises them.
   """
   if 0 < device.current().capability < 9:
     return tuple(s.dequantised() for s in segments)
   return tuple(segments)
 
 
-def _config(segments):
+def _config(segments: Segments) -> triton_config.Config:
   first = segments[0]
   return forward.config_of(first.content.shape[-1], first.values.shape[-1])
 
 
-def _with_contents(segments, contents):
+def _with_contents(segments: Segments, contents: Sequence[Content]) -> Segments:
   pairs = zip(segments, contents, strict=True)
   return tuple(s._replace(content=c) for s, c in pairs)
 
 
-def _dequantised(segments, contents):
+def _dequantised(
+  segments: Segments, contents: Sequence[Content]
+) -> tuple[Content, ...]:
   segments = _with_contents(segments, contents)
   return tuple(s.dequantised().content for s in segments)
 
 
-def _in_xla(segments) -> bool:
-  """Whether the backward kernels would spill: latents as values, and wide."""
+def _would_spill(segments: Segments) -> bool:
+  """Tells whether the backward kernels would spill: values are wide latents."""
   first = segments[0]
   return first.value is None and first.content.shape[-1] > GRADIENT_WIDTH
 
 
-def with_gradient(run: forms.Flash, *, scale: float, interpret: bool = False):
+def with_gradient(
+  run: Forward, *, scale: float, interpret: bool = False
+) -> Forward:
   """Gives a forward kernel the gradient of this module.
 
-  Where a gradient is asked for, this module's forward kernel runs, too: its
-  logarithm of the sum is what the backward pass needs. Keys in eight bits are
-  dequantised before it. Wide latents go through `xla_chunked` instead.
+  Where a gradient is asked for, this module's forward kernel runs instead of
+  `run`, since the backward pass needs the logarithm of the sum that it saves.
+  Keys in eight bits are dequantised before it. Wide latents go through
+  `xla_chunked`.
 
   Args:
-    run: (queries, segments) -> per-head values; used without a gradient.
-    scale: Logit multiplier.
-    interpret: Run the kernels of this module on a CPU.
+    run: (queries, segments) -> values; runs where no gradient is asked for.
+    scale: Logit multiplier, positive.
+    interpret: Whether to run the kernels of this module on a CPU.
 
   Returns:
     A function like `run` that can be differentiated once.
   """
 
-  def forward_pass(queries, segments):
+  def forward_pass(
+    queries: types.Queries, segments: Segments
+  ) -> tuple[Float[Array, "B R H D"], tuple[PyTree, ...]]:
     stored = tuple(s.content for s in segments)
     contents, to_stored = jax.vjp(lambda c: _dequantised(segments, c), stored)
     segments = _with_contents(segments, contents)
-    if _in_xla(segments):
+    if _would_spill(segments):
       attend = functools.partial(xla_chunked.flash, scale=scale)
       out, pull = jax.vjp(attend, queries, segments)
       return out, (pull, to_stored)
@@ -89,8 +105,10 @@ def with_gradient(run: forms.Flash, *, scale: float, interpret: bool = False):
     )
     return out, (queries, segments, out, log_sum, to_stored)
 
-  def backward_pass(saved, d_out):
-    if len(saved) == 2:  # of XLA
+  def backward_pass(
+    saved: tuple[PyTree, ...], d_out: Float[Array, "B R H D"]
+  ) -> tuple[types.Queries, Segments]:
+    if len(saved) == 2:  # what `xla_chunked` saved
       pull, to_stored = saved
       d_queries, d_segments = pull(d_out)
     else:
@@ -107,22 +125,25 @@ def with_gradient(run: forms.Flash, *, scale: float, interpret: bool = False):
 
 
 def flash(
-  queries: specs.Queries,
-  segments: Sequence[forms.KeyValue],
+  queries: types.Queries,
+  segments: Sequence[types.KeyValue],
   *,
   scale: float,
-  config: forward.Config | None = None,
+  config: triton_config.Config | None = None,
   interpret: bool = False,
 ) -> Float[Array, "B R H D"]:
-  """The kernel that `forms.attend` runs, with a gradient.
+  """Runs the forward kernel as the kernel of `forms.attend`.
 
   Args:
-    queries: Content and rotated positional queries; the second may have no
-      channels.
-    segments: Keys and values, heads as in the queries.
+    queries: Content queries and rotated positional queries; the second may have
+      no channels.
+    segments: Keys and values of as many heads as the queries have.
     scale: Logit multiplier, positive.
-    config: Block sizes of the forward pass without a gradient.
-    interpret: Run on a CPU.
+    config: Sizes of the tiles where no gradient is asked for.
+    interpret: Whether to run on a CPU.
+
+  Returns:
+    The value of every query row and head; it can be differentiated once.
 
   Raises:
     NotImplementedError: If widths, dtypes or heads do not fit.
@@ -133,8 +154,8 @@ def flash(
   segments = _stored(segments)
   for s in segments:
     widths = {x.shape[-1] for x in (s.content, s.values)}
-    for width in widths | {s.rope.shape[-1] or forward.MIN_PART}:
-      forward.parts(width)
+    for width in widths | {s.rope.shape[-1] or triton_config.MIN_PART}:
+      triton_config.parts(width)
   if queries.content.dtype.name == "float32" and not interpret:
     raise NotImplementedError(
       "pallas_triton: float32 spills registers on a GPU; use bfloat16"
@@ -146,13 +167,15 @@ def flash(
       "powers of two from 16 on"
     )
 
-  def run(queries, segments):
+  def run(
+    queries: types.Queries, segments: Segments
+  ) -> Float[Array, "B R H D"]:
     return forward.forward(
       queries, segments, scale=scale, config=config, interpret=interpret
     )[0]
 
   if not queries.rope.shape[-1]:
-    # Kernels take no empty arrays; None also leaves nothing to be saved.
+    # A kernel takes no empty arrays. None also saves no memory for a gradient.
     nothing: Any = None
     queries = queries._replace(rope=nothing)
     segments = tuple(s._replace(rope=nothing) for s in segments)

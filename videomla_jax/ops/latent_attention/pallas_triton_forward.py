@@ -12,9 +12,9 @@ The positional key is shared by all heads and is never copied to them; where it
 has no channels (dense attention) there is one product. Where the value is the
 content itself (absorbed form) it is loaded once.
 
-Triton's arrays have powers of two as sizes, so widths are taken in parts:
-96 = 64 + 32, 192 = 128 + 64. Rows past the end are read as zeros and not
-written; keys past the end of their run are masked.
+Widths are taken in parts that are powers of two (`triton_config.parts`). Rows
+past the end are read as zeros and not written; keys past the end of their run
+are masked.
 
 Latents in eight bits, c = a x with a scale a per key, are loaded as bytes and
 cast, which is exact: |x| < 2^8 or 4 bits of mantissa. The scale multiplies
@@ -25,84 +25,49 @@ columns of scores and of probabilities in float32,
 64 numbers per row and block, not 192, and x is rounded nowhere.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import blocks
-from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import reference
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import triton_config
+from videomla_jax.ops.latent_attention import types
 
 LOG2_E = math.log2(math.e)
-MIN_PART = 16  # the shortest contraction of a Triton product
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """How work is cut.
-
-  Attributes:
-    rows: Query rows per program.
-    keys: Keys per block.
-    num_warps: Warps of a program.
-    num_stages: Blocks of keys in flight.
-  """
-
-  rows: int = 128
-  keys: int = 64
-  num_warps: int = 8
-  num_stages: int = 2
-
-
-def config_of(content: int, value: int) -> Config:
+def config_of(content: int, value: int) -> triton_config.Config:
   """Block sizes for a head's widths.
 
-  128 rows and 64 keys on 8 warps leave 137 registers (expanded) and 145
+  128 rows and 64 keys on 8 warps take 137 registers (expanded) and 145
   (absorbed, d_c = 192) without spills on sm_100a; 4 warps spill.
-  """
-  if max(content, value) <= 192:
-    return Config()
-  if max(content, value) <= 256:  # twice the accumulator of 128
-    return Config(rows=64)
-  # 512 float32 columns of output leave room for few rows and keys.
-  return Config(rows=32, keys=32, num_stages=1)
-
-
-def parts(
-  width: int, *, name: str = "pallas_triton"
-) -> tuple[tuple[int, int], ...]:
-  """Offsets and sizes of the powers of two that add up to a width.
 
   Args:
-    width: Channels.
-    name: Of the kernel, for the error.
-
-  Raises:
-    NotImplementedError: If a part would be shorter than 16.
+    content: Channels of the content part.
+    value: Channels of the values.
   """
-  found, offset = [], 0
-  for bit in reversed(range(width.bit_length())):
-    if width & (1 << bit):
-      found.append((offset, 1 << bit))
-      offset += 1 << bit
-  if not found or found[-1][1] < MIN_PART:
-    raise NotImplementedError(
-      f"{name}: width {width} is no sum of powers of two from 16 on"
-    )
-  return tuple(found)
+  if max(content, value) <= 192:
+    return triton_config.Config()
+  # The accumulator of 256 channels is twice that of 128: half the rows.
+  if max(content, value) <= 256:
+    return triton_config.Config(rows=64)
+  # 512 float32 columns of output leave room for few rows and keys.
+  return triton_config.Config(rows=32, keys=32, num_stages=1)
 
 
-def dot(a: Array, b: Array) -> Array:
-  """A product with float32 accumulation; float32 inputs keep their bits."""
+def dot(
+  a: Shaped[Array, "m k"], b: Shaped[Array, "k n"]
+) -> Float32[Array, "m n"]:
+  """Multiplies with float32 accumulation; float32 inputs keep their bits."""
   exact = a.dtype == jnp.float32
   return jnp.dot(
     a,
@@ -112,40 +77,65 @@ def dot(a: Array, b: Array) -> Array:
   )
 
 
-class Segment(NamedTuple):
-  """What kernels that walk over keys read: arrays, their specs, or refs.
+# Query rows or keys of a tile, as one array for each part of the channels.
+Loaded = list[Shaped[Array, "_ _"]]
+Parts = Loaded | tuple[Shaped[Array, "_ _"], ...]
+# Running maximum, running sum, and the running output in parts.
+Carry = tuple[Float32[Array, "rows"], Float32[Array, "rows"], tuple[Array, ...]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment[T]:
+  """What a kernel that visits keys reads of one segment.
+
+  T is an array outside of the kernel, a `BlockSpec` where the kernel is called,
+  and a `jax.Ref` inside of it.
 
   Attributes:
     start: First key of each block.
-    count: Keys of each block.
-    num_blocks: Blocks to visit.
+    count: Number of keys of each block.
+    num_blocks: Number of blocks to visit.
     content: Content part of the keys.
-    scale: Of each key's content, where that is in eight bits.
+    scale: Scale of the content of each key, where that is in eight bits.
     rope: Positional part, if there is one.
     value: Values, or None where the content is the value.
   """
 
-  start: Any
-  count: Any
-  num_blocks: Any
-  content: Any
-  scale: Any | None
-  rope: Any | None
-  value: Any | None
+  start: T
+  count: T
+  num_blocks: T
+  content: T
+  scale: T | None
+  rope: T | None
+  value: T | None
 
 
-def _inside(ref, start, count):
+def _inside(
+  ref: jax.Ref, start: Int[Array, ""] | int, count: int
+) -> Bool[Array, "rows"]:
+  """Marks the rows of a tile that lie before the end of the ref."""
   return start + jnp.arange(count) < ref.shape[0]
 
 
-def load_line(ref, start, count):
+def load_line(
+  ref: jax.Ref, start: Int[Array, ""] | int, count: int
+) -> Shaped[Array, "rows"]:
   """Loads `count` numbers of a `[S]` ref; zeros past the end."""
   inside = _inside(ref, start, count)
   return plgpu.load(ref.at[pl.ds(start, count)], mask=inside, other=0.0)
 
 
-def load_parts(ref, start, count):
-  """Loads `count` rows of a `[S, d]` ref as parts; zeros past the end."""
+def load_parts(
+  ref: jax.Ref | None, start: Int[Array, ""] | int, count: int
+) -> Loaded:
+  """Loads `count` rows of a `[S, d]` ref in parts; zeros past the end.
+
+  Args:
+    ref: Where to load from; None gives no parts.
+    start: First row.
+    count: Number of rows.
+  """
   if ref is None:
     return []
   inside = _inside(ref, start, count)[:, None]
@@ -153,14 +143,18 @@ def load_parts(ref, start, count):
     plgpu.load(
       ref.at[pl.ds(start, count), pl.ds(column, width)], mask=inside, other=0.0
     )
-    for column, width in parts(ref.shape[1])
+    for column, width in triton_config.parts(ref.shape[1])
   ]
 
 
-def store_parts(ref, start, values):
-  """Stores rows of parts, up to the end of the ref."""
+def store_parts(
+  ref: jax.Ref, start: Int[Array, ""] | int, values: Parts
+) -> None:
+  """Stores rows that come in parts; rows past the end are not written."""
   inside = _inside(ref, start, values[0].shape[0])[:, None]
-  for (column, width), value in zip(parts(ref.shape[1]), values, strict=True):
+  for (column, width), value in zip(
+    triton_config.parts(ref.shape[1]), values, strict=True
+  ):
     plgpu.store(
       ref.at[pl.ds(start, value.shape[0]), pl.ds(column, width)],
       value.astype(ref.dtype),
@@ -168,17 +162,26 @@ def store_parts(ref, start, values):
     )
 
 
-def score(q, k):
-  """Σ over parts of q kᵀ."""
-  return sum(dot(a, b.T) for a, b in zip(q, k, strict=True))
+def score(q: Parts, k: Parts) -> Float32[Array, "rows keys"]:
+  """Sums q kᵀ over the parts of the channels."""
+  products = (dot(a, b.T) for a, b in zip(q, k, strict=True))
+  return sum(products)  # type: ignore[return-value]
 
 
 def _forward_kernel(
-  content, rope, segments, out_ref, log_sum_ref, *, config, scale
-):
+  content: jax.Ref,
+  rope: jax.Ref | None,
+  segments: Sequence[Segment[jax.Ref]],
+  out_ref: jax.Ref,
+  log_sum_ref: jax.Ref,
+  *,
+  config: triton_config.Config,
+  scale: float,
+) -> None:
+  """Takes one tile of query rows of one head through all keys."""
   rows = (pl.program_id(2) * config.rows, config.rows)
   query = load_parts(content, *rows), load_parts(rope, *rows)
-  widths = [size for _, size in parts(out_ref.shape[1])]
+  widths = [size for _, size in triton_config.parts(out_ref.shape[1])]
   carry = (
     jnp.full((config.rows,), reference.MASKED, jnp.float32),
     jnp.zeros((config.rows,), jnp.float32),
@@ -198,8 +201,25 @@ def _forward_kernel(
   )
 
 
-def _visit(j, carry, *, query, segment, config, scale):
-  """One block of keys."""
+def _visit(
+  j: Int[Array, ""],
+  carry: Carry,
+  *,
+  query: tuple[Loaded, Loaded],
+  segment: Segment[jax.Ref],
+  config: triton_config.Config,
+  scale: float,
+) -> Carry:
+  """Adds block `j` of a segment to the online softmax.
+
+  Args:
+    j: Index of the block.
+    carry: Running maximum, sum and output.
+    query: Content part and positional part of the queries.
+    segment: Keys and values.
+    config: Sizes of the tiles.
+    scale: Logit multiplier.
+  """
   m, l, o = carry
   keys = (segment.start[j], config.keys)
   key_content = load_parts(segment.content, *keys)
@@ -212,8 +232,8 @@ def _visit(j, carry, *, query, segment, config, scale):
     key_scale = load_line(segment.scale, *keys).astype(jnp.float32)[None, :]
     s = score(query[0], key_content) * key_scale + score(query[1], key_rope)
   s *= scale * LOG2_E
-  own = (jnp.arange(config.keys) < segment.count[j])[None, :]
-  s = jnp.where(own, s, reference.MASKED)
+  in_block = (jnp.arange(config.keys) < segment.count[j])[None, :]
+  s = jnp.where(in_block, s, reference.MASKED)
   m_new = jnp.maximum(m, s.max(axis=1))
   p = jnp.exp2(s - m_new[:, None])
   alpha = jnp.exp2(m - m_new)
@@ -229,7 +249,10 @@ def _visit(j, carry, *, query, segment, config, scale):
 
 
 def rows_of(x: Array | jax.ShapeDtypeStruct | None) -> pl.BlockSpec | None:
-  """All rows of one head of `[B R H d]`; heads are the second grid axis."""
+  """Gives a program all rows of one head of `[B R H d]`.
+
+  Axes of the grid are rows of the batch, heads, and tiles.
+  """
   if x is None:
     return None
   _, rows, heads, width = x.shape
@@ -239,38 +262,44 @@ def rows_of(x: Array | jax.ShapeDtypeStruct | None) -> pl.BlockSpec | None:
 
 
 def tokens_of(x: Array | jax.ShapeDtypeStruct | None) -> pl.BlockSpec | None:
-  """All rows of one stream of `[B S ...]`, whatever the head."""
+  """Gives a program all tokens of `[B S ...]`, whatever its head."""
   if x is None:
     return None
   rest = x.shape[1:]
   return pl.BlockSpec((None, *rest), lambda b, h, i: (b, *(0 for _ in rest)))
 
 
-def compiler_params(config: Config) -> plgpu.CompilerParams:
-  """Warps and stages for the compiler."""
+def compiler_params(config: triton_config.Config) -> plgpu.CompilerParams:
+  """Passes warps and stages on to Triton's compiler."""
   return plgpu.CompilerParams(
     num_warps=config.num_warps, num_stages=config.num_stages
   )
 
 
 def segment_inputs(
-  segments: tuple[forms.KeyValue, ...], *, block: int
-) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
-  """What kernels that walk over keys read, and the specs of it.
+  segments: tuple[types.KeyValue, ...], *, block: int
+) -> tuple[
+  tuple[Segment[Array], ...], tuple[Segment[pl.BlockSpec | None], ...]
+]:
+  """Prepares segments for a kernel that visits their keys block by block.
 
   Args:
     segments: Keys and values.
     block: Keys per block.
+
+  Returns:
+    The arrays that the kernel reads, and the block spec of each of them.
   """
   arrays = tuple(_segment_input(s, block) for s in segments)
   return arrays, tuple(_segment_specs(a) for a in arrays)
 
 
-def _segment_input(s: forms.KeyValue, block: int) -> Segment:
-  table = blocks.table_of(s.valid, granule=s.granule, block=block)
-  content, scale = s.content, None
+def _segment_input(s: types.KeyValue, block: int) -> Segment[Array]:
+  table = blocks.table_of(s.valid, validity_block=s.validity_block, block=block)
   if isinstance(s.content, quantise.Quantised):
     content, scale = s.content.values, s.content.scale[:, :, 0, 0]
+  else:
+    content, scale = s.content, None
   return Segment(
     start=table.start,
     count=table.count,
@@ -282,28 +311,38 @@ def _segment_input(s: forms.KeyValue, block: int) -> Segment:
   )
 
 
-def _segment_specs(arrays: Segment) -> Segment:
-  heads = ("content", "value")
+def _segment_specs(arrays: Segment[Array]) -> Segment[pl.BlockSpec | None]:
   return Segment(
-    **{
-      name: rows_of(x) if name in heads else tokens_of(x)
-      for name, x in arrays._asdict().items()
-    }
+    start=tokens_of(arrays.start),
+    count=tokens_of(arrays.count),
+    num_blocks=tokens_of(arrays.num_blocks),
+    content=rows_of(arrays.content),
+    scale=tokens_of(arrays.scale),
+    rope=tokens_of(arrays.rope),
+    value=rows_of(arrays.value),
   )
 
 
 def forward(
-  queries: specs.Queries,
-  segments: tuple[forms.KeyValue, ...],
+  queries: types.Queries,
+  segments: tuple[types.KeyValue, ...],
   *,
   scale: float,
-  config: Config,
+  config: triton_config.Config,
   interpret: bool,
 ) -> tuple[Float[Array, "B R H D"], Float32[Array, "B H R"]]:
-  """Runs the kernel.
+  """Runs the kernel on all rows and heads.
+
+  Args:
+    queries: Content queries and rotated positional queries.
+    segments: Keys and values.
+    scale: Logit multiplier, positive.
+    config: Sizes of the tiles.
+    interpret: Whether to run on a CPU.
 
   Returns:
-    Output and the base-2 logarithm of the sum of 2^s of each row.
+    The value of every query row and head, and the base-2 logarithm of the sum
+    of 2^s of each row.
   """
   batch, rows, heads, _ = queries.content.shape
   keys, key_specs = segment_inputs(segments, block=config.keys)

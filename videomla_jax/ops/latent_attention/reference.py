@@ -1,7 +1,7 @@
 """Latent attention as the paper writes it, in float32 and without blocks.
 
-VideoMLA (arXiv:2605.30351), Eq. (2) and (7). Materialises all scores: for
-tests and for windows that fit in cache memory.
+VideoMLA (arXiv:2605.30351), Eq. (2) and (7). All scores exist at once, so this
+is for tests and for windows that fit in cache memory.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 MASKED = -1e30  # finite, so that softmax never sees inf - inf
 
@@ -34,20 +34,30 @@ def attention(
 
 
 def latent_attention(
-  queries: specs.Queries, keys: Sequence[specs.Keys], up: specs.UpProjections
+  queries: types.Queries,
+  keys: Sequence[types.Keys],
+  up: types.UpProjections,
+  *,
+  form: types.Form = "expanded",
 ) -> Float[Array, "B L N D"]:
-  """Eq. (7) term by term: content score plus positional score.
+  """Computes Eq. (7) term by term: content score plus positional score.
 
   Args:
-    queries: Content and rotated positional queries.
-    keys: Segments of content latents and rotated shared keys.
+    queries: Content queries and rotated positional queries.
+    keys: Segments of content latents and rotated positional keys.
     up: Up-projections of the latents.
+    form: "expanded", the only one that the equation has.
 
   Returns:
-    Per-head values, before the output projection.
+    The value of every head, before the output projection.
+
+  Raises:
+    NotImplementedError: If another form is asked for.
   """
+  if form != "expanded":
+    raise NotImplementedError(f"reference: has no {form} form")
   f32 = jnp.float32
-  joined = specs.join(keys)
+  joined = types.join(keys)
   key_content = jnp.einsum(
     "BSc,cNd->BSNd", joined.content, up.key, preferred_element_type=f32
   )

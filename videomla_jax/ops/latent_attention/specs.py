@@ -1,184 +1,32 @@
-"""Types and real-world shapes of the latent attention operation."""
+"""The calls that Wan really makes: what is tested, compiled and timed."""
 
-from collections.abc import Sequence
 import dataclasses
-import math
-from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
 
 from videomla_jax import shapes
 from videomla_jax.ops import quantise
-
-Form = Literal["auto", "expanded", "absorbed"]
-
-
-class Queries(NamedTuple):
-  """Queries of one layer.
-
-  Attributes:
-    content: Not rotated, d_n channels per head.
-    rope: Rotated, d_r channels per head.
-  """
-
-  content: Float[Array, "B L N d_n"]
-  rope: Float[Array, "B L N d_r"]
-
-
-class Keys(NamedTuple):
-  """A segment of keys (the ring, the own chunk), positional key rotated.
-
-  Attributes:
-    content: Content latents, shared by all heads; perhaps in eight bits with a
-      scale per key.
-    rope: Rotated positional keys, shared by all heads.
-    valid: False where a granule of S / G keys (a frame) must not be seen.
-      Every query needs one valid key in some segment; what invalid keys hold
-      must be finite.
-  """
-
-  content: Float[Array, "B S d_c"] | quantise.Quantised
-  rope: Float[Array, "B S d_r"]
-  valid: Bool[Array, "B G"]
-
-  @property
-  def valid_keys(self) -> Bool[Array, "B S"]:
-    """Validity of every key."""
-    granule = self.content.shape[1] // self.valid.shape[1]
-    return jnp.repeat(self.valid, granule, axis=1)
-
-  @property
-  def latents(self) -> Float[Array, "B S d_c"]:
-    """Content latents; out of eight bits they have the dtype of `rope`."""
-    if not isinstance(self.content, quantise.Quantised):
-      return self.content
-    return quantise.dequantise(self.content, self.rope.dtype)
-
-
-def join(segments: Sequence[Keys]) -> Keys:
-  """Copies segments into one whose granules are single keys, dequantised."""
-  return Keys(
-    jnp.concatenate([s.latents for s in segments], axis=1),
-    jnp.concatenate([s.rope for s in segments], axis=1),
-    jnp.concatenate([s.valid_keys for s in segments], axis=1),
-  )
-
-
-class UpProjections(NamedTuple):
-  """Per-head maps from the content latent, VideoMLA Eq. (2).
-
-  Attributes:
-    key: W_uk, to the content part of keys.
-    value: W_uv, to values.
-  """
-
-  key: Float[Array, "d_c N d_n"]
-  value: Float[Array, "d_c N D"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Spec:
-  """Sizes of one call, the shapes that are tested and benchmarked.
-
-  Attributes:
-    queries: L, query tokens.
-    keys: S, key tokens.
-    heads: N.
-    content_latent: d_c.
-    rope: d_r.
-    content: d_n, content channels of a head.
-    value: D, value channels of a head.
-    eight_bit_keys: Those of the keys whose content is stored in eight bits.
-  """
-
-  queries: int
-  keys: int
-  heads: int
-  content_latent: int
-  rope: int
-  content: int
-  value: int
-  eight_bit_keys: int = 0
-
-  def multiply_adds(self, form: Form) -> int:
-    """Multiply-adds of attention and up-projections for one example.
-
-    Expanded pays for making keys and values once per key; absorbed pays for
-    wider products once per query-key pair and for folding W_uk into the query
-    and W_uv into the output.
-    """
-    pairs = self.queries * self.keys * self.heads
-    per_head = self.content_latent * self.heads * (self.content + self.value)
-    if form == "expanded":
-      return pairs * (self.content + self.rope + self.value) + (
-        self.keys * per_head
-      )
-    return pairs * (2 * self.content_latent + self.rope) + (
-      self.queries * per_head
-    )
-
-  def num_bytes(self, form: Form, itemsize: int = 2) -> tuple[int, int]:
-    """Bytes moved at least: by the up-projections, and by attention itself.
-
-    Expanded writes keys and values of every head once and reads them again;
-    absorbed reads the latents, and its queries and outputs are d_c wide. A
-    latent in eight bits has a byte per channel and a scale.
-    """
-    heads, latent = self.heads, self.content_latent
-    per_head = heads * (self.content + self.value)
-    rows = self.queries * heads
-    saved = latent * (itemsize - 1) - quantise.SCALE_BYTES
-    latents = self.keys * latent * itemsize - self.eight_bit_keys * saved
-    if form == "expanded":
-      project = self.keys * per_head
-      attend = self.keys * (per_head + self.rope)
-      attend += rows * (self.content + self.rope + self.value)
-      return latents + project * itemsize, attend * itemsize
-    project = rows * (2 * latent + self.content + self.value)
-    attend = self.keys * self.rope + rows * (2 * latent + self.rope)
-    return project * itemsize, latents + attend * itemsize
-
-  def cost(self, form: Form, intensity: float | int = math.inf) -> float | int:
-    """Multiply-adds of a form, or what waiting for memory is worth.
-
-    Args:
-      form: "expanded" or "absorbed".
-      intensity: Multiply-adds that a device does per byte it moves. Infinite
-        counts multiply-adds alone.
-    """
-    if form == "expanded":
-      pairs = self.content + self.rope + self.value
-    else:
-      pairs = 2 * self.content_latent + self.rope
-    attend = self.queries * self.keys * self.heads * pairs
-    work = (self.multiply_adds(form) - attend, attend)
-    if math.isinf(intensity):
-      return sum(work)
-    moved = self.num_bytes(form)
-    return sum(max(w, b * intensity) for w, b in zip(work, moved, strict=True))
-
-  def cheaper_form(self, intensity: float | int = math.inf) -> Form:
-    """The form of least cost; expanded on a tie."""
-    costs = [self.cost(f, intensity) for f in ("expanded", "absorbed")]
-    return "expanded" if costs[0] <= costs[1] else "absorbed"
+from videomla_jax.ops.latent_attention import cost
+from videomla_jax.ops.latent_attention import types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-  """A call as the rollout makes it.
+  """One call as the rollout makes it.
 
   Attributes:
-    spec: Sizes.
-    history_frames: Frames of the ring, the sink included.
-    chunk_frames: Frames of the own chunk.
-    frame_tokens: P.
-    batch: Streams.
-    cache_dtype: Of the ring's latents, in eight bits; the call's if None.
+    sizes: Queries, keys and widths of the call.
+    history_frames: Latent frames in the ring, the sink included.
+    chunk_frames: Latent frames of the chunk that is denoised.
+    frame_tokens: P, tokens of a latent frame.
+    batch: Rows of the batch.
+    cache_dtype: Eight-bit dtype of the ring's latents; None stores them like
+      the rest of the call.
   """
 
-  spec: Spec
+  sizes: cost.Sizes
   history_frames: int
   chunk_frames: int
   frame_tokens: int
@@ -186,39 +34,43 @@ class Shape:
   cache_dtype: str | None = None
 
   def arguments(
-    self, dtype: Any
-  ) -> tuple[Queries, tuple[Keys, ...], UpProjections]:
-    """Abstract arguments of `api.latent_attention`."""
-    s, b = self.spec, self.batch
+    self, dtype: DTypeLike
+  ) -> tuple[types.Queries, tuple[types.Keys, ...], types.UpProjections]:
+    """Returns abstract arguments of `api.latent_attention`.
 
-    def array(*sizes):
-      return jax.ShapeDtypeStruct(sizes, dtype)
+    Args:
+      dtype: Type of all arrays but the flags and eight-bit latents.
+    """
+    return jax.eval_shape(lambda: self._zeros(dtype))
 
-    def segment(frames, stored):
+  def _zeros(
+    self, dtype: DTypeLike
+  ) -> tuple[types.Queries, tuple[types.Keys, ...], types.UpProjections]:
+    s, b = self.sizes, self.batch
+
+    def segment(frames: int, stored: str | None) -> types.Keys:
       keys = frames * self.frame_tokens
+      content = jnp.zeros((b, keys, s.content_latent), dtype)
+      rope = jnp.zeros((b, keys, s.rope), dtype)
+      valid = jnp.ones((b, frames), bool)
+      if stored is not None:
+        eight_bits = quantise.quantise(content, dtype=stored)
+        return types.Keys(eight_bits, rope, valid)
+      return types.Keys(content, rope, valid)
 
-      def make():
-        content = jnp.zeros((b, keys, s.content_latent), dtype)
-        if stored is not None:
-          content = quantise.quantise(content, dtype=stored)
-        rope = jnp.zeros((b, keys, s.rope), dtype)
-        return Keys(content, rope, jnp.ones((b, frames), bool))
-
-      return jax.eval_shape(make)
-
-    queries = Queries(
-      array(b, s.queries, s.heads, s.content),
-      array(b, s.queries, s.heads, s.rope),
+    queries = types.Queries(
+      jnp.zeros((b, s.queries, s.heads, s.content), dtype),
+      jnp.zeros((b, s.queries, s.heads, s.rope), dtype),
     )
-    up = UpProjections(
-      array(s.content_latent, s.heads, s.content),
-      array(s.content_latent, s.heads, s.value),
+    up = types.UpProjections(
+      jnp.zeros((s.content_latent, s.heads, s.content), dtype),
+      jnp.zeros((s.content_latent, s.heads, s.value), dtype),
     )
-    parts = (
+    segments = (
       (self.history_frames, self.cache_dtype),
       (self.chunk_frames, None),
     )
-    return queries, tuple(segment(*p) for p in parts if p[0]), up
+    return queries, tuple(segment(*x) for x in segments if x[0]), up
 
 
 def _shape(
@@ -233,11 +85,23 @@ def _shape(
   tokens: int | None = None,
   cache_dtype: str | None = None,
 ) -> Shape:
-  """A shape of Wan: pixels / 8 / 2 tokens a side, head dim 128."""
+  """Makes a shape of Wan, whose VAE divides by 8 and whose patch by 2.
+
+  Args:
+    height: Pixel rows.
+    width: Pixel columns.
+    chunk: Latent frames of the chunk.
+    history: Latent frames in the ring.
+    heads: N, of 128 channels each.
+    d_c: Width of the content latent.
+    d_r: Width of the positional key.
+    tokens: Tokens of a frame, where they do not follow from the pixels.
+    cache_dtype: Eight-bit dtype of the ring's latents.
+  """
   grid = shapes.token_grid(height // 8, width // 8, patch=2)
   frame = tokens or grid.tokens
   return Shape(
-    spec=Spec(
+    sizes=cost.Sizes(
       queries=chunk * frame,
       keys=(history + chunk) * frame,
       heads=heads,
@@ -254,7 +118,8 @@ def _shape(
   )
 
 
-# Sink 1 and local 6 store four frames beside a chunk of three, six beside one.
+# A sink of 1 and a local window of 6 keep four frames beside a chunk of three,
+# and six beside a chunk of one.
 SHAPES: dict[str, Shape] = {
   "480p": _shape(),
   "720p": _shape(height=720, width=1280),
@@ -271,25 +136,7 @@ SHAPES: dict[str, Shape] = {
     )
     for name, dtype in (("int8", "int8"), ("float8", "float8_e4m3fn"))
   },
+  # The ablations of VideoMLA: width of the latent, and its split of a head.
   **{f"480p_dc{d_c}": _shape(d_c=d_c) for d_c in (64, 128, 256, 384, 512)},
   **{f"480p_split{128 - r}_{r}": _shape(d_r=r) for r in (16, 64, 96)},
 }
-
-
-def spec_of(queries: Queries, keys: Sequence[Keys], up: UpProjections) -> Spec:
-  """Reads the sizes of a call from its arrays."""
-  _, length, heads, content = queries.content.shape
-  return Spec(
-    queries=length,
-    keys=sum(k.content.shape[1] for k in keys),
-    eight_bit_keys=sum(
-      k.content.shape[1]
-      for k in keys
-      if isinstance(k.content, quantise.Quantised)
-    ),
-    heads=heads,
-    content_latent=keys[0].content.shape[2],
-    rope=keys[0].rope.shape[2],
-    content=content,
-    value=up.value.shape[2],
-  )

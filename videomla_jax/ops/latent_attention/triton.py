@@ -2,22 +2,22 @@
 
 Absorbed form only: keys have one head, and the content is also the value. A
 few hundred rows of queries are too few tiles for a GPU, so keys are split too:
-program (tile, z, b) takes its share of the blocks of stream b and leaves a
-partial result, the output o_z and L_z = log2 Σ 2^s (flash decoding). With M
-the largest of them, over all splits and segments,
+program (tile, z, b) takes its share z of the blocks of row b of the batch and
+leaves a partial result, the output o_z and L_z = log2 Σ 2^s (flash decoding).
+With M the largest of them, over all shares and segments,
 
   o = Σ_z 2^(L_z - M) o_z / Σ_z 2^(L_z - M)
 
-is the exact softmax. A share without keys says L_z = -∞ and weighs nothing.
-`pallas_triton_forward` has the recurrence, why widths come in parts, and what
-happens to latents in eight bits.
+is the exact softmax. A share without keys has L_z = -∞ and weighs nothing.
+`pallas_triton_forward` has the recurrence, and what happens to latents in eight
+bits; `triton_config` has why widths come in parts.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import functools
 import math
 import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import blocks
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_triton
-from videomla_jax.ops.latent_attention import pallas_triton_forward
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import triton_config
+from videomla_jax.ops.latent_attention import types
 
 try:
   import jax_triton
@@ -38,51 +38,72 @@ try:
   from triton.language import constexpr
 except ImportError:
   tl = None
-  constexpr, _jit = typing.Any, lambda kernel: kernel
+  constexpr, _jit = Any, lambda kernel: kernel
+
+# Partial outputs of a segment, and the logarithms of their sums.
+Partial = tuple[Float32[Array, "B _ R D"], Float32[Array, "B _ R"]]
 
 DTYPES = ("float32", "bfloat16", "float16")
-_parts = functools.partial(pallas_triton_forward.parts, name="triton")
+_parts = functools.partial(triton_config.parts, name="triton")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """How work is cut.
+Pointer = tl.tensor if tl else Any  # Triton's arguments for arrays
+# Programs that run at once, one for each multiprocessor of a B200: keys are
+# split until there are about so many.
+PROGRAMS = 148
 
-  Attributes:
-    rows: Query rows per program.
-    keys: Keys per block.
-    num_warps: Warps of a program.
-    num_stages: Blocks of keys in flight.
-    programs: Keys are split until about so many programs run at once.
+
+def splits(
+  config: triton_config.Config,
+  *,
+  batch: int,
+  rows: int,
+  num_blocks: int,
+  programs: int = PROGRAMS,
+) -> int:
+  """Computes in how many shares the keys of a row of the batch are visited.
+
+  Args:
+    config: Sizes of the tiles.
+    batch: Rows of the batch.
+    rows: Query rows of each of them.
+    num_blocks: Blocks of keys of each of them.
+    programs: Programs that run at once.
   """
-
-  rows: int = 64
-  keys: int = 64
-  num_warps: int = 8
-  num_stages: int = 3  # the table is read ahead of the keys
-  programs: int = 148  # multiprocessors of a B200
-
-  def splits(self, batch: int, rows: int, num_blocks: int) -> int:
-    """Shares that the blocks of a stream are dealt to."""
-    tiles = batch * -(-rows // self.rows)
-    return max(1, min(self.programs // tiles, num_blocks))
+  tiles = batch * -(-rows // config.rows)
+  return max(1, min(programs // tiles, num_blocks))
 
 
-def config_of(d_c: int, itemsize: int = 2, capability: float = 10) -> Config:
-  """Block sizes for d_c; no register spills if 64 divides it (AOT, ptxas)."""
+def config_of(
+  d_c: int, itemsize: int = 2, capability: float = 10
+) -> triton_config.Config:
+  """Returns block sizes with which no width that 64 divides spills registers.
+
+  ptxas says so for every such width up to 512; nothing was timed.
+
+  Args:
+    d_c: Width of the content latent.
+    itemsize: Bytes of a number.
+    capability: Compute capability of the GPU.
+  """
   if itemsize > 2:  # float32: no tensor cores
-    return Config(rows=16, keys=16, num_warps=4, num_stages=2)
+    return triton_config.Config(rows=16, keys=16, num_warps=4, num_stages=2)
+  # Three stages, since the table of blocks is read ahead of the keys.
   if d_c <= 256:
-    return Config()
+    return triton_config.Config(rows=64, keys=64, num_stages=3)
   # Only Blackwell has tensor memory for 64 rows of outputs this wide.
   rows = 64 if d_c <= 384 or int(capability) == 10 else 32
-  return Config(rows=rows, keys=32)
+  return triton_config.Config(rows=rows, keys=32, num_stages=3)
 
 
 def eight_bit_width(capability: float) -> int:
-  """Largest d_c in eight bits that does not spill; converting takes registers.
+  """Returns the largest d_c that does not spill in eight bits.
 
-  Zero before Hopper, whose tensor cores read keys from shared memory.
+  Converting bytes takes registers. Before Hopper tensor cores read keys from
+  registers, too, so that no width is left: zero.
+
+  Args:
+    capability: Compute capability of the GPU.
   """
   return {10: 448, 9: 192}.get(int(capability), 0)
 
@@ -90,8 +111,14 @@ def eight_bit_width(capability: float) -> int:
 # Triton reads the source of what follows; run-time type checks would hide it.
 @_jit
 @typing.no_type_check
-def _load(ptr, rows, inside, width: constexpr, cut: constexpr):
-  """Loads rows of a `[S, width]` array as parts; zeros where not inside."""
+def _load(
+  ptr: Pointer,
+  rows: Pointer,
+  inside: Pointer,
+  width: constexpr,
+  cut: constexpr,
+) -> tuple:
+  """Loads rows of a `[S, width]` array in parts; zeros where not inside."""
   found = ()
   for i in tl.static_range(len(cut)):
     columns = cut[i][0] + tl.arange(0, cut[i][1])
@@ -103,16 +130,16 @@ def _load(ptr, rows, inside, width: constexpr, cut: constexpr):
 @_jit
 @typing.no_type_check
 def _kernel(
-  content_ptr,  # [B, R, d_c]
-  rope_ptr,  # [B, R, d_r]
-  key_ptr,  # [B, S, d_c]
-  key_rope_ptr,  # [B, S, d_r]
-  start_ptr,  # [B, M]
-  count_ptr,  # [B, M]
-  num_blocks_ptr,  # [B]
-  key_scale_ptr,  # [B, S], None unless keys have eight bits
-  out_ptr,  # [B, Z, R, d_c]
-  log_sum_ptr,  # [B, Z, R]
+  content_ptr: Pointer,  # [B, R, d_c]
+  rope_ptr: Pointer,  # [B, R, d_r]
+  key_ptr: Pointer,  # [B, S, d_c]
+  key_rope_ptr: Pointer,  # [B, S, d_r]
+  start_ptr: Pointer,  # [B, M]
+  count_ptr: Pointer,  # [B, M]
+  num_blocks_ptr: Pointer,  # [B]
+  key_scale_ptr: Pointer,  # [B, S], None unless keys have eight bits
+  out_ptr: Pointer,  # [B, Z, R, d_c]
+  log_sum_ptr: Pointer,  # [B, Z, R]
   sizes: constexpr,  # R, S, M, Z, d_c, d_r
   content_cut: constexpr,
   rope_cut: constexpr,
@@ -120,8 +147,8 @@ def _kernel(
   block: constexpr,
   scale: constexpr,
   precision: constexpr,
-):
-  """One tile of query rows and one share of the blocks of keys."""
+) -> None:
+  """Takes one tile of query rows through one share of the blocks of keys."""
   R, S, M, Z, d_c, d_r = sizes
   z = tl.program_id(1)
   b = tl.program_id(2).to(tl.int64)
@@ -137,11 +164,13 @@ def _kernel(
   num_blocks = tl.load(num_blocks_ptr + b)
   for j in tl.range(num_blocks * z // Z, num_blocks * (z + 1) // Z):
     keys = tl.load(start_ptr + b * M + j) + tl.arange(0, block)
-    own = tl.arange(0, block) < tl.load(count_ptr + b * M + j)
-    k = _load(key_ptr + b * S * d_c, keys, own, d_c, content_cut)
-    k += _load(key_rope_ptr + b * S * d_r, keys, own, d_r, rope_cut)
+    in_block = tl.arange(0, block) < tl.load(count_ptr + b * M + j)
+    k = _load(key_ptr + b * S * d_c, keys, in_block, d_c, content_cut)
+    k += _load(key_rope_ptr + b * S * d_r, keys, in_block, d_r, rope_cut)
     if key_scale_ptr is not None:
-      key_scale = tl.load(key_scale_ptr + b * S + keys, mask=own, other=0.0)
+      key_scale = tl.load(
+        key_scale_ptr + b * S + keys, mask=in_block, other=0.0
+      )
       key_scale = key_scale.to(tl.float32)[None, :]
     s = tl.zeros((tile, block), tl.float32)
     for i in tl.static_range(len(q)):
@@ -150,7 +179,7 @@ def _kernel(
       s = tl.dot(
         q[i], tl.trans(k[i].to(q[i].dtype)), s, input_precision=precision
       )
-    s = tl.where(own[None, :], s * scale, -1e30)
+    s = tl.where(in_block[None, :], s * scale, -1e30)
     m_new = tl.maximum(m, tl.max(s, 1))
     p = tl.exp2(s - m_new[:, None])
     alpha = tl.exp2(m - m_new)
@@ -171,8 +200,20 @@ def _kernel(
     tl.store(to, o[i] / tl.where(l > 0, l, 1.0)[:, None], mask=inside[:, None])
 
 
-def _constants(sizes, scale, exact, config):
-  """What the kernel is compiled for; sizes are R, S, M, Z, d_c, d_r."""
+def _constants(
+  sizes: tuple[int, ...],
+  scale: float,
+  exact: bool,
+  config: triton_config.Config,
+) -> dict[str, Any]:
+  """Returns what the kernel is compiled for.
+
+  Args:
+    sizes: R, S, M, Z, d_c, d_r.
+    scale: Logit multiplier.
+    exact: Whether products of float32 keep their bits.
+    config: Sizes of the tiles.
+  """
   return {
     "sizes": sizes,
     "content_cut": _parts(sizes[4]),
@@ -184,28 +225,40 @@ def _constants(sizes, scale, exact, config):
   }
 
 
-def _partial(queries, seg, *, scale, config):
-  """Partial outputs `[B Z R d_c]` and log-sums `[B Z R]` of one segment."""
+def _partial(
+  queries: types.Queries,
+  segment: types.KeyValue,
+  *,
+  scale: float,
+  config: triton_config.Config,
+  programs: int,
+) -> Partial:
+  """Runs the kernel on one segment."""
   batch, rows, _, d_c = queries.content.shape
-  keys, d_r = seg.rope.shape[1:]
-  table = blocks.table_of(seg.valid, granule=seg.granule, block=config.keys)
-  content, key_scale = seg.content, None
-  if isinstance(content, quantise.Quantised):
-    content, key_scale = content
+  keys, d_r = segment.rope.shape[1:]
+  table = blocks.table_of(
+    segment.valid, validity_block=segment.validity_block, block=config.keys
+  )
+  if isinstance(segment.content, quantise.Quantised):
+    content, key_scale = segment.content
+  else:
+    content, key_scale = segment.content, None
   length = table.start.shape[1]
-  splits = config.splits(batch, rows, length)
+  shares = splits(
+    config, batch=batch, rows=rows, num_blocks=length, programs=programs
+  )
   f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-  sizes = (rows, keys, length, splits, d_c, d_r)
+  sizes = (rows, keys, length, shares, d_c, d_r)
   return jax_triton.triton_call(
     *queries,
     content,
-    seg.rope,
+    segment.rope,
     *table,
     key_scale,
     kernel=_kernel,
     name="latent_attention",
-    out_type=(f32((batch, splits, rows, d_c)), f32((batch, splits, rows))),
-    grid=(-(-rows // config.rows), splits, batch),
+    out_type=(f32((batch, shares, rows, d_c)), f32((batch, shares, rows))),
+    grid=(-(-rows // config.rows), shares, batch),
     num_warps=config.num_warps,
     num_stages=config.num_stages,
     compute_capability=round(10 * device.current().capability) or None,
@@ -213,22 +266,24 @@ def _partial(queries, seg, *, scale, config):
   )
 
 
-def combine(
-  partial: Sequence[tuple[Float32[Array, "B _ R D"], Float32[Array, "B _ R"]]],
-) -> Float32[Array, "B R D"]:
-  """Joins partial outputs by their log-sums; -∞ weighs nothing."""
+def combine(partial: Sequence[Partial]) -> Float32[Array, "B R D"]:
+  """Joins partial outputs into those of a softmax over all keys.
+
+  Args:
+    partial: Outputs and logarithms of sums of each segment; -∞ weighs nothing.
+  """
   largest = functools.reduce(jnp.maximum, [x.max(1) for _, x in partial])
   # Finite, also for rows without any key: no ∞ - ∞, no division by zero.
   largest = jnp.maximum(largest, jnp.finfo(jnp.float32).min)
   weights = [jnp.exp2(x - largest[:, None]) for _, x in partial]
   total = sum(w.sum(1) for w in weights)
-  # No product of matrices: that would round to TF32.
+  # Not as a product of matrices, which would round to TF32.
   out = sum((w[..., None] * o).sum(1) for w, (o, _) in zip(weights, partial))
   return out / jnp.where(total > 0, total, 1.0)[..., None]
 
 
-def check(queries: specs.Queries, segments: Sequence[forms.KeyValue]) -> None:
-  """Raises `NotImplementedError` for what the kernel cannot take."""
+def check(queries: types.Queries, segments: Sequence[types.KeyValue]) -> None:
+  """Raises `NotImplementedError` for a call that the kernel cannot take."""
   if tl is None:
     raise NotImplementedError(
       "triton: needs jax-triton; pip install 'videomla-jax[gpu]'"
@@ -249,21 +304,26 @@ def check(queries: specs.Queries, segments: Sequence[forms.KeyValue]) -> None:
 
 
 def flash(
-  queries: specs.Queries,
-  segments: Sequence[forms.KeyValue],
+  queries: types.Queries,
+  segments: Sequence[types.KeyValue],
   *,
   scale: float,
-  config: Config | None = None,
+  config: triton_config.Config | None = None,
+  programs: int = PROGRAMS,
 ) -> Float[Array, "B R 1 D"]:
-  """The kernel for `forms.attend` in the absorbed form, for few rows.
+  """Runs the kernel of `forms.attend` in the absorbed form, for few rows.
 
-  Its gradient is Pallas Triton's.
+  Where a gradient is asked for, Pallas Triton's kernels run.
 
   Args:
-    queries: Heads are rows.
+    queries: Queries of one head, with heads as further rows.
     segments: Latents as keys of one head, without values.
     scale: Logit multiplier, positive.
     config: Block sizes; without it, rows that fill a GPU are refused.
+    programs: Programs that run at once.
+
+  Returns:
+    The value of every query row.
 
   Raises:
     NotImplementedError: If the sizes do not fit, if rows are many, or if
@@ -275,13 +335,17 @@ def flash(
   if config is None:
     here = device.current().capability or 10.0
     config = config_of(d_c, dtype.itemsize, here)
-    if config.splits(batch, rows, 2) == 1:
+    if splits(config, batch=batch, rows=rows, num_blocks=2) == 1:
       raise NotImplementedError(
         f"triton: {rows} rows fill a GPU without splitting the keys"
       )
 
-  def run(queries, segments):
-    share = functools.partial(_partial, queries, scale=scale, config=config)
+  def run(
+    queries: types.Queries, segments: tuple[types.KeyValue, ...]
+  ) -> Float[Array, "B R 1 D"]:
+    share = functools.partial(
+      _partial, queries, scale=scale, config=config, programs=programs
+    )
     out = combine([share(s) for s in segments])
     return out[:, :, None].astype(dtype)
 

@@ -10,42 +10,62 @@ so memory is linear in queries + keys. The gradient recomputes p from the saved
 logarithm of the sum (FlashAttention-2, arXiv:2307.08691) and is linear too.
 
 XLA passes over s and p several times. A CPU therefore takes one head and some
-queries after the other, so that s stays in its cache; a GPU takes all at once.
+queries at a time, so that s stays in its cache; a GPU takes all at once.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 
 from einops import rearrange
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from videomla_jax.ops import device
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import reference
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.ops.latent_attention import types
 
 KEY_BLOCK = 512  # scores of a block: 4 bytes x L x N x 512
 CPU_ROWS = 2048  # queries that a CPU takes at a time: 4 MB of scores
-CPU_LEAST = 512  # queries of a head that are worth a turn of their own
+# With fewer queries per head, heads are not taken one after the other: small
+# products are slow (tiles of 260 queries took 1.4 times the time).
+CPU_LEAST = 512
+
+Rows = Float[Array, "B N L D"]
+RowKeys = Float[Array, "B N S D"]
+RowValues = Float[Array, "B N S V"]
+RowOutputs = Float[Array, "B N L V"]
+Residuals = tuple[
+  Rows,
+  RowKeys,
+  RowValues,
+  Bool[Array, "B S"],
+  RowOutputs,
+  Float[Array, "B N L 1"],
+]
 
 
-def _scores(q, k, valid, scale):
+def _scores(
+  q: Rows, k: RowKeys, valid: Bool[Array, "B S"], scale: float
+) -> Float[Array, "B N L S"]:
   s = jnp.einsum("BNLD,BNSD->BNLS", q, k, preferred_element_type=jnp.float32)
   return jnp.where(valid[:, None, None], s * scale, reference.MASKED)
 
 
-def _one_block(q, k, v, valid, scale):
-  """Softmax attention whose scores fit at once; differentiated by JAX."""
+def _one_block(
+  q: Rows, k: RowKeys, v: RowValues, valid: Bool[Array, "B S"], scale: float
+) -> RowOutputs:
+  """Softmax attention whose scores fit at once; JAX differentiates it."""
   s = _scores(q, k, valid, scale)
   p = jnp.exp(s - jax.lax.stop_gradient(s.max(-1, keepdims=True)))
   weight = (p / p.sum(-1, keepdims=True)).astype(v.dtype)
   return jnp.einsum("BNLS,BNSV->BNLV", weight, v)
 
 
-def _blocks(x, axis, block):
+def _blocks(x: Array, axis: int, block: int) -> tuple[Array, Array]:
   """Splits an axis into `[n, ...]` full blocks and the shorter rest."""
   count = x.shape[axis] // block
   full = jax.lax.slice_in_dim(x, 0, count * block, axis=axis)
@@ -54,8 +74,22 @@ def _blocks(x, axis, block):
   return jnp.moveaxis(full.reshape(shape), axis, 0), rest
 
 
-def _over_blocks(step, carry, arrays, axes, block):
-  """Folds `step` over key blocks and the rest; joins what it emits."""
+def _over_blocks(
+  step: Callable[[PyTree, tuple[Array, ...]], tuple[PyTree, PyTree]],
+  carry: PyTree,
+  arrays: Sequence[Array],
+  axes: Sequence[int],
+  block: int,
+) -> tuple[PyTree, PyTree]:
+  """Folds `step` over the blocks of keys and the rest; joins what it emits.
+
+  Args:
+    step: (carry, block of each array) -> (carry, what the block emits).
+    carry: Where the fold starts.
+    arrays: What is cut into blocks.
+    axes: The axis of the keys in each array.
+    block: Keys per block.
+  """
   split = [_blocks(x, a, block) for x, a in zip(arrays, axes, strict=True)]
   carry, out = jax.lax.scan(step, carry, tuple(full for full, _ in split))
   joined = jax.tree.map(
@@ -69,12 +103,30 @@ def _over_blocks(step, carry, arrays, axes, block):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _flash(q, k, v, valid, scale, block):
+def _flash(
+  q: Rows,
+  k: RowKeys,
+  v: RowValues,
+  valid: Bool[Array, "B S"],
+  scale: float,
+  block: int,
+) -> RowOutputs:
   return _flash_forward(q, k, v, valid, scale, block)[0]
 
 
-def _flash_forward(q, k, v, valid, scale, block):
-  def step(carry, xs):
+def _flash_forward(
+  q: Rows,
+  k: RowKeys,
+  v: RowValues,
+  valid: Bool[Array, "B S"],
+  scale: float,
+  block: int,
+) -> tuple[RowOutputs, Residuals]:
+  """Online softmax; saves the logarithm of the sum for the gradient."""
+
+  def step(
+    carry: tuple[Array, Array, Array], xs: tuple[Array, ...]
+  ) -> tuple[tuple[Array, Array, Array], None]:
     m, l, o = carry
     kb, vb, vmask = xs
     s = _scores(q, kb, vmask, scale)
@@ -101,12 +153,17 @@ def _flash_forward(q, k, v, valid, scale, block):
   return out, (q, k, v, valid, out, m + jnp.log(l))
 
 
-def _flash_backward(scale, block, saved, d_out):
+def _flash_backward(
+  scale: float, block: int, saved: Residuals, d_out: RowOutputs
+) -> tuple[Rows, RowKeys, RowValues, None]:
+  """Recomputes the probabilities of each block of keys."""
   q, k, v, valid, out, log_sum = saved
   f32 = jnp.float32
   delta = (d_out.astype(f32) * out.astype(f32)).sum(-1, keepdims=True)
 
-  def step(dq, xs):
+  def step(
+    dq: Array, xs: tuple[Array, ...]
+  ) -> tuple[Array, tuple[Array, Array]]:
     kb, vb, vmask = xs
     p = jnp.exp(_scores(q, kb, vmask, scale) - log_sum)
     p = jnp.where(vmask[:, None, None], p, 0.0)
@@ -126,28 +183,46 @@ def _flash_backward(scale, block, saved, d_out):
 _flash.defvjp(_flash_forward, _flash_backward)
 
 
-def _fills_cache(q: Float[Array, "B N L D"]) -> bool:
-  """Whether the scores of a block are more than a CPU keeps at hand."""
+def _exceeds_cache(q: Rows) -> bool:
+  """Tells whether a CPU's cache is too small for the scores of a block."""
   batch, heads, length, _ = q.shape
   many = batch * heads * length > 4 * CPU_ROWS and length >= CPU_LEAST
   return many and device.current().platform == "cpu"
 
 
-def _one_head(q, k, v, *, valid, scale, block):
-  """Attention of one head, `[B, L, D]`, some queries after the other."""
-  run = lambda rows: _flash(
-    rows[:, None], k[:, None], v[:, None], valid, scale, block
-  )[:, 0]
+def _one_head(
+  q: Float[Array, "B L D"],
+  k: Float[Array, "B S D"],
+  v: Float[Array, "B S V"],
+  *,
+  valid: Bool[Array, "B S"],
+  scale: float,
+  block: int,
+) -> Float[Array, "B L V"]:
+  """Attention of one head, `CPU_ROWS` queries after the other."""
+
+  def run(rows: Float[Array, "B _ D"]) -> Float[Array, "B _ V"]:
+    return _flash(rows[:, None], k[:, None], v[:, None], valid, scale, block)[
+      :, 0
+    ]
+
   tiles, rest = _blocks(q, 1, CPU_ROWS)
   out = jnp.moveaxis(jax.lax.map(run, tiles), 0, 1)
   out = out.reshape(q.shape[0], -1, v.shape[-1])
   return jnp.concatenate([out, run(rest)], 1) if rest.shape[1] else out
 
 
-def _in_cache(q, k, v, valid, scale, block):
-  """Attention head after head, `[B, N, L, D]`; in a CPU's cache."""
+def _head_by_head(
+  q: Rows,
+  k: RowKeys,
+  v: RowValues,
+  valid: Bool[Array, "B S"],
+  scale: float,
+  block: int,
+) -> RowOutputs:
+  """Attention of one head after the other, so that scores stay in cache."""
 
-  def run(head):
+  def run(head: tuple[Array, Array, Array]) -> Float[Array, "B L V"]:
     return _one_head(*head, valid=valid, scale=scale, block=block)
 
   heads = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v))
@@ -166,50 +241,56 @@ def attention(
   """Softmax attention over the valid keys, one block of keys at a time.
 
   Args:
-    query: Queries.
-    key: Keys.
-    value: Values.
-    valid: False where a key must not be seen; one valid key per example.
+    query: Queries of every head.
+    key: Keys of every head.
+    value: Values of every head.
+    valid: False where a key must not be seen. Every row of the batch needs one
+      key that is valid.
     scale: Logit multiplier, positive.
     block: Keys per block.
 
   Returns:
-    Attention output in the dtype of `value`; softmax runs in float32.
+    The value of every head in the dtype of `value`; softmax runs in float32.
   """
   # Heads outside the matrix: a batch of plain products, 4x faster on a CPU.
   q, k, v = (rearrange(x, "B S N D -> B N S D") for x in (query, key, value))
   if k.shape[2] <= block:
     out = _one_block(q, k, v, valid, scale)
-  elif _fills_cache(q):
-    out = _in_cache(q, k, v, valid, scale, block)
+  elif _exceeds_cache(q):
+    out = _head_by_head(q, k, v, valid, scale, block)
   else:
     out = _flash(q, k, v, valid, scale, block)
   return rearrange(out, "B N L V -> B L N V")
 
 
 def flash(
-  queries: specs.Queries,
-  segments: Sequence[forms.KeyValue],
+  queries: types.Queries,
+  segments: Sequence[types.KeyValue],
   *,
   scale: float,
   block: int = KEY_BLOCK,
 ) -> Float[Array, "B R H D"]:
-  """The kernel that `forms.attend` runs: joins segments and parts.
+  """Runs the attention above as the kernel of `forms.attend`.
+
+  Segments are joined, and so are the content part and the positional part,
+  which is copied to every head: XLA has no kernel that reads two.
 
   Args:
-    queries: Content and rotated positional queries.
-    segments: Keys and values of as many heads, or of one shared head.
-    scale: Logit multiplier.
+    queries: Content queries and rotated positional queries.
+    segments: Keys and values of H heads, or of one that all share.
+    scale: Logit multiplier, positive.
     block: Keys per block.
 
   Returns:
-    Attention output per head.
+    The value of every query row and head.
   """
 
-  def plain(x, s: forms.KeyValue) -> Array:
+  def plain(
+    x: Shaped[Array, "B S K d"] | quantise.Quantised, s: types.KeyValue
+  ) -> Float[Array, "B S K d"]:
     return quantise.dequantise(x, s.rope.dtype)
 
-  def with_rope(s: forms.KeyValue):
+  def with_rope(s: types.KeyValue) -> Float[Array, "B S K D"]:
     shape = (*s.content.shape[:3], s.rope.shape[-1])
     rope = jnp.broadcast_to(s.rope[:, :, None], shape)
     return jnp.concatenate([plain(s.content, s), rope], axis=-1)
@@ -225,13 +306,24 @@ def flash(
 
 
 def latent_attention(
-  queries: specs.Queries,
-  keys: Sequence[specs.Keys],
-  up: specs.UpProjections,
+  queries: types.Queries,
+  keys: Sequence[types.Keys],
+  up: types.UpProjections,
   *,
-  form: specs.Form,
+  form: types.Form,
   block: int = KEY_BLOCK,
 ) -> Float[Array, "B L N D"]:
-  """Latent attention in one of its two forms."""
+  """Computes latent attention in one of its two forms.
+
+  Args:
+    queries: Content queries and rotated positional queries.
+    keys: Segments of latents.
+    up: Up-projections of the latents.
+    form: "expanded" or "absorbed".
+    block: Keys per block.
+
+  Returns:
+    The value of every head.
+  """
   run = functools.partial(flash, block=block)
-  return forms.attend(run, queries, (specs.join(keys),), up, form=form)
+  return forms.attend(run, queries, (types.join(keys),), up, form=form)

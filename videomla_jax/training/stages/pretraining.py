@@ -5,13 +5,14 @@ conversion, the real score and the critic. For Wan it continues its training.
 
   x_σ = (1 - σ) x₀ + σ ε,   L = mean (v(x_σ, σ) - (ε - x₀))²
 
-with σ = S(u; s), u uniform (spec/diffusion.md section 5). A clip has one level,
+with σ = S(u; s), u uniform (docs/method.md, section 6.4). A clip has one level,
 as when it is sampled; with a chance of `diffusion.frame_levels` each of its
 frames has one of its own (arXiv:2407.01392), so that a young model learns
 motion from frames that it can see.
 """
 
-from typing import Any
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,43 +21,64 @@ from jaxtyping import Array, Float32
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import flow
 from videomla_jax.training import inputs
+from videomla_jax.training import settings as settings_lib
+from videomla_jax.training.stages import regression
+from videomla_jax.training.stages import stage
 
-TITLE = "pretraining"
-STARTS_FROM = {"model": ("", "pretraining", "teacher_forcing", "release")}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion(settings_lib.Diffusion):
+  """Group `diffusion` of this stage.
+
+  Attributes:
+    frame_levels: Chance that the frames of a clip have levels of their own.
+  """
+
+  frame_levels: float
 
 
-def check(config: Any) -> None:
-  """Refuses configs of this stage that cannot be trained."""
-  if config.model.kind != "dense":
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(settings_lib.Training):
+  """The whole config of this stage."""
+
+  diffusion: Diffusion
+
+
+def check(settings: Settings) -> None:
+  """Refuses configs of this stage that cannot be trained.
+
+  Args:
+    settings: Settings of the stage.
+
+  Raises:
+    ValueError: If the network is not a dense one.
+  """
+  if settings.model.kind != "dense":
     raise ValueError(
-      f"model.kind={config.model.kind!r} must be 'dense' in pretraining; train "
-      "the dense model, then convert it."
+      f"model.kind={settings.model.kind!r} must be 'dense' in pretraining; "
+      "train the dense model, then convert it."
     )
 
 
 def loss(
-  model: Any,
-  average: Any,
-  batch: inputs.Batch,
-  key: Array,
-  *,
-  frozen: dict[str, Any],
-  config: Any,
-  first_chunk: int | None = None,
-) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
-  """Flow-matching loss of whole clips, see `regression`."""
-  del average, frozen, first_chunk
-  clean = inputs.latents(model, batch)
-  key_noise, key_sigma = jax.random.split(key)
+  arguments: regression.LossArguments, settings: Settings
+) -> regression.Losses:
+  """Returns the flow-matching loss of whole clips.
+
+  Args:
+    arguments: Model, batch and key; nothing else is read.
+    settings: Settings of the stage.
+  """
+  clean = inputs.latents(arguments.model, arguments.batch)
+  key_noise, key_sigma = jax.random.split(arguments.key)
+  chance = settings.diffusion.frame_levels
   sigma = flow.shift(
-    _levels(key_sigma, clean.shape[:2], config.diffusion.frame_levels),
-    config.diffusion.shift,
+    _levels(key_sigma, clean.shape[:2], chance), settings.diffusion.shift
   )
   noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
   noisy = flow.add_noise(clean, noise, sigma)
-  out = bidirectional.velocity(
-    inputs.dit(model), noisy, sigma, inputs.text(model, batch)
-  )
+  text = inputs.text(arguments.model, arguments.batch)
+  out = bidirectional.velocity(inputs.dit(arguments.model), noisy, sigma, text)
   error = (out - flow.velocity_target(clean, noise)) ** 2
   return error.mean(), error.mean(axis=(2, 3, 4))
 
@@ -64,8 +86,26 @@ def loss(
 def _levels(
   key: Array, shape: tuple[int, ...], frame_levels: float
 ) -> Float32[Array, "B T"]:
-  """Uniform in (0, 1], one for a clip or one for each of its frames."""
+  """Draws levels before the warp, uniform in (0, 1].
+
+  Args:
+    key: Random key.
+    shape: B, T of the clips.
+    frame_levels: Chance that the frames of a clip have levels of their own.
+  """
   key_level, key_kind = jax.random.split(key)
+  # `uniform` is in [0, 1), and pure noise is what sampling starts from.
   u = 1 - jax.random.uniform(key_level, shape, jnp.float32)
-  own = jax.random.bernoulli(key_kind, frame_levels, (shape[0], 1))
-  return jnp.where(own, u, u[:, :1])
+  per_frame = jax.random.bernoulli(key_kind, frame_levels, (shape[0], 1))
+  return jnp.where(per_frame, u, u[:, :1])
+
+
+STAGE = stage.Stage(
+  title="pretraining",
+  settings=Settings,
+  starts_from={"model": ("", "pretraining", "teacher_forcing", "release")},
+  causal=False,
+  check=check,
+  make_step=functools.partial(regression.make_step, loss),
+  held_out_loss=functools.partial(regression.held_out_loss, loss),
+)

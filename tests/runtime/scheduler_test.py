@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from videomla_jax.runtime import distributed
+from videomla_jax.runtime import scheduler
 
 _OURS = {
   "VIDEOMLA_COORDINATOR": "host-0:8476",
@@ -88,7 +89,7 @@ _JOINED = {
 @pytest.mark.parametrize("case", _JOINED)
 def test_environment_gives_the_arguments_of_jax(case) -> None:
   environment, (coordinator, processes, index), devices, method = _JOINED[case]
-  group = distributed.find(environment)
+  group = scheduler.find(environment)
   assert group is not None
   assert group.arguments() == {
     "coordinator_address": coordinator,
@@ -134,7 +135,7 @@ def test_process_alone_joins_nobody(environment, monkeypatch) -> None:
 )
 def test_missing_variable_is_named_with_a_way_out(environment, name) -> None:
   with pytest.raises(ValueError) as caught:
-    distributed.find(_without(environment, name))
+    scheduler.find(_without(environment, name))
   assert str(caught.value).startswith(f"{name} is missing, though ")
   assert "VIDEOMLA_NUM_PROCESSES=1" in str(caught.value)
 
@@ -165,15 +166,15 @@ def test_missing_variable_is_named_with_a_way_out(environment, name) -> None:
 )
 def test_impossible_value_is_refused(environment, words) -> None:
   with pytest.raises(ValueError) as caught:
-    distributed.find(environment)
+    scheduler.find(environment)
   assert words in str(caught.value) and "VIDEOMLA_" in str(caught.value)
 
 
 def test_indexed_job_asks_the_cluster_or_the_user(monkeypatch) -> None:
   found = importlib.machinery.ModuleSpec("kubernetes", None)
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-  group = distributed.find(_INDEXED_JOB)
+  group = scheduler.find(_INDEXED_JOB)
   assert group is not None and set(group.arguments().values()) == {None}
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match="VIDEOMLA_COORDINATOR is missing"):
-    distributed.find(_INDEXED_JOB)
+    scheduler.find(_INDEXED_JOB)

@@ -1,0 +1,92 @@
+"""One line of the table of kernels: what a call costs on one GPU."""
+
+import dataclasses
+from typing import Any
+
+from videomla_jax.costs import gpus
+from videomla_jax.ops.latent_attention import cost
+from videomla_jax.ops.latent_attention import types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """One line of the table; the fields are the JSON keys.
+
+  Attributes:
+    implementation: Name in the table of `api`.
+    form: Arrangement.
+    shape: Name in `specs.SHAPES`.
+    dtype: Of inputs and outputs.
+    target: Key of `gpus.TARGETS`.
+    compiled: False with the reason in `error`.
+    error: Why it did not compile, or empty.
+    registers: Per thread, like the following of the attention kernel.
+    spill_bytes: Stack and spill bytes per thread.
+    local_memory_ops: Loads and stores of local memory in the machine code.
+    smem_bytes: Shared memory of a block.
+    tmem_columns: Columns of tensor memory, None where there is none.
+    tensor_core_ops: Matrix instructions in the machine code.
+    temporary_bytes: Of the whole call, expanded keys and values included.
+    compile_seconds: Wall time.
+    flops: Of up-projections and attention.
+    bytes: Moved at least.
+    roofline_us: Least time by the data sheet.
+    bound: "matmul", "exp" or "memory".
+    device_us: Median measured time on a real device, or None.
+  """
+
+  implementation: str
+  form: types.Form
+  shape: str
+  dtype: str
+  target: str
+  compiled: bool
+  error: str = ""
+  registers: int | None = None
+  spill_bytes: int | None = None
+  local_memory_ops: int | None = None
+  smem_bytes: int | None = None
+  tmem_columns: int | None = None
+  tensor_core_ops: int | None = None
+  temporary_bytes: int | None = None
+  compile_seconds: float | None = None
+  flops: float = 0.0
+  bytes: float = 0.0
+  roofline_us: float = 0.0
+  bound: str = ""
+  device_us: float | None = None
+
+
+def costs(
+  sizes: cost.Sizes, form: types.Form, target: gpus.Target
+) -> dict[str, Any]:
+  """Work of a call and its roofline on a target."""
+  flops = 2.0 * sizes.multiply_adds(form)
+  project, attend = sizes.num_bytes(form)
+  moved = float(project + attend)
+  exps = float(sizes.queries * sizes.keys * sizes.heads)
+  least, bound = gpus.roofline(
+    flops=flops, bytes_moved=moved, exps=exps, target=target
+  )
+  return dict(
+    flops=flops, bytes=moved, roofline_us=round(least, 3), bound=bound
+  )
+
+
+def line(row: Row) -> str:
+  """A row of the printed table."""
+  if not row.compiled:
+    return (
+      f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
+      f"not compiled: {row.error}"
+    )
+  show = lambda x: "-" if x is None else f"{x}"
+  return (
+    f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
+    f"registers {show(row.registers):>3}  spills {show(row.spill_bytes):>5} B "
+    f"smem {show(row.smem_bytes):>6}  tmem {show(row.tmem_columns):>4}  "
+    f"tensor-core ops {show(row.tensor_core_ops):>4}  "
+    f"{row.flops / 1e9:8.1f} GFLOP  roofline {row.roofline_us:8.1f} us "
+    f"({row.bound})"
+    + (f"  measured {row.device_us} us" if row.device_us else "")
+  )

@@ -1,0 +1,161 @@
+"""The arguments of attention, and what an implementation of it must look like.
+
+`Keys` is what the cache holds. `KeyValue` is what a flash kernel reads after
+one of the two forms has been chosen. A validity block is a run of keys that are
+valid together: the tokens of a latent frame in the ring, or a single key.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from videomla_jax.ops import quantise
+
+Form = Literal["auto", "expanded", "absorbed"]
+
+
+def per_key(
+  valid: Bool[Array, "B G"], *, num_keys: int
+) -> Bool[Array, "B {num_keys}"]:
+  """Repeats the flag of each validity block for each of its keys.
+
+  Args:
+    valid: One flag per validity block.
+    num_keys: S, a multiple of the number of blocks.
+  """
+  return jnp.repeat(valid, num_keys // valid.shape[1], axis=1)
+
+
+class Queries(NamedTuple):
+  """Queries of one layer.
+
+  Attributes:
+    content: Content part, not rotated, d_n channels per head.
+    rope: Positional part, rotated, d_r channels per head.
+  """
+
+  content: Float[Array, "B L N d_n"]
+  rope: Float[Array, "B L N d_r"]
+
+
+class Keys(NamedTuple):
+  """One segment of the keys of a layer: the ring, or the chunk's own keys.
+
+  Attributes:
+    content: Content latents, which all heads share; perhaps in eight bits with
+      a scale per key.
+    rope: Rotated positional keys, which all heads share.
+    valid: False where a validity block of S / G keys must not be seen. Every
+      query needs one valid key in some segment, and what invalid keys hold must
+      be finite.
+  """
+
+  content: Float[Array, "B S d_c"] | quantise.Quantised
+  rope: Float[Array, "B S d_r"]
+  valid: Bool[Array, "B G"]
+
+  @property
+  def valid_keys(self) -> Bool[Array, "B S"]:
+    """A flag for every key."""
+    return per_key(self.valid, num_keys=self.content.shape[1])
+
+  @property
+  def latents(self) -> Float[Array, "B S d_c"]:
+    """Content latents, dequantised to the dtype of `rope` if necessary."""
+    if not isinstance(self.content, quantise.Quantised):
+      return self.content
+    return quantise.dequantise(self.content, self.rope.dtype)
+
+
+def join(segments: Sequence[Keys]) -> Keys:
+  """Copies segments into one with a flag per key, dequantised."""
+  return Keys(
+    jnp.concatenate([s.latents for s in segments], axis=1),
+    jnp.concatenate([s.rope for s in segments], axis=1),
+    jnp.concatenate([s.valid_keys for s in segments], axis=1),
+  )
+
+
+class UpProjections(NamedTuple):
+  """Maps from the content latent to each head, VideoMLA Eq. (2).
+
+  Attributes:
+    key: W_uk, which makes the content part of the keys.
+    value: W_uv, which makes the values.
+  """
+
+  key: Float[Array, "d_c N d_n"]
+  value: Float[Array, "d_c N D"]
+
+
+class KeyValue(NamedTuple):
+  """One segment of what a flash kernel attends to.
+
+  Attributes:
+    content: Content part of the keys, for K heads. Where it is the value as
+      well, it may be in eight bits with a scale per key.
+    rope: Rotated positional part, which all heads share.
+    value: Values, or None where the content is the value.
+    valid: False where a validity block of S / G keys must not be seen. What
+      invalid keys hold must be finite.
+  """
+
+  content: Float[Array, "B S K d"] | quantise.Quantised
+  rope: Float[Array, "B S d_r"]
+  value: Float[Array, "B S K D"] | None
+  valid: Bool[Array, "B G"]
+
+  @property
+  def validity_block(self) -> int:
+    """Keys per entry of `valid`."""
+    return self.content.shape[1] // self.valid.shape[1]
+
+  @property
+  def valid_keys(self) -> Bool[Array, "B S"]:
+    """A flag for every key."""
+    return per_key(self.valid, num_keys=self.content.shape[1])
+
+  @property
+  def values(self) -> Array | quantise.Quantised:
+    """The values: `value`, or the content where that is the value."""
+    return self.content if self.value is None else self.value
+
+  @property
+  def is_eight_bit(self) -> bool:
+    """True where content and values have a scale per key."""
+    return isinstance(self.content, quantise.Quantised)
+
+  def dequantised(self) -> "KeyValue":
+    """Returns the segment with its content in the dtype of `rope`."""
+    if not self.is_eight_bit:
+      return self
+    return self._replace(
+      content=quantise.dequantise(self.content, self.rope.dtype)
+    )
+
+
+@runtime_checkable
+class Flash(Protocol):
+  """A kernel: queries of H heads attend to keys of H heads, or of one."""
+
+  def __call__(
+    self, queries: Queries, segments: Sequence[KeyValue], *, scale: float
+  ) -> Float[Array, "B R H D"]:
+    """Returns the value of every query row and head."""
+
+
+@runtime_checkable
+class Implementation(Protocol):
+  """The whole operation in one of its forms, see `api.latent_attention`."""
+
+  def __call__(
+    self,
+    queries: Queries,
+    keys: Sequence[Keys],
+    up: UpProjections,
+    *,
+    form: Form,
+  ) -> Float[Array, "B L N D"]:
+    """Returns the value of every query and head."""

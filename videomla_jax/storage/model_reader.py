@@ -1,0 +1,60 @@
+"""Model folders read parameter by parameter."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import tree_names
+
+
+class ModelReader:
+  """Reads a model folder parameter by parameter.
+
+  Folders that were not written in pieces are read as a whole.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Opens the folder and checks that its files are there.
+
+    Raises:
+      ValueError: If the folder is missing, incomplete or damaged.
+    """
+    self._path = pathlib.Path(path).absolute()
+    self.config = model_folder.check_folder(self._path)
+    params = self._path / model_folder.PARAMS
+    self._arrays: dict[str, Any] = {}
+    for folder in sorted(params.glob("*/.zarray")):
+      name = folder.parent.name.replace(".", "/")
+      self._arrays[name] = tensorstore.open(
+        {
+          "driver": "zarr",
+          "kvstore": {"driver": "file", "path": f"{folder.parent}/"},
+        },
+        read=True,
+      ).result()
+    if not self._arrays:
+      arrays, _ = model_folder.load_model_state(self._path)
+      self._arrays = tree_names.flat_dict(arrays)
+
+  def names(self) -> list[str]:
+    """All parameters, with slashes."""
+    return list(self._arrays)
+
+  def dtype(self, name: str) -> np.dtype:
+    """As stored."""
+    dtype = self._arrays[name].dtype
+    return getattr(dtype, "numpy_dtype", dtype)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Blocks stacked."""
+    return tuple(self._arrays[name].shape)
+
+  def read(self, name: str, *, block: int | None = None) -> np.ndarray:
+    """A parameter, or one block of it."""
+    array = self._arrays[name]
+    array = array if block is None else array[block]
+    return array if isinstance(array, np.ndarray) else array.read().result()
