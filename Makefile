@@ -64,7 +64,7 @@ QUICK := tests/project tests/shapes_test.py tests/storage tests/models \
   tests/parity tests/ops/*_test.py
 
 check: lint types
-	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0 \
+	JAX_PLATFORMS=cpu XLA_FLAGS="$(QUICK_XLA)" \
 	  $(BIN)/python -m pytest -q -n 2 --dist loadfile \
 	  --no-loadscope-reorder -m "not slow" $(QUICK) $(ARGS)
 
