@@ -11,6 +11,7 @@ that answers one of them in another way:
   slot       where a frame is stored
   positions  the temporal coordinate of each stored frame
   mixture    what frames that leave the window add to those that stay
+  in_sink    which frames stay at a change of scene, beside the newest ones
 
 Every answer is arithmetic on frame numbers, for NumPy arrays (static plans) and
 JAX arrays alike. Sizes are latent frames; frame numbers count from 0.
@@ -201,7 +202,8 @@ class Window:
     These are the sink and the newest frames that fill up a chunk with it.
     """
     keep = max(self.chunk_frames - self.sink_frames, 1)
-    return (held >= next_frame[:, None] - keep) | (held < self.sink_frames)
+    sink = POLICIES[self.sink].in_sink(self, held)
+    return (held >= next_frame[:, None] - keep) | sink
 
 
 class FirstFrames:
@@ -225,6 +227,12 @@ class FirstFrames:
       return frame >= 0
     history = window.local_frames - window.chunk_frames
     return (frame < window.sink_frames) | (frame >= next_frame - history)
+
+  def in_sink(
+    self, window: Window, frame: Int[Array, "B S"]
+  ) -> Bool[Array, "B S"]:
+    """Returns True for frames that are stored in front of the ring."""
+    return frame < window.sink_frames
 
   def slot(
     self,
