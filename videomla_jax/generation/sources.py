@@ -23,7 +23,8 @@ from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.storage import model_folder
 
-# Stages of training after which a few steps are enough.
+# Stages of training after which a few steps are enough, for folders that do not
+# say it themselves.
 _DISTILLED = ("consistency", "dmd")
 
 
@@ -116,6 +117,7 @@ class SmallSource:
     """Looks the words up; the negative prompt is padding, whatever it says."""
     tokens = jnp.asarray(prompts_lib.tokenize_batch(prompts))
     if negative is not None:
+      # Training drops whole prompts to padding: that is "unconditional" here.
       tokens = jnp.concatenate([tokens, jnp.zeros_like(tokens)])
     return self.model.encode_text(tokens)
 
@@ -160,5 +162,8 @@ def open_small(path: str | os.PathLike[str]) -> SmallSource:
   """
   folder = model_lib.checkpoint_path(path)
   model = model_lib.load(folder)
-  stage = model_folder.read_config(folder).get("training", {}).get("stage", "")
-  return SmallSource(model=model, distilled=stage in _DISTILLED)
+  about = model_folder.read_config(folder)
+  # A model that `convert` made has no stage of training.
+  stage = about.get("training", {}).get("stage", "")
+  distilled = about.get("distilled", stage in _DISTILLED)
+  return SmallSource(model=model, distilled=distilled)

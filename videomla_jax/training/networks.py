@@ -7,7 +7,6 @@ prepared data hold what the other parts would compute.
 
 import dataclasses
 import os
-from typing import Any
 
 from flax import nnx
 import jax
@@ -114,7 +113,7 @@ def prepare(
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
   sizes = {"d_c": wanted.d_c, "d_rope": wanted.d_rope}
-  for name, size in sizes.items() if attention.kind == "latent" else ():
+  for name, size in sizes.items() if attention.kind != "dense" else ():
     found = getattr(attention, name)
     if size and found != size:
       raise ValueError(
@@ -184,7 +183,7 @@ def check_together(
 
 
 def save(
-  path: str | os.PathLike[str], model: inputs.Network, **about: Any
+  path: str | os.PathLike[str], model: inputs.Network, **about: object
 ) -> None:
   """Writes what a stage hands on.
 
