@@ -150,6 +150,7 @@ def _noisy_clips(
       )
       clean = pipeline_lib.encode(pipeline, clip[None])
       for level in range(request.levels):
+        # Every clip at every level has noise of its own.
         key = jax.random.fold_in(
           jax.random.key(request.seed), i * request.levels + level
         )
@@ -195,6 +196,7 @@ def _compare(
     The error of each layer, a mean over all clips and levels.
   """
   latent = released.load(request.compare, "dit")
+  # Errors are taken layer by layer, so the layers must correspond.
   if latent.config.num_layers != pipeline.dit.config.num_layers:
     raise ValueError(
       f"compare={request.compare!r} has {latent.config.num_layers} layers but "

@@ -106,6 +106,7 @@ def embed(config: config_reader.Values) -> int:
   ]
   print(f"prompts: {len(new)} new, {len(prompts) - len(new)} known", flush=True)
   if new:
+    # The encoder (11.4 GB at full size) is loaded only if a prompt is new.
     _embed_all(request, tokenizer, identity, new)
   return len(new)
 
@@ -125,10 +126,10 @@ def _embed_all(
       rows = np.asarray(umt5.embed_texts(encoder, tokenizer, batch))
       # Padding is not stored: most of a prompt's 512 tokens are nothing else.
       _, lengths = tokenizer(batch)
-      made = {
+      embedded = {
         p: row[:n] for p, row, n in zip(batch, rows, lengths, strict=True)
       }
-      embeddings.add(request.output, made, encoder=identity)
+      embeddings.add(request.output, embedded, encoder=identity)
       progress.update(len(batch))
 
 

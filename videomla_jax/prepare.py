@@ -31,7 +31,9 @@ RUNNERS = ("local", "beam")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """What is prepared and how; the fields are the keys of `configs/prepare.py`.
+  """Says what is prepared and how.
+
+  The fields are the keys of `configs/prepare.py`.
 
   Attributes:
     videos: Folder of videos, or empty.
@@ -134,7 +136,7 @@ def make_plan(request: Request) -> preparation.Plan:
   items, excluded = filters_lib.select(request.read_inputs(), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
   settings.encoder.require_texts([*captions, settings.negative_prompt])
-  return preparation.plan(
+  return preparation.plan_shards(
     items,
     excluded,
     videos=request.videos,

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Any
 
 from absl import flags
 from absl import logging
@@ -237,7 +236,7 @@ def _resume(
 
 
 def _hand_on(
-  root: pathlib.Path, state: stage_lib.State, record: dict[str, Any]
+  root: pathlib.Path, state: stage_lib.State, record: dict[str, object]
 ) -> None:
   """Writes the averaged model, which the next stage starts from.
 

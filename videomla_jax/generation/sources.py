@@ -116,6 +116,7 @@ class SmallSource:
     """Looks the words up; the negative prompt is padding, whatever it says."""
     tokens = jnp.asarray(prompts_lib.tokenize_batch(prompts))
     if negative is not None:
+      # Training drops whole prompts to padding: that is "unconditional" here.
       tokens = jnp.concatenate([tokens, jnp.zeros_like(tokens)])
     return self.model.encode_text(tokens)
 
@@ -160,5 +161,6 @@ def open_small(path: str | os.PathLike[str]) -> SmallSource:
   """
   folder = model_lib.checkpoint_path(path)
   model = model_lib.load(folder)
+  # A model that `convert` made has no stage of training.
   stage = model_folder.read_config(folder).get("training", {}).get("stage", "")
   return SmallSource(model=model, distilled=stage in _DISTILLED)
