@@ -8,17 +8,17 @@ The second needs the extra `aot` and JAX_PLATFORMS=cpu, and no GPU.
 Arguments: `suite=rollout|kernels|training`, `minutes=N`, `runlocal`.
 """
 
+import importlib
 from typing import Any
 
 import ml_collections
 
 import common
-import consistency
-import dmd
-import pretraining
-import teacher_forcing
 from videomla_jax.ops.latent_attention import specs
+from videomla_jax.training.stages import table
 
+# The config of a stage has the name of the stage.
+STAGES = {name: importlib.import_module(name) for name in table.STAGES}
 SUITES = ("rollout", "kernels", "training")
 
 
@@ -63,8 +63,7 @@ def _training(
   config.targets = ("b200", "h100")
   config.utilisation = 0.4  # share of the peak; an assumption, nothing was run
   config.stages = {
-    module.__name__: module.get_config("wan_1p3b")
-    for module in (pretraining, teacher_forcing, consistency, dmd)
+    name: module.get_config("wan_1p3b") for name, module in STAGES.items()
   }
 
 

@@ -113,6 +113,7 @@ def _check_model(config: Any, workdir: pathlib.Path) -> None:
   """Asserts that the finished model is the EMA and says how it was made."""
   about = json.loads((workdir / "model" / "config.json").read_text())
   assert about["training"] == json.loads(config.to_json())
+  assert about["distilled"] is False
   assert about["steps"] == 6 and "videomla_jax.train" in about["command"]
   model = model_lib.load(workdir / "model")
   assert model.config.window == tiny_project.WINDOW

@@ -212,7 +212,9 @@ def train(
         profile=trace,
       )
       state = run(state, batches)
-    _hand_on(root, state, record)
+    # Whoever samples the model must know whether it needs guidance.
+    distilled = stage.sampler(settings).guidance is None
+    _hand_on(root, state, training=record, distilled=distilled)
 
 
 def _resume(
@@ -236,21 +238,21 @@ def _resume(
 
 
 def _hand_on(
-  root: pathlib.Path, state: stage_lib.State, record: dict[str, object]
+  root: pathlib.Path, state: stage_lib.State, **about: object
 ) -> None:
   """Writes the averaged model, which the next stage starts from.
 
   Args:
     root: Folder of the run.
     state: The last state.
-    record: The config as plain JSON values.
+    **about: JSON values that say what made the model.
   """
   model = loop.to_host(state.ema)
   if jax.process_index() == 0:
     networks.save(
       root / "model",
       model,
-      training=record,
+      **about,
       command=" ".join(["python", "-m", "videomla_jax.train", *sys.argv[1:]]),
       steps=int(state.step),
     )

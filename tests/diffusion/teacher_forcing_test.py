@@ -14,12 +14,17 @@ from tests import tolerances
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import teacher_forcing
+from videomla_jax.models import attention
 from videomla_jax.models import window as window_lib
 
 B, CHUNK, CHUNKS = 2, 3, 4
 FRAMES = CHUNK * CHUNKS
 WINDOWS = [(0, 3), (1, 5), (1, 6), (1, 9), (3, 6), (0, None)]
 AVERAGING = [(1, 5), (1, 3), (2, 6), (3, 6)]
+# A policy that is added is compared with the defaults of its fields.
+ADDED = [
+  (1, 6, x) for x in window_lib.POLICIES if x not in ("first", "average")
+]
 
 _velocity = jax.jit(
   teacher_forcing.velocity, static_argnames=("window", "first_chunk")
@@ -85,11 +90,15 @@ def _by_rollout(model, clean, noisy, timestep, text, window, padding):
   return velocities
 
 
-@pytest.mark.parametrize("kind", ["latent", "dense"])
+@pytest.mark.parametrize("kind", [*attention.SELF_ATTENTION])
 @pytest.mark.parametrize("first_chunk", [None, 1])
 @pytest.mark.parametrize(
   ("sink", "local", "policy"),
-  [(*w, "first") for w in WINDOWS] + [(*w, "average") for w in AVERAGING],
+  [
+    *((*w, "first") for w in WINDOWS),
+    *((*w, "average") for w in AVERAGING),
+    *ADDED,
+  ],
 )
 def test_every_chunk_equals_the_cached_rollout(
   seed, kind, first_chunk, sink, local, policy

@@ -49,6 +49,16 @@ def test_name_decides_what_is_opened(
     sources.open_source(networks)
 
 
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_folder_says_whether_its_stage_distils(
+  tmp_path: pathlib.Path, seed: int, distilled: bool
+) -> None:
+  model = tiny_project.video("latent", np.random.default_rng(seed))
+  about = dict(training=dict(stage="a stage to come"), distilled=distilled)
+  model_lib.save(tmp_path / "model", model, **about)
+  assert sources.open_small(tmp_path / "model").distilled == distilled
+
+
 def test_guidance_of_small_models_runs_against_padding(
   seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,22 @@ def test_flushed_frames_do_not_flow_into_the_sink(seed):
     np.testing.assert_array_equal(a[:, :, :2], b[:, :, :2])
 
 
+def test_a_policy_says_what_stays_at_a_change_of_scene(seed, monkeypatch):
+  class EverySixth(window_lib.FirstFrames):
+    def in_sink(self, window, frame):
+      return frame % 6 == 0
+
+  monkeypatch.setitem(window_lib.POLICIES, "sixth", EverySixth())
+  window = window_lib.Window(
+    chunk_frames=2, sink_frames=1, local_frames=9, sink="sixth"
+  )
+  rng, cache = np.random.default_rng(seed), _empty(window, 99)
+  for _ in range(6):
+    cache = _append(cache, _entries(rng, 2), window=window)
+  held = np.asarray(cache_lib.flush(cache, window=window).frame[0])
+  assert sorted(held[held != window_lib.EMPTY]) == [0, 6, 11]
+
+
 def _windows():
   return st.builds(
     lambda chunk, sink, history, policy: window_lib.Window(

@@ -14,7 +14,7 @@ _MAX_KERNEL_LINES = 600  # one pipeline is read in one piece
 # Folders and files at the top of the package from the bottom up, and what each
 # may import beside itself. A name may only stand in rows below its own, so
 # there is no way back up. Every other file at the top is a command.
-_BELOW: dict[str, set[str]] = {
+BELOW: dict[str, set[str]] = {
   "storage": set(),
   "shapes": set(),
   "sharding": {"storage"},
@@ -42,7 +42,7 @@ _WHOLE_PROJECT = {"aot", "clips", "notebooks", "parity", "peers", "project"}
 def _room(module: str) -> str:
   """The row of a module such as `videomla_jax.ops.rope`, or "command"."""
   top = module.split(".")[1]
-  return top if top in _BELOW else "command"
+  return top if top in BELOW else "command"
 
 
 def _sources() -> list[pathlib.Path]:
@@ -81,29 +81,29 @@ def test_imports_go_down(path: pathlib.Path) -> None:
   room = _room(module)
   for name in set(_imported(path)) - {"videomla_jax", module}:
     below = _room(name)
-    allowed = _BELOW[room] | {room} if room != "command" else set(_BELOW)
+    allowed = BELOW[room] | {room} if room != "command" else set(BELOW)
     assert below in allowed, f"{room} must not import {below} ({name})"
 
 
 def test_table_of_imports_has_no_way_up() -> None:
-  rows = [*_BELOW]
+  rows = [*BELOW]
   for i, room in enumerate(rows):
-    assert _BELOW[room] <= {*rows[:i]}, room
+    assert BELOW[room] <= {*rows[:i]}, room
 
 
 def test_table_of_imports_names_what_exists_and_is_used() -> None:
-  used: dict[str, set[str]] = {room: set() for room in _BELOW}
+  used: dict[str, set[str]] = {room: set() for room in BELOW}
   for path in _sources():
     module = _module(path)
     if module != "videomla_jax" and _room(module) in used:
       names = set(_imported(path)) - {"videomla_jax"}
       used[_room(module)] |= {_room(name) for name in names}
-  assert {room: below - {room} for room, below in used.items()} == _BELOW
+  assert {room: below - {room} for room, below in used.items()} == BELOW
 
 
 def test_top_of_the_package_is_commands_and_rooms() -> None:
   rooms = {p.stem for p in _PACKAGE.iterdir() if not p.name.startswith("_")}
-  others = rooms - {"checkpoints"} - {*_BELOW}
+  others = rooms - {"checkpoints"} - {*BELOW}
   assert others == {
     *("train", "sample", "evaluate", "convert"),
     *("calibrate", "prepare", "embed", "benchmark"),

@@ -23,7 +23,8 @@ from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.storage import model_folder
 
-# Stages of training after which a few steps are enough.
+# Stages of training after which a few steps are enough, for folders that do not
+# say it themselves.
 _DISTILLED = ("consistency", "dmd")
 
 
@@ -161,6 +162,8 @@ def open_small(path: str | os.PathLike[str]) -> SmallSource:
   """
   folder = model_lib.checkpoint_path(path)
   model = model_lib.load(folder)
+  about = model_folder.read_config(folder)
   # A model that `convert` made has no stage of training.
-  stage = model_folder.read_config(folder).get("training", {}).get("stage", "")
-  return SmallSource(model=model, distilled=stage in _DISTILLED)
+  stage = about.get("training", {}).get("stage", "")
+  distilled = about.get("distilled", stage in _DISTILLED)
+  return SmallSource(model=model, distilled=distilled)

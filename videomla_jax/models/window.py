@@ -11,6 +11,7 @@ that answers one of them in another way:
   slot       where a frame is stored
   positions  the temporal coordinate of each stored frame
   mixture    what frames that leave the window add to those that stay
+  in_sink    which frames stay at a change of scene, beside the newest ones
 
 Every answer is arithmetic on frame numbers, for NumPy arrays (static plans) and
 JAX arrays alike. Sizes are latent frames; frame numbers count from 0.
@@ -206,7 +207,8 @@ class Window:
     """
     # At least one new frame stays, or the next chunk would follow on nothing.
     keep = max(self.chunk_frames - self.sink_frames, 1)
-    return (held >= next_frame[:, None] - keep) | (held < self.sink_frames)
+    sink = POLICIES[self.sink].in_sink(self, held)
+    return (held >= next_frame[:, None] - keep) | sink
 
 
 class FirstFrames:
@@ -231,6 +233,12 @@ class FirstFrames:
     # The chunk counts as local but is not among the frames before it.
     history = window.local_frames - window.chunk_frames
     return (frame < window.sink_frames) | (frame >= next_frame - history)
+
+  def in_sink(
+    self, window: Window, frame: Int[Array, "B S"]
+  ) -> Bool[Array, "B S"]:
+    """Returns True for frames that are stored in front of the ring."""
+    return frame < window.sink_frames
 
   def slot(
     self,

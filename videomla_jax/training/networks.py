@@ -113,7 +113,7 @@ def prepare(
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
   sizes = {"d_c": wanted.d_c, "d_rope": wanted.d_rope}
-  for name, size in sizes.items() if attention.kind == "latent" else ():
+  for name, size in sizes.items() if attention.kind != "dense" else ():
     found = getattr(attention, name)
     if size and found != size:
       raise ValueError(

@@ -15,7 +15,6 @@ from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.conversion.names import vae as vae_names
-from videomla_jax.models import attention
 from videomla_jax.models import released
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_config
@@ -114,7 +113,9 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan_config.WanConfig:
   for family in _families():
     config = family.dit
     if (config.width, config.num_layers) == (width, layers):
-      sizes = _attention(bare, width, config.attention.num_heads)
+      sizes = dit_names.attention_of(
+        bare, width=width, num_heads=config.attention.num_heads
+      )
       return dataclasses.replace(config, attention=sizes)
   if num_heads is None and width % 128:
     raise ValueError(
@@ -137,32 +138,15 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan_config.WanConfig:
     default=(width, 4096),
   )
   return wan_config.WanConfig(
-    attention=_attention(bare, width, num_heads or width // 128),
+    attention=dit_names.attention_of(
+      bare, width=width, num_heads=num_heads or width // 128
+    ),
     num_layers=layers,
     ffn_width=ffn[0],
     channels=patch[1],
     patch=patch[-1],
     freq_dim=time[1],
     text_dim=text[1],
-  )
-
-
-def _attention(
-  bare: Shapes, width: int, num_heads: int
-) -> attention.AttentionConfig:
-  """Returns the sizes of dense attention, or of latent if its tensors exist."""
-  name = "blocks.0.self_attn."
-  if f"{name}w_dkv.weight" not in bare:
-    return attention.AttentionConfig(
-      kind="dense", width=width, num_heads=num_heads
-    )
-  return attention.AttentionConfig(
-    kind="latent",
-    width=width,
-    num_heads=num_heads,
-    d_c=bare[f"{name}w_dkv.weight"][0],
-    d_rope=_first(bare, rf"{name}w_kr\.weight", default=(32,))[0],
-    d_q=_first(bare, rf"{name}w_dq\.weight", default=(768,))[0],
   )
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 import numpy as np
 
 from videomla_jax.conversion.names import tensor_table
+from videomla_jax.models import attention
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
@@ -152,6 +153,30 @@ def self_attention(config: wan_config.WanConfig, n: int) -> Tensors:
       f"{name}.{theirs}", f"{path}/{ours}", features, block=n
     )
   return tensors
+
+
+def attention_of(
+  shapes: Mapping[str, tensor_table.Shape], *, width: int, num_heads: int
+) -> attention.AttentionConfig:
+  """Returns the sizes of self-attention, told from the tensors of a network.
+
+  Args:
+    shapes: Shapes under original names; other formats have dense attention
+      only. Sizes that they lack are defaults, with which a table of tensors
+      does not fit.
+    width: Model width E.
+    num_heads: Number of heads, which no shape tells.
+  """
+  sizes = dict(width=width, num_heads=num_heads)
+  name = "blocks.0.self_attn."
+  if f"{name}w_dkv.weight" not in shapes:
+    return attention.AttentionConfig(kind="dense", **sizes)
+  found = {
+    size: shapes[f"{name}{part}.weight"][0]
+    for size, part in dict(d_c="w_dkv", d_rope="w_kr", d_q="w_dq").items()
+    if f"{name}{part}.weight" in shapes
+  }
+  return attention.AttentionConfig(kind="latent", **sizes, **found)
 
 
 def _attention(name: str, path: str, width: int, n: int) -> Tensors:
