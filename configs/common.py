@@ -4,6 +4,8 @@ from typing import Any
 
 import ml_collections
 
+Config = ml_collections.ConfigDict
+
 # Size -> what it changes, by group of the config. Groups start with the values
 # of `training` below, those of the reference for released networks; `data` and
 # `network` are a size's own. Stages have a table of the same kind.
@@ -67,7 +69,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     **defaults: Names, types and default values.
 
   Returns:
-    The defaults with the given values.
+    The defaults, with the values of the argument in their place.
 
   Raises:
     ValueError: If a name is unknown or a value has the wrong type.
@@ -75,12 +77,12 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
   values = dict(defaults)
   first = next(iter(defaults), None)
   for part in filter(None, (arg or "").split(",")):
-    name, given, text = part.partition("=")
-    if not given and isinstance(defaults.get(name), bool):
+    name, equals, text = part.partition("=")
+    if not equals and isinstance(defaults.get(name), bool):
       values[name] = True
-    elif not given and isinstance(defaults.get(first), str):
+    elif not equals and isinstance(defaults.get(first), str):
       values[first] = name
-    elif name not in defaults or not given:
+    elif name not in defaults or not equals:
       raise ValueError(
         f"config argument {part!r} is unknown; use one of "
         f"{', '.join(f'{k}={v}' for k, v in defaults.items())}."
@@ -91,6 +93,16 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def _typed(name: str, text: str, default: Any) -> Any:
+  """Returns the value of one argument in the type of its default.
+
+  Args:
+    name: Name of the argument, for messages.
+    text: What stands behind "=".
+    default: A value of the wanted type.
+
+  Raises:
+    ValueError: If the text is no such value.
+  """
   if isinstance(default, bool):
     if text not in ("true", "false", "True", "False"):
       raise ValueError(
@@ -112,7 +124,7 @@ def training(
   stage: str,
   sizes: dict[str, dict[str, Any]],
   **further: Any,
-) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
+) -> tuple[dict[str, Any], Config]:
   """Returns what the stages of training have in common.
 
   Args:
@@ -142,7 +154,7 @@ def training(
       f"{tuple(SIZES)}."
     )
   size = SIZES[arg["size"]]
-  config = ml_collections.ConfigDict()
+  config = Config()
   config.stage = stage
   config.seed = arg["seed"]
   config.networks = {}  # role -> folder, filled in by the stage
@@ -192,7 +204,7 @@ def training(
   return arg, config
 
 
-def change(config: ml_collections.ConfigDict, size: dict[str, Any]) -> None:
+def change(config: Config, size: dict[str, Any]) -> None:
   """Changes what a size changes.
 
   Args:
@@ -205,7 +217,7 @@ def change(config: ml_collections.ConfigDict, size: dict[str, Any]) -> None:
       config[group].update(values)
 
 
-def run_locally(config: ml_collections.ConfigDict) -> None:
+def run_locally(config: Config) -> None:
   """Makes a training config so small that it runs in seconds, for tests."""
   config.data.update(num_clips=64, batch_size=2, num_frames=6, clip_frames=6)
   config.optim.update(steps=min(config.optim.steps, 6), warmup_steps=2)

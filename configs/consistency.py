@@ -27,15 +27,22 @@ SIZES = {
 }
 
 
-def get_config(arg=None):
-  """Returns the config of one variant."""
-  arg, config = common.training(
+def get_config(arg: str | None = None) -> common.Config:
+  """Returns the config of one variant.
+
+  Args:
+    arg: Size and other arguments, separated by commas; see above.
+
+  Raises:
+    ValueError: If one of them is unknown.
+  """
+  chosen, config = common.training(
     arg,
     stage="consistency",
     sizes=SIZES,
     init="runs/teacher_forcing/model",
   )
-  config.networks.update(model=arg["init"], teacher=arg["init"])
+  config.networks.update(model=chosen["init"], teacher=chosen["init"])
   config.diffusion.update(
     num_levels=48,  # causal_cd_*.yaml: discrete_cd_N
     guidance=3.0,  # of the teacher, w in uncond + w (cond - uncond)
@@ -44,8 +51,8 @@ def get_config(arg=None):
   )
   # The average is the target network: 0.99 from the first step.
   config.optim.update(ema_decay=0.99, ema_warmup=False)
-  common.change(config, SIZES[arg["size"]])
-  if arg["runlocal"]:
+  common.change(config, SIZES[chosen["size"]])
+  if chosen["runlocal"]:
     common.run_locally(config)
     config.diffusion.num_levels = 6
   return config

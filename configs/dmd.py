@@ -45,9 +45,16 @@ SIZES = {
 }
 
 
-def get_config(arg=None):
-  """Returns the config of one variant."""
-  arg, config = common.training(
+def get_config(arg: str | None = None) -> common.Config:
+  """Returns the config of one variant.
+
+  Args:
+    arg: Size and other arguments, separated by commas; see above.
+
+  Raises:
+    ValueError: If one of them is unknown.
+  """
+  chosen, config = common.training(
     arg,
     stage="dmd",
     sizes=SIZES,
@@ -57,11 +64,11 @@ def get_config(arg=None):
     frames=0,
     stream=0,
   )
-  size = SIZES[arg["size"]]
+  size = SIZES[chosen["size"]]
   config.networks.update(
-    model=arg["init"],
-    real=arg["real"] or size["score"],
-    critic=arg["critic"] or size["score"],
+    model=chosen["init"],
+    real=chosen["real"] or size["score"],
+    critic=chosen["critic"] or size["score"],
   )
   config.diffusion.update(
     timesteps=(1000, 750, 500, 250),
@@ -76,11 +83,11 @@ def get_config(arg=None):
   )
   common.change(config, size)
   config.rollout = dict(
-    num_frames=arg["frames"] or config.data.num_frames,
+    num_frames=chosen["frames"] or config.data.num_frames,
     # Videos go on from step to step up to this length (LongLive: 240); 0: not.
-    stream_frames=arg["stream"],
+    stream_frames=chosen["stream"],
   )
-  if arg["runlocal"]:
+  if chosen["runlocal"]:
     common.run_locally(config)
     config.optim.critic_updates = 2
     config.rollout.num_frames = config.data.num_frames

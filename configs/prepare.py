@@ -26,7 +26,7 @@ def get_config(arg=None):
       f"config argument family={arg['family']!r} is unknown; use one of"
       f" {[*released.FAMILIES]}."
     )
-  family = released.FAMILIES[arg["family"]]
+  family = released.FAMILIES["wan_tiny" if arg["tiny"] else arg["family"]]
   config = ml_collections.ConfigDict()
   # A folder of videos; without a table a/b.mp4 has its caption in a/b.txt.
   config.videos = ""
@@ -67,6 +67,6 @@ def get_config(arg=None):
   config.beam_options = ("--runner=DirectRunner",)
   if arg["tiny"]:
     config.checkpoint = "random:wan_tiny"
-    config.clip.update(height=32, width=48, num_frames=9)
+    config.clip.num_frames = 9
     config.shard_size = 2
   return config

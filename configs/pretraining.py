@@ -33,17 +33,24 @@ SIZES = {
 }
 
 
-def get_config(arg=None):
-  """Returns the config of one variant."""
-  arg, config = common.training(
+def get_config(arg: str | None = None) -> common.Config:
+  """Returns the config of one variant.
+
+  Args:
+    arg: Size and other arguments, separated by commas; see above.
+
+  Raises:
+    ValueError: If one of them is unknown.
+  """
+  chosen, config = common.training(
     arg, stage="pretraining", sizes=SIZES, init="default"
   )
   config.model.kind = "dense"
   # Chance that the frames of a clip have levels of their own.
   config.diffusion.frame_levels = 0.0
-  common.change(config, SIZES[arg["size"]])
-  if arg["init"] != "default":
-    config.networks.model = arg["init"]
-  if arg["runlocal"]:
+  common.change(config, SIZES[chosen["size"]])
+  if chosen["init"] != "default":
+    config.networks.model = chosen["init"]
+  if chosen["runlocal"]:
     common.run_locally(config)
   return config

@@ -33,9 +33,16 @@ SIZES = {
 }
 
 
-def get_config(arg=None):
-  """Returns the config of one variant."""
-  arg, config = common.training(
+def get_config(arg: str | None = None) -> common.Config:
+  """Returns the config of one variant.
+
+  Args:
+    arg: Size and other arguments, separated by commas; see above.
+
+  Raises:
+    ValueError: If one of them is unknown.
+  """
+  chosen, config = common.training(
     arg,
     stage="teacher_forcing",
     sizes=SIZES,
@@ -47,9 +54,9 @@ def get_config(arg=None):
     loss_weight="bell",  # docs/method.md, section 6.5
     first_frame_every=4,  # every 4th step the first chunk is one given frame
   )
-  common.change(config, SIZES[arg["size"]])
-  if arg["init"] != "default":
-    config.networks.model = arg["init"]
-  if arg["runlocal"]:
+  common.change(config, SIZES[chosen["size"]])
+  if chosen["init"] != "default":
+    config.networks.model = chosen["init"]
+  if chosen["runlocal"]:
     common.run_locally(config)
   return config

@@ -85,7 +85,7 @@ class Child:
       "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
       + f" --xla_force_host_platform_device_count={devices}",
       "JAX_COMPILATION_CACHE_DIR": str(self.folder / "programs"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     done = subprocess.run(
       command, cwd=ROOT, env=environment, capture_output=True, text=True

@@ -61,7 +61,8 @@ def results(
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     # Compiling is most of the time, and needs no optimisation here.
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+    "--xla_force_host_platform_device_count=8 "
     "--xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true",
   }

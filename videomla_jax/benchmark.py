@@ -83,7 +83,7 @@ class RolloutSuite:
     )
     needs = memory.needs(
       model.dit,
-      streams=self.batch * sampler.rows_per_video,
+      rows=self.batch * sampler.rows_per_video,
       frame=frame,
       window=window,
       max_frames=num_frames,

@@ -32,7 +32,7 @@ from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
 
 Clip = UInt8[np.ndarray, "t h w c"]
@@ -143,13 +143,14 @@ def _noisy_clips(
 ) -> Iterator[NoisyClip]:
   """Yields every clip at several noise levels."""
   total = len(clips) * request.levels
-  with metrics.Progress(total, "activations", unit="pass") as progress:
+  with progress_bar.Progress(total, "activations", unit="pass") as progress:
     for i, clip in enumerate(clips):
       clip = pipeline_lib.usable_clip(
         clip, pipeline, num_frames=request.num_frames
       )
       clean = pipeline_lib.encode(pipeline, clip[None])
       for level in range(request.levels):
+        # Every clip at every level has noise of its own.
         key = jax.random.fold_in(
           jax.random.key(request.seed), i * request.levels + level
         )
@@ -195,6 +196,7 @@ def _compare(
     The error of each layer, a mean over all clips and levels.
   """
   latent = released.load(request.compare, "dit")
+  # Errors are taken layer by layer, so the layers must correspond.
   if latent.config.num_layers != pipeline.dit.config.num_layers:
     raise ValueError(
       f"compare={request.compare!r} has {latent.config.num_layers} layers but "

@@ -30,13 +30,13 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import model as small_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """What to convert and how: the values of the flags.
+  """Says what to convert and how; the fields are the flags.
 
   Attributes:
     source: Release folder, checkpoint file or model folder.
@@ -99,7 +99,7 @@ def define_flags() -> None:
 
 
 def convert(options: Options) -> None:
-  """Runs one conversion.
+  """Converts or exports networks as the options say.
 
   Args:
     options: What to convert and how.
@@ -142,6 +142,7 @@ def _convert_component(
   if component == "tokenizer":
     tokenizer_lib.Tokenizer.load(path)  # raises for a file that is none
     output.mkdir(parents=True, exist_ok=True)
+    # A killed copy must not pass for a vocabulary.
     temporary = output / f".{tokenizer_lib.FILE}.{os.getpid()}.tmp"
     shutil.copyfile(path, temporary)
     temporary.replace(output / tokenizer_lib.FILE)
@@ -167,7 +168,7 @@ def _convert_network(
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
     # --to=latent leaves the other components of a release as they are.
     latent = _recipe(options, network.config) if component == "dit" else None
-    with metrics.Progress(total, "convert", unit="tensor") as progress:
+    with progress_bar.Progress(total, "convert", unit="tensor") as progress:
       if options.export:
         release.export(
           output,

@@ -20,7 +20,7 @@ from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,7 @@ def embed(config: config_reader.Values) -> int:
   ]
   print(f"prompts: {len(new)} new, {len(prompts) - len(new)} known", flush=True)
   if new:
+    # The encoder (11.4 GB at full size) is loaded only if a prompt is new.
     _embed_all(request, tokenizer, identity, new)
   return len(new)
 
@@ -119,16 +120,16 @@ def _embed_all(
   """Loads the encoder and embeds in batches; every batch is stored at once."""
   encoder = released.load(pathlib.Path(request.checkpoint) / "umt5", "umt5")
   print(memory.described("text encoder", encoder), flush=True)
-  with metrics.Progress(len(prompts), "embed", unit="prompt") as progress:
+  with progress_bar.Progress(len(prompts), "embed", unit="prompt") as progress:
     for i in range(0, len(prompts), request.save_every):
       batch = prompts[i : i + request.save_every]
       rows = np.asarray(umt5.embed_texts(encoder, tokenizer, batch))
       # Padding is not stored: most of a prompt's 512 tokens are nothing else.
       _, lengths = tokenizer(batch)
-      made = {
+      embedded = {
         p: row[:n] for p, row, n in zip(batch, rows, lengths, strict=True)
       }
-      embeddings.add(request.output, made, encoder=identity)
+      embeddings.add(request.output, embedded, encoder=identity)
       progress.update(len(batch))
 
 

@@ -30,7 +30,7 @@ from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import judge as judge_lib
 from videomla_jax.small_world import measures as measures_lib
 from videomla_jax.small_world import prompts as prompts_lib
@@ -103,7 +103,7 @@ def generate_videos(
     num_frames=num_frames,
   )
   pieces = []
-  with metrics.Progress(num_frames, name, unit="frame") as progress:
+  with progress_bar.Progress(num_frames, name, unit="frame") as progress:
     for pixels in stream:
       pieces.append(np.asarray(pixels))
       progress.update(pixels.shape[1])
@@ -163,6 +163,7 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   judge, judge_report = judge_lib.load_or_train_judge(request.judge)
   # Prompts that training never showed: what is measured is not memory.
   prompts = [*prompts_lib.held_out_prompts()] * request.videos_per_prompt
+  # Measures are taken per second: all rows share one frame rate.
   fps = next(iter(models.values()))[0].fps
   num_frames = request_lib.count_frames(request.seconds, fps)
   real = measures_lib.real_videos(
@@ -177,6 +178,7 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
       videos = generate_videos(source, prompts, request, name=name)
       seconds[name].append(round(time.monotonic() - started, 1))
       measures[name].append(measures_lib.measure(videos, prompts, judge, fps))
+      # Sheets are looked at one by one, so every seed has its own.
       suffix = f"{name}-{i}" if len(seeds) > 1 else name
       _write_sheet(
         folder / f"{request.output.name}-{suffix}.png", videos, prompts, fps

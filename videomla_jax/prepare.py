@@ -24,14 +24,16 @@ from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 
 RUNNERS = ("local", "beam")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """What is prepared and how; the fields are the keys of `configs/prepare.py`.
+  """Says what is prepared and how.
+
+  The fields are the keys of `configs/prepare.py`.
 
   Attributes:
     videos: Folder of videos, or empty.
@@ -134,7 +136,7 @@ def make_plan(request: Request) -> preparation.Plan:
   items, excluded = filters_lib.select(request.read_inputs(), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
   settings.encoder.require_texts([*captions, settings.negative_prompt])
-  return preparation.plan(
+  return preparation.plan_shards(
     items,
     excluded,
     videos=request.videos,
@@ -165,7 +167,9 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
     if request.runner == "beam":
       preparation.run_beam(plan, request.beam_options)
     else:
-      with metrics.Progress(plan.num_items, "prepare", unit="input") as bar:
+      with progress_bar.Progress(
+        plan.num_items, "prepare", unit="input"
+      ) as bar:
         preparation.run(plan, bar.update)
     report = preparation.finish(plan)
   print(_summary(plan, report), flush=True)

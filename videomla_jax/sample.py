@@ -26,7 +26,7 @@ from videomla_jax.generation import sources
 from videomla_jax.generation import video_files
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
-from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 
@@ -109,7 +109,7 @@ def _write_videos(
   with contextlib.ExitStack() as stack:
     stack.enter_context(files)
     progress = stack.enter_context(
-      metrics.Progress(job.num_frames, "sample", unit="frame")
+      progress_bar.Progress(job.num_frames, "sample", unit="frame")
     )
     progress.update(files.append(job.first_frames(pipeline)))
     on_step = _show_steps(stack, job)
@@ -126,7 +126,9 @@ def _show_steps(
   if job.request.mode == "causal":
     return lambda: None
   steps = len(job.sampler.sigmas)
-  bar = stack.enter_context(metrics.Progress(steps, "denoise", unit="step"))
+  bar = stack.enter_context(
+    progress_bar.Progress(steps, "denoise", unit="step")
+  )
   return lambda: bar.update(1)
 
 

@@ -1,4 +1,4 @@
-"""Dimension glossary and token arithmetic.
+"""The letters of dimensions, and arithmetic of tokens and frames.
 
 Every docstring, einsum and annotation of the package uses these letters:
 
@@ -57,15 +57,25 @@ def token_grid(height: int, width: int, *, patch: int) -> Grid:
 
 
 def round_up(count: int, multiple: int) -> int:
-  """Smallest multiple of `multiple` that is at least `count`."""
+  """Returns the smallest multiple of `multiple` that is at least `count`."""
   return -(-count // multiple) * multiple
 
 
 def pixel_frames(latent_frames: int, *, stride: int) -> int:
-  """Pixel frames of a clip: one for the first latent frame, then `stride`."""
+  """Counts pixel frames: one for the first latent frame, `stride` for others.
+
+  Args:
+    latent_frames: Latent frames of the clip, at least 1.
+    stride: Pixel frames per latent frame, 4 in Wan's VAE.
+  """
   return stride * (latent_frames - 1) + 1
 
 
 def covering_latents(pixel_frames: int, *, stride: int) -> int:
-  """Fewest latent frames that decode to at least so many pixel frames."""
+  """Counts the fewest latent frames that give at least so many pixel frames.
+
+  Args:
+    pixel_frames: Pixel frames that are wanted, at least 1.
+    stride: Pixel frames per latent frame, 4 in Wan's VAE.
+  """
   return -((1 - pixel_frames) // stride) + 1

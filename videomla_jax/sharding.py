@@ -1,18 +1,19 @@
-"""How arrays lie on a mesh of devices: two tables and what reads them.
+"""How arrays lie on a mesh of devices: two tables, and what reads them.
 
-Four axes: `data` copies the model and splits the batch; `fsdp` splits the batch
-and, at rest, every large parameter and its moments; `sequence` splits the
-tokens of a frame; `tensor` splits heads and feed-forward. An axis of size 1
-costs nothing, so all programs are written for all four.
+The mesh has four axes: `data` copies the model and splits the batch; `fsdp`
+splits the batch and, between their uses, every large parameter and its moments;
+`sequence` splits the tokens of a frame; `tensor` splits heads and feed-forward.
+An axis of size 1 costs nothing, so all programs are written for all four.
 
-Parameters are matched by name, activations are named where they arise. The
-first row that matches wins. The compiler derives all communication from that.
+Parameters are matched by name, and the first row that matches is taken.
+Activations are named where they arise. The compiler derives all communication
+from these two tables.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import math
 import re
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -23,13 +24,15 @@ from videomla_jax.storage import tree_names
 
 # The devices, or only their number.
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+# Mesh axes of one dimension, as a `PartitionSpec` holds them.
+Entry = str | tuple[str, ...] | None
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = ("data", "fsdp")
 
-# Regular expression of a parameter's name -> axes of its LAST dimensions;
-# stacked layers come before them and stay whole. Moments and averages end in
-# the name of their parameter.
+# Regular expression of a parameter's name -> axes of its LAST dimensions. The
+# axis of stacked layers comes before them and stays whole. Moments and averages
+# end in the name of their parameter, so the same rows fit them.
 PARAMETERS: tuple[tuple[str, P], ...] = (
   # Read by all heads, or too small to split.
   (r"/w_(dkv|dq|kr)/kernel\b", P("fsdp", None)),
@@ -66,16 +69,18 @@ def make_mesh(
   fsdp: int = 1,
   sequence: int = 1,
   tensor: int = 1,
-  devices: Any = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
-  """Arranges the devices of all processes.
+  """Arranges the devices of all processes in a mesh.
+
+  One of the sizes may be -1, which stands for the devices that are left.
 
   Args:
-    data: Devices along this axis; one axis may be -1, the rest of the devices.
-    fsdp: See the module's docstring, like the others.
-    sequence: As above.
-    tensor: As above.
-    devices: Which ones; all by default.
+    data: Devices among which the batch is split while each has all parameters.
+    fsdp: Devices among which the batch and the parameters are split.
+    sequence: Devices among which the tokens of a frame are split.
+    tensor: Devices among which heads and feed-forward are split.
+    devices: Devices to arrange; all devices of all processes by default.
 
   Raises:
     ValueError: If the numbers do not multiply to the devices.
@@ -106,22 +111,27 @@ def make_mesh(
   )
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
-  """Mesh axes of one dimension."""
+def _axes(entry: Entry) -> tuple[str, ...]:
+  """Returns the mesh axes that one dimension is split along."""
   if entry is None:
     return ()
   return entry if isinstance(entry, tuple) else (entry,)
 
 
-def _extent(entry: Any, mesh: Any) -> int:
-  """Parts that one dimension is split into."""
+def _extent(entry: Entry, mesh: Mesh) -> int:
+  """Counts the parts that one dimension is split into."""
   return math.prod(mesh.shape[name] for name in _axes(entry))
 
 
 def spec_of(name: str, rank: int) -> P:
-  """Axes of a parameter, moment or average, by the table.
+  """Looks up the mesh axes of a parameter, moment or average.
 
-  Videos that stage 3 goes on with are split by example.
+  The unfinished videos of long tuning, which lie in a training state under
+  `stream/`, are split by rows of the batch.
+
+  Args:
+    name: Name of the leaf in the training state.
+    rank: Number of its dimensions.
   """
   if re.search(r"\bstream/", name):
     if name.endswith("negative"):
@@ -135,10 +145,10 @@ def spec_of(name: str, rank: int) -> P:
 
 
 def shardings(state: PyTree, mesh: Mesh) -> PyTree:
-  """Where each leaf of a training state lives.
+  """Decides on which devices each leaf of a training state lies.
 
   Args:
-    state: Arrays, or abstract ones.
+    state: Training state, of arrays or abstract.
     mesh: The devices.
 
   Returns:
@@ -169,12 +179,12 @@ def shardings(state: PyTree, mesh: Mesh) -> PyTree:
 
 
 def check_batch(size: int, mesh: Mesh, *, parts: int = 1) -> None:
-  """Refuses a batch that cannot be dealt out.
+  """Refuses a batch that does not split evenly among the devices.
 
   Args:
-    size: Examples per update over all processes.
+    size: Rows of the batch per update, over all processes.
     mesh: The devices.
-    parts: Pieces that a device works through one by one.
+    parts: Microbatches that a device works through one by one.
   """
   share = parts * _extent(BATCH, mesh)
   if size < 1 or size % share:
@@ -186,7 +196,13 @@ def check_batch(size: int, mesh: Mesh, *, parts: int = 1) -> None:
 
 
 def check_tokens(tokens: int, heads: int, mesh: Mesh) -> None:
-  """Refuses a mesh that cannot split a frame's tokens or the heads."""
+  """Refuses a mesh that does not split tokens or heads evenly.
+
+  Args:
+    tokens: P, tokens of a frame.
+    heads: N, attention heads.
+    mesh: The devices.
+  """
   for axis, size, what in (
     ("sequence", tokens, "tokens of a frame"),
     ("tensor", heads, "heads"),
@@ -199,35 +215,38 @@ def check_tokens(tokens: int, heads: int, mesh: Mesh) -> None:
 
 
 def put_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-  """Makes global arrays of this process's part of a batch, batch axis first.
+  """Makes global arrays of this process's rows of a batch.
 
-  Arrays named `negative` are the same everywhere.
+  Args:
+    batch: Arrays whose first axis is the batch; those named `negative` are the
+      same in all processes and are copied to all devices.
+    mesh: The devices.
   """
   split = jax.sharding.NamedSharding(mesh, P(BATCH))
   whole = jax.sharding.NamedSharding(mesh, P())
 
-  def put(path: Any, x: np.ndarray) -> jax.Array:
+  def put(path: tuple[object, ...], x: np.ndarray) -> jax.Array:
     shared = "negative" in jax.tree_util.keystr(path)
     return jax.make_array_from_process_local_data(whole if shared else split, x)
 
   return jax.tree_util.tree_map_with_path(put, batch)
 
 
-def _mesh_in_use() -> Any:
-  """The mesh that a program is traced for, None for a single device."""
+def _mesh_in_use() -> jax.sharding.AbstractMesh | None:
+  """Returns the mesh that a program is traced for; None for one device."""
   mesh = jax.sharding.get_abstract_mesh()
   known = not mesh.empty and set(mesh.axis_names) == set(AXES)
   return mesh if known and not mesh.manual_axes and mesh.size > 1 else None
 
 
 def devices_along(axis: str) -> int:
-  """Devices along an axis of the mesh that a program is traced for."""
+  """Counts the devices along an axis of the mesh in use; 1 without a mesh."""
   mesh = _mesh_in_use()
   return 1 if mesh is None else mesh.shape[axis]
 
 
-def _activation_spec(x: Any, name: str, mesh: Any) -> P:
-  """A row of the table; a dimension that cannot be split stays whole."""
+def _activation_spec(x: jax.Array | np.ndarray, name: str, mesh: Mesh) -> P:
+  """Looks up an activation; a dimension that splits unevenly stays whole."""
   spec = [
     entry if size % _extent(entry, mesh) == 0 else None
     for entry, size in zip(ACTIVATIONS[name], x.shape, strict=False)
@@ -236,7 +255,12 @@ def _activation_spec(x: Any, name: str, mesh: Any) -> P:
 
 
 def constrain(x: jax.Array, name: str) -> jax.Array:
-  """Asks for the layout of a named activation; nothing without a mesh."""
+  """Asks the compiler for the layout of a named activation.
+
+  Args:
+    x: The activation; returned as it is where there is no mesh.
+    name: Key of `ACTIVATIONS`.
+  """
   mesh = _mesh_in_use()
   if mesh is None:
     return x
@@ -249,12 +273,13 @@ def per_device(
 ) -> PyTree:
   """Runs a function on the part that each device has; no compiler splits it.
 
-  For kernels, and for loops that must not communicate.
+  This is for kernels, and for loops that must not communicate.
 
   Args:
-    function: Of arrays; all leaves of its result lie like the first leaf of
-      its first argument.
-    *args: Name of an activation, for all leaves, and the argument.
+    function: Function of arrays. All leaves of its result lie like the first
+      leaf of its first argument.
+    *args: Name of an activation for all leaves of an argument, and the
+      argument.
   """
   values = [value for _, value in args]
   mesh = _mesh_in_use()
@@ -268,27 +293,29 @@ def per_device(
     function,
     in_specs=tuple(specs),
     out_specs=jax.tree.leaves(specs[0])[0],
+    # Kernels do not declare along which axes their results are copies.
     check_vma=False,
   )(*values)
 
 
 def create(
-  make: Callable[..., PyTree], *args: Any, mesh: jax.sharding.Mesh
+  make: Callable[..., PyTree], *args: PyTree, mesh: jax.sharding.Mesh
 ) -> PyTree:
-  """Runs `make` so that every device holds its own part of the result only.
+  """Makes a training state of which every device holds only its part.
 
   Args:
-    make: Pure function of `args` that returns a training state.
-    *args: Its arguments, already placed.
+    make: Pure function that returns the training state.
+    *args: Arguments of `make`, which lie on the devices already.
     mesh: The devices.
   """
+  # Where everything lies is known from shapes, before anything is allocated.
   where = shardings(jax.eval_shape(make, *args), mesh)
   with jax.set_mesh(mesh):
     return jax.jit(make, out_shardings=where)(*args)
 
 
 def bytes_per_device(state: PyTree, mesh: Mesh) -> int:
-  """Bytes that one device holds of a state, from shapes alone."""
+  """Counts the bytes that one device holds of a state, from shapes alone."""
   leaves = zip(
     jax.tree.leaves(state), jax.tree.leaves(shardings(state, mesh)), strict=True
   )

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Any
 
 from absl import flags
 from absl import logging
@@ -238,7 +237,9 @@ def _resume(
   return restored.state
 
 
-def _hand_on(root: pathlib.Path, state: stage_lib.State, **about: Any) -> None:
+def _hand_on(
+  root: pathlib.Path, state: stage_lib.State, **about: object
+) -> None:
   """Writes the averaged model, which the next stage starts from.
 
   Args:

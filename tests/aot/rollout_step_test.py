@@ -124,7 +124,7 @@ def test_chunk_step_compiles_with_our_kernel(count):
   assert program.temporary_bytes <= 160e6
   predicted = memory.needs(
     _model(),
-    streams=1,
+    rows=1,
     frame=FRAME,
     window=window_lib.Window(),
     max_frames=81,

@@ -27,13 +27,13 @@ def test_cache_bytes_are_those_of_real_arrays(
   model = tiny_model.build(kind, np.random.default_rng(seed))
   window = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=local)
   call = dict(frame=tiny_model.FRAME, window=window, max_frames=frames)
-  sizes = memory.needs(model, streams=2, **call)
+  sizes = memory.needs(model, rows=2, **call)
   held = rollout.empty_cache(model, batch=2, **call)
   arrays = sum(x.nbytes for x in jax.tree.leaves(held.entries))
   assert sizes.cache_bytes == arrays
   slots = held.frame.shape[1]
   scalars = {"latent": 16, "dense": 48}[kind]
-  tokens = 2 * slots * tiny_model.TOKENS * 2  # streams, frames, P, layers
+  tokens = 2 * slots * tiny_model.TOKENS * 2  # rows, frames, P, layers
   assert arrays == tokens * scalars * 4
   assert sizes.scalars_per_token_layer == scalars
   assert sizes.dense_scalars_per_token_layer == 48
@@ -43,7 +43,7 @@ def test_cache_bytes_are_those_of_real_arrays(
 def test_wan_keeps_what_the_paper_says() -> None:
   model = tiny_model.abstract(wan_config.wan_1p3b(kind="latent"))
   sizes = memory.needs(
-    model, streams=1, frame=(60, 104, 16), window=_WINDOW, max_frames=240
+    model, rows=1, frame=(60, 104, 16), window=_WINDOW, max_frames=240
   )
   assert sizes.tokens_per_frame == 1560
   assert sizes.scalars_per_token_layer == 224
@@ -65,7 +65,7 @@ def test_predicted_peak_is_within_a_factor_of_two(size: str, kind: str) -> None:
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   sampler = sampling.euler(4, shift=2.0, guidance=None)
   call = dict(frame=frame, window=_WINDOW)
-  sizes = memory.needs(model, streams=1, max_frames=240, **call)
+  sizes = memory.needs(model, rows=1, max_frames=240, **call)
   state = jax.eval_shape(
     lambda m: rollout.Rollout(
       rollout.empty_cache(m, batch=1, max_frames=240, **call),

@@ -16,9 +16,9 @@ from videomla_jax.models import window as window_lib
 _FRAMES = 5
 
 
-def _inputs(rng: np.random.Generator, batch: int, streams: int):
+def _inputs(rng: np.random.Generator, batch: int, rows: int):
   noise = tiny_model.normal(rng, batch, _FRAMES, *tiny_model.FRAME)
-  text = tiny_model.normal(rng, batch * streams, *tiny_model.TEXT)
+  text = tiny_model.normal(rng, batch * rows, *tiny_model.TEXT)
   return noise, text
 
 

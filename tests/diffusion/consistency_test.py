@@ -276,7 +276,7 @@ def test_linear_student_converges_to_the_chain_of_euler_steps(seed):
         )[0]
       )(student)
       student = student - gradient
-      target = optim.update_ema(target, student, decay)
+      target = optim.update_ema(target, student, jnp.float32(decay))
       return (student, target), loss
 
     return jax.lax.scan(step, (teacher, teacher), keys)

@@ -250,7 +250,7 @@ def _image_latent(prefix):
 
 
 @pytest.mark.slow
-def test_whole_step_equals_one_program_and_goes_on_from_a_stream(seed):
+def test_whole_step_equals_one_program_and_goes_on_from_a_clip(seed):
   chunks = 5  # two more than a clip, so the last-frames rule is at work
   student, _, roll, _ = _inputs(seed, "latent", 0, chunks)
   real, critic, texts = _scores(seed)

@@ -1,4 +1,4 @@
-"""Rectified flow: conversions, schedules, vectors of spec/diffusion.md."""
+"""Rectified flow: conversions and schedules, docs/method.md, section 6."""
 
 import hypothesis
 from hypothesis import strategies as st

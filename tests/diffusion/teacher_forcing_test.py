@@ -182,7 +182,7 @@ def test_two_layers_reach_what_the_kept_frames_saw(seed, kind):
     assert _seen(noisy) == set(range(m * CHUNK, (m + 1) * CHUNK))
 
 
-def test_streams_of_a_batch_do_not_mix(seed):
+def test_rows_of_a_batch_do_not_mix(seed):
   rng = np.random.default_rng(seed)
   model, window = tiny_model.build("latent", rng), _window(1, 5)
   inputs = _inputs(rng)
@@ -257,7 +257,7 @@ def test_plan_is_the_windowed_mask_of_the_specification(
   padding = chunk - first
   plan = teacher_forcing.plan(chunk * chunks, window=window, first_chunk=first)
   for m in range(chunks):
-    end = (m + 1) * chunk  # e_q of spec/training.md (TF-window)
+    end = (m + 1) * chunk  # e of docs/method.md, Eq. (10.1)
     allowed = [
       frame
       for frame in range(padding, m * chunk)

@@ -125,6 +125,18 @@ def test_entries_depend_on_their_own_token_only(seed, kind):
     np.testing.assert_array_equal(a[:, 0], b[:, 0])
 
 
+@KINDS
+def test_what_is_cached_has_passed_its_norm(seed, kind):
+  layer, x, _ = _inputs(seed, kind)
+  entry = jax.jit(lambda layer, x: layer.project(x))(layer, 7.0 * x)
+  key, norm = {
+    "dense": lambda: (entry.key, layer.key_norm),
+    "latent": lambda: (entry.content, layer.content_norm),
+  }[kind]()
+  square = jnp.mean((key / norm.gain[...]) ** 2, axis=-1)
+  np.testing.assert_allclose(square, 1, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [

@@ -19,12 +19,12 @@ LAYERS = 2
 _append = jax.jit(cache_lib.append, static_argnames="window")
 
 
-def _entries(streams, frames):
-  """Entries that tell layer, stream, frame and channel."""
-  layer, stream, frame, channel = np.meshgrid(
-    np.arange(LAYERS), streams, frames, np.arange(2), indexing="ij"
+def _entries(rows, frames):
+  """Entries that tell layer, row, frame and channel."""
+  layer, row, frame, channel = np.meshgrid(
+    np.arange(LAYERS), rows, frames, np.arange(2), indexing="ij"
   )
-  value = layer * 1e5 + stream * 1e4 + frame * 10.0 + channel
+  value = layer * 1e5 + row * 1e4 + frame * 10.0 + channel
   value = value[:, :, :, None].astype(np.float32)  # one token
   return {"content": jnp.asarray(value), "rope": jnp.asarray(-value[..., :1])}
 
@@ -35,7 +35,7 @@ def _empty(batch, window, max_frames):
 
 
 class Frames:
-  """What the cache must hold: a list of frames per stream."""
+  """What the cache must hold: a list of frames per row."""
 
   def __init__(self, window):
     self.window, self.kept, self.next = window, [], 0
@@ -65,22 +65,22 @@ def _check(cache, lists):
   valid = np.asarray(cache_lib.valid(cache))
   frame = np.asarray(cache.frame)
   assert np.asarray(cache.next_frame).tolist() == [x.next for x in lists]
-  for stream, frames in enumerate(lists):
-    assert sorted(frame[stream, valid[stream]].tolist()) == frames.kept
-    assert (frame[stream, ~valid[stream]] == window_lib.EMPTY).all()
-    for slot in np.flatnonzero(valid[stream]):
-      held = frame[stream, slot]
-      expected = _entries([stream], [held])
+  for row, frames in enumerate(lists):
+    assert sorted(frame[row, valid[row]].tolist()) == frames.kept
+    assert (frame[row, ~valid[row]] == window_lib.EMPTY).all()
+    for slot in np.flatnonzero(valid[row]):
+      held = frame[row, slot]
+      expected = _entries([row], [held])
       for name, leaf in cache.entries.items():
         np.testing.assert_array_equal(
-          leaf[:, stream, slot], expected[name][:, 0, 0]
+          leaf[:, row, slot], expected[name][:, 0, 0]
         )
-      assert rank[stream, slot] == frames.kept.index(held)
+      assert rank[row, slot] == frames.kept.index(held)
 
 
 @st.composite
 def _programs(draw):
-  """A window, commits of each stream alone, then of both, and a flush."""
+  """A window, commits of each row alone, then of both, and a flush."""
   chunk = draw(st.integers(1, 3))
   history = draw(st.one_of(st.none(), st.integers(0, 5)))
   window = window_lib.Window(
@@ -109,10 +109,10 @@ def test_ring_buffer_equals_a_list_of_frames(program):
   window, alone, before, after, spare = program
   total = max(map(sum, alone)) + sum(before) + sum(after)
   lists, caches = [], []
-  for stream, lengths in enumerate(alone):
+  for row, lengths in enumerate(alone):
     frames, cache = Frames(window), _empty(1, window, total + spare)
     for length in lengths:
-      entries = _entries([stream], frames.commit(length))
+      entries = _entries([row], frames.commit(length))
       cache = _append(cache, entries, window=window)
     lists.append(frames)
     caches.append(cache)
@@ -120,7 +120,7 @@ def test_ring_buffer_equals_a_list_of_frames(program):
   _check(cache, lists)
   for part in (before, after):
     for length in part:
-      # Streams stand at different frames: their entries differ.
+      # Rows stand at different frames: their entries differ.
       each = [_entries([s], x.commit(length)) for s, x in enumerate(lists)]
       entries = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *each)
       cache = _append(cache, entries, window=window)

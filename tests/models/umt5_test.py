@@ -75,7 +75,7 @@ def test_order_of_tokens_matters(seed: int) -> None:
 
 
 def test_buckets_of_the_published_encoder() -> None:
-  rows = {  # spec/wan.md part C
+  rows = {  # docs/method.md, section 5.3
     **{0: 0, -1: 1, 1: 17, -7: 7, -8: 8, -12: 9, -16: 10, -32: 12, -64: 14},
     **{-127: 15, -500: 15, 8: 24, 16: 26, 100: 31},
   }

@@ -120,7 +120,7 @@ def test_state_is_what_the_convolutions_remember() -> None:
   model = vae.abstract(vae_config.wan_vae(dtype="bfloat16"))
   state = jax.eval_shape(lambda: model.start(1, 60, 104))
   shapes = sorted(x.shape[2:] for x in jax.tree.leaves(state))
-  expected = sorted(  # spec/rollout.md section 12
+  expected = sorted(  # docs/method.md, section 4.4
     [(60, 104, 16)]
     + [(60, 104, 384)] * 11
     + [(120, 208, 192)]

@@ -97,7 +97,7 @@ def test_keep_drops_only_outputs_that_nobody_wants(seed, kind, scan_blocks):
 
 
 @KINDS
-def test_prompt_of_another_stream_has_exactly_zero_gradient(seed, kind):
+def test_prompt_of_another_row_has_exactly_zero_gradient(seed, kind):
   rng = np.random.default_rng(seed)
   model, inputs = tiny_model.build(kind, rng), _inputs(rng)
   only_first = jnp.zeros(inputs[0].shape).at[0].set(1.0)
@@ -132,14 +132,14 @@ def test_patchify_orders_channel_row_column(seed):
   latents = np.zeros((1, 1, 1, 4, 2, 16), np.float32)
   latents[0, 0, 0, 2 + 1, 0, 5] = 1.0  # second patch, row 1, channel 5
   tokens = np.asarray(model.patchify(jnp.asarray(latents)))
-  # spec/wan.md A8: element 5 * 4 + 1 * 2 + 0 = 22.
+  # docs/method.md, section 2.12: element 5 * 4 + 1 * 2 + 0 = 22.
   assert np.argwhere(tokens).tolist() == [[0, 0, 0, 1, 22]]
 
 
 def test_unpatchify_orders_row_column_channel(seed):
   model = _identity_patches(np.random.default_rng(seed))
   tokens = np.zeros((1, 1, 1, 2, 64), np.float32)
-  tokens[0, 0, 0, 1, 37] = 1.0  # spec/wan.md A8: (1, 0, 5)
+  tokens[0, 0, 0, 1, 37] = 1.0  # docs/method.md, section 2.12: (1, 0, 5)
   grid = model.grid(jnp.zeros((1, 1, 1, 4, 2, 16)))
   latents = np.asarray(model.unpatchify(jnp.asarray(tokens), grid))
   assert np.argwhere(latents).tolist() == [[0, 0, 0, 3, 0, 5]]

@@ -34,6 +34,14 @@ def test_float8_error_is_a_sixteenth_of_each_number(seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_every_token_has_the_scale_of_its_own_largest_number(seed, dtype):
+  x = _draw(seed, 50, 32)
+  scale = quantise.quantise(x, dtype=dtype).scale.astype(jnp.float32)
+  expected = jnp.abs(x).max(-1, keepdims=True) / quantise.LARGEST[dtype]
+  np.testing.assert_allclose(scale, expected, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_zeros_stay_zeros_and_a_second_time_changes_nothing(seed, dtype):
   x = _draw(seed, 6, 16).at[2].set(0.0)
   once = quantise.dequantise(quantise.quantise(x, dtype=dtype), jnp.float32)

@@ -155,8 +155,8 @@ def _check_frames(run: Run, m: int, cache: cache_lib.Cache) -> None:
   chunk = run.window.chunk_frames
   own = range(m * chunk, (m + 1) * chunk)
   golden = {int(f) for f in run["slot_frames"][m]} - {window_lib.EMPTY}
-  for stream in np.asarray(cache.frame):
-    held = {int(f) for f in stream} - {window_lib.EMPTY}
+  for row in np.asarray(cache.frame):
+    held = {int(f) for f in row} - {window_lib.EMPTY}
     assert held | {*own} == golden
     assert not held & {*own}
 

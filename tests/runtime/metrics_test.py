@@ -1,6 +1,5 @@
 """Tests of metric files and of the progress bar."""
 
-import io
 import json
 import pathlib
 
@@ -114,50 +113,6 @@ def test_unwritable_folder_is_one_sentence(tmp_path: pathlib.Path) -> None:
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match="choose a folder"):
     metrics.MetricWriter(tmp_path / "file" / "run")
-
-
-class Terminal(io.StringIO):
-  """Text that claims to be a terminal."""
-
-  def isatty(self) -> bool:
-    """Returns True."""
-    return True
-
-
-def test_plain_lines_come_now_and_then() -> None:
-  file, now = io.StringIO(), [0.0]
-  with metrics.Progress(
-    100, "train", plain_seconds=30, file=file, clock=lambda: now[0]
-  ) as progress:
-    for _ in range(100):
-      now[0] += 1.0
-      progress.update(loss=0.125)
-  lines = file.getvalue().splitlines()
-  assert len(lines) == 4
-  expected = "train: 30/100 steps (30 %), loss 0.125, 1 s/step, ETA 0:01:10"
-  assert lines[0] == expected
-
-
-def test_time_left_ignores_units_of_an_earlier_run() -> None:
-  now = [0.0]
-  progress = metrics.Progress(
-    240, "sample", unit="frame", initial=200, file=io.StringIO(),
-    clock=lambda: now[0],
-  )  # fmt: skip
-  now[0] = 2.0
-  progress.update(20)
-  assert progress.line() == (
-    "sample: 220/240 frames (92 %), 10 frames/s, ETA 0:00:02"
-  )
-
-
-def test_terminal_gets_a_bar_with_fields() -> None:
-  file = Terminal()
-  with metrics.Progress(3, "train", file=file) as progress:
-    for _ in range(3):
-      progress.update(loss=0.5)
-  text = file.getvalue()
-  assert "3/3" in text and "loss 0.5" in text and "\r" in text
 
 
 def test_jsonl_has_one_object_per_line(tmp_path: pathlib.Path) -> None:

@@ -127,7 +127,7 @@ def test_a_second_network_has_its_own_rate_and_no_average(seed):
   np.testing.assert_allclose(2 * moved[0], moved[1], rtol=1e-3)
 
 
-def test_parts_of_a_batch_give_the_mean_of_the_whole(seed):
+def test_microbatches_give_the_mean_of_the_whole_batch(seed):
   rng = np.random.default_rng(seed)
   batch = dict(
     latents=jnp.asarray(rng.standard_normal((6, 2)), jnp.float32),

@@ -98,7 +98,8 @@ def rotated_channels(
     Channel numbers in the order that latent attention has them.
   """
   taken = rope.axis_pairs(config.d_rope)
-  assert len(np.concatenate(config.bands)) == config.d_rope // 2  # or it raised
+  # `bands` refuses sizes that the axes cannot share, so this always holds.
+  assert len(np.concatenate(config.bands)) == config.d_rope // 2
   starts = np.cumsum([0, *rope.axis_pairs(config.head_dim)[:2]])
   pairs = [s + np.arange(t) for s, t in zip(starts, taken, strict=True)]
   pair = np.concatenate(pairs)
@@ -133,6 +134,7 @@ def latent_layer(
     ValueError: If the sizes do not fit, or the method is unknown.
   """
   _check(dense, config, method)
+  # Eigenvalues of squared matrices lose half of the digits that they have.
   dense = {name: np.asarray(x, np.float64) for name, x in dense.items()}
   if method == "random":
     return _random(dense, config, seed)

@@ -105,9 +105,11 @@ def factorise(matrix: Matrix, rank: int, *, inputs: Metric = PLAIN) -> Factors:
   weighted = np.asarray(matrix, np.float64)
   if inputs.root is not None:
     weighted = weighted @ inputs.root
+  # W^T W is as large as the inputs are many, however many heads W stacks.
   values, vectors = np.linalg.eigh(weighted.T @ weighted)
   leading = vectors[:, ::-1][:, :rank]
   down = leading.T if inputs.inverse is None else leading.T @ inputs.inverse
+  # Rounding makes eigenvalues that should be zero slightly negative.
   spectrum = np.sqrt(np.maximum(values[::-1], 0))[: min(matrix.shape)]
   return Factors(weighted @ leading, down, spectrum)
 

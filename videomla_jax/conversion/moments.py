@@ -56,6 +56,7 @@ def time_table(
     count: Number of levels t.
   """
   freq_dim = len(arrays["time_embed/into/kernel"])
+  # Middles of equal parts: training hardly ever meets the ends of the range.
   levels = np.float32(
     wan_config.MAX_TIMESTEP * (np.arange(count) + 0.5) / count
   )
@@ -138,6 +139,8 @@ def save(path: str | os.PathLike[str], layers: Sequence[Tokens]) -> None:
     path: File to create or replace.
     layers: Tokens of each layer, see `calibration.collect`.
   """
+  # Half precision suffices for a fit, and 30 layers of 8192 tokens at the width
+  # of Wan2.1-T2V-1.3B are 0.75 GB in it.
   tensors = {str(i): x.astype(np.float16) for i, x in enumerate(layers)}
   with atomic.replacing(path) as temporary:
     safetensors_numpy.save_file(tensors, temporary)

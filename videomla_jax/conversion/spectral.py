@@ -62,7 +62,7 @@ class SpectralLayer:
     rotated: Int[np.ndarray, "d_r"],
     aware: bool,
   ):
-    """Converts the layer.
+    """Converts the layer by the dense weights and what is known of x.
 
     Args:
       dense: Parameters of the dense layer in float64.
@@ -120,6 +120,7 @@ class SpectralLayer:
     energy = np.einsum(
       "npe,ef,npf->np", query, self.moment, query.conj(), optimize=True
     ).real
+    # The bound keeps a head without queries from a division by zero.
     weight = np.sqrt(np.maximum(energy, 1e-30))[..., None]
     factor = np.empty(weight.shape[:2], np.complex128)
     rows = np.empty(key.shape[1:], np.complex128)
@@ -139,9 +140,12 @@ class SpectralLayer:
 
   def _content(self) -> _Content:
     """Factorises the stack [W_k content; W_v]."""
+    # The bias shifts all scores of a query alike, so content keys have none.
     key = self.key[..., :-1]
     flat = rearrange(key, "N d e -> (N d) e")
     value = self.dense["value/kernel"].T
+    # Keys and values lose their mean exactly: the softmax does not see the
+    # first, and W_o's bias takes the second. So the covariance is what counts.
     metric = self._metric(self.moments.covariance)
     stacked = np.concatenate([flat, value])
     if self.aware:
@@ -217,6 +221,7 @@ class SpectralLayer:
   def _queries(self) -> Arrays:
     """Returns w_dq, w_uq and w_qr, from rows aligned with the shared key."""
     flat = rearrange(self.query[..., :-1], "N d e -> (N d) e")
+    # Queries keep their mean, so here the second moment counts.
     metric = self._metric(self.moments.moment)
     factors = low_rank.factorise(flat, self.config.d_q, inputs=metric)
     self.kept["query_energy"] = low_rank.energy_kept(
@@ -268,6 +273,8 @@ class SpectralLayer:
       scale = np.sqrt(np.mean(y**2, -1, keepdims=True) + layers.EPSILON)
       return arrays[gain] * y / scale
 
+    # The targets are the dense layer's own outputs, divided by the true rms of
+    # each token instead of its mean.
     key, query = normed("key")[..., self.content], normed("query")
     aligned = _complex(query[..., self.rotated].swapaxes(1, 2))
     aligned = _real(aligned * self.factor.conj().T).swapaxes(1, 2)
@@ -306,9 +313,12 @@ def _regress(
     W and b.
   """
   y = y.reshape(len(y), -1)
+  # Without means the bias does not take part in the fit.
   mean_x, mean_y = x.mean(0), y.mean(0)
   x, rest = x - mean_x, y - mean_y - (x - mean_x) @ start
   gram = x.T @ x
+  # A hundredth of the mean variance: directions that the tokens hardly show
+  # keep the weights that they have.
   ridge = 1e-2 * np.trace(gram) / len(gram)
   weights = start + np.linalg.solve(
     gram + ridge * np.eye(len(gram)), x.T @ rest

@@ -31,7 +31,7 @@ SELF_ATTENTION = "blocks/self_attention/"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """How dense attention becomes latent.
+  """Says how dense attention becomes latent attention.
 
   Attributes:
     method: "spectral" keeps what it can of the dense layers; "random" keeps
@@ -59,7 +59,7 @@ class Recipe:
 
 
 class DenseLayer(NamedTuple):
-  """What a conversion reads of one layer.
+  """Holds what a conversion reads of one layer.
 
   Attributes:
     parameters: Parameters of `DenseSelfAttention`, names with slashes.
@@ -132,7 +132,7 @@ def convert_layers(
       layer.parameters,
       config.attention,
       method=method,
-      seed=seed + n,
+      seed=seed + n,  # layers must not start from equal numbers
       moments=moments.predicted(
         layer.parameters, modulation[:, 0], modulation[:, 1]
       ),
@@ -191,7 +191,9 @@ def to_latent(
   )
   layers, reports = zip(*converted, strict=True)
   for name in layers[0]:
-    arrays[SELF_ATTENTION + name] = np.stack([made[name] for made in layers])
+    arrays[SELF_ATTENTION + name] = np.stack([layer[name] for layer in layers])
+  # Shapes alone: drawing parameters that are replaced at once takes minutes at
+  # the size of Wan.
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, tree_names.nested_dict(arrays))
   return model, [*reports]
@@ -222,6 +224,7 @@ def small_to_latent(
   config = dataclasses.replace(
     model.config, kind="latent", d_c=recipe.d_c, d_rope=recipe.d_rope
   )
+  # The small world's checkpoints have no field for d_q: the size fixes it.
   d_q = config.network.attention.d_q
   if recipe.d_q != d_q:
     raise ValueError(
@@ -233,11 +236,11 @@ def small_to_latent(
   dit, reports = to_latent(
     model.dit, network, method=recipe.method, seed=recipe.seed
   )
-  made = nnx.eval_shape(
+  latent = nnx.eval_shape(
     lambda: small_model.VideoModel(config, rngs=nnx.Rngs(0))
   )
-  made.dit, made.text = dit, model.text
-  return made, [report.to_dict() for report in reports]
+  latent.dit, latent.text = dit, model.text
+  return latent, [report.to_dict() for report in reports]
 
 
 def convert_small(
@@ -258,10 +261,10 @@ def convert_small(
   Raises:
     ValueError: If it is not dense, or the small network has no such sizes.
   """
-  made, reports = small_to_latent(model, recipe)
+  latent, reports = small_to_latent(model, recipe)
   small_model.save(
     output,
-    made,
+    latent,
     init=dataclasses.asdict(recipe),
     source=dict(files=source),
     layers=reports,

@@ -1,10 +1,10 @@
 """Compiles programs for NVIDIA GPUs on a machine without one.
 
-XLA needs only a description of the GPU: the whole pipeline runs, partitioner,
-autotuning by cost model, ptxas. What comes out is the program that the GPU
-would run, with its memory and its machine code; how fast it runs is not known.
+XLA needs only a description of the GPU. The whole pipeline runs: partitioner,
+autotuning by cost model, ptxas. The result is the program that the GPU would
+run, with its memory and its machine code. How fast it runs is not known.
 
-Needs the packages of the extra `aot`, and `JAX_PLATFORMS=cpu`.
+This needs the packages of the extra `aot`, and `JAX_PLATFORMS=cpu`.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jaxtyping import PyTree
 
 from videomla_jax.costs import gpus
 from videomla_jax.costs import machine_code
@@ -26,18 +27,18 @@ from videomla_jax.costs import machine_code
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-  """A program and what the compiler says about it.
+  """A compiled program, and what the compiler says about its memory.
 
   Attributes:
-    executable: JAX's compiled object; it cannot be called here.
+    executable: JAX's compiled object, which cannot be called here.
     seconds: Wall time of lowering and compilation.
-    argument_bytes: Per device, like the others.
-    output_bytes: Results, donated ones included.
-    temporary_bytes: What the program needs while it runs.
-    alias_bytes: Donated arguments that are results.
+    argument_bytes: Bytes of the arguments; per device, like the others.
+    output_bytes: Bytes of the results, donated ones included.
+    temporary_bytes: Bytes that the program needs while it runs.
+    alias_bytes: Bytes of donated arguments that become results.
   """
 
-  executable: Any
+  executable: jax.stages.Compiled
   seconds: float
   argument_bytes: int
   output_bytes: int
@@ -46,15 +47,16 @@ class Compiled:
 
   @property
   def text(self) -> str:
-    """The optimised HLO."""
-    return self.executable.as_text()
+    """The optimised HLO of the program."""
+    return self.executable.as_text() or ""
 
   def serialized(self) -> bytes:
-    """The program with its machine code, in XLA's own packaging."""
-    return self.executable.runtime_executable().serialize()
+    """Returns the program with its machine code, in XLA's own packaging."""
+    runtime: Any = self.executable.runtime_executable()  # untyped in JAX
+    return runtime.serialize()
 
 
-XLA_DUMPS = "xla"  # folder in that of `dump_environment`
+XLA_DUMPS = "xla"  # name of a folder inside of that of `dump_environment`
 
 
 def check_toolchain() -> None:
@@ -68,7 +70,7 @@ def check_toolchain() -> None:
 
 
 def prepare_environment() -> None:
-  """Puts the installed ptxas first on PATH; an old one fails on new PTX."""
+  """Puts the installed ptxas first on PATH: an old one refuses new PTX."""
   check_toolchain()
   tools = str(pathlib.Path(machine_code.tool("ptxas")).parent)
   path = os.environ.get("PATH", "").split(os.pathsep)
@@ -77,18 +79,19 @@ def prepare_environment() -> None:
 
 
 def dump_environment(folder: pathlib.Path) -> dict[str, str]:
-  """Environment in which Mosaic and XLA write reports to `folder`.
+  """Returns an environment in which Mosaic and XLA write reports to `folder`.
 
   Args:
-    folder: An empty folder; `tools` is made in it. Mosaic writes machine code
-      and its figures to the folder, XLA the launches of kernels to `xla`.
+    folder: An empty folder, in which `tools` is made. Mosaic writes machine
+      code and its figures to it, XLA the launches of kernels to its `xla`.
 
   Returns:
-    Variables that must be set before JAX starts, so: of a new process.
+    Variables for a new process, since JAX reads them when it starts.
   """
   check_toolchain()
   tools = folder / "tools" / "bin"
   tools.mkdir(parents=True, exist_ok=True)
+  # Mosaic looks for both in the folder `bin` of CUDA_ROOT.
   for name in ("ptxas", "nvdisasm"):
     link = tools / name
     if not link.exists():
@@ -108,11 +111,11 @@ def dump_environment(folder: pathlib.Path) -> dict[str, str]:
 def mesh(
   target: str, shape: Sequence[int] = (1,), axes: Sequence[str] = ("data",)
 ) -> jax.sharding.Mesh:
-  """A mesh of GPUs that are not there.
+  """Makes a mesh of GPUs that are not here.
 
   Args:
-    target: A key of `gpus.TARGETS`.
-    shape: Devices along each axis.
+    target: Key of `gpus.TARGETS`.
+    shape: Number of devices along each axis.
     axes: Names of the axes.
 
   Raises:
@@ -135,8 +138,16 @@ def mesh(
   )
 
 
-def place(tree: Any, devices: jax.sharding.Mesh, *spec: str | None) -> Any:
-  """Abstract arrays with a sharding: all replicated, or as `spec` says."""
+def place(
+  tree: PyTree, devices: jax.sharding.Mesh, *spec: str | None
+) -> PyTree:
+  """Gives abstract arrays a sharding.
+
+  Args:
+    tree: Arrays, real or abstract.
+    devices: The mesh, see `mesh`.
+    *spec: Mesh axis of each dimension; without any, arrays are replicated.
+  """
   sharding = jax.sharding.NamedSharding(
     devices, jax.sharding.PartitionSpec(*spec)
   )
@@ -146,22 +157,25 @@ def place(tree: Any, devices: jax.sharding.Mesh, *spec: str | None) -> Any:
 
 
 def compile_for(
-  function: Callable[..., Any], *args: Any, devices: jax.sharding.Mesh, **kwargs
+  function: Callable[..., PyTree],
+  *args: PyTree,
+  devices: jax.sharding.Mesh,
+  **kwargs: PyTree,
 ) -> Compiled:
-  """Lowers and compiles a jitted function.
+  """Lowers and compiles a function for GPUs that are not here.
 
   Args:
-    function: A function or the result of `jax.jit`.
+    function: A function, or the result of `jax.jit`.
     *args: Abstract arrays, see `place`.
-    devices: See `mesh`.
+    devices: The mesh, see `mesh`.
     **kwargs: Further arguments, static ones among them.
   """
-  jitted = function if hasattr(function, "lower") else jax.jit(function)
+  jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
   started = time.monotonic()
   with jax.set_mesh(devices):
     executable = jitted.lower(*args, **kwargs).compile()
   seconds = time.monotonic() - started
-  memory = executable.memory_analysis()
+  memory: Any = executable.memory_analysis()  # untyped in JAX
   return Compiled(
     executable=executable,
     seconds=seconds,

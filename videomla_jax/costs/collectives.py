@@ -1,7 +1,8 @@
-"""What the devices of a compiled program tell each other.
+"""Lists what the devices of a compiled program send each other.
 
-The partitioner derives all communication from a few layouts, so what it made of
-them has to be read from its result. A collective in a loop is listed once.
+The partitioner derives all communication from a few layouts, so which
+communication that is has to be read from its result. A collective in a loop is
+listed once.
 """
 
 import collections
@@ -18,7 +19,8 @@ KINDS = (
   "reduce-scatter",
 )
 
-# `%name = TYPE kind(...)`; the asynchronous form starts with its operands.
+# `%name = TYPE kind(...)`; the type of the asynchronous form has the operands
+# before the results.
 _LINE = re.compile(rf"= (\(*\w.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d+(?:[a-z]\d+\w*)?|pred)\[([\d,]*)\]")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
@@ -26,12 +28,12 @@ _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-  """One instruction; arrays that travel together are joined by the compiler.
+  """One instruction, which may send several arrays at once.
 
   Attributes:
     kind: One of `KINDS`.
-    arrays: Results, on one device.
-    source: Where in the traced program it comes from; may be empty.
+    arrays: Type and shape of each result on one device.
+    source: Name of the operation in the traced program; may be empty.
   """
 
   kind: str
@@ -40,24 +42,24 @@ class Collective:
 
   @property
   def sizes(self) -> tuple[int, ...]:
-    """Elements of each result."""
+    """Number of elements of each result."""
     return tuple(
       math.prod(int(n) for n in dims.split(",") if n)
       for _, dims in _ARRAY.findall(" ".join(self.arrays))
     )
 
   def __str__(self) -> str:
-    """Kind, arrays and the end of the source, in a line."""
+    """Returns kind, arrays and the end of the source in one line."""
     arrays = collections.Counter(self.arrays)
     counted = (f"{n} x {a}" if n > 1 else a for a, n in arrays.items())
     return f"{self.kind} {', '.join(counted)} from {self.source[-60:]}"
 
 
 def of(program: str) -> list[Collective]:
-  """Collectives of a program.
+  """Lists the collectives of a program in the order of its text.
 
   Args:
-    program: Optimised HLO, `compiled.as_text()`.
+    program: Optimised HLO, such as `compiled.as_text()`.
   """
   found = []
   for line in program.splitlines():
@@ -66,7 +68,8 @@ def of(program: str) -> list[Collective]:
       continue
     arrays = [f"{dtype}[{dims}]" for dtype, dims in _ARRAY.findall(match[1])]
     if match[3]:
-      # Operands, results, and sometimes numbers of the runtime's.
+      # The asynchronous form lists operands, results, and sometimes numbers of
+      # the runtime.
       arrays = [a for a in arrays if a != "u32[]"]
       arrays = arrays[len(arrays) // 2 :]
     source = _SOURCE.search(line)

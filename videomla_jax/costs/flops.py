@@ -1,17 +1,19 @@
 """Floating-point operations of a program, counted in its trace.
 
 XLA's own cost analysis counts the body of a loop once, which is wrong by the
-number of layers here. A trace says how often a scan runs. Counted are products
-and convolutions, two operations per multiply-add; a custom kernel hides its
-own, so programs are traced as for a CPU, where attention is plain XLA.
+number of layers here; a trace says how often a scan runs. Products and
+convolutions are counted, with two operations per multiply-add. A custom kernel
+hides its operations, so programs are traced as for a CPU, where attention is
+plain XLA.
 """
 
 from collections.abc import Callable
+import contextlib
 import math
-from typing import Any
 
 import jax
 from jax.extend import core
+from jaxtyping import PyTree
 
 from videomla_jax import sharding
 
@@ -19,8 +21,8 @@ from videomla_jax import sharding
 _PROGRAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "cond_jaxpr", "body_jaxpr")
 
 
-def traced_for_cpu() -> Any:
-  """Context in which kernels are chosen as on a CPU without a mesh."""
+def traced_for_cpu() -> contextlib.AbstractContextManager[object]:
+  """Returns a context in which kernels are chosen as on a single CPU."""
   cpu = jax.sharding.AbstractDevice("cpu", None, "cpu")
   ones = (1,) * len(sharding.AXES)
   mesh = jax.sharding.AbstractMesh(
@@ -33,15 +35,15 @@ def traced_for_cpu() -> Any:
 
 
 def of(
-  function: Callable[..., Any], *args: Any, trips: float | int = 1
+  function: Callable[..., PyTree], *args: PyTree, trips: float | int = 1
 ) -> float:
-  """Operations of `function(*args)`, over the whole batch.
+  """Counts the operations of `function(*args)`, over the whole batch.
 
   Args:
     function: Anything that JAX can trace.
-    *args: Arrays or shapes.
-    trips: Mean number of rounds of loops whose end is not known before, such
-      as the calls before a random exit.
+    *args: Arguments of the function, real or abstract.
+    trips: Mean number of rounds of loops whose end is not known before they
+      run, such as the calls before a random exit.
   """
   args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
   with traced_for_cpu():
@@ -50,11 +52,12 @@ def of(
 
 
 def count(program: core.Jaxpr, *, trips: float | int = 1) -> float:
-  """Operations of a program, see `of`."""
+  """Counts the operations of a traced program, see `of`."""
   return math.fsum(_equation(e, trips) for e in program.eqns)
 
 
-def _equation(equation: Any, trips: float | int) -> float:
+def _equation(equation: core.JaxprEqn, trips: float | int) -> float:
+  """Counts the operations of an equation and of the programs it calls."""
   name, params = equation.primitive.name, equation.params
   if name == "dot_general":
     return _dot(equation)
@@ -62,7 +65,7 @@ def _equation(equation: Any, trips: float | int) -> float:
     return _convolution(equation)
   if name == "scan":
     return params["length"] * count(params["jaxpr"].jaxpr, trips=trips)
-  if name == "cond":  # the dearest branch
+  if name == "cond":  # the branch that costs most
     return max(count(b.jaxpr, trips=trips) for b in params["branches"])
   rounds = trips if name == "while" else 1
   return rounds * math.fsum(
@@ -72,15 +75,19 @@ def _equation(equation: Any, trips: float | int) -> float:
   )
 
 
-def _dot(equation: Any) -> float:
+def _dot(equation: core.JaxprEqn) -> float:
   (contracted, _), _ = equation.params["dimension_numbers"]
-  left = equation.invars[0].aval.shape
+  left = _shape(equation.invars[0])
   depth = math.prod(left[i] for i in contracted)
-  return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+  return 2.0 * math.prod(_shape(equation.outvars[0])) * depth
 
 
-def _convolution(equation: Any) -> float:
-  kernel = equation.invars[1].aval.shape
+def _convolution(equation: core.JaxprEqn) -> float:
+  kernel = _shape(equation.invars[1])
   out_channels = equation.params["dimension_numbers"].rhs_spec[0]
   depth = math.prod(kernel) / kernel[out_channels]
-  return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+  return 2.0 * math.prod(_shape(equation.outvars[0])) * depth
+
+
+def _shape(x: core.Var | core.Literal) -> tuple[int, ...]:
+  return x.aval.shape  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """The GPUs that programs are compiled for, and the least time they allow.
 
-All numbers are from data sheets and from what the drivers report.
+The numbers are those of the data sheets.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ from videomla_jax.ops import device
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-  """A GPU that programs are compiled for; `device.PEAKS` has its peaks.
+  """A GPU that programs are compiled for; `device.PEAKS` has its rates.
 
   Attributes:
-    kind: Device kind as JAX names it.
-    capability: Compute capability, major and minor.
-    cores: Streaming multiprocessors.
-    clock_ghz: Boost clock.
-    memory_bytes: Device memory.
-    l2_bytes: L2 cache.
-    smem_bytes: Shared memory that one block may ask for.
-    exps_per_clock: Exponentials per clock of one multiprocessor.
+    kind: Name of the device in JAX.
+    capability: Compute capability, major and minor number.
+    cores: Number of streaming multiprocessors.
+    clock_ghz: Boost clock, GHz.
+    memory_bytes: Size of the device memory.
+    l2_bytes: Size of the L2 cache.
+    smem_bytes: Shared memory that one thread block may ask for.
+    exps_per_clock: Exponentials that one multiprocessor computes per clock.
   """
 
   kind: str
@@ -34,16 +34,16 @@ class Target:
 
   @property
   def peak(self) -> device.Peak:
-    """Matrix products and memory traffic per second."""
+    """Matrix products and memory traffic per second, at most."""
     return device.PEAKS[self.capability[0]]
 
   @property
   def exps(self) -> float:
-    """Exponentials per second."""
+    """Exponentials per second of the whole GPU, at most."""
     return self.exps_per_clock * self.cores * self.clock_ghz * 1e9
 
   def text(self) -> str:
-    """XLA's GpuTargetConfig as a text proto."""
+    """Writes the GPU as XLA's GpuTargetConfig, a text proto."""
     major, minor = self.capability
     return f"""
 gpu_device_info {{
@@ -97,16 +97,16 @@ TARGETS = {
 def roofline(
   *, flops: float, bytes_moved: float, exps: float, target: Target
 ) -> tuple[float, str]:
-  """Least time of a kernel whose units never wait for each other.
+  """Computes the least time of a kernel whose units never wait for each other.
 
   Args:
     flops: Tensor-core operations, two per multiply-add.
-    bytes_moved: Of memory traffic.
-    exps: Exponentials.
-    target: Device.
+    bytes_moved: Bytes of memory traffic.
+    exps: Number of exponentials.
+    target: The GPU.
 
   Returns:
-    Microseconds and what they are bound by: "matmul", "exp" or "memory".
+    Microseconds, and what takes them: "matmul", "exp" or "memory".
   """
   times = {
     "matmul": flops / target.peak.bf16_flops,

@@ -1,4 +1,4 @@
-"""One line of the table of kernels: what a call costs on one GPU."""
+"""One row of the table of kernels: what a call costs on one GPU."""
 
 import dataclasses
 from typing import Any
@@ -10,29 +10,30 @@ from videomla_jax.ops.latent_attention import types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-  """One line of the table; the fields are the JSON keys.
+  """One row of the table; its fields are the keys of the JSON lines.
 
   Attributes:
     implementation: Name in the table of `api`.
-    form: Arrangement.
-    shape: Name in `specs.SHAPES`.
-    dtype: Of inputs and outputs.
+    form: "expanded" or "absorbed".
+    shape: Key of `specs.SHAPES`.
+    dtype: Type of inputs and outputs.
     target: Key of `gpus.TARGETS`.
-    compiled: False with the reason in `error`.
-    error: Why it did not compile, or empty.
-    registers: Per thread, like the following of the attention kernel.
-    spill_bytes: Stack and spill bytes per thread.
-    local_memory_ops: Loads and stores of local memory in the machine code.
-    smem_bytes: Shared memory of a block.
-    tmem_columns: Columns of tensor memory, None where there is none.
-    tensor_core_ops: Matrix instructions in the machine code.
-    temporary_bytes: Of the whole call, expanded keys and values included.
-    compile_seconds: Wall time.
-    flops: Of up-projections and attention.
-    bytes: Moved at least.
-    roofline_us: Least time by the data sheet.
-    bound: "matmul", "exp" or "memory".
-    device_us: Median measured time on a real device, or None.
+    compiled: Whether the call compiles.
+    error: Why it does not compile; empty if it does.
+    registers: Registers per thread of the attention kernel.
+    spill_bytes: Bytes of stack and spills per thread of it.
+    local_memory_ops: Loads and stores of local memory in its machine code.
+    smem_bytes: Shared memory of one of its thread blocks.
+    tmem_columns: Columns of tensor memory; None where it uses none.
+    tensor_core_ops: Matrix instructions in its machine code.
+    temporary_bytes: Bytes that the whole call needs while it runs, expanded
+      keys and values included.
+    compile_seconds: Wall time of the compilation.
+    flops: Operations of up-projections and attention.
+    bytes: Bytes that must be moved at least.
+    roofline_us: Least time by the data sheet, microseconds.
+    bound: What takes this time: "matmul", "exp" or "memory".
+    device_us: Median measured time, microseconds; None without the device.
   """
 
   implementation: str
@@ -60,7 +61,13 @@ class Row:
 def costs(
   sizes: cost.Sizes, form: types.Form, target: gpus.Target
 ) -> dict[str, Any]:
-  """Work of a call and its roofline on a target."""
+  """Computes the work of a call and its least time, as fields of a `Row`.
+
+  Args:
+    sizes: Sizes of the call.
+    form: "expanded" or "absorbed".
+    target: The GPU.
+  """
   flops = 2.0 * sizes.multiply_adds(form)
   project, attend = sizes.num_bytes(form)
   moved = float(project + attend)
@@ -74,13 +81,16 @@ def costs(
 
 
 def line(row: Row) -> str:
-  """A row of the printed table."""
+  """Returns a row as it is printed."""
   if not row.compiled:
     return (
       f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
       f"not compiled: {row.error}"
     )
-  show = lambda x: "-" if x is None else f"{x}"
+
+  def show(x: float | int | None) -> str:
+    return "-" if x is None else f"{x}"
+
   return (
     f"{row.target:5} {row.shape:18} {row.form:9} {row.implementation:18} "
     f"registers {show(row.registers):>3}  spills {show(row.spill_bytes):>5} B "

@@ -1,10 +1,10 @@
-"""What every attention kernel costs on GPUs that need not be there.
+"""Computes what every attention kernel costs on GPUs that need not be here.
 
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=kernels
 
-For every implementation, form and real shape: does it compile for a target,
-with how many registers, spills and tensor-core instructions, and what is the
-least time that the target's data sheet allows. On a GPU the call is timed, too.
+Every implementation, form and real shape is compiled for a target. The table
+says with how many registers, spills and tensor-core instructions, and what is
+the least time that the data sheet allows. On such a GPU the call is timed, too.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ FORMS: tuple[types.Form, ...] = ("expanded", "absorbed")
 IMPLEMENTATIONS = (*api.KERNELS, "xla_chunked")
 
 
-_OURS = "latent_attention"  # start of our kernels' names
+_OURS = "latent_attention"  # names of our kernels begin with this
 
 
 def compiled_row(
@@ -51,10 +51,10 @@ def compiled_row(
 
   Args:
     implementation: Name in the table of `api`.
-    form: Arrangement.
+    form: "expanded" or "absorbed".
     shape: Key of `specs.SHAPES`.
     target: Key of `gpus.TARGETS`.
-    dumps: Where Mosaic and XLA write, emptied before.
+    dumps: Folder in which Mosaic and XLA write reports; it is emptied before.
   """
   for old in [*dumps.glob("*"), *dumps.glob(f"{aot.XLA_DUMPS}/*")]:
     if old.is_file():
@@ -76,7 +76,8 @@ def compiled_row(
   )
   try:
     program = aot.compile_for(function, *args, devices=devices)
-  except Exception as error:  # whatever the compiler raises is the result
+  # Compilers raise many kinds of errors, and any of them is a result here.
+  except Exception as error:
     first = (str(error) or repr(error)).splitlines()[0]
     return dataclasses.replace(row, error=first[:300])
   found = machine_code.mosaic_kernels(dumps) or _triton_kernels(program, dumps)
@@ -87,7 +88,7 @@ def compiled_row(
     compile_seconds=round(program.seconds, 2),
   )
   if not found:
-    return row  # plain XLA: many kernels, none of them ours
+    return row  # plain XLA has many kernels, and none of them is ours
   kernel = found[0]
   return dataclasses.replace(
     row,
@@ -103,7 +104,7 @@ def compiled_row(
 def _triton_kernels(
   program: aot.Compiled, dumps: pathlib.Path
 ) -> list[machine_code.Kernel]:
-  """Kernels of ours in a program, which ask for shared memory at launch."""
+  """Reads our Triton kernels, which ask for shared memory when they start."""
   every = machine_code.kernels(program.serialized())
   found = [k for k in every if k.name.startswith(_OURS)]
   if not found:
@@ -113,10 +114,18 @@ def _triton_kernels(
 
 
 def measured_us(implementation: str, form: types.Form, shape: str) -> float:
-  """Median time of ten calls on the device that is here, after two."""
+  """Measures the median time of ten calls on the device that is here.
+
+  Two calls before them compile and warm up.
+
+  Args:
+    implementation: Name in the table of `api`.
+    form: "expanded" or "absorbed".
+    shape: Key of `specs.SHAPES`.
+  """
   rng = np.random.default_rng(0)
 
-  def draw(x):
+  def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
     if x.dtype == bool:
       return jnp.ones(x.shape, bool)
     return jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
@@ -143,11 +152,21 @@ def rows(
 ) -> Iterator[kernel_row.Row]:
   """Compiles everything in one process per target, row by row.
 
+  Args:
+    targets: Keys of `gpus.TARGETS`.
+    shapes: Keys of `specs.SHAPES`.
+    implementations: Names in the table of `api`.
+
+  Yields:
+    A row as soon as it is known.
+
   Raises:
     RuntimeError: If the toolchain is not installed or a process fails.
   """
   aot.check_toolchain()
   for target in targets:
+    # Mosaic and XLA read where to write reports when they start, so every
+    # target gets a new process.
     with tempfile.TemporaryDirectory() as folder:
       environment = aot.dump_environment(pathlib.Path(folder))
       command = [
@@ -167,7 +186,8 @@ def rows(
           for line in process.stdout or ():
             if line.startswith("{") and line.endswith("\n"):
               yield _with_time(kernel_row.Row(**json.loads(line)))
-        except BaseException:  # nobody reads on: a full disk, Ctrl-C
+        # Nobody reads further rows after a full disk or Ctrl-C.
+        except BaseException:
           process.terminate()
           raise
       if process.returncode:
@@ -178,6 +198,7 @@ def rows(
 
 
 def _with_time(row: kernel_row.Row) -> kernel_row.Row:
+  """Adds the measured time if this is the GPU that was compiled for."""
   here = device.current()
   target = gpus.TARGETS[row.target].capability[0]
   if not row.compiled or int(here.capability) != target:
@@ -187,6 +208,7 @@ def _with_time(row: kernel_row.Row) -> kernel_row.Row:
 
 
 def _worker(target: str, shapes: str, implementations: str) -> None:
+  """Prints the rows of one target as JSON; names are joined by commas."""
   dumps = pathlib.Path(os.environ["MOSAIC_GPU_DUMP_TO"])
   for shape in shapes.split(","):
     for form in FORMS:

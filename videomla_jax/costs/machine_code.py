@@ -12,27 +12,28 @@ import tempfile
 
 from videomla_jax.costs import serialized_program
 
-# Instructions that count, by what they are for.
+# Instructions of tensor cores and of local memory, of all generations.
 TENSOR_CORE = re.compile(r"\b(UTC\w*MMA|HGMMA|QGMMA|HMMA|IMMA)\b")
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)(\.\w+)*\b")
-# Tensor memory is taken in units of 32 columns, told in a uniform register.
+# Tensor memory is taken in units of 32 columns; their number is in a uniform
+# register.
 _TAKE = re.compile(r"UTCATOMSWS\.FIND_AND_SET\S* UP\d, UR\d+, (UR\d+)")
 _TMEM_UNIT = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernel:
-  """What the machine code of one kernel uses.
+  """The resources that the machine code of one kernel uses.
 
   Attributes:
     name: Symbol of the kernel.
-    registers: Per thread.
+    registers: Registers per thread.
     stack_bytes: Local memory per thread that the compiler reserved.
-    smem_bytes: Shared memory; of kernels that ask for more when they start,
-      as Triton's do, only the fixed part, see `launched_smem_bytes`.
+    smem_bytes: Shared memory. Triton's kernels ask for more when they start,
+      which is not counted here, see `launched_smem_bytes`.
     tmem_columns: Columns of tensor memory; None where none is taken.
-    local_memory_ops: Loads and stores of local memory: spills.
-    tensor_core_ops: Matrix instructions.
+    local_memory_ops: Loads and stores of local memory, which are spills.
+    tensor_core_ops: Number of matrix instructions.
   """
 
   name: str
@@ -45,7 +46,11 @@ class Kernel:
 
 
 def kernels(serialized: bytes) -> list[Kernel]:
-  """Every kernel of a serialised program, tensor-core kernels first."""
+  """Reads every kernel of a serialised program, those with most products first.
+
+  Args:
+    serialized: A program as XLA serialises it.
+  """
   found = [
     k for image in serialized_program.cubins(serialized) for k in read(image)
   ]
@@ -53,7 +58,10 @@ def kernels(serialized: bytes) -> list[Kernel]:
 
 
 def read(cubin: bytes) -> list[Kernel]:
-  """Kernels of one binary.
+  """Reads the kernels of one GPU binary.
+
+  Args:
+    cubin: The binary.
 
   Raises:
     RuntimeError: If NVIDIA's tools are not installed.
@@ -67,7 +75,8 @@ def read(cubin: bytes) -> list[Kernel]:
 
 
 def _kernel(path: pathlib.Path, name: str, usage: str) -> Kernel:
-  # A file of ours has one kernel; more would be counted together.
+  """Joins the resources of a kernel with the counts in its code."""
+  # A binary has one kernel here; the code of several would be counted together.
   code = _run("nvdisasm", "-c", str(path))
   values = dict(re.findall(r"(\w+):(\d+)", usage))
   return Kernel(
@@ -82,10 +91,13 @@ def _kernel(path: pathlib.Path, name: str, usage: str) -> Kernel:
 
 
 def tmem_columns(code: str) -> int | None:
-  """Columns of tensor memory that machine code takes; None if it takes none.
+  """Reads how many columns of tensor memory machine code takes.
 
   Args:
-    code: As nvdisasm prints it.
+    code: Machine code as nvdisasm prints it.
+
+  Returns:
+    Number of columns; None if it takes none.
 
   Raises:
     ValueError: If it takes some and does not tell how many.
@@ -100,11 +112,11 @@ def tmem_columns(code: str) -> int | None:
 
 
 def launched_smem_bytes(folder: pathlib.Path, name: str) -> int:
-  """Shared memory that kernels of a name ask for when they start, at most.
+  """Reads how much shared memory kernels ask for when they start, at most.
 
   Args:
-    folder: Where XLA dumped one program, see `aot.dump_environment`.
-    name: Start of the kernels' names.
+    folder: Folder to which XLA dumped one program, see `aot.dump_environment`.
+    name: Beginning of the names of the kernels.
 
   Raises:
     ValueError: If the dump does not tell.
@@ -118,10 +130,13 @@ def launched_smem_bytes(folder: pathlib.Path, name: str) -> int:
 
 
 def mosaic_kernels(folder: pathlib.Path) -> list[Kernel]:
-  """Kernels that Mosaic dumped, see `aot.dump_environment`.
+  """Reads the kernels that Mosaic dumped, see `aot.dump_environment`.
+
+  Args:
+    folder: Folder of the dumps.
 
   Raises:
-    ValueError: If a report is not as expected: no number is taken for zero.
+    ValueError: If a report lacks a number, which is not taken for zero.
   """
   found = []
   for report in sorted(folder.glob("*.ptxas")):
@@ -145,7 +160,7 @@ def mosaic_kernels(folder: pathlib.Path) -> list[Kernel]:
 
 
 def _number(pattern: str, text: str) -> int:
-  """The number in a report."""
+  """Finds a number in a report."""
   match = re.search(pattern, text)
   if not match:
     raise ValueError(f"a report of Mosaic does not tell {pattern!r}")
@@ -153,7 +168,10 @@ def _number(pattern: str, text: str) -> int:
 
 
 def tool(name: str) -> str:
-  """Path of one of the tools that Triton, or for ptxas CUDA, brings along.
+  """Returns the path of a tool that Triton brings along, or CUDA for ptxas.
+
+  Args:
+    name: Name of the program.
 
   Raises:
     RuntimeError: If it is not installed.
@@ -175,6 +193,7 @@ def tool(name: str) -> str:
 
 
 def _run(name: str, *args: str) -> str:
+  """Runs a tool and returns what it prints."""
   done = subprocess.run(
     [tool(name), *args], capture_output=True, text=True, check=True
   )

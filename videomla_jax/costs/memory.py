@@ -1,4 +1,4 @@
-"""What a rollout needs, from shapes alone: known before anything compiles."""
+"""Predicts the memory of a rollout from shapes, before anything compiles."""
 
 import dataclasses
 import math
@@ -23,23 +23,25 @@ _F32 = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needs:
-  """Sizes of one rollout.
+  """Numbers and bytes of everything that one rollout holds.
 
   Attributes:
     parameters: Number of parameters.
     parameter_bytes: Bytes of the parameters as held in memory.
-    tokens_per_frame: P.
-    visible_frames: Latent frames that a chunk sees, itself included.
+    tokens_per_frame: P, tokens of a latent frame.
+    visible_frames: Latent frames that a chunk sees, its own included.
     scalars_per_token_layer: Cached scalars per token and layer.
     dense_scalars_per_token_layer: The same with dense attention.
     token_layer_bytes: Cached bytes per token and layer, scales included.
     dense_token_layer_bytes: The same with dense attention.
-    cache_bytes: Bytes of the cache, all streams.
-    dense_cache_bytes: Bytes of a dense cache of the same frames.
-    decoder_bytes: Bytes of the codec: parameters and what decoding remembers.
-    peak_bytes: Predicted peak of one chunk: parameters (and the copies that
-      taking layers out of their stack makes), cache, activations, codec
-      without its own activations.
+    cache_bytes: Bytes of the cache, of all rows of the batch.
+    dense_cache_bytes: Bytes of a dense cache of the same frames, in the model's
+      dtype where the cache has eight bits.
+    decoder_bytes: Bytes of the codec's parameters and of what it remembers of
+      earlier frames.
+    peak_bytes: Predicted peak while a chunk is made: parameters with the copies
+      that are made when layers leave their stack, cache, activations, and the
+      codec without its activations.
   """
 
   parameters: int
@@ -56,7 +58,7 @@ class Needs:
   peak_bytes: int
 
   def lines(self) -> list[str]:
-    """The sizes as sentences for a log."""
+    """Returns the sizes as lines of a log."""
     saved = (
       1 - self.scalars_per_token_layer / self.dense_scalars_per_token_layer
     )
@@ -84,13 +86,13 @@ class Needs:
 
 
 def described(name: str, model: PyTree) -> str:
-  """Parameters and bytes of a network in one line."""
+  """Describes the parameters and bytes of a network in one line."""
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(model))
   return f"{name}: {count:,} parameters ({human(_bytes(model))})"
 
 
 def human(count: float | int) -> str:
-  """Bytes with a binary unit."""
+  """Writes a number of bytes with a binary unit."""
   for unit in ("B", "KiB", "MiB"):
     if count < 1024:
       return f"{count:.4g} {unit}"
@@ -101,7 +103,7 @@ def human(count: float | int) -> str:
 def needs(
   model: wan.WanDiT,
   *,
-  streams: int,
+  rows: int,
   frame: tuple[int, int, int],
   window: window_lib.Window,
   max_frames: int,
@@ -114,13 +116,11 @@ def needs(
 
   Args:
     model: The network, real or from `nnx.eval_shape`.
-    streams: Rows of the network's batch: one per video, two with guidance.
+    rows: Rows of the network's batch: one per video, two with guidance.
     frame: H, W, C of a latent frame.
     window: Which frames a chunk sees.
     max_frames: Latent frames of the video.
-    cache_dtype: Dtype of the cache; the model's own by default. The dense cache
-      that it is compared with has the model's own dtype where the cache has
-      eight bits.
+    cache_dtype: Dtype of the cache; the model's own by default.
     codec: What decodes the latents, if it runs beside the network.
     videos: Videos that are decoded side by side.
     platform: "gpu", where kernels keep the scores to themselves, or "cpu";
@@ -128,11 +128,10 @@ def needs(
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
-  slots = window.slots(max_frames)
-  visible = slots + window.chunk_frames
+  visible = window.slots(max_frames) + window.chunk_frames
   cached = _cache_sizes(
     model,
-    streams=streams,
+    rows=rows,
     frame=frame,
     window=window,
     max_frames=max_frames,
@@ -140,9 +139,9 @@ def needs(
   )
   parameter_bytes = _bytes(model)
   decoder_bytes = _decoder_bytes(codec, videos=videos, frame=frame)
-  block_bytes = _block_bytes(
+  block = _block_bytes(
     model,
-    streams=streams,
+    rows=rows,
     queries=window.chunk_frames * tokens,
     keys=visible * tokens,
     scores=(platform or jax.default_backend()) != "gpu",
@@ -157,23 +156,17 @@ def needs(
     token_layer_bytes=cached.token_layer_bytes,
     dense_token_layer_bytes=cached.dense_token_layer_bytes,
     cache_bytes=cached.cache_bytes,
-    dense_cache_bytes=config.num_layers
-    * streams
-    * slots
-    * tokens
-    * cached.dense_token_layer_bytes,
+    dense_cache_bytes=cached.dense_cache_bytes,
     decoder_bytes=decoder_bytes,
-    peak_bytes=parameter_bytes
-    + cached.cache_bytes
-    + decoder_bytes
-    + block_bytes,
+    peak_bytes=sum((parameter_bytes, cached.cache_bytes, decoder_bytes, block)),
   )
 
 
 class _CacheSizes(NamedTuple):
-  """Bytes of the whole cache, and of a token in one layer of two caches."""
+  """Bytes of a cache and of a dense one, whole and per token and layer."""
 
   cache_bytes: int
+  dense_cache_bytes: int
   token_layer_bytes: int
   dense_token_layer_bytes: int
 
@@ -181,7 +174,7 @@ class _CacheSizes(NamedTuple):
 def _cache_sizes(
   model: wan.WanDiT,
   *,
-  streams: int,
+  rows: int,
   frame: tuple[int, int, int],
   window: window_lib.Window,
   max_frames: int,
@@ -191,7 +184,7 @@ def _cache_sizes(
   empty = jax.eval_shape(
     lambda m: rollout.empty_cache(
       m,
-      batch=streams,
+      batch=rows,
       frame=frame,
       window=window,
       max_frames=max_frames,
@@ -199,19 +192,18 @@ def _cache_sizes(
     ),
     model,
   )
-  token_bytes = sum(
-    x.shape[-1] * x.dtype.itemsize for x in jax.tree.leaves(empty.entries)
-  )
+  leaves = jax.tree.leaves(empty.entries)
+  num_tokens = math.prod(leaves[0].shape[:-1])  # of all layers and rows
   # A cache in eight bits is compared with what a dense model holds by default.
   dense_dtype = model.config.dtype
   if dtype and not quantise.is_eight_bit(dtype):
     dense_dtype = dtype
+  dense = 2 * model.config.width * jnp.dtype(dense_dtype).itemsize
   return _CacheSizes(
     cache_bytes=cache.num_bytes(empty),
-    token_layer_bytes=token_bytes,
-    dense_token_layer_bytes=2
-    * model.config.width
-    * jnp.dtype(dense_dtype).itemsize,
+    dense_cache_bytes=num_tokens * dense,
+    token_layer_bytes=sum(x.shape[-1] * x.dtype.itemsize for x in leaves),
+    dense_token_layer_bytes=dense,
   )
 
 
@@ -226,35 +218,39 @@ def _decoder_bytes(
 
 
 def _bytes(tree: PyTree) -> int:
-  """Bytes of all arrays, real or abstract."""
+  """Counts the bytes of all arrays of a tree, real or abstract."""
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def _block_bytes(
-  model: wan.WanDiT, *, streams: int, queries: int, keys: int, scores: bool
+  model: wan.WanDiT, *, rows: int, queries: int, keys: int, scores: bool
 ) -> int:
-  """Live arrays of one block at its widest point, weights and entries too.
+  """Counts the bytes that one block holds at its widest point.
+
+  These are activations, weights, and the cache entries that the block makes.
 
   Args:
     model: The network.
-    streams: Examples, twice with guidance.
-    queries: Tokens of a stream's chunk.
-    keys: Tokens that one of them sees.
-    scores: Whether scores and float32 copies are written, as XLA does.
+    rows: Rows of the network's batch: one per video, two with guidance.
+    queries: Tokens of a chunk.
+    keys: Tokens that a chunk sees.
+    scores: Whether scores and copies in float32 are written, as XLA does.
   """
   config, blocks = model.config, model.blocks
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
-  tokens = streams * queries
+  tokens = rows * queries
   parts = feed_forward.num_slices(width, config.ffn_width)
-  attention = tokens * 3 * width * item + 2 * streams * keys * width * item
+  # Queries and output of the chunk; keys and values of every head.
+  attention = tokens * 3 * width * item + 2 * rows * keys * width * item
   ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
   if scores:
     block = min(keys, xla_chunked.KEY_BLOCK)
     attention += 2 * tokens * (heads * block + width) * _F32
     ffn += tokens * (config.ffn_width // parts + width) * _F32
-  # Weights leave their stack when they are used; unrolled, all of them do.
+  # In a loop over blocks, the weights of one block are copied out of the stack
+  # at a time; where blocks are unrolled, XLA copies the weights of all of them.
   ffn_weights = _bytes(blocks.ffn) // config.num_layers
   weights = _bytes(blocks) // config.num_layers
   if config.scan_blocks:

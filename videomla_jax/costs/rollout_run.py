@@ -42,28 +42,18 @@ def compiled_bytes(
   """
   chunks = shapes.round_up(num_frames, window.chunk_frames)
   chunks //= window.chunk_frames
+  rows = batch * sampler.rows_per_video
   state = jax.eval_shape(
     lambda keys: rollout.Rollout(
       rollout.empty_cache(
-        model,
-        batch=batch * sampler.rows_per_video,
-        frame=frame,
-        window=window,
-        max_frames=num_frames,
+        model, batch=rows, frame=frame, window=window, max_frames=num_frames
       ),
       keys,
       jnp.zeros((), jnp.int32),
     ),
     jax.random.split(jax.random.key(0), batch),
   )
-  text = jax.ShapeDtypeStruct(
-    (
-      batch * sampler.rows_per_video,
-      model.config.text_tokens,
-      model.config.text_dim,
-    ),
-    jnp.float32,
-  )
+  text = jax.ShapeDtypeStruct(_text_shape(model, rows), jnp.float32)
   compiled = rollout.scan_chunks.lower(
     model,
     state,

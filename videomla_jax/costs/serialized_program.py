@@ -20,10 +20,10 @@ def unsnap(data: bytes, start: int = 0) -> tuple[bytes, int]:
 
   Args:
     data: Bytes with a stream in them.
-    start: Where it starts.
+    start: Where the stream starts.
 
   Returns:
-    What it says and where it ends.
+    The decoded bytes, and where the stream ends.
 
   Raises:
     ValueError: If there is no stream.
@@ -54,7 +54,7 @@ def unsnap(data: bytes, start: int = 0) -> tuple[bytes, int]:
       position += width
     if not 0 < back <= len(out):
       raise ValueError("a copy from before the start")
-    for _ in range(length):  # Copies may overlap what they write.
+    for _ in range(length):  # byte by byte: a copy may overlap itself
       out.append(out[-back])
   if len(out) != size:
     raise ValueError("longer than announced")
@@ -62,6 +62,7 @@ def unsnap(data: bytes, start: int = 0) -> tuple[bytes, int]:
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
+  """Decodes a number of at most five bytes; returns it and where it ends."""
   value = 0
   for i in range(5):
     if start + i >= len(data):
@@ -74,10 +75,10 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-  """Joined record values of every chunk of the Riegeli files in `data`."""
+  """Yields the record values of every chunk of the Riegeli files in `data`."""
   start = data.find(_RIEGELI)
   while start >= 0:
-    # Block headers stand wherever 64 KiB are full, even inside a chunk.
+    # A block header follows every 64 KiB, even inside of a chunk.
     stream = b"".join(
       data[block + _BLOCK_HEADER : block + _BLOCK]
       for block in range(start, len(data), _BLOCK)
@@ -87,6 +88,7 @@ def records(data: bytes) -> Iterator[bytes]:
 
 
 def _chunks(stream: bytes) -> Iterator[bytes]:
+  """Yields the values of the chunks of one file, up to its end."""
   position = 0
   while position + _CHUNK_HEADER <= len(stream):
     header = stream[position : position + _CHUNK_HEADER]
@@ -94,26 +96,30 @@ def _chunks(stream: bytes) -> Iterator[bytes]:
     kind = header[24:25]
     position += _CHUNK_HEADER
     if kind not in (b"s", b"r") or position + size > len(stream):
-      return  # The end of the file, or what follows it.
+      return  # the end of the file, or what follows it
     if kind == b"r":
       yield _values(stream[position : position + size])
     position += size
 
 
 def _values(chunk: bytes) -> bytes:
-  """Values of a chunk: its compression, the sizes' length, sizes, values."""
+  """Reads the values of a chunk, behind the sizes of its records."""
   length, position = _varint(chunk, 1)
   position += length
   if chunk[:1] == b"\0":
     return chunk[position:]
   if chunk[:1] != b"s":
     raise ValueError(f"records are compressed by {chunk[:1]!r}, not Snappy")
-  _, position = _varint(chunk, position)  # Snappy repeats this length.
+  _, position = _varint(chunk, position)  # Snappy repeats this length
   return unsnap(chunk, position)[0]
 
 
 def cubins(serialized: bytes) -> list[bytes]:
-  """GPU binaries of a serialised program."""
+  """Finds the GPU binaries of a serialised program, each of them once.
+
+  Args:
+    serialized: A program as XLA serialises it.
+  """
   found: list[bytes] = []
   for value in records(serialized):
     found += cubins(value)
@@ -127,7 +133,10 @@ def cubins(serialized: bytes) -> list[bytes]:
 
 
 def _elf(data: bytes, start: int) -> bytes:
-  """The ELF file at a place; program headers come last in NVIDIA's files."""
+  """Cuts out the ELF file that starts at `start`; empty if it is none of a GPU.
+
+  NVIDIA's files end with their program headers or section headers.
+  """
   if len(data) < start + 64:
     return b""
   if struct.unpack_from("<H", data, start + 18)[0] != _CUDA_MACHINE:

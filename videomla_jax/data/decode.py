@@ -27,7 +27,7 @@ class UnusableVideo(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipShape:
-  """Size, length and rate that every clip is brought to.
+  """Names the size, length and rate that every clip is brought to.
 
   Attributes:
     height: Pixel rows.
@@ -51,7 +51,7 @@ class ClipShape:
 
 
 class Facts(NamedTuple):
-  """What a file says about itself.
+  """Holds what a file says about itself.
 
   Attributes:
     height: Pixel rows as displayed.
@@ -82,7 +82,9 @@ class Video:
     if not container.streams.video:
       raise UnusableVideo("no video stream")
     self._stream = container.streams.video[0]
+    # FFmpeg decodes frames and slices in threads only if asked to.
     self._stream.thread_type = "AUTO"
+    # Streams need not start at 0; players count from their first frame.
     self._origin = float(
       (self._stream.start_time or 0) * self._stream.time_base
     )
@@ -120,6 +122,7 @@ class Video:
     Yields:
       RGB frames.
     """
+    # Seeking goes back to a key frame, which may lie seconds before.
     if start > _SEEK_FROM:
       self._seek(start)
     taken: list[np.ndarray] = []
@@ -225,6 +228,7 @@ def _fitted(
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Returns one frame turned, scaled and cropped."""
   pixels = frame.to_ndarray(format="rgb24")
+  # Phones store a rotation instead of turning the pixels.
   pixels = np.rot90(pixels, frame.rotation // 90)
   width, height = _displayed_size(frame, aspect)
   scale = max(shape.width / width, shape.height / height)

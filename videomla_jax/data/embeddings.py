@@ -40,6 +40,7 @@ def encoder_identity(folder: str | os.PathLike[str]) -> str:
   Args:
     folder: Model folder of the encoder.
   """
+  # The list has a digest of every file, so this is one of all weights.
   listed = pathlib.Path(folder) / "sha256.json"
   return hashlib.sha256(listed.read_bytes()).hexdigest()
 
@@ -127,6 +128,7 @@ def add(
     key = key_of(prompt, encoder=encoder)
     # Wan's encoder computes in this type, and the DiT rounds to it anyway.
     tensors[key] = np.asarray(embedding, ml_dtypes.bfloat16)
+    # For people who look into the file; nothing reads it.
     about[f"prompt/{key}"] = tokenizer.clean(prompt)
   path.parent.mkdir(parents=True, exist_ok=True)
   with atomic.replacing(path) as temporary:

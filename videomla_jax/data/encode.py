@@ -193,6 +193,7 @@ class Encoder:
       captions: Texts as they were listed.
     """
     if self._config.embeddings:
+      # Padding is stored nowhere, so rows of zeros are what was added here.
       rows = embeddings_lib.read(self._config.embeddings, captions)
       return [r[: int(np.any(r != 0, axis=1).sum())] for r in rows]
     text_encoder, tokenizer = self._text
@@ -203,6 +204,8 @@ class Encoder:
       embedded.append(rows[0, : lengths[0]])
     return embedded
 
+  # Loaded when needed: a shard of prompts alone needs no VAE, and prompts that
+  # were embedded before need no text encoder.
   @functools.cached_property
   def _vae(self) -> vae.WanVAE:
     if self._config.checkpoint == RANDOM:
@@ -219,6 +222,7 @@ class Encoder:
     return released.load(self._root / "umt5", "umt5"), tokenizer
 
 
+# One entry: two encoders at a time would not fit beside each other.
 @functools.lru_cache(maxsize=1)
 def load(config: EncoderConfig) -> Encoder:
   """Returns the encoder of this process, which is kept between shards."""

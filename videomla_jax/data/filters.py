@@ -83,7 +83,7 @@ class Filters:
         rule about it; a fact that is absent is not looked at.
     """
     for name, bound in self._bounds().items():
-      fact = name[4:]
+      fact = name[4:]  # without min_ or max_
       if not bound or fact not in facts:
         continue
       value = facts[fact]
@@ -123,6 +123,7 @@ def select(
   kept, excluded = [], collections.Counter[str]()
   known = set()
   for item in table.items:
+    # Segments of a video differ by their start, prompts by their text.
     key = (item.video, item.start) if item.video else item.caption
     reason = DUPLICATE if key in known else _listed_failure(item, filters)
     known.add(key)

@@ -62,7 +62,7 @@ class Plan:
     return sum(len(job.items) for job in self.jobs)
 
 
-def plan(
+def plan_shards(
   items: Sequence[table.Item],
   excluded: dict[str, int],
   *,
@@ -98,48 +98,49 @@ def plan(
   dealt: dict[str, list[table.Item]] = {split: [] for split in dataset.SPLITS}
   for item in items:
     dealt[_split_of(item, test_fraction)].append(item)
+  # The negative prompt is embedded like a shard, so that it can be resumed.
   common = dict(videos=videos, folder=work, settings=settings)
   jobs = [shards.Job(split=shards.NULL_TEXT, index=0, items=(), **common)]
   for split, part in dealt.items():
     for index, first in enumerate(range(0, len(part), shard_size)):
       inputs = tuple(part[first : first + shard_size])
       jobs.append(shards.Job(split=split, index=index, items=inputs, **common))
-  made = Plan(
+  planned = Plan(
     folder=folder,
     jobs=tuple(jobs),
     excluded=dict(excluded),
     settings=settings,
     identity=_identity(jobs, excluded, settings),
   )
-  _require_same(made)
-  return made
+  _require_same(planned)
+  return planned
 
 
-def is_finished(made: Plan) -> bool:
+def is_finished(plan: Plan) -> bool:
   """Says whether the data set is there; its folder appears when complete."""
-  return made.folder.is_dir()
+  return plan.folder.is_dir()
 
 
-def run(made: Plan, on_item: Callable[[int], object] = lambda n: None) -> None:
+def run(plan: Plan, on_item: Callable[[int], object] = lambda n: None) -> None:
   """Makes all missing shards in this process.
 
   Args:
-    made: The plan.
+    plan: The plan.
     on_item: Called with the number of inputs that were dealt with since then.
   """
-  _begin(made)
-  for job in made.jobs:
+  _begin(plan)
+  for job in plan.jobs:
     if job.is_done:
       on_item(len(job.items))
     else:
       shards.run(job, lambda: on_item(1))
 
 
-def run_beam(made: Plan, options: Sequence[str]) -> None:
+def run_beam(plan: Plan, options: Sequence[str]) -> None:
   """Makes all missing shards through Apache Beam, on any of its runners.
 
   Args:
-    made: The plan; workers must see the same folders.
+    plan: The plan; workers must see the same folders.
     options: Options of Beam, such as "--runner=FlinkRunner".
 
   Raises:
@@ -153,47 +154,52 @@ def run_beam(made: Plan, options: Sequence[str]) -> None:
       "runner='beam' needs Apache Beam; install videomla-jax[beam], or use"
       " runner='local'."
     ) from error
-  _begin(made)
-  jobs = [job for job in made.jobs if not job.is_done]
+  _begin(plan)
+  # Beam may run a job twice or on two workers: both write the same bytes, and
+  # the last rename wins.
+  jobs = [job for job in plan.jobs if not job.is_done]
   flags = pipeline_options.PipelineOptions(list(options))
   with beam.Pipeline(options=flags) as pipeline:
     _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(shards.run)
 
 
-def finish(made: Plan) -> dict[str, Any]:
+def finish(plan: Plan) -> dict[str, Any]:
   """Puts the shards together and returns the report.
 
   Args:
-    made: The plan, all of whose shards are made.
+    plan: The plan, all of whose shards are finished.
 
   Raises:
     ValueError: If shards are missing or damaged, or nothing is in them.
   """
-  counts = {job: shards.read_counts(job) for job in made.jobs}
+  counts = {job: shards.read_counts(job) for job in plan.jobs}
   clips = collections.Counter[str]()
   for job, count in counts.items():
     clips[job.split] += count["clips"]
-  report = _report(made, counts, clips)
+  report = _report(plan, counts, clips)
+  # The reasons are kept even if there is no data set to keep them in.
   if not clips.total():
-    atomic.write_text(made.work / dataset.QUARANTINE_FILE, _quarantine(counts))
+    atomic.write_text(plan.work / dataset.QUARANTINE_FILE, _quarantine(counts))
     raise ValueError(
       f"none of {report['inputs']} inputs is left: excluded"
       f" {report['excluded']}, quarantined {report['quarantined']}; relax"
-      f" config.filters, or see {str(made.work / dataset.QUARANTINE_FILE)!r}."
+      f" config.filters, or see {str(plan.work / dataset.QUARANTINE_FILE)!r}."
     )
-  staged = made.work / "finished"
+  # Everything is put together beside the shards and appears by one rename.
+  staged = plan.work / "finished"
   shutil.rmtree(staged, ignore_errors=True)
   staged.mkdir()
-  _put_shards(made, counts, staged)
+  _put_shards(plan, counts, staged)
   (staged / dataset.QUARANTINE_FILE).write_text(_quarantine(counts))
   (staged / dataset.REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
-  os.replace(staged, made.folder)
-  shutil.rmtree(made.work, ignore_errors=True)
+  os.replace(staged, plan.folder)
+  shutil.rmtree(plan.work, ignore_errors=True)
   return report
 
 
 def _split_of(item: table.Item, test_fraction: float | int) -> str:
   """Returns the split of an input, told from a digest of its path."""
+  # By the video and not by the segment: segments of one video look alike.
   text = item.video or item.caption
   digest = hashlib.sha256(text.encode()).digest()
   share = int.from_bytes(digest[:8], "big") / 2**64
@@ -206,6 +212,7 @@ def _identity(
   settings: shards.Settings,
 ) -> str:
   """Returns a digest of inputs, weights and settings, not of their paths."""
+  # Folders may be moved or copied between two runs of the same command.
   about = dataclasses.asdict(settings)
   about["encoder"] = settings.encoder.identity()
   inputs = [
@@ -216,45 +223,45 @@ def _identity(
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _require_same(made: Plan) -> None:
+def _require_same(plan: Plan) -> None:
   """Refuses a folder that holds, or began to hold, another data set."""
   for path, what in (
-    (made.folder / dataset.REPORT_FILE, "another data set"),
-    (made.work / _PLAN_FILE, "another unfinished data set"),
+    (plan.folder / dataset.REPORT_FILE, "another data set"),
+    (plan.work / _PLAN_FILE, "another unfinished data set"),
   ):
     if not path.exists():
       continue
-    if json.loads(path.read_text())["identity"] != made.identity:
+    if json.loads(path.read_text())["identity"] != plan.identity:
       raise ValueError(
         f"output: {str(path.parent)!r} is {what} (other inputs, encoders or"
         " settings); give another folder, or delete that one."
       )
 
 
-def _begin(made: Plan) -> None:
+def _begin(plan: Plan) -> None:
   """Makes the folder of the unfinished data set and says what it will be."""
-  made.work.mkdir(parents=True, exist_ok=True)
+  plan.work.mkdir(parents=True, exist_ok=True)
   atomic.write_text(
-    made.work / _PLAN_FILE, json.dumps(dict(identity=made.identity)) + "\n"
+    plan.work / _PLAN_FILE, json.dumps(dict(identity=plan.identity)) + "\n"
   )
 
 
 def _report(
-  made: Plan, counts: Counts, clips: collections.Counter[str]
+  plan: Plan, counts: Counts, clips: collections.Counter[str]
 ) -> dict[str, Any]:
   """Returns what became of every input.
 
   The numbers add up: used + excluded + quarantined = inputs.
   """
-  excluded = collections.Counter(made.excluded)
+  excluded = collections.Counter(plan.excluded)
   quarantined = 0
   for count in counts.values():
     excluded.update(count.get("excluded", {}))
     quarantined += len(count.get("quarantined", ()))
-  inputs = made.num_items + sum(made.excluded.values())
-  sizes = made.settings.sizes
+  inputs = plan.num_items + sum(plan.excluded.values())
+  sizes = plan.settings.sizes
   return {
-    "identity": made.identity,
+    "identity": plan.identity,
     "inputs": inputs,
     "used": inputs - excluded.total() - quarantined,
     "excluded": dict(sorted(excluded.items())),
@@ -263,7 +270,7 @@ def _report(
     "latent_shape": sizes.latents,
     "text_width": sizes.text_width,
     "max_tokens": max(count["max_tokens"] for count in counts.values()),
-    "settings": dataclasses.asdict(made.settings),
+    "settings": dataclasses.asdict(plan.settings),
     "shards": {
       name: dict(bytes=counts[job]["bytes"], sha256=counts[job]["sha256"])
       for job, name in _final_names(counts).items()
@@ -280,11 +287,12 @@ def _final_names(counts: Counts) -> dict[shards.Job, str]:
       names[job] = records.file_name(
         split, index, len(full), dataset=dataset.NAME
       )
+  # TFDS wants no empty shards, so numbers run over those that hold something.
   (null_text,) = (job for job in counts if job.split == shards.NULL_TEXT)
   return names | {null_text: dataset.NULL_TEXT_FILE}
 
 
-def _put_shards(made: Plan, counts: Counts, staged: pathlib.Path) -> None:
+def _put_shards(plan: Plan, counts: Counts, staged: pathlib.Path) -> None:
   """Puts shards and what TFDS wants to know of them into a folder."""
   names = _final_names(counts)
   for job, name in names.items():
@@ -306,7 +314,7 @@ def _put_shards(made: Plan, counts: Counts, staged: pathlib.Path) -> None:
       )
   tfds.folder_dataset.write_metadata(
     data_dir=staged,
-    features=records.features(made.settings.sizes),
+    features=records.features(plan.settings.sizes),
     split_infos=infos,
     version=dataset.VERSION,
     filename_template=template,

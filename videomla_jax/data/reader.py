@@ -148,6 +148,7 @@ def make_loader(
     process_count=process_count,
     read_options=_READ_OPTIONS,
   )
+  # The negative prompt is equal for all rows; batching would copy it.
   return loader.map(lambda batch: batch | {"negative": negative})
 
 
@@ -164,6 +165,7 @@ def read_captions(
   Returns:
     Captions, their embeddings, and the embedding of the negative prompt.
   """
+  # Captions that training has not seen, if any were held out.
   root = dataset.locate(folder)
   splits = tfds.builder_from_directory(root).info.splits
   source = _open(root, "test" if "test" in splits else "train", {"latents"})
@@ -210,6 +212,7 @@ def _open(
 ) -> Sequence[dict[str, Any]]:
   """Opens a split of a data set and leaves some fields as they lie."""
   builder = tfds.builder_from_directory(root)
+  # Latents are megabytes: they are not decoded where nobody wants them.
   decoders = {
     name: tfds.decode.SkipDecoding()
     for name in skipped & set(builder.info.features)

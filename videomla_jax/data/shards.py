@@ -32,7 +32,7 @@ NULL_TEXT = "null_text"  # "split" of the job that embeds the negative prompt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """How every input is treated.
+  """Says how every input is treated.
 
   Attributes:
     encoder: Names what makes latents and embeddings.
@@ -104,6 +104,7 @@ def run(job: Job, on_item: Callable[[], object] = lambda: None) -> None:
     return
   pathlib.Path(job.folder).mkdir(parents=True, exist_ok=True)
   make = _make_null_text if job.split == NULL_TEXT else _make_records
+  # First the data, then the counts: whoever sees counts has whole data.
   with atomic.replacing(job.data) as temporary:
     counts = make(job, temporary, on_item)
     with temporary.open("rb") as file:
@@ -155,6 +156,7 @@ def _make_records(
 ) -> dict[str, Any]:
   """Writes the records of a job; returns its counts."""
   encoder = encode.load(job.settings.encoder)
+  # All texts first: the text encoder and the VAE then take turns only once.
   texts = encoder.texts([item.caption for item in job.items])
   excluded = collections.Counter[str]()
   quarantined: list[dict[str, Any]] = []
@@ -215,6 +217,7 @@ class _Event(NamedTuple):
 
 def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
   """Yields clips, and decodes the next one while this one is encoded."""
+  # Decoding runs outside of Python's lock, so one thread is enough.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     future = pool.submit(next, events, None)
     while (event := future.result()) is not None:
@@ -250,6 +253,7 @@ def _clips(job: Job, index: int, item: table.Item) -> Iterator[_Event]:
   seconds = None if item.start is None else item.seconds
   with decode.open_video(pathlib.Path(job.videos) / item.video) as video:
     facts = video.facts()
+    # The rules about length are about the segment, where there is one.
     known = facts._asdict()
     if seconds is not None:
       known["seconds"] = seconds

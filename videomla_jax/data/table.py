@@ -191,7 +191,9 @@ def _sidecar(path: pathlib.Path) -> str:
 
 
 def _read_csv(path: pathlib.Path) -> tuple[list[str], Iterable[Row]]:
-  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions are long
+  # Captions may be longer than the 128 kB that the module allows by default.
+  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+  # Spreadsheets write a byte order mark, which plain UTF-8 would keep.
   with path.open(encoding="utf-8-sig", newline="") as file:
     reader = csv.DictReader(file)
     rows = list(reader)
@@ -274,6 +276,7 @@ def _number(
       f"table={str(path)!r} has {value!r} in row {index + 1} of column"
       f" {name!r}, which holds numbers; correct it or leave it empty."
     ) from error
+  # NaN is how tables of numbers say that one is unknown.
   return number if math.isfinite(number) else None
 
 

@@ -106,11 +106,13 @@ def denoise(
   gaussian = sampling.Noise(jnp.copy(noise), jnp.zeros((0, *noise.shape)))
   calls = sampling.calls(sampler, gaussian)
   state = sampling.start(sampler, gaussian)
-  # The state is donated, so its leaves must not share memory.
+  # Every call donates its state, so its leaves must not share memory.
   state = jax.tree.map(jnp.copy, state)
+  # A Python loop over one program, so the caller may stop between two calls.
   for i in range(len(sampler.sigmas)):
     call = jax.tree.map(lambda leaf, i=i: leaf[i], calls)
     state = _step(model, state, text, call, sampler=sampler)
+    # The next call donates its state; a copy is the caller's to keep.
     yield jnp.copy(state.x)
 
 

@@ -39,6 +39,7 @@ def positions_of(
       context: a cut (Infinity-RoPE).
   """
   past, first = window.positions(cache.frame, cache.next_frame, scheme=scheme)
+  # Only the chunk moves; what it sees keeps its coordinates.
   if jump_to is not None:
     first = jnp.full_like(first, jump_to)
   query = first[:, None] + jnp.arange(length, dtype=jnp.int32)
@@ -61,6 +62,7 @@ def _context(cache: cache_lib.Cache) -> _Context:
   """Returns what a chunk sees: the cache, if it has slots, and itself."""
 
   def context_of(own: PyTree, past: PyTree) -> list[PyTree]:
+    # Cache and chunk stay apart: joining them would copy the cache.
     history = jax.tree.map(lambda x: x[:, None], past)
     return [history, own] if cache.frame.shape[1] else [own]
 
@@ -190,6 +192,8 @@ def commit(
   )
   update = window.update(cache.frame, cache.next_frame, length)
 
+  # A layer is written right after it was read. Entries of all layers at once
+  # would be 63 MB more at 480p.
   def store(stored: PyTree, own: PyTree, layer: Array | int) -> PyTree:
     own = jax.tree.map(lambda e: e[:, 0], own)
     return cache_lib.write(stored, own, update, layer)
@@ -228,6 +232,7 @@ def denoise(
   Returns:
     Clean latents of the chunk.
   """
+  # Coordinates are the same for all calls, so the loop does not repeat them.
   length = noise.start.shape[1]
   positions = positions_of(
     cache, length, window=window, scheme=scheme, jump_to=jump_to
@@ -268,5 +273,6 @@ def chunk_step(
     Clean latents of the chunk and the cache after it.
   """
   where: dict[str, Any] = dict(window=window, scheme=scheme, jump_to=jump_to)
+  # Both kinds of rows commit the guided chunk, as both saw it denoised.
   x0 = denoise(model, cache, noise, text, sampler=sampler, **where)
   return x0, commit(model, cache, repeat(x0, sampler), text, **where)

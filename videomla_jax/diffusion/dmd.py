@@ -81,6 +81,7 @@ class ScoreDraws(NamedTuple):
 
 def score_sigma(raw: Int[Array, "B"], *, s: float) -> Float32[Array, "B"]:
   """Returns the level of an integer 0..999, docs/method.md, Eq. (6.12)."""
+  # The ends are cut off: a clip without noise, or of noise only, says nothing.
   level = flow.shift(raw.astype(jnp.float32) / wan_config.MAX_TIMESTEP, s)
   return jnp.clip(level, *SCORE_SIGMAS)
 
@@ -155,6 +156,8 @@ def clip_of(
     image_latent: Decodes the frames up to the clip's first and encodes the last
       pixel frame as an image; codecs of single frames need none.
   """
+  # A VAE makes the first latent of a clip from one pixel frame, later ones from
+  # four; the scores know no clip that begins in the middle.
   start = latents.shape[1] - setup.clip_frames
   if not start or image_latent is None:
     return latents[:, start:]
@@ -164,6 +167,8 @@ def clip_of(
 
 def score_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
   """Returns g of Eq. (12.1), made finite, from a clip and the scores' x0."""
+  # Dividing by the distance to the real score gives every row the same weight,
+  # whatever its noise level (arXiv:2311.18828).
   p = jnp.abs(x - real).mean(axis=(1, 2, 3, 4), keepdims=True)
   return jnp.nan_to_num((fake - real) / p)
 
@@ -185,6 +190,7 @@ def critic_loss(
   counted: Counted = slice(None),
 ) -> Scalar:
   """Returns L_C of Eq. (12.4) for a clip, which is a constant."""
+  # No gradient may reach the student from the loss of the critic.
   x = jax.lax.stop_gradient(x)
   noisy = flow.add_noise(x, draws.noise, draws.sigma[:, None])
   error = critic(noisy, draws.sigma) - flow.velocity_target(x, draws.noise)
@@ -207,6 +213,20 @@ def compare(
 def whole(model: wan.WanDiT, text: Text) -> VelocityOf:
   """Returns the velocity of a network that sees a clip at once."""
   return lambda x, sigma: bidirectional.velocity(model, x, sigma, text)
+
+
+def _guided(real: wan.WanDiT, texts: Texts, *, weight: float) -> VelocityOf:
+  """Returns the guided velocity of the real score.
+
+  The prompts run one after the other, as two batches need twice the memory.
+  """
+  conditional = whole(real, texts.real)
+  unconditional = whole(real, texts.negative)
+
+  def guide(x: Latents, sigma: Float32[Array, "B"]) -> Latents:
+    return flow.guide(conditional(x, sigma), unconditional(x, sigma), weight)
+
+  return guide
 
 
 def critic_gradients(
@@ -253,6 +273,7 @@ def gradients(
     Loss and rollout; the gradient to the student's parameters.
   """
   rollout_draws, score_draws = draws
+  # Frames of an earlier rollout are known; only new ones are generated.
   new = rollout_draws.noise.start.shape[0] * setup.window.chunk_frames
   total = new + (0 if previous is None else previous.shape[1])
   trained = num_trained(new, total, setup=setup)
@@ -270,13 +291,8 @@ def gradients(
     video = jnp.concatenate([previous, video], axis=1)
   clip = clip_of(video, setup=setup, image_latent=image_latent)
 
-  def guided_real(x: Latents, sigma: Array) -> Latents:
-    conditional = whole(real, texts.real)(x, sigma)
-    unconditional = whole(real, texts.negative)(x, sigma)
-    return flow.guide(conditional, unconditional, setup.guidance)
-
-  fake = whole(critic, texts.critic)
-  gradient = compare(guided_real, fake, clip, score_draws)
+  guided = _guided(real, texts, weight=setup.guidance)
+  gradient = compare(guided, whole(critic, texts.critic), clip, score_draws)
   counted = slice(clip.shape[1] - trained, None)
   loss, cotangent = jax.value_and_grad(generator_loss)(clip, gradient, counted)
   student_gradient = self_rollout.gradients(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int32, Key, PyTree, Shaped
 from videomla_jax import shapes
 from videomla_jax import sharding
 from videomla_jax.diffusion import chunk_pass
+from videomla_jax.diffusion import rollout_inputs
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
@@ -41,50 +42,6 @@ class Rollout(NamedTuple):
   cache: cache_lib.Cache
   keys: Key[Array, "b"]
   chunk: Int32[Array, ""]
-
-
-def check_latents(
-  model: wan.WanDiT,
-  text: Shaped[Array, "..."],
-  latents: Float[Array, "..."] | jax.ShapeDtypeStruct,
-  *,
-  batch: int,
-) -> None:
-  """Refuses latents or text that the network cannot take, before compiling.
-
-  Args:
-    model: The network.
-    text: Text embeddings, `[rows, M, Et]`.
-    latents: Latents or their shape, `[videos, T, H, W, C]`.
-    batch: Number of videos.
-
-  Raises:
-    ValueError: If shapes do not fit each other or the model.
-  """
-  config = model.config
-  grid = shapes.token_grid(*latents.shape[-3:-1], patch=config.patch)
-  channels = latents.shape[-1]
-  if channels != config.channels:
-    raise ValueError(
-      f"latents have {channels} channels but the model takes "
-      f"{config.channels}; use the codec the model was trained with."
-    )
-  expected = config.learned_grid
-  if expected is not None and (grid.rows, grid.columns) != expected:
-    raise ValueError(
-      f"latents have a token grid of {grid.rows} x {grid.columns} but the "
-      f"model was trained on {expected[0]} x {expected[1]}; resize the video."
-    )
-  if text.ndim != 3 or text.shape[2] != config.text_dim:
-    raise ValueError(
-      f"text has shape {text.shape} but must be [batch, tokens, "
-      f"{config.text_dim}]; encode the prompts first."
-    )
-  if latents.shape[0] != batch:
-    raise ValueError(
-      f"context has {latents.shape[0]} examples for {batch} prompts; give "
-      "one clip per prompt."
-    )
 
 
 def empty_cache(
@@ -118,6 +75,7 @@ def empty_cache(
     block = jax.tree.map(lambda p: p[0], model.blocks)
     return block.self_attention.project(x)
 
+  # Only the layer itself knows what it stores, so it is asked for the shapes.
   entry = jax.eval_shape(project, model, tokens_in)
   stacked = jax.tree.map(
     lambda e: quantise.shape_of(
@@ -168,6 +126,7 @@ def scan_chunks(
   Returns:
     Clean latents chunk by chunk, and the state after them.
   """
+  # Noise is drawn inside the loop: that of a minute is never in memory at once.
   shape = (window.chunk_frames, *frame)
 
   def step(
@@ -237,6 +196,7 @@ def prefill(
   Returns:
     The cache after the given frames.
   """
+  # Pieces have at most two lengths, hence at most two programs are compiled.
   frames, chunk = latents.shape[1], window.chunk_frames
   ends = [*range(frames % chunk or chunk, frames + 1, chunk)] if frames else []
   start = 0
@@ -256,7 +216,7 @@ def prefill(
 def start(
   model: wan.WanDiT,
   text: Float[Array, "R M E"],
-  keys: Array,
+  keys: Key[Array, "videos"],
   *,
   frame: tuple[int, int, int],
   window: window_lib.Window,
@@ -266,12 +226,11 @@ def start(
   scheme: window_lib.Scheme = "window",
   cache_dtype: DTypeLike | None = None,
 ) -> Rollout:
-  """Checks the inputs, allocates the cache and commits given frames.
+  """Checks the inputs and returns the state after the given frames.
 
   Args:
     model: The network.
-    text: Text embeddings, with guidance the unconditional rows after the
-      conditional ones.
+    text: Text embeddings; with guidance the unconditional rows come last.
     keys: One random key per video.
     frame: H, W, C of a latent frame.
     window: Which frames the cache keeps.
@@ -281,37 +240,27 @@ def start(
     scheme: How frames are counted, see `Window.positions`.
     cache_dtype: Dtype of the stored entries; the model's own by default.
 
-  Returns:
-    The state before the first chunk.
-
   Raises:
     ValueError: If shapes do not fit each other or the model.
   """
-  batch = keys.shape[0]
-  rows = batch * sampler.rows_per_video
-  if text.shape[0] != rows:
-    raise ValueError(
-      f"text has {text.shape[0]} rows for {batch} examples; give {rows}: "
-      "conditional rows, and with guidance as many unconditional ones after "
-      "them."
-    )
-  if max_frames < 1:
-    raise ValueError(f"num_frames={max_frames} must be at least 1.")
-  probe = jax.ShapeDtypeStruct((batch, 1, *frame), jnp.float32)
-  check_latents(model, text, probe if context is None else context, batch=batch)
-  if context is not None and context.shape[2:] != tuple(frame):
-    raise ValueError(
-      f"context frames have shape {context.shape[2:]} but the video has "
-      f"{tuple(frame)}; resize the context."
-    )
+  rollout_inputs.check(
+    model,
+    text,
+    context,
+    frame=frame,
+    sampler=sampler,
+    videos=keys.shape[0],
+    num_frames=max_frames,
+  )
   cache = empty_cache(
     model,
-    batch=rows,
+    batch=text.shape[0],
     frame=frame,
     window=window,
     max_frames=max_frames,
     dtype=cache_dtype,
   )
+  # With guidance both kinds of rows see the given frames.
   if context is not None:
     cache = prefill(
       model,
@@ -321,14 +270,14 @@ def start(
       window=window,
       scheme=scheme,
     )
-  # The state is donated; the keys stay the caller's.
+  # Every step donates its state, so the keys are copied: the caller's stay.
   return Rollout(cache, jnp.copy(keys), jnp.zeros((), jnp.int32))
 
 
 def generate(
   model: wan.WanDiT,
   text: Float[Array, "R M E"],
-  key: Array,
+  key: Shaped[Array, "..."],
   *,
   frame: tuple[int, int, int],
   num_frames: int,
@@ -344,8 +293,7 @@ def generate(
     text: Text embeddings, see `start`.
     key: One random key for all videos, or one per video.
     frame: H, W, C of a latent frame.
-    num_frames: Latent frames, given ones included. Whole chunks are generated
-      and cropped, so any number works.
+    num_frames: Latent frames, given ones included; any number.
     window: Which frames the cache keeps.
     sampler: How chunks are denoised.
     context: First frames that are given, an image or a clip, as clean latents.
@@ -357,12 +305,10 @@ def generate(
   Raises:
     ValueError: If shapes do not fit each other or the model.
   """
-  if num_frames < 1:
-    raise ValueError(f"num_frames={num_frames} must be at least 1.")
+  rollout_inputs.check_length(num_frames)
   keys = sampling.split_keys(key, text.shape[0] // sampler.rows_per_video)
   known = 0 if context is None else context.shape[1]
-  chunk = window.chunk_frames
-  total = known + shapes.round_up(max(num_frames - known, 0), chunk)
+  num_chunks = -(-max(num_frames - known, 0) // window.chunk_frames)
   state = start(
     model,
     text,
@@ -370,21 +316,21 @@ def generate(
     frame=frame,
     window=window,
     sampler=sampler,
-    max_frames=max(total, num_frames),
+    max_frames=known + num_chunks * window.chunk_frames,
     context=context,
     cache_dtype=cache_dtype,
   )
-  pieces = [] if context is None else [context]
-  if total > known:
-    latents, _ = scan_chunks(
+  # Whole chunks are generated; what is too much is cropped at the end.
+  clips = [] if context is None else [context]
+  if num_chunks:
+    chunks, _ = scan_chunks(
       model,
       state,
       text,
       window=window,
       sampler=sampler,
-      chunks=(total - known) // chunk,
+      chunks=num_chunks,
       frame=frame,
     )
-    moved = jnp.moveaxis(latents, 0, 1)
-    pieces.append(moved.reshape(moved.shape[0], -1, *frame))
-  return jnp.concatenate(pieces, axis=1)[:, :num_frames]
+    clips.append(sampling.joined(chunks))
+  return jnp.concatenate(clips, axis=1)[:, :num_frames]

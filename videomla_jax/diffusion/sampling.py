@@ -53,7 +53,8 @@ class Sampler:
       raise ValueError(
         f"sampler.rule={self.rule!r} is unknown; use one of {sorted(RULES)}."
       )
-    self.step_rule.weights(self.sigmas)  # raises where it cannot work
+    # Rules refuse levels that they cannot work with, before anything compiles.
+    self.step_rule.weights(self.sigmas)
 
   @property
   def step_rule(self) -> "Rule":
@@ -112,6 +113,7 @@ def unipc(num_steps: int, *, shift: float, guidance: float | None) -> Sampler:
   Raises:
     ValueError: If there is no step.
   """
+  # UniPC works in log(1 - sigma), so the first level must stay below 1.
   _check_steps(num_steps)
   levels = np.linspace(1 - 1 / wan_config.MAX_TIMESTEP, 0, num_steps + 1)[:-1]
   sigmas = flow.shift(levels, shift)
@@ -137,6 +139,12 @@ class Noise(NamedTuple):
 
   start: Latents
   fresh: Float[Array, "K B T H W C"]
+
+
+def joined(chunks: Float[Array, "G b T H W C"]) -> Float[Array, "b GT H W C"]:
+  """Joins the frames of chunks that were made one after the other."""
+  latents = jnp.moveaxis(chunks, 0, 1)
+  return latents.reshape(latents.shape[0], -1, *latents.shape[3:])
 
 
 def split_keys(key: Shaped[Array, "..."], batch: int) -> Key[Array, "b"]:
@@ -170,8 +178,10 @@ def chunk_noise(
     shape: T, H, W, C of the chunk.
     sampler: Sets how often noise is added again.
   """
+  # Start noise first, then fresh noise, so both kinds of rules start alike.
   count = len(sampler.sigmas) if sampler.step_rule.adds_noise else 1
 
+  # The number of the chunk is folded in, so a stream needs no list of keys.
   def draw(key: Array) -> Array:
     key = jax.random.fold_in(key, chunk)
     return jax.random.normal(key, (count, *shape), jnp.float32)
@@ -281,6 +291,7 @@ RULES: dict[str, Rule] = {
 
 def calls(sampler: Sampler, noise: Noise) -> Call:
   """Returns all network calls of a schedule, with a leading axis."""
+  # Levels are arrays, so that all calls are one loop with one network in it.
   sigmas = jnp.asarray((*sampler.sigmas, 0.0), jnp.float32)[:, None]
   fresh = None
   if sampler.step_rule.adds_noise:  # The last call is followed by no noise.
@@ -305,7 +316,7 @@ def step(
   Args:
     sampler: Names the rule.
     state: Latents that the network saw.
-    velocity: Its answer, guidance applied.
+    velocity: Velocity that the network predicted, guidance applied.
     call: The call that it answered.
   """
   return sampler.step_rule.step(state, velocity, call)
@@ -324,6 +335,7 @@ def guided(
     return velocity_of
 
   def guide(x: Latents, sigma: Array) -> Latents:
+    # One batch of both kinds of rows reads the weights once.
     both = velocity_of(jnp.concatenate([x, x]), sigma)
     return flow.guide(*jnp.split(both, 2), sampler.guidance)
 
@@ -354,6 +366,8 @@ def solve(
   def body(state: State, call: Call) -> tuple[State, None]:
     return step(sampler, state, network(state.x, call.sigma), call), None
 
+  # A scan is differentiable and its length is known; a loop up to a traced call
+  # is neither, which a rollout that stops early does not need.
   if num_calls is None:
     return jax.lax.scan(body, begin, every_call)[0].x
 

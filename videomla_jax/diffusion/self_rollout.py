@@ -58,6 +58,7 @@ def draw(
     window: Sets the frames of a chunk.
     sampler: Sets the number of calls.
   """
+  # The exit call is shared, so that all devices run the same number of passes.
   key_noise, key_exit = jax.random.split(key)
   length = window.chunk_frames
   keys = sampling.split_keys(key_noise, shape[0])
@@ -136,6 +137,8 @@ def _velocity(
 ) -> Callable[[Latents, Array], Latents]:
   """Returns the network as a function of the next chunk and its level."""
 
+  # The pass that keeps entries is used for all calls, since the trained one
+  # among them needs gradients and a rollout of the same numbers.
   def velocity_of(x: Latents, sigma: Array) -> Latents:
     positions = chunk_pass.positions_of(cache, x.shape[1], window=window)
     level = sigma * wan_config.MAX_TIMESTEP
@@ -198,8 +201,6 @@ def generate(
   def run(
     cache: cache_lib.Cache, some: slice, *, keep: bool
   ) -> tuple[cache_lib.Cache, tuple[Latents, Trained | None]]:
-    """Rolls some chunks; keeps what their gradient needs if asked to."""
-
     def step(cache: cache_lib.Cache, noise: sampling.Noise) -> PyTree:
       after, x0, trained = _roll_chunk(
         model,
@@ -216,6 +217,8 @@ def generate(
       step, cache, jax.tree.map(lambda leaf: leaf[some], draws.noise)
     )
 
+  # Chunks without a gradient are not recorded: their entries would cost the
+  # memory of a cache each.
   before, clips, trained = cache, [], None
   if first:
     before, (x0, _) = run(cache, slice(first), keep=False)
@@ -224,8 +227,7 @@ def generate(
   if first < chunks:
     after, (x0, trained) = run(before, slice(first, None), keep=True)
     clips.append(x0)
-  latents = jnp.moveaxis(jnp.concatenate(clips), 0, 1)
-  latents = latents.reshape(latents.shape[0], -1, *latents.shape[3:])
+  latents = sampling.joined(jnp.concatenate(clips))
   return SelfRollout(latents, trained, before, after)
 
 
@@ -271,6 +273,7 @@ def gradients(
     cache = cache_lib.append(cache, trained.entries, window=window)
     return (cache, total), None
 
+  # A loop over chunks keeps the activations of one chunk only.
   zeros = jax.tree.map(jnp.zeros_like, model)
   every_chunk = (rolled.trained, jnp.moveaxis(pulls, 1, 0))
   (_, total), _ = jax.lax.scan(step, (rolled.before, zeros), every_chunk)

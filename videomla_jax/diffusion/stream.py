@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from videomla_jax import shapes
 from videomla_jax.diffusion import chunk_pass
@@ -27,6 +27,8 @@ from videomla_jax.models import window as window_lib
 
 Switch = Literal["keep", "flush", "recache"]
 Frame = tuple[int, Float[Array, "b H W C"]]  # its number and its latents
+
+_ENDLESS = 2**30  # more frames than any window stores
 
 
 @functools.partial(
@@ -70,7 +72,7 @@ class Stream(Iterator[Any]):
     self,
     model: wan.WanDiT,
     text: Float[Array, "R M E"],
-    key: Array,
+    key: Shaped[Array, "..."],
     *,
     frame: tuple[int, int, int],
     window: window_lib.Window,
@@ -94,31 +96,21 @@ class Stream(Iterator[Any]):
         and needs a window that forgets frames.
       context: First frames that are given; they are not handed out again.
       cache_dtype: Dtype of the stored entries; the model's own by default.
-      then: Function that is applied to each chunk as soon as it is dispatched,
-        before the next one is; what it returns is handed out instead. With a
-        decoder here chunk k is shown while chunk k + 1 is computed.
+      then: Function, such as a decoder, that is applied to each chunk before
+        the next one is dispatched; its result is handed out instead.
 
     Raises:
       ValueError: If shapes do not fit, or an endless stream keeps all frames.
     """
-    if max_frames is None and window.local_frames is None:
-      raise ValueError(
-        "max_frames=None needs a bounded window: set window.local_frames, or "
-        "say how long the video is."
-      )
     self._call = dict(window=window, sampler=sampler, frame=tuple(frame))
     self._model, self._text, self._then = model, text, then
     self._end = 0 if context is None else context.shape[1]
     self._left = max_frames
-    if max_frames is None:
-      bound = window.sink_frames + (window.local_frames or 0)
-    else:
-      bound = shapes.round_up(max_frames, window.chunk_frames)
-    keys = sampling.split_keys(key, text.shape[0] // sampler.rows_per_video)
+    bound = _frames_to_come(max_frames, window=window)
     self._state = rollout.start(
       model,
       text,
-      jnp.copy(keys),  # Every step donates its state; keys are the caller's.
+      sampling.split_keys(key, text.shape[0] // sampler.rows_per_video),
       frame=frame,
       window=window,
       sampler=sampler,
@@ -130,12 +122,14 @@ class Stream(Iterator[Any]):
     self._ahead: Any = None
     # Given frames that do not fill a chunk come before the first whole one.
     self._first = self._end % window.chunk_frames
-    # Clean latents of the frames in the window, for `recache`.
+    # Only latents can be computed again under another prompt; entries cannot.
     self._recent = [] if context is None else self._frames_of(context, 0)
     self._trim()
 
   def __next__(self) -> Any:
     """Hands out the next chunk, with the one after it already under way."""
+    # JAX returns before the device is done, so the next chunk is computed while
+    # the caller decodes this one.
     current = self._dispatch() if self._ahead is None else self._ahead
     if current is None:
       raise StopIteration
@@ -195,7 +189,7 @@ class Stream(Iterator[Any]):
       jump_to=self._jump_to,
       **self._call,
     )
-    self._jump_to = None
+    self._jump_to = None  # a jump moves one chunk only
     if self._left is not None:
       self._left -= chunk
     self._recent += self._frames_of(latents, self._end)
@@ -209,6 +203,7 @@ class Stream(Iterator[Any]):
 
   def _trim(self) -> None:
     """Forgets the latents of frames that left the window."""
+    # Asked like the cache, so `recache` finds the frames that the cache shows.
     window = self._call["window"]
     end = self._recent[-1][0] + 1 if self._recent else 0
     self._recent = [
@@ -226,6 +221,7 @@ class Stream(Iterator[Any]):
     window, sampler = self._call["window"], self._call["sampler"]
     cache = self._state.cache
     end = cache.next_frame
+    # Old entries stay where they are and are overwritten or never visible.
     cache = cache._replace(frame=jnp.full_like(cache.frame, window_lib.EMPTY))
     for run in _runs(self._recent, window.chunk_frames, first=self._first):
       first = jnp.full_like(end, run[0][0])
@@ -240,6 +236,20 @@ class Stream(Iterator[Any]):
     return cache._replace(next_frame=end)
 
 
+def _frames_to_come(
+  max_frames: int | None, *, window: window_lib.Window
+) -> int:
+  """Returns how many frames the cache must be made for."""
+  if max_frames is not None:
+    return shapes.round_up(max_frames, window.chunk_frames)
+  if window.local_frames is None:
+    raise ValueError(
+      "max_frames=None needs a bounded window: set window.local_frames, or say "
+      "how long the video is."
+    )
+  return _ENDLESS
+
+
 def _runs(frames: list[Frame], chunk: int, *, first: int) -> list[list[Frame]]:
   """Splits frames into what is left of the chunks they were generated in.
 
@@ -250,6 +260,8 @@ def _runs(frames: list[Frame], chunk: int, *, first: int) -> list[list[Frame]]:
   """
   runs: list[list[Frame]] = []
   for index, latents in frames:
+    # A run may neither cross a chunk nor skip a frame: frames of a run see each
+    # other, as they did when they were generated.
     new_chunk = (index - first) % chunk == 0
     if not runs or new_chunk or runs[-1][-1][0] + 1 != index:
       runs.append([])

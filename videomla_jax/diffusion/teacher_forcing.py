@@ -1,17 +1,17 @@
 """Stage 1: every chunk denoised against its clean history, all at once.
 
-spec/training.md section 1. Clean chunks and noisy chunks stand side by side.
-Each sees what the rollout's cache would show it: sink frames, ring history and
-its own tokens, at window-relative positions. History is gathered from the
-entries of the clean chunks of the same layer, so cost is linear in length and
-no mask of query x key size exists.
+docs/method.md, section 10. Clean chunks and noisy chunks stand side by side.
+Each sees what the rollout's cache would show it: sink, ring and its own tokens,
+at window-relative positions. These frames are gathered from the entries of the
+clean chunks of the same layer, so the cost is linear in the length of the clip
+and no mask of query x key size exists.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree
 import numpy as np
 
 from videomla_jax.diffusion import flow
@@ -47,13 +47,13 @@ def plan(
 
   Args:
     num_frames: Frames of the clip, a multiple of the chunk.
-    window: What chunks see, as in a rollout.
+    window: Which frames a chunk sees, as in a rollout.
     first_chunk: Real frames of the first chunk, 1..chunk. Fewer than a chunk
       trains what a given first frame needs at rollout: the clip then starts
       with padding frames that nothing sees.
 
   Returns:
-    The plan; coordinates count visible frames, oldest first.
+    The plan, whose coordinates count visible frames, oldest first.
 
   Raises:
     ValueError: If the clip is not made of whole chunks.
@@ -93,11 +93,12 @@ def plan(
 def _mixture(
   num_frames: int, *, window: window_lib.Window, padding: int
 ) -> Float[np.ndarray, "G R F"] | None:
-  """Weights of clip frames in the slots that the window mixes, or None.
+  """Returns the weights of clip frames in slots that the window mixes.
 
   The rollout's updates are applied to frame numbers instead of entries: what a
   slot holds is a row of weights over the frames of the clip.
   """
+  # A frame is a row of the unit matrix, an average a mixture of rows.
   chunk, frames = window.chunk_frames, np.eye(num_frames)
   slots = window.slots(num_frames - chunk)
   held = np.full((1, slots), window_lib.EMPTY)
@@ -118,11 +119,9 @@ def _mixture(
 
 
 def _take(entry: Array, history: np.ndarray, chunk: int) -> Array:
-  """Frames of the clean chunks that each chunk sees: `[B, G, S, P, ...]`.
-
-  Frames are static, so this is slices and a stack; a gather would turn into a
-  scatter in the backward pass.
-  """
+  """Gathers the clean frames that each chunk sees: `[B, G, S, P, ...]`."""
+  # Frames are static, so slices and a stack do; a gather would turn into a
+  # scatter in the backward pass.
   rows = []
   for frames in history:
     taken = [entry[:, max(f, 0) // chunk, max(f, 0) % chunk] for f in frames]
@@ -137,6 +136,7 @@ def _mix(
   chunks, rows, _ = mixture.shape
   clean = entry[:, : chunks - 1]
   clean = clean.reshape(clean.shape[0], -1, *clean.shape[3:])
+  # In float32 like the cache: the weights are near 1 and near 0.
   weights = jnp.asarray(mixture[..., : clean.shape[1]], jnp.float32)
   mixed = jnp.einsum(
     "GRF,BF...->BGR...",
@@ -166,6 +166,7 @@ def context(own: PyTree, plan: Plan) -> PyTree:
     past = _take(entry, plan.history, entry.shape[2])
     if plan.mixture is not None:
       past = _mix(past, entry, plan.mixture, entry.shape[2])
+    # A noisy chunk sees what the clean chunk of the same number saw.
     past = jnp.concatenate([past[:, : chunks - 1], past], axis=1)
     return jnp.concatenate([past, entry], axis=2)
 
@@ -182,16 +183,16 @@ def velocity(
   window: window_lib.Window,
   first_chunk: int | None = None,
 ) -> Float32[Array, "B T H W C"]:
-  """Velocity of every noisy chunk given its clean history.
+  """Predicts the velocity of every noisy chunk given its clean history.
 
   Args:
     model: The network.
     clean: Clean latents.
     noisy: Latents at the noise level of `timestep`.
-    timestep: 0..1000, equal within a chunk.
+    timestep: Timestep of each frame, 0..1000, equal within a chunk.
     text: Text embeddings.
-    window: What chunks see.
-    first_chunk: See `plan`.
+    window: Which frames a chunk sees.
+    first_chunk: Real frames of the first chunk, see `plan`.
 
   Returns:
     Predicted velocity, equal to what the cached rollout computes at each chunk
@@ -202,9 +203,11 @@ def velocity(
   steps = plan(num_frames, window=window, first_chunk=first_chunk)
   chunks = num_frames // chunk
 
-  def split(x, count):
+  def split(x: Array, count: int) -> Array:
+    """Returns the first `count` chunks, side by side."""
     return x[:, : count * chunk].reshape(batch, count, chunk, *x.shape[2:])
 
+  # No chunk sees the last clean one, so it is left out.
   latents = jnp.concatenate([split(clean, chunks - 1), split(noisy, chunks)], 1)
   times = split(timestep, chunks)
   times = jnp.concatenate([jnp.zeros_like(times[:, 1:]), times], 1)
@@ -233,7 +236,7 @@ def loss(
   first_chunk: int | None = None,
   weight: Float32[Array, "B T"] | None = None,
 ) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
-  """Stage-1 loss, spec/training.md Eq. (1), in float32.
+  """Returns the loss of stage 1, docs/method.md, Eq. (10.2), in float32.
 
   Args:
     model: The network.
@@ -241,9 +244,9 @@ def loss(
     noise: Gaussian noise.
     sigma: Noise level of each frame, equal within a chunk.
     text: Text embeddings.
-    window: What chunks see.
-    first_chunk: See `plan`.
-    weight: Loss weight of each frame, 1 by default.
+    window: Which frames a chunk sees.
+    first_chunk: Real frames of the first chunk, see `plan`.
+    weight: Weight of each frame in the loss, 1 by default.
 
   Returns:
     The mean over trained frames and the unweighted loss of each frame.
@@ -261,6 +264,7 @@ def loss(
   error = (out - flow.velocity_target(clean, noise)) ** 2
   per_frame = error.mean(axis=(2, 3, 4))
   steps = plan(clean.shape[1], window=window, first_chunk=first_chunk)
+  # Padding frames hold whatever the clip held there and count for nothing.
   trained = steps.trained.reshape(1, -1)
   scaled = per_frame if weight is None else per_frame * weight
   total = jnp.where(trained, scaled, 0.0).sum()
@@ -268,8 +272,17 @@ def loss(
 
 
 def sample_sigma(
-  key: Array, *, batch: int, chunks: int, chunk_frames: int, s: float
+  key: Key[Array, ""], *, batch: int, chunks: int, chunk_frames: int, s: float
 ) -> Float32[Array, "B T"]:
-  """Noise levels S(u), u uniform in (0, 1], drawn per example and chunk."""
+  """Draws a noise level S(u), u uniform in (0, 1], per row and chunk.
+
+  Args:
+    key: Random key.
+    batch: Rows.
+    chunks: Chunks of a clip.
+    chunk_frames: Frames of a chunk, which share a level.
+    s: Warp of the levels.
+  """
+  # 1 - u keeps 0 out: the loss weight and x0 mean nothing without noise.
   u = 1 - jax.random.uniform(key, (batch, chunks), jnp.float32)
   return jnp.repeat(flow.shift(u, s), chunk_frames, axis=1)

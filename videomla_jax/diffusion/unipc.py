@@ -63,6 +63,7 @@ def weights(sigmas: tuple[float, ...]) -> Weights:
       f"sampler.sigmas={sigmas[:2]}... must stay below 1 for UniPC, which "
       "works in log(1 - sigma); start at 0.999 or use 'euler'."
     )
+  # Float64 on the host: differences of logarithms lose digits in float32.
   snr = [math.log((1 - s) / s) for s in sigmas]
   correct, predict = [(0.0, 0.0, 0.0, 0.0)], []
   for i, (s, t) in enumerate(itertools.pairwise(sigmas)):
@@ -71,6 +72,7 @@ def weights(sigmas: tuple[float, ...]) -> Weights:
     growth = (1 - t) * -math.expm1(-h)  # alpha_t (1 - e^-h)
     predict.append(_predictor(t / s, growth, ratio))
     correct.append(_corrector(t / s, growth, ratio, h))
+  # The last step lands on the predicted x0: level 0 has no finite lambda.
   predict.append((0.0, 1.0, 0.0))
   return Weights(np.asarray(correct), np.asarray(predict))
 
@@ -95,9 +97,9 @@ def _corrector(
   """Returns the weights of the predictor with the new prediction added.
 
   Args:
-    decay: See `_predictor`, like the next two.
-    growth: See there.
-    ratio: See there.
+    decay: Ratio of the noise levels, next to this one.
+    growth: alpha_t (1 - e^-h), the share of the predictions.
+    ratio: The last step in lambda over this one; None if there was none.
     h: The step in lambda.
   """
   older, new = 0.0, 0.5
@@ -134,6 +136,7 @@ def step(
   """
   a, b, c, d = row.correct
   corrected = a * history.start + b * history.old + c * history.older + d * x0
+  # One program serves all calls; the first has no step to correct.
   corrected = jnp.where(first, x, corrected)
   a, b, c = row.predict
   following = a * corrected + b * x0 + c * history.old

@@ -121,10 +121,12 @@ def _sheet_row(
   stamp_width = max(round(small.getlength(x)) for x in stamps)
   # A frame may be narrower than the time below it.
   pitch = max(width, stamp_width) + _MARGIN
+  # A label needs some room even above a single small frame.
   lines = _wrap(label, font, max(pitch * len(cells), 160))
   line_height = _FONT_SIZE + _MARGIN
   top = line_height * len(lines) + _MARGIN
   longest = max(round(font.getlength(x)) for x in lines)
+  # One word may be longer than the frames are wide.
   row_width = max(pitch * len(cells), longest) + 2 * _MARGIN
   size = (row_width, top + height + line_height + _MARGIN)
   row = Image.new("RGB", size, "white")

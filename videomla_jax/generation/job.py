@@ -77,7 +77,7 @@ class Job:
     known = 0 if usable is None else pipeline.latents_for(len(usable))
     return memory.needs(
       pipeline.dit,
-      streams=videos * self.sampler.rows_per_video,
+      rows=videos * self.sampler.rows_per_video,
       frame=pipeline.frame,
       window=window,
       max_frames=known + shapes.round_up(frames - known, window.chunk_frames),

@@ -67,6 +67,8 @@ class Model:
   @functools.cached_property
   def pipeline(self) -> pipeline_lib.Pipeline:
     """Network and codec, which stay in memory as long as the model does."""
+    # Not in `load`: the first generation embeds its prompts before this, so the
+    # text encoder and the network need not fit into memory together.
     return self.source.load()
 
   def __repr__(self) -> str:
@@ -272,7 +274,8 @@ def _job(
   unknown = sorted(options.keys() - Options.__annotations__.keys())
   if unknown:
     raise ValueError(
-      f"{unknown[0]} is unknown; use one of {[*Options.__annotations__]}."
+      f"{unknown[0]} is unknown; use one of "
+      f"{', '.join(Options.__annotations__)}."
     )
   window = dataclasses.asdict(model.source.window)
   values = dict(options) | dict(

@@ -18,6 +18,7 @@ _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 MODES = ("causal", "bidirectional")
 
 
+# Configs call this group `parts`.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folders:
   """Folders of a converted release, where they do not lie in its checkpoint.
@@ -213,6 +214,7 @@ def count_frames(seconds: float | int, fps: float | int) -> int:
   Raises:
     ValueError: If the video is shorter than one frame.
   """
+  # The nearest number, since most lengths are no whole number of frames.
   count = round(seconds * fps)
   if count < 1:
     raise ValueError(

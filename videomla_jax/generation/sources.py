@@ -117,6 +117,7 @@ class SmallSource:
     """Looks the words up; the negative prompt is padding, whatever it says."""
     tokens = jnp.asarray(prompts_lib.tokenize_batch(prompts))
     if negative is not None:
+      # Training drops whole prompts to padding: that is "unconditional" here.
       tokens = jnp.concatenate([tokens, jnp.zeros_like(tokens)])
     return self.model.encode_text(tokens)
 
@@ -162,6 +163,7 @@ def open_small(path: str | os.PathLike[str]) -> SmallSource:
   folder = model_lib.checkpoint_path(path)
   model = model_lib.load(folder)
   about = model_folder.read_config(folder)
+  # A model that `convert` made has no stage of training.
   stage = about.get("training", {}).get("stage", "")
   distilled = about.get("distilled", stage in _DISTILLED)
   return SmallSource(model=model, distilled=distilled)

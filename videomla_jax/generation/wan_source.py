@@ -74,6 +74,7 @@ class WanSource:
     # One call for all of them: the encoder (11.4 GB) is loaded only once.
     rows = self.encode_text(wanted)
     if negative is not None:
+      # Its row stands once per prompt, as the rows of guidance do.
       index = [*range(len(prompts)), *[len(prompts)] * len(prompts)]
       rows = rows[jnp.asarray(index)]
     return rows

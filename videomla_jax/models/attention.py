@@ -185,6 +185,7 @@ class DenseSelfAttention(nnx.Module):
       context: Entries of the frames that are seen, in the order of `rotations`.
       rotations: Rotations of queries and keys in the current window.
     """
+    # Dense entries are joined: library kernels take one array of keys.
     heads = self.config.num_heads
     query = self.query_norm(self.query(x))
     key, value = (
@@ -332,6 +333,7 @@ class LatentSelfAttention(nnx.Module):
         k_rope = rearrange(k_rope, "B T P r -> B (T P) 1 r")
         own = jax.tree.map(lambda a, some=some: a[:, some], rotation)
         k_rope = rope.rotate(k_rope, own)[:, :, 0]
+      # Kernels read eight-bit content themselves and scale the product.
       content = entry.content
       if not isinstance(content, quantise.Quantised):
         content = content.astype(dtype)

@@ -19,7 +19,7 @@ Layer = Int32[Array, ""] | int
 
 
 class Cache(NamedTuple):
-  """State of a rollout.
+  """Entries of the frames in the window, row by row.
 
   Attributes:
     entries: What attention stores; leaves are `[layers, B, slots, P, ...]`.
@@ -46,6 +46,7 @@ def empty(
   Returns:
     A cache of zeros in which every slot is empty.
   """
+  # Zeros, since hidden keys have weight 0 and 0 times NaN would be NaN.
   slots = window.slots(max_frames)
   batch = jax.tree.leaves(entry)[0].shape[1]
   return Cache(
@@ -98,6 +99,7 @@ def write(
   """
   if not jax.tree.leaves(stored)[0].shape[2]:
     return stored  # Scatter into nothing has no gradient rule.
+  # Rounded first, so the scatter moves the bytes that are stored.
   new = quantise.store_like(entries, stored)
   written = _put(stored, new, update.slot, layer)
   if update.mixture is None:
@@ -135,46 +137,23 @@ def _mix(
   mixture: window_lib.Mixture,
   layer: Layer | None,
 ) -> PyTree:
-  """Replaces the first slots by their mixture, computed in float32.
+  """Replaces the first slots by their mixture.
 
   Args:
     written: Entries of the cache with the chunk in its slots.
     before: Entries of the cache before the chunk.
     entries: Entries of the chunk.
     mixture: Weights of the first slots.
-    layer: As for `write`.
+    layer: Index of the only layer to change; None changes all of them.
+
+  Returns:
+    The entries of the cache with mixed first slots.
   """
   name = "cache" if layer is None else "batch"
-  rows = mixture.keep.shape[1]
-  f32 = jnp.float32
-
-  def mix(
-    written: PyTree,
-    before: PyTree,
-    new: Array,
-    weights: window_lib.Mixture,
-    layer: Layer | None,
-  ) -> PyTree:
-    where = slice(None) if layer is None else layer
-    own, old = (
-      quantise.dequantise(jax.tree.map(lambda leaf: leaf[where], x), f32)
-      for x in (written, before)
-    )
-    seen = jnp.concatenate([old, new.astype(f32)], axis=-3)
-    flow = jnp.einsum(
-      "BRK,...BKPd->...BRPd", weights.share, seen, precision="highest"
-    )
-    own = own[..., :rows, :, :]
-    mixed = quantise.store_like(
-      weights.keep[..., None, None] * own + flow, written
-    )
-    return jax.tree.map(
-      lambda leaf, x: leaf.at[where, :, :rows].set(x), written, mixed
-    )
 
   def mix_locally(written: PyTree, before: PyTree, new: Array) -> PyTree:
     return sharding.per_device(
-      mix,
+      _mixed,
       ("cache", written),
       ("cache", before),
       (name, new),
@@ -191,6 +170,34 @@ def _mix(
   )
 
 
+def _mixed(
+  written: PyTree,
+  before: PyTree,
+  new: Array,
+  mixture: window_lib.Mixture,
+  layer: Layer | None,
+) -> PyTree:
+  """Mixes one kind of entries, see `_mix`."""
+  where = slice(None) if layer is None else layer
+  rows = mixture.keep.shape[1]
+  # Weights near 1 need more digits than the cache has: float32 until the end.
+  f32 = jnp.float32
+  own, old = (
+    quantise.dequantise(jax.tree.map(lambda leaf: leaf[where], x), f32)
+    for x in (written, before)
+  )
+  seen = jnp.concatenate([old, new.astype(f32)], axis=-3)
+  flow = jnp.einsum(
+    "BRK,...BKPd->...BRPd", mixture.share, seen, precision="highest"
+  )
+  kept = mixture.keep[..., None, None] * own[..., :rows, :, :]
+  return jax.tree.map(
+    lambda leaf, x: leaf.at[where, :, :rows].set(x),
+    written,
+    quantise.store_like(kept + flow, written),
+  )
+
+
 def advance(cache: Cache, entries: PyTree, update: window_lib.Update) -> Cache:
   """Returns the cache after a chunk whose entries have been written.
 
@@ -199,6 +206,7 @@ def advance(cache: Cache, entries: PyTree, update: window_lib.Update) -> Cache:
     entries: Entries of all layers after the chunk.
     update: Where the chunk went, see `Window.update`.
   """
+  # Frame numbers are never mixed: an average stands for the first frames.
   length = update.slot.shape[1]
   frame = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
   label = cache.frame
@@ -213,6 +221,7 @@ def flush(cache: Cache, *, window: window_lib.Window) -> Cache:
   This is the cheap context cut at a change of scene (Infinity-RoPE); no frame
   is computed again.
   """
+  # Entries stay in memory; without a frame number nothing sees them.
   kept = window.kept_by_flush(cache.frame, cache.next_frame)
   return cache._replace(frame=jnp.where(kept, cache.frame, window_lib.EMPTY))
 

@@ -23,24 +23,34 @@ class Codec(Protocol):
   """
 
   @property
-  def temporal_stride(self) -> int: ...  # noqa: D102
+  def temporal_stride(self) -> int:
+    """Number of pixel frames per latent frame after the first."""
 
   @property
-  def spatial_stride(self) -> int: ...  # noqa: D102
+  def spatial_stride(self) -> int:
+    """Number of pixels per latent pixel, along one side."""
 
   @property
-  def channels(self) -> int: ...  # noqa: D102
+  def channels(self) -> int:
+    """Number of latent channels C."""
 
   @property
-  def pixel_channels(self) -> int: ...  # noqa: D102
+  def pixel_channels(self) -> int:
+    """Number of colours: 1 (grey) or 3."""
 
   def encode(self, video: UInt8[Array, "B t h w c"]) -> Array:
-    """A whole clip to latents `[B, T, H, W, C]`."""
+    """Returns the latents `[B, T, H, W, C]` of a whole clip."""
 
   def start(self, batch: int, height: int, width: int) -> PyTree:
-    """State before the first latent frame, from latent sizes."""
+    """Returns the state before the first latent frame.
+
+    Args:
+      batch: Videos.
+      height: Latent rows.
+      width: Latent columns.
+    """
 
   def decode_chunk(
     self, latents: Float[Array, "B T H W C"], state: PyTree
   ) -> tuple[Array, PyTree]:
-    """The next frames, pixels in [0, 1], and the state after them."""
+    """Returns the next frames, pixels in [0, 1], and the state after them."""

@@ -29,7 +29,7 @@ class MLP(nnx.Module):
     dtype: DTypeLike,
     rngs: nnx.Rngs,
   ) -> None:
-    """Makes both layers.
+    """Makes both layers with random weights.
 
     Args:
       sizes: Input, hidden and output channels.

@@ -49,8 +49,10 @@ class RMSNorm(nnx.Module):
     self.gain = nnx.Param(jnp.ones((features,), jnp.float32))
 
   def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
-    """Normalises the last axis."""
+    """Normalises the last axis of an array."""
     x32 = x.astype(jnp.float32)
+    # Wan casts before it multiplies by the gain; the other order rounds once
+    # less and gives other bits.
     square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     normed = (x32 * jax.lax.rsqrt(square + EPSILON)).astype(x.dtype)
     return normed * self.gain.astype(x.dtype)
@@ -71,7 +73,7 @@ class AffineLayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
   def __call__(self, x: Float32[Array, "*B E"]) -> Float32[Array, "*B E"]:
-    """Normalises the last axis."""
+    """Normalises the last axis of an array."""
     return layer_norm(x) * self.gain[...] + self.bias[...]
 
 

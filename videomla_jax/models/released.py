@@ -145,7 +145,7 @@ def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
 def _sizes(
   config: wan_config.WanConfig | vae_config.VaeConfig,
 ) -> tuple[object, ...]:
-  """The sizes that tell one release from another."""
+  """Returns the sizes that tell one release from another."""
   if isinstance(config, vae_config.VaeConfig):
     return config.width, config.temporal
   return config.width, config.num_layers
@@ -238,6 +238,7 @@ def load(
   Raises:
     ValueError: If the folder is missing, damaged or holds something else.
   """
+  # The arrays are checked byte by byte before a network is built from them.
   arrays, about = model_folder.load_model_state(path)
   found = about.get("architecture", "video model")
   row = ARCHITECTURES.get(found)
@@ -267,6 +268,7 @@ def save(path: PathLike, model: nnx.Module, **about: Any) -> None:
     ValueError: If the network is of no such class.
   """
   for architecture, row in ARCHITECTURES.items():
+    # No subclass: it would be loaded as its base.
     if type(model) is row.module:
       config = model.config.to_dict()
       about |= dict(architecture=architecture, config=config)

@@ -124,6 +124,7 @@ class Norm(nnx.Module):
     x32 = x.astype(jnp.float32)
     square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     normed = x32 * jax.lax.rsqrt(square + _EPSILON)
+    # The released code casts before the gain; after it, bits would differ.
     return normed.astype(x.dtype) * self.gain[...].astype(x.dtype)
 
 
@@ -183,6 +184,8 @@ class Attention(nnx.Module):
       "BNMD,BNSD->BNMS", query, key, preferred_element_type=jnp.float32
     )
     score = score + self.bias(x.shape[1])
+    # The lowest number instead of minus infinity: a row of padding alone would
+    # be 0 / 0.
     lowest = jnp.finfo(jnp.float32).min
     score = jnp.where(valid[:, None, None], score, lowest)
     weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)

@@ -23,7 +23,7 @@ Video = Float[Array, "B T H W C"]
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """What a coder remembers between chunks.
+  """Holds what a coder remembers between chunks.
 
   Attributes:
     memory: Memory of every layer; zeros before the first frame.
@@ -57,6 +57,7 @@ def _in_groups(
   Returns:
     All outputs, and the state after them.
   """
+  # The first frame is a group for itself, with a program of its own.
   pieces, memory = [], state.memory
   if state.first:
     head, memory = coder(x[:, :1], memory, first=True)
@@ -146,6 +147,7 @@ class WanVAE(nnx.Module):
     out, state = _in_groups(
       self.encoder, video, state, group=self.temporal_stride
     )
+    # The released projection has means first; nothing here draws from them.
     mean, log_variance = jnp.split(
       self.quant(out).astype(jnp.float32), 2, axis=-1
     )
@@ -202,6 +204,7 @@ class WanVAE(nnx.Module):
     self, latents: Video, state: State
   ) -> tuple[layers.Out, State]:
     """Returns pixels in about [-1, 1], float32, and the state after them."""
+    # Statistics are applied in float32: they scale channels by up to 3.3.
     raw = latents.astype(jnp.float32) * self._std + self._mean
     x = self.post_quant(raw)
     out, state = _in_groups(self.decoder, x, state, group=1)

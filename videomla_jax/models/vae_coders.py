@@ -1,6 +1,6 @@
 """The two halves of the Wan VAE: each takes one group of frames at a time.
 
-docs/method.md, sections 4.2 and 4.3. A group is one latent frame; in pixels it
+docs/method.md, section 4.2. A group is one latent frame; in pixels it
 is one frame for the first and `temporal_stride` frames for the others. What a
 coder must remember of the groups before is its memory, which it gets and
 returns.
@@ -27,6 +27,7 @@ class Encoder(nnx.Module):
     dtype = jnp.dtype(config.dtype)
     widths = [config.width * m for m in (1, *config.multipliers)]
     self.conv_in = layers.CausalConv(3, widths[0], dtype=dtype, rngs=rngs)
+    # One flat list for all resolutions, as the released names count layers.
     down: list[layers.Layer] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
       for j in range(config.num_blocks):
@@ -96,9 +97,11 @@ class Decoder(nnx.Module):
       config.channels, widths[0], dtype=dtype, rngs=rngs
     )
     self.middle = _middle(widths[0], dtype=dtype, rngs=rngs)
+    # One flat list for all resolutions, as the released names count layers.
     up: list[layers.Layer] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-      inputs = inputs // 2 if i else inputs  # an upsampler halves channels
+      # An upsampler halves the channels, so the block behind it has half.
+      inputs = inputs // 2 if i else inputs
       for j in range(config.num_blocks + 1):
         block_in = outputs if j else inputs
         up.append(layers.Residual(block_in, outputs, dtype=dtype, rngs=rngs))

@@ -37,6 +37,7 @@ def conv_2d(
     stride: Pixels from one window to the next, along both axes.
     pad: Zeros before and after each axis.
   """
+  # Frames join the batch, so that XLA sees an ordinary 2D convolution.
   batch, frames = x.shape[:2]
   out = jax.lax.conv_general_dilated(
     x.reshape(-1, *x.shape[2:]),
@@ -70,6 +71,7 @@ class Conv(nnx.Module):
       rngs: Source of the weights.
     """
     self.dtype = dtype
+    # PyTorch's default, so that a VAE trained from here starts like Wan's.
     bound = 1 / math.sqrt(math.prod(window) * inputs)
 
     def uniform(*shape: int) -> Array:
@@ -172,6 +174,7 @@ class Norm(nnx.Module):
 
   def __call__(self, x: Video) -> Out:
     """Returns normalised pixels in the type of `x`."""
+    # bfloat16 has 8 bits, too few for a sum of squares over 384 channels.
     x32 = x.astype(jnp.float32)
     length = jnp.sqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True))
     unit = x32 / jnp.maximum(length, _EPSILON)
@@ -233,6 +236,7 @@ class FrameAttention(nnx.Module):
       batch * frames, height * width, 1, 3 * features
     )
     query, key, value = jnp.split(tokens, 3, axis=-1)
+    # One head over 6,240 pixels at 480 x 832: the scores of a frame are 156 MB.
     out = reference.attention(
       query,
       key,
@@ -287,6 +291,7 @@ class Downsample(nnx.Module):
       return y, memory
     last = y[:, -1:]
     if not first:
+      # The frame before makes the windows of three start two frames apart.
       y = self.time_conv.over(jnp.concatenate([memory, y], axis=1), stride=2)
     return y, last
 
@@ -334,6 +339,7 @@ class Upsample(nnx.Module):
       y, memory = self.time_conv(x, memory)
       pair = jnp.stack(jnp.split(y, 2, axis=-1), axis=2)
       x = pair.reshape(x.shape[0], -1, *x.shape[2:])
+    # The released order: the time convolution sees a quarter of the pixels.
     x = x.repeat(2, axis=2).repeat(2, axis=3)
     return self.frame_conv(x), memory
 

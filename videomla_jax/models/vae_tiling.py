@@ -84,6 +84,7 @@ class TiledVAE(nnx.Module):
 
   def start(self, batch: int, height: int, width: int) -> vae_lib.State:
     """Returns the state of every tile before the first latent frame."""
+    # Tiles are equal in size, so one state serves as the pattern of all.
     count = len(self._corners(height, width))
     one = self.vae.start(batch, *self._sides(height, width))
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
@@ -103,6 +104,7 @@ class TiledVAE(nnx.Module):
       return self.vae.decode_chunk(crop, memory)
 
     corners = self._corners(height, width)
+    # A loop and no batch: the activations of one tile are what must fit.
     pieces, state = jax.lax.map(decode_tile, (jnp.asarray(corners), state))
     return self._blend(pieces, corners, (height, width), enlarge=True), state
 
@@ -115,7 +117,8 @@ class TiledVAE(nnx.Module):
     """Returns what `WanVAE.encode` does, tile by tile."""
     stride = self.spatial_stride
     height, width = (n // stride for n in video.shape[2:4])
-    self.vae.start_encode(1, *video.shape[2:4])  # raises for odd sizes
+    # Raises for sizes that are no multiple of the stride.
+    self.vae.start_encode(1, *video.shape[2:4])
     sides = tuple(n * stride for n in self._sides(height, width))
     corners = self._corners(height, width)
     pieces = jax.lax.map(
@@ -141,6 +144,7 @@ class TiledVAE(nnx.Module):
       enlarge: Whether the tiles are pixels.
     """
     scale = self.spatial_stride if enlarge else 1
+    # A single tile is the whole frame and stays exact.
     if len(corners) == 1:
       return pieces[0]
     shape = pieces.shape[3:5]
@@ -148,6 +152,7 @@ class TiledVAE(nnx.Module):
     weight = np.outer(*weights).astype(np.float32)[..., None]
     full = (*pieces.shape[1:3], size[0] * scale, size[1] * scale)
     total = jnp.zeros((*full, pieces.shape[-1]), pieces.dtype)
+    # Weights follow from shapes alone, so NumPy makes them constants.
     norm = np.zeros((*full[2:], 1), np.float32)
     for piece, (row, column) in zip(pieces, corners * scale, strict=True):
       inside = np.s_[row : row + shape[0], column : column + shape[1]]

@@ -84,6 +84,7 @@ class WanDiT(nnx.Module):
     tokens = rearrange(
       latents, "B G T (h p) (w q) C -> B G T (h w) (C p q)", p=p, q=p
     )
+    # The residual tokens are float32 from here to the head.
     x = self.patch_embed(tokens).astype(jnp.float32)
     if self.config.learned_grid is not None:
       x = x + self.grid_embed[...]
@@ -127,6 +128,7 @@ class WanDiT(nnx.Module):
       batch: Rows B.
     """
     bands = self.config.attention.bands
+    # Angles are computed, not tabulated: no length limit exists.
     positions = jax.tree.map(jnp.asarray, positions)
     rotations = attention.Rotations(
       rope.rotation(positions.query, grid=grid, bands=bands),
@@ -185,11 +187,11 @@ class WanDiT(nnx.Module):
     Entries of all layers never exist at once, nor all of a layer's weights.
 
     Args:
-      latents: As for `velocity_and_entries`, like all that is not named here.
-      timestep: See there.
-      text: See there.
-      positions: See there.
-      context_of: See there.
+      latents: Noisy or clean latents.
+      timestep: Timestep of each frame, 0 (clean) to 1000 (noise).
+      text: Output of the text encoder, zero-padded to M tokens.
+      positions: Temporal coordinates of each chunk and what it sees.
+      context_of: What each chunk's attention sees.
       history: Cached entries, leaves `[layers, B, slots, P, ...]`.
       store: Puts a layer's entries into the history, which has been read.
 
@@ -246,6 +248,7 @@ class WanDiT(nnx.Module):
       block, past = layer
       return block(x, seen, past, keep=keep)
 
+    # Only inputs of blocks are kept for the backward pass.
     if self.config.remat:
       body = jax.checkpoint(body, static_argnums=(2,))
     xs = (self.blocks, history)
@@ -283,6 +286,8 @@ class WanDiT(nnx.Module):
       x, own = block(x, seen, past, ffn=ffn)
       return x, store(history, own, index)
 
+    # A scan over layers would stack a second history as its result; a loop
+    # updates the one there is in place.
     carry = (x, history)
     if self.config.scan_blocks:
       return jax.lax.fori_loop(0, self.config.num_layers, layer, carry)

@@ -72,6 +72,7 @@ class Block(nnx.Module):
       sizes, feed_forward.gelu, hidden="hidden", dtype=dtype, rngs=rngs
     )
     noise = jax.random.normal(rngs.params(), (6, width), jnp.float32)
+    # Six vectors: shift, scale and gate, of self-attention and feed-forward.
     self.modulation = nnx.Param(noise / width**0.5)
 
   def _modulation(
@@ -97,7 +98,7 @@ class Block(nnx.Module):
     keep: slice = slice(None),
     ffn: FeedForward | None = None,
   ) -> tuple[Float32[Array, "B g T P E"], PyTree]:
-    """Applies the block.
+    """Applies the block to the tokens of chunks side by side.
 
     Args:
       x: Residual tokens.
@@ -114,6 +115,7 @@ class Block(nnx.Module):
     a = self.attention_input(x, seen.time)
     own = self.self_attention.project(_merge(a))
     own = jax.tree.map(lambda y: y.reshape(*a.shape[:2], *y.shape[1:]), own)
+    # Dropped chunks still make entries, which kept ones may see.
     context = (seen.context_of(own, history), seen.rotations)
     x, a, m, context = jax.tree.map(lambda y: y[:, keep], (x, a, m, context))
     # Residual sums are float32; products have the dtype of the config.

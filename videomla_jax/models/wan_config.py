@@ -47,7 +47,7 @@ class WanConfig(plain_config.PlainConfig):
 
   @property
   def width(self) -> int:
-    """The model width E."""
+    """Channels E of a token, the model width."""
     return self.attention.width
 
 
@@ -77,6 +77,7 @@ def small(
   sizes = attention.AttentionConfig(
     kind=kind, width=128, num_heads=4, d_c=d_c, d_rope=d_rope, d_q=64
   )
+  # Unrolled float32 blocks run fastest on a CPU, where this network lives.
   values = dict(
     num_layers=4,
     ffn_width=256,

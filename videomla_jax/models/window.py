@@ -84,6 +84,7 @@ class Update(NamedTuple):
     put = (self.slot[:, None, :] == np.arange(slots)[:, None]).astype(float)
     stay = np.eye(slots) * (1 - put.sum(-1, keepdims=True))
     weights = np.concatenate([stay, put], axis=-1)
+    # First the chunk is written, then the first slots are mixed.
     if self.mixture is not None:
       rows = self.mixture.keep.shape[1]
       weights[:, :rows] *= self.mixture.keep[..., None]
@@ -129,6 +130,7 @@ class Window:
       raise ValueError(
         f"window.sink={self.sink!r} is unknown; use one of {sorted(POLICIES)}."
       )
+    # A decay of 1 keeps the first frames, one of 0 the newest leaving ones.
     if not 0 <= self.sink_decay <= 1:
       raise ValueError(
         f"window.sink_decay={self.sink_decay} must be between 0 and 1; use "
@@ -136,20 +138,20 @@ class Window:
       )
 
   def history(self, max_frames: int) -> int:
-    """Ring slots of a rollout of `max_frames` latent frames."""
+    """Returns the ring slots of a rollout of `max_frames` latent frames."""
     bounded = max(0, max_frames - self.sink_frames)
     if self.local_frames is None:
       return bounded
     return min(self.local_frames - self.chunk_frames, bounded)
 
   def slots(self, max_frames: int) -> int:
-    """Frames that are stored in a rollout of `max_frames` latent frames."""
+    """Returns the slots of a rollout of `max_frames` latent frames."""
     return POLICIES[self.sink].slots(self, max_frames)
 
   def visible(
     self, frame: Int[Array, "*N"] | int, *, next_frame: int
   ) -> Bool[Array, "*N"] | bool:
-    """True for frames that the chunk beginning at `next_frame` sees."""
+    """Returns True for frames that the chunk at `next_frame` sees."""
     return POLICIES[self.sink].visible(self, frame, next_frame)
 
   def update(
@@ -165,6 +167,8 @@ class Window:
       next_frame: First frame of the chunk; rows may be at different frames.
       length: Frames of the chunk.
     """
+    # The cache and the plan of teacher forcing both ask here, so training and
+    # rollout cannot disagree.
     policy = POLICIES[self.sink]
     xp = held.__array_namespace__()
     frame = next_frame[:, None] + xp.arange(length, dtype=held.dtype)
@@ -197,10 +201,11 @@ class Window:
   def kept_by_flush(
     self, held: Int[Array, "B S"], next_frame: Int[Array, "B"]
   ) -> Bool[Array, "B S"]:
-    """True for slots that stay at a change of scene (Infinity-RoPE).
+    """Returns True for slots that stay at a change of scene (Infinity-RoPE).
 
     These are the sink and the newest frames that fill up a chunk with it.
     """
+    # At least one new frame stays, or the next chunk would follow on nothing.
     keep = max(self.chunk_frames - self.sink_frames, 1)
     sink = POLICIES[self.sink].in_sink(self, held)
     return (held >= next_frame[:, None] - keep) | sink
@@ -209,7 +214,7 @@ class Window:
 class FirstFrames:
   """The first frames stay for ever, the newest ones move through a ring.
 
-  Nothing is shifted: frame f lives at slot
+  Nothing is shifted, docs/method.md, Eq. (8.2). Frame f lives at slot
 
     f                                  if f < sink
     sink + (f - sink) mod history      otherwise
@@ -225,6 +230,7 @@ class FirstFrames:
     """Returns True for the sink and the newest frames."""
     if window.local_frames is None:
       return frame >= 0
+    # The chunk counts as local but is not among the frames before it.
     history = window.local_frames - window.chunk_frames
     return (frame < window.sink_frames) | (frame >= next_frame - history)
 
@@ -249,12 +255,14 @@ class FirstFrames:
     xp = frame.__array_namespace__()
     sink = min(window.sink_frames, slots)
     history = slots - sink
+    # A chunk may be longer than the ring: of its frames only the newest stay.
     ring = sink + (frame - sink) % max(history, 1)
     stays = frame >= xp.maximum(end - history, sink)
     return xp.where(frame < sink, frame, xp.where(stays, ring, slots))
 
   def positions(self, held: Int[Array, "B S"]) -> tuple[Array, Array]:
     """Returns the rank of each stored frame, and how many there are."""
+    # Counting needs no sort, and there are few slots: four by default.
     valid = held != EMPTY
     older = held[:, None, :] < held[:, :, None]
     rank = (older & valid[:, None, :]).sum(-1, dtype=np.int32)
@@ -275,17 +283,18 @@ class FirstFrames:
 class AverageSink(FirstFrames):
   """Frames that leave the window flow into the sink (Reward Forcing).
 
-  Per chunk, S <- decay S + (1 - decay) E, arXiv:2512.04678. Frame f belongs to
-  sink slot `f mod sink`, and E is the mean of the frames of a slot that leave
-  with this chunk, those of the chunk itself that were never stored included; a
-  slot that none belongs to stays as it is. With a sink of one chunk, frame j of
-  a chunk therefore flows into slot j, and with one sink frame all of them flow
-  into it. The average stands at the positions of the first frames.
+  Per chunk, S <- decay S + (1 - decay) E, docs/method.md, Eq. (8.4). Frame f
+  belongs to sink slot `f mod sink`, and E is the mean of the frames of a slot
+  that leave with this chunk, among them frames of the chunk itself that are
+  never stored. A slot to which no leaving frame belongs stays as it is. With a
+  sink of one chunk, frame j of a chunk therefore flows into slot j; with one
+  sink frame all of them flow into it. The average stands at the positions of
+  the first frames.
 
-  Entries are linear in keys and values, so an average of entries is the average
-  of the keys and values that they expand to. The cache rounds it to its own
-  dtype after each chunk: steps of 0.001 vanish in bfloat16 or eight bits unless
-  entries differ by several times their size, so use a float32 cache.
+  Keys and values are linear in entries, so an average of entries expands to the
+  average of keys and values. The cache rounds it to its own dtype after each
+  chunk. Steps of 0.001 vanish in bfloat16 or eight bits unless entries differ
+  by several times their size, so use a float32 cache.
   """
 
   def mixture(
@@ -304,6 +313,8 @@ class AverageSink(FirstFrames):
     leaves = (seen >= sink) & ~self.visible(window, seen, end)
     slot = xp.arange(sink)[:, None]
     flows = leaves[:, None] & ((seen % sink)[:, None] == slot)  # B R K
+    # A slot that nothing flows into is multiplied by exactly 1 and keeps its
+    # bits, whatever the decay.
     count = flows.sum(-1)
     part = (1 - window.sink_decay) / xp.maximum(count, 1)[..., None]
     return Mixture(
@@ -320,5 +331,6 @@ POLICIES: dict[str, FirstFrames] = {
 
 def all_together(frames: int) -> Positions:
   """Returns positions of a pass in which every frame sees every frame."""
+  # NumPy, so it is a constant of the program.
   frame = np.arange(frames)[None, None]
   return Positions(frame, frame, np.ones_like(frame, bool))

@@ -1,8 +1,8 @@
 """The device that a program is traced for.
 
-Normally the first local device; under `jax.set_mesh` that of the mesh, so that
-a program compiled for a GPU on a machine without one chooses its kernels like
-on the GPU.
+It is the first local device, or under `jax.set_mesh` that of the mesh, so that
+a program that is compiled for a GPU on a machine without one gets the kernels
+that it would get on the GPU.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peak:
-  """What a generation of GPUs can do at most; data sheets, largest part.
+  """What a generation of GPUs can do at most, by data sheet.
 
   Attributes:
     bf16_flops: Dense bfloat16 tensor-core FLOP/s.
@@ -24,14 +24,16 @@ class Peak:
   bandwidth: float
 
 
-# B200, H100 SXM, A100 80 GB, by the major number of the compute capability.
+# By the major number of the compute capability, for the largest GPU of each
+# generation: B200, H100 SXM, A100 80 GB.
 PEAKS = {
   10: Peak(bf16_flops=2.25e15, bandwidth=7.672e12),
   9: Peak(bf16_flops=9.89e14, bandwidth=3.35e12),
   8: Peak(bf16_flops=3.12e14, bandwidth=2.039e12),
 }
 
-# Compute capability of the devices that a mesh only names.
+# Compute capability by the name of a device: a mesh of devices that are absent
+# has only their names.
 CAPABILITIES = {
   "NVIDIA B200": 10.0,
   "NVIDIA GB200": 10.0,
@@ -48,9 +50,9 @@ class Device:
   """What the choice of a kernel depends on.
 
   Attributes:
-    kind: Name that the platform gives.
-    platform: "cpu", "gpu", "tpu".
-    capability: CUDA compute capability, 0 elsewhere.
+    kind: Name that the platform gives the device.
+    platform: "cpu", "gpu" or "tpu".
+    capability: CUDA compute capability; 0 where there is no CUDA.
   """
 
   kind: str
@@ -59,18 +61,18 @@ class Device:
 
   @property
   def peak(self) -> Peak | None:
-    """What it can do at most, if that is known."""
+    """Data sheet of the device; None if it is not known."""
     return PEAKS.get(int(self.capability))
 
   @property
   def intensity(self) -> float:
-    """bfloat16 multiply-adds per byte of traffic; infinite if unknown."""
+    """Multiply-adds in bfloat16 per byte of traffic; infinite if unknown."""
     peak = self.peak
     return peak.bf16_flops / 2 / peak.bandwidth if peak else math.inf
 
 
 def current() -> Device:
-  """The device of the mesh in use, or the first local one."""
+  """Returns the device of the mesh in use, or the first local one."""
   mesh = jax.sharding.get_abstract_mesh()
   named = None if mesh.empty else mesh.abstract_device
   first = jax.local_devices()[0]
@@ -90,6 +92,9 @@ def current() -> Device:
 
 
 def peak_memory_bytes() -> int | None:
-  """Most bytes that the first local device ever held; None if it won't say."""
+  """Returns the most bytes that the first local device held at a time.
+
+  None where the platform does not say.
+  """
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("peak_bytes_in_use")

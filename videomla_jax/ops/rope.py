@@ -6,17 +6,19 @@ rotate with the frame index, the next with the row, the last with the column:
   θ_t[i] = 10000^(-2i / D_t),  θ_h[i] = θ_w[i] = 10000^(-2i / D_h)
   D_h = D_w = 2 ⌊D/6⌋,  D_t = D - 2 D_h
 
-(Wan2.1: D = 128 gives 44 + 42 + 42.) Latent attention gives position only d_r
-channels: the highest frequencies of each axis of WAN'S bands, split by the
-same rule: d_r = 32 takes (6, 5, 5) pairs (VideoMLA, arXiv:2605.30351).
+Wan2.1 has D = 128, which gives 44 + 42 + 42. Latent attention rotates only d_r
+channels: the highest frequencies of each axis of Wan's bands, split by the same
+rule, so that d_r = 32 takes (6, 5, 5) pairs (VideoMLA, arXiv:2605.30351).
 
-Angles are computed, not tabulated, so no length limit exists.
+Angles are computed and not tabulated, so a video may have any length.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from einops import rearrange
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int
 import numpy as np
 
@@ -26,7 +28,7 @@ THETA = 10000.0
 
 
 class Bands(NamedTuple):
-  """Angular frequency of each complex pair, radians per unit of its axis."""
+  """Angular frequency of each complex pair, in radians per step of its axis."""
 
   frame: Float[np.ndarray, "pt"]
   row: Float[np.ndarray, "ph"]
@@ -41,7 +43,7 @@ class Rotation(NamedTuple):
 
 
 def axis_pairs(dim: int) -> tuple[int, int, int]:
-  """Complex pairs (frame, row, column) of `dim` rotated channels."""
+  """Splits `dim` rotated channels into pairs of frame, row and column."""
   space = dim // 6
   return dim // 2 - 2 * space, space, space
 
@@ -50,8 +52,8 @@ def wan_bands(head_dim: int, *, rope_dim: int | None = None) -> Bands:
   """Returns Wan's bands of a head, or their highest frequencies.
 
   Args:
-    head_dim: D, sets the denominators of the exponents.
-    rope_dim: d_r, channels that rotate; all D by default.
+    head_dim: D, which sets the denominators of the exponents.
+    rope_dim: d_r, channels that are rotated; all D by default.
 
   Raises:
     ValueError: If a width is odd or `rope_dim` asks for more than the head has.
@@ -68,6 +70,8 @@ def wan_bands(head_dim: int, *, rope_dim: int | None = None) -> Bands:
       f"rope_dim={rope_dim} needs {taken} pairs but head_dim={head_dim} has "
       f"{available}; use a smaller rope_dim."
     )
+  # The denominator is that of the whole axis, so fewer pairs are the highest
+  # frequencies.
   frequencies = (
     THETA ** (-np.arange(t) / a) if a else np.zeros(0)
     for t, a in zip(taken, available, strict=True)
@@ -78,15 +82,15 @@ def wan_bands(head_dim: int, *, rope_dim: int | None = None) -> Bands:
 def rotation(
   frame: Int[Array, "*B T"], *, grid: shapes.Grid, bands: Bands
 ) -> Rotation:
-  """Rotation of every pair of every token.
+  """Computes the rotation of every pair of every token.
 
   Args:
     frame: Temporal coordinate of each latent frame.
-    grid: Token rows and columns; rows and columns count from 0.
-    bands: Frequencies of the pairs.
+    grid: Token rows and columns of a frame, which are counted from 0.
+    bands: Angular frequencies of the pairs.
 
   Returns:
-    Frame pairs first, then row, then column pairs; `[*B, T * P, pairs]`.
+    Rotations with frame pairs first, then row pairs, then column pairs.
   """
   rows = np.arange(grid.rows)[:, None, None] * bands.row
   columns = np.arange(grid.columns)[None, :, None] * bands.column
@@ -97,7 +101,9 @@ def rotation(
   time = frame[..., None].astype(jnp.float32) * bands.frame.astype(np.float32)
   tokens = (*frame.shape, grid.tokens)
 
-  def per_token(function):
+  def per_token(
+    function: Callable[[ArrayLike], Array],
+  ) -> Float32[Array, "*B S pairs"]:
     pairs = [
       jnp.broadcast_to(function(time)[..., None, :], (*tokens, time.shape[-1])),
       jnp.broadcast_to(
@@ -117,8 +123,8 @@ def rotate(
   """Rotates adjacent channel pairs: (p, q) -> (p cos - q sin, p sin + q cos).
 
   Args:
-    x: Queries or keys; D is twice the pairs.
-    rotation: One row per token, shared by heads.
+    x: Queries or keys; D is twice the number of pairs.
+    rotation: Rotation of each token, which all heads share.
 
   Returns:
     The rotated tensor in the dtype of `x`; the product runs in float32.

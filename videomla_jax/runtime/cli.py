@@ -1,4 +1,4 @@
-"""How every entry point starts, and how it says that the user erred."""
+"""How every command starts, and how it reports mistakes of the user."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -16,10 +16,11 @@ from ml_collections import config_flags
 
 from videomla_jax.runtime import distributed
 
-# Mistakes of the user; anything else is ours and keeps its traceback.
+# Mistakes of the user. Any other error is a fault of ours and keeps its
+# traceback.
 USER_ERRORS = (ValueError, NotImplementedError)
 
-# A config file is Python and may raise anything; flags raise many kinds.
+# Flags raise many kinds of errors, and a config file, which is Python, any.
 _FLAG_ERRORS = (
   flags.Error,
   AttributeError,
@@ -108,17 +109,28 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def fail(error: BaseException) -> None:
-  """Prints one line and ends the process with code 2."""
+  """Prints an error in one line and ends the process with code 2.
+
+  Args:
+    error: The user's mistake.
+  """
   message = " ".join(str(error).split())
-  # In one piece, since other threads and processes write there, too.
+  # It is written at once, since other threads and processes write there, too.
   sys.stderr.write(f"error: {message}\n")
   distributed.leave(2)
 
 
 def explain(error: BaseException) -> BaseException:
-  """Turns what flags and config files raise into a sentence with a way out."""
-  # Errors of a config file come with its traceback as their text; the error
-  # itself is further down.
+  """Turns what flags and config files raise into a sentence with a way out.
+
+  Args:
+    error: What was raised.
+
+  Returns:
+    The error to be shown.
+  """
+  # An error of a config file has the traceback as its text, and the first error
+  # as its context.
   while "Traceback" in str(error) and error.__context__ is not None:
     error = error.__context__
   if isinstance(error, OSError):
@@ -136,6 +148,7 @@ def explain(error: BaseException) -> BaseException:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses flags and the config file; mistakes end the process."""
   try:
     rest = flags.FLAGS(argv)
     _check_config()
@@ -146,13 +159,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _check_config() -> None:
-  """Refuses a missing config; a lost file would show at first use only."""
+  """Refuses a missing config, which would show at its first use only."""
   if "config" not in flags.FLAGS:
     return
   config = flags.FLAGS["config"].value
   if config is None:
     raise ValueError("--config is missing; use --config=configs/NAME.py.")
-  config.items  # noqa: B018  What stands for a lost file raises OSError here.
+  # What stands for a file that is missing raises OSError here.
+  config.items  # noqa: B018
 
 
 def run(main: Callable[..., object], *, workdir: bool = False) -> None:
@@ -162,8 +176,8 @@ def run(main: Callable[..., object], *, workdir: bool = False) -> None:
   error and exit code 2; there is no traceback to read.
 
   Args:
-    main: What the entry point does.
-    workdir: Whether it needs the flag --workdir.
+    main: What the command does.
+    workdir: Whether the command has the flag --workdir.
   """
   config_flags.DEFINE_config_file("config", lock_config=True)
   flag = flags.FLAGS["config"]
@@ -186,14 +200,14 @@ def run_flags(main: Callable[[], object]) -> None:
   """Parses flags that are already defined and calls `main()`.
 
   Args:
-    main: What the entry point does; its errors are shown as by `run`.
+    main: What the command does; its errors are shown as by `run`.
   """
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       fail(ValueError(f"unexpected argument {argv[1]!r}; use --name=value."))
     if not flags.FLAGS["verbosity"].present:
-      # Libraries report every step of a checkpoint; --verbosity=0 shows it.
+      # Libraries report every step of a checkpoint, which --verbosity=0 shows.
       logging.set_verbosity(logging.WARNING)
     try:
       main()

@@ -12,10 +12,10 @@ from videomla_jax.runtime import scheduler
 
 
 def initialize() -> None:
-  """Joins the processes of this run; does nothing where there is only one.
+  """Joins the processes of this run, where there is more than one.
 
-  Must come before the first computation. A second call does nothing. Devices
-  of several CPU processes talk through gloo, which is JAX's default.
+  It must be called before the first computation; a second call does nothing.
+  The devices of several CPU processes talk through gloo, as JAX has it.
 
   Raises:
     ValueError: If the environment says half of what is needed.
@@ -25,9 +25,11 @@ def initialize() -> None:
   group = scheduler.find(os.environ)
   if group is None or group.num_processes == 1:
     return
-  # It would take SIGTERM away from whoever wants to save, and from Python.
+  # The service would take SIGTERM for itself, and nobody could save upon it.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(**group.arguments())
+  # The others wait in a collective for a process that fails, and an ordinary
+  # end waits for the others.
   sys.excepthook = _end_at_once
   logging.info("joined the other processes, by %s", group.source)
 
@@ -35,11 +37,11 @@ def initialize() -> None:
 def leave(code: int) -> NoReturn:
   """Ends the process after a failure, without waiting for the others.
 
-  An ordinary end waits up to five minutes until all processes end, and those
-  that wait for this one in a collective never do.
+  An ordinary end waits up to five minutes for the ends of all processes, and
+  those that wait for this one in a collective never end.
 
   Args:
-    code: Exit code, not 0.
+    code: Exit code, which is not 0.
   """
   if not jax.distributed.is_initialized():
     sys.exit(code)
@@ -53,6 +55,6 @@ def _end_at_once(
   error: BaseException,
   trace: types.TracebackType | None,
 ) -> None:
-  """What an error that nobody handled does in one of several processes."""
+  """Prints an error that nobody handled, and ends the process with it."""
   sys.__excepthook__(kind, error, trace)
   leave(130 if issubclass(kind, KeyboardInterrupt) else 1)

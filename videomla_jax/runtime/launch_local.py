@@ -6,8 +6,8 @@
 
 runs `python -m videomla_jax.train ...` twice, as two hosts of four devices
 would. Each line of output begins with the number of its process. SIGTERM and
-SIGINT are passed on. When a process fails the others are ended, and its exit
-code is that of the launcher.
+SIGINT are passed on. When one process fails, the others are ended, and the
+launcher ends with its exit code.
 """
 
 import argparse
@@ -36,11 +36,11 @@ def process_environment(
   """Returns the environment of one process.
 
   Args:
-    environment: What all processes inherit.
-    index: Number of this process.
+    environment: Names and values that all processes inherit.
+    index: Number of this process, from 0.
     processes: Number of processes.
-    devices: CPU devices of each.
-    port: Free port of this machine, for process 0.
+    devices: Number of CPU devices of each process.
+    port: Free port of this machine, on which process 0 listens.
   """
   flags = [
     x
@@ -52,8 +52,9 @@ def process_environment(
     **environment,
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": " ".join([*flags, f"{_DEVICES_FLAG}{devices}"]),
-    # Nobody else needs to reach it.
+    # No other machine needs to reach process 0.
     "JAX_COORDINATOR_BIND_ADDRESS": address,
+    # The last lines of a process that is killed would be lost otherwise.
     "PYTHONUNBUFFERED": "1",
     scheduler.COORDINATOR: address,
     scheduler.NUM_PROCESSES: str(processes),
@@ -70,14 +71,14 @@ def launch(
 ) -> int:
   """Runs a command as several processes and waits for all.
 
-  Must be called by the main thread, since it listens to signals.
+  It must be called by the main thread, since it listens to signals.
 
   Args:
     command: Program and arguments; no shell sees them.
     processes: Number of processes, at least 1.
-    devices: CPU devices of each, at least 1.
-    grace_seconds: From SIGTERM, passed on or sent because a process failed, to
-      SIGKILL.
+    devices: Number of CPU devices of each process, at least 1.
+    grace_seconds: Time from SIGTERM, passed on or sent because a process
+      failed, to SIGKILL.
 
   Returns:
     0, or the exit code of the first process that was seen to fail (128 + the
@@ -94,6 +95,7 @@ def launch(
 
 
 def _environments(processes: int, devices: int) -> list[dict[str, str]]:
+  """Returns the environment of every process."""
   port = _free_port()
   return [
     process_environment(
@@ -104,6 +106,7 @@ def _environments(processes: int, devices: int) -> list[dict[str, str]]:
 
 
 def _free_port() -> int:
+  """Asks the system for a port that nobody uses now."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]
@@ -115,6 +118,7 @@ def _check(
   devices: int,
   grace_seconds: float | int,
 ) -> None:
+  """Refuses numbers out of range and a missing command."""
   for name, value in (("processes", processes), ("devices", devices)):
     if value < 1:
       raise ValueError(f"{name}={value} must be at least 1; use --{name}=2.")
@@ -127,9 +131,10 @@ def _check(
 
 
 class _Parser(argparse.ArgumentParser):
-  """Says mistakes as all entry points do."""
+  """Reports mistakes as all commands do."""
 
   def error(self, message: str) -> NoReturn:
+    """Raises what argparse would print."""
     raise ValueError(f"{message}; see --help.")
 
 
@@ -146,7 +151,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the command line and returns the exit code."""
+  """Runs the command line and returns the exit code.
+
+  Args:
+    argv: Arguments of the command line.
+
+  Raises:
+    ValueError: If an argument is wrong.
+  """
   options = _parse(argv)
   if not options.arguments:
     raise ValueError(

@@ -1,24 +1,21 @@
-"""Scalars of a run: declared names with units, two file formats, a bar.
+"""Scalars of a run: declared names with units, and two file formats.
 
-JSONL is what our own tools and tests read; TensorBoard files are written
-without TensorFlow. Both are cut back to the resumed step, so a run that was
-interrupted leaves the same files as one that was not.
+Our own tools and tests read the JSON lines; TensorBoard files are written
+without TensorFlow. Both are cut back to the resumed step, so that a run leaves
+the same files whether it was interrupted or not.
 """
 
 import collections.abc
-import io
 import json
 import math
 import os
 import pathlib
-import sys
 import time
 import typing
 
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
 
 from videomla_jax.storage import atomic
 
@@ -72,19 +69,20 @@ class MetricWriter:
 
     Args:
       directory: Folder, created if missing.
-      resumed_step: Last finished step; 0 starts anew.
+      resumed_step: Number of finished steps; 0 starts anew.
 
     Raises:
       ValueError: If the folder cannot be written.
     """
     self._path = pathlib.Path(directory) / "metrics.jsonl"
-    # Every process calls this class; only one may write.
+    # Every process has a writer, but only one of them may write.
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _drop_later_lines(self._path, resumed_step)
+      # Buffered by line, so that a run that is killed leaves whole lines.
       self._file = self._path.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
       raise ValueError(
@@ -112,7 +110,7 @@ class MetricWriter:
     numbers = {name: _number(name, x) for name, x in values.items()}
     if not self._writes:
       return
-    # JSON has no NaN or infinity: such values become null.
+    # JSON has no NaN and no infinity, so such values become null.
     finite = {n: x if math.isfinite(x) else None for n, x in numbers.items()}
     line = json.dumps({"step": step, "seconds": time.time(), **finite})
     self._file.write(line + "\n")
@@ -126,11 +124,11 @@ class MetricWriter:
       self._board.close()
 
   def __enter__(self) -> "MetricWriter":
-    """Returns itself."""
+    """Returns the object itself."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes."""
+    """Closes what `with` opened."""
     self.close()
 
 
@@ -142,104 +140,8 @@ def read_jsonl(
   if not path.exists():
     return []
   lines = path.read_text(encoding="utf-8").split("\n")
-  # What follows the last newline was cut off while it was written.
+  # What follows the last newline was interrupted while it was written.
   return [json.loads(line) for line in lines[:-1]]
-
-
-class Progress:
-  """A progress bar; where nobody watches, a plain line now and then."""
-
-  def __init__(
-    self,
-    total: int,
-    description: str,
-    *,
-    unit: str = "step",
-    initial: int = 0,
-    plain_seconds: float | int = 30,
-    file: io.TextIOBase | None = None,
-    clock: collections.abc.Callable[[], float | int] = time.monotonic,
-  ) -> None:
-    """Shows the bar.
-
-    Args:
-      total: Units in the whole task.
-      description: What is being done, in a word or two.
-      unit: "step" shows seconds per step; "frame" shows frames per second.
-      initial: Units that an earlier run finished.
-      plain_seconds: Time between plain lines if `file` is no terminal.
-      file: Where to write; standard error by default.
-      clock: Seconds from any origin, for tests.
-    """
-    self._file: typing.Any = sys.stderr if file is None else file
-    self._total, self._initial, self._done = total, initial, initial
-    self._description, self._unit = description, unit
-    self._clock, self._plain_seconds = clock, plain_seconds
-    self._started = self._last_line = clock()
-    self._fields = ""
-    self._bar = None
-    if self._file.isatty():
-      self._bar = tqdm.tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        file=self._file,
-        dynamic_ncols=True,
-      )
-
-  def update(self, count: int = 1, **fields: Scalar | str) -> None:
-    """Counts finished units and shows fields such as `loss=0.1`."""
-    self._done += count
-    if fields:
-      self._fields = ", ".join(f"{k} {_show(v)}" for k, v in fields.items())
-    if self._bar is not None:
-      self._bar.set_postfix_str(self._fields, refresh=False)
-      self._bar.update(count)
-    elif self._clock() - self._last_line >= self._plain_seconds:
-      self._write_line()
-
-  def line(self) -> str:
-    """Returns the state as one line: share done, fields, rate, time left."""
-    seconds = max(self._clock() - self._started, 1e-9)
-    done = self._done - self._initial
-    share = 100 * self._done / max(self._total, 1)
-    parts = [
-      f"{self._description}: {self._done}/{self._total} {self._unit}s"
-      f" ({share:.0f} %)"
-    ]
-    if self._fields:
-      parts.append(self._fields)
-    if done:
-      left = (self._total - self._done) * seconds / done
-      parts += [self._rate(done, seconds), f"ETA {_clock_time(left)}"]
-    return ", ".join(parts)
-
-  def close(self) -> None:
-    """Ends the bar, or writes the last plain line."""
-    if self._bar is not None:
-      self._bar.close()
-    else:
-      self._write_line()
-
-  def __enter__(self) -> "Progress":
-    """Returns itself."""
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    """Closes."""
-    self.close()
-
-  def _rate(self, done: int, seconds: float) -> str:
-    """Words the speed: slow units by their time, fast ones by their number."""
-    if self._unit == "step":
-      return f"{seconds / done:.3g} s/step"
-    return f"{done / seconds:.3g} {self._unit}s/s"
-
-  def _write_line(self) -> None:
-    """Writes the plain line."""
-    self._last_line = self._clock()
-    print(self.line(), file=self._file, flush=True)
 
 
 def _drop_later_lines(path: pathlib.Path, resumed_step: int) -> None:
@@ -252,12 +154,12 @@ def _drop_later_lines(path: pathlib.Path, resumed_step: int) -> None:
       if json.loads(line)["step"] <= resumed_step:
         kept.append(line + "\n")
     except (ValueError, KeyError, TypeError):
-      continue  # Cut off by the interruption.
+      continue  # this line was interrupted while it was written
   atomic.write_text(path, "".join(kept))
 
 
 def _number(name: str, value: Scalar) -> float:
-  """Fetches one number."""
+  """Fetches one number from its device."""
   array = np.asarray(value)
   if array.size != 1:
     raise ValueError(
@@ -265,14 +167,3 @@ def _number(name: str, value: Scalar) -> float:
       " write its mean"
     )
   return float(array.reshape(()))
-
-
-def _show(value: Scalar | str) -> str:
-  """Formats a field."""
-  return value if isinstance(value, str) else f"{float(value):.4g}"
-
-
-def _clock_time(seconds: float | int) -> str:
-  """Formats a duration as h:mm:ss."""
-  whole = round(seconds)
-  return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

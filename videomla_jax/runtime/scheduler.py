@@ -29,16 +29,16 @@ Environment = Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-  """How one process joins a run; JAX finds out what is None.
+  """How one process joins a run. JAX finds out whatever is None here.
 
   Attributes:
-    source: Who started the processes, for the log.
+    source: Name of what started the processes, for the log.
     coordinator_address: `host:port` of process 0.
     num_processes: Processes of the run, at least 1.
-    process_id: This process, 0 to `num_processes` - 1.
-    all_devices: Whether to use all devices of the host where JAX would choose
-      one per process, as it does under Slurm and Open MPI.
-    method: Name of JAX's way of finding out; "deactivate" for none.
+    process_id: Number of this process, 0 to `num_processes` - 1.
+    all_devices: Whether the process uses all devices of its host, where JAX
+      would choose one per process, as it does under Slurm and Open MPI.
+    method: How JAX finds out the rest; "deactivate" if it need not.
   """
 
   source: str
@@ -81,6 +81,7 @@ def find(environment: Environment) -> Group | None:
 
 
 def _explicit(environment: Environment) -> Group | None:
+  """Reads our own variables."""
   given = [
     x for x in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if x in environment
   ]
@@ -103,6 +104,7 @@ def _explicit(environment: Environment) -> Group | None:
 
 
 def _skypilot(environment: Environment) -> Group | None:
+  """Reads the variables of a SkyPilot task."""
   names = ("SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS")
   given = [x for x in names if x in environment]
   if not given:
@@ -127,6 +129,7 @@ def _skypilot(environment: Environment) -> Group | None:
 
 
 def _open_mpi(environment: Environment) -> Group | None:
+  """Reads the variables of mpirun; JAX finds the coordinator."""
   if "OMPI_COMM_WORLD_SIZE" not in environment:
     return None
   because = f"OMPI_COMM_WORLD_SIZE is set, so this is mpirun; {_ALONE}"
@@ -141,8 +144,9 @@ def _open_mpi(environment: Environment) -> Group | None:
 
 
 def _slurm(environment: Environment) -> Group | None:
-  # Without a step the shell of an allocation runs, where only the number of
-  # tasks tells that more than one process was meant.
+  """Reads the variables of srun; JAX finds the coordinator."""
+  # Outside of a step this is the shell of an allocation, where only the number
+  # of tasks tells that more than one process was meant.
   in_step = "SLURM_STEP_NODELIST" in environment
   if not in_step and environment.get("SLURM_NTASKS", "1") == "1":
     return None
@@ -165,6 +169,7 @@ def _slurm(environment: Environment) -> Group | None:
 
 
 def _kubernetes(environment: Environment) -> Group | None:
+  """Recognises an indexed job; JAX asks the cluster for everything."""
   if _COMPLETION_INDEX not in environment:
     return None
   if importlib.util.find_spec("kubernetes") is None:
@@ -178,6 +183,7 @@ def _kubernetes(environment: Environment) -> Group | None:
 
 
 def _text(environment: Environment, name: str, because: str) -> str:
+  """Reads a variable that must be set; `because` says why it must."""
   text = environment.get(name, "").strip()
   if not text:
     raise ValueError(f"{name} is missing, though {because}.")
@@ -185,6 +191,7 @@ def _text(environment: Environment, name: str, because: str) -> str:
 
 
 def _count(environment: Environment, name: str, because: str) -> int:
+  """Reads a number of processes or hosts."""
   text = _text(environment, name, because)
   if not text.isdecimal() or int(text) < 1:
     raise ValueError(
@@ -196,6 +203,7 @@ def _count(environment: Environment, name: str, because: str) -> int:
 def _index(
   environment: Environment, name: str, count: int, because: str
 ) -> int:
+  """Reads the number of this process among `count`."""
   text = _text(environment, name, because)
   if not text.isdecimal() or int(text) >= count:
     raise ValueError(
@@ -206,6 +214,7 @@ def _index(
 
 
 def _address(text: str) -> str:
+  """Checks the address of process 0."""
   host, _, port = text.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise ValueError(

@@ -23,13 +23,13 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Ended(NamedTuple):
-  """A process came to its end."""
+  """The event that a process has ended."""
 
   process: int
 
 
 class _Asked(NamedTuple):
-  """The launcher got a signal."""
+  """The event that this process has received a signal."""
 
   number: int
 
@@ -42,7 +42,7 @@ def run_together(
 ) -> int:
   """Starts a command once for each environment and waits for all of them.
 
-  Must be called by the main thread, since it listens to signals.
+  It must be called by the main thread, since it listens to signals.
 
   Args:
     command: Program and arguments; no shell sees them.
@@ -65,12 +65,15 @@ def run_together(
 
 @contextlib.contextmanager
 def _signals(tell: Callable[[_Asked], None]) -> Iterator[None]:
-  """Tells of signals, also of those that do not wake the main thread.
+  """Tells of signals at once, even while the main thread waits.
 
-  Handlers written in Python run between two steps of the main thread: one whose
-  signal comes just before that thread waits, or meets another thread, would
-  run when the wait is over. The number of the signal is written to the wakeup
-  file at once, whatever the main thread does.
+  Python runs handlers between two steps of the main thread. If a signal comes
+  just before that thread begins to wait, or is delivered to another thread, its
+  handler runs when the wait is over. The number of the signal, however, is
+  written to the wakeup file at once, and a thread reads it there.
+
+  Args:
+    tell: Is called with every signal, by another thread.
   """
   reader, writer = socket.socketpair()
   writer.setblocking(False)
@@ -96,10 +99,10 @@ def _signals(tell: Callable[[_Asked], None]) -> Iterator[None]:
 
 
 class _Group:
-  """The running processes, each in a session of its own.
+  """The running processes, each in its own session.
 
-  Only the main thread signals and reaps, so no signal can meet a number that
-  the system has given to another process.
+  Only the main thread sends signals and reaps processes, so that no signal can
+  hit another process to which the system has given the same number.
   """
 
   def __init__(
@@ -122,7 +125,7 @@ class _Group:
         self._threads[-1].start()
 
   def send(self, number: int) -> None:
-    """Sends a signal to the processes that run; SIGKILL to their children."""
+    """Sends a signal to all processes, and SIGKILL to their children, too."""
     for process in self.running.values():
       if number == signal.SIGKILL:
         os.killpg(process.pid, number)
@@ -130,20 +133,22 @@ class _Group:
         os.kill(process.pid, number)
 
   def reap(self, index: int) -> int:
-    """Ends what a process left behind and returns its exit code."""
+    """Ends the children that a process left, and returns its exit code."""
     process = self.running.pop(index)
+    # Before `wait`, which frees the number of the process and of its group.
     os.killpg(process.pid, signal.SIGKILL)
     code = process.wait()
     return code if code >= 0 else 128 - code
 
   def finish_output(self) -> None:
-    """Waits for the last lines, but not for what hides in another session."""
+    """Waits for the last lines, but not for processes in other sessions."""
     for thread in self._threads:
       thread.join(timeout=10)
 
   def _start(
     self, command: Sequence[str], environment: Mapping[str, str]
   ) -> subprocess.Popen[bytes]:
+    """Starts one process; if that fails, the others are killed."""
     try:
       return subprocess.Popen(
         command,
@@ -151,7 +156,7 @@ class _Group:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # Ctrl-C reaches the launcher only, which passes it on once.
+        # Ctrl-C then reaches only this process, which passes it on once.
         start_new_session=True,
       )
     except OSError as error:
@@ -161,6 +166,7 @@ class _Group:
       ) from error
 
   def _read(self, index: int, process: subprocess.Popen[bytes]) -> None:
+    """Prints the lines of a process behind its number."""
     assert process.stdout is not None
     for line in process.stdout:
       with self._lock:
@@ -174,6 +180,9 @@ class _Group:
     process: subprocess.Popen[bytes],
     tell: Callable[[_Ended], None],
   ) -> None:
+    """Tells when a process has ended, without reaping it."""
+    # WNOWAIT leaves reaping to the main thread, so that the number of the
+    # process stays taken until then.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     tell(_Ended(index))
 
@@ -198,7 +207,7 @@ def _supervise(
       result = result or code
       number = signal.SIGTERM if result and not stopping else None
     else:
-      # Who asks twice does not want to wait.
+      # A second signal means that the user does not want to wait.
       number = signal.SIGKILL if stopping else event.number
     if number is not None:
       group.send(number)

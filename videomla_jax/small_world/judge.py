@@ -30,7 +30,7 @@ _VERSION = 1  # raise when the code below changes what a recipe trains
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeRecipe:
-  """How a judge is trained.
+  """Says how a judge is trained.
 
   Attributes:
     num_frames: Synthetic training frames, all kept in memory.
@@ -109,6 +109,7 @@ def train_judge(
   start = time.monotonic()
   rng = np.random.default_rng((seed, 0))
   sprites, labels = world.load_sprites("train")
+  # Copies stand in for other writers, whom the held-out sprites are by.
   copies = [sprites] + [
     judge_frames_lib.warp(rng, sprites) for _ in range(recipe.num_warps)
   ]
@@ -222,6 +223,7 @@ def _fit(
     order = rng.permutation(len(data.images))
     for i in range(steps_per_epoch):
       rows = order[i * recipe.batch_size :][: recipe.batch_size]
+      # One transfer ahead of each step, which then only dispatches.
       batch = jax.device_put(type(data)(*(array[rows] for array in data)))
       key, step_key = jax.random.split(key)
       judge, state = step(judge, state, batch, step_key)
@@ -235,6 +237,7 @@ def _loss(
   batch: judge_frames_lib.SyntheticFrames,
 ) -> Float[Array, ""]:
   """Cross-entropies; identity counts only where one whole digit is shown."""
+  # Smooth targets keep probabilities honest on damaged frames.
   targets = optax.smooth_labels(jax.nn.one_hot(batch.identity, 10), 0.1)
   identity = optax.softmax_cross_entropy(identity_logits, targets)
   whole = batch.content == judge_frames_lib.WHOLE

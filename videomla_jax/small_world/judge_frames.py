@@ -14,7 +14,8 @@ from videomla_jax.small_world import world
 FRAGMENT, WHOLE, DOUBLED = range(3)
 CONTENTS = ("none or fragment", "one whole digit", "two or doubled")
 
-# Kinds of synthetic frames: share of the data and content class. A "quarter"
+# Kinds of synthetic frames: share of the data and content class. Half are
+# whole, since identity is learned from those alone. A "quarter"
 # has lost a quarter of the box; a "copy" is the same digit twice.
 _KINDS = {
   "whole": (0.5, WHOLE),
@@ -70,6 +71,7 @@ def synthesise(
   index, other = rng.integers(len(sprites), size=(2, num_frames))
   other = np.where(names == "copy", index, other)
   first = sprites[index]
+  # Only these two lose ink in the sprite; faint and blank lose contrast below.
   for name in ("half", "quarter"):
     chosen = names == name
     first[chosen] = _break(rng, first[chosen], _MASKS[name])

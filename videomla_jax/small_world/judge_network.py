@@ -18,7 +18,7 @@ _BATCH = 2048
 
 
 class Judgement(NamedTuple):
-  """What the judge says about every frame of every video.
+  """Holds what the judge says about every frame of every video.
 
   Attributes:
     identity: Most likely digit, 0..9.
@@ -87,12 +87,12 @@ def judge_frames(
     Digit 0..9, its probability, and content class 0..2.
   """
   frames = np.asarray(videos, np.float32).reshape(-1, *videos.shape[2:])
-  parts = [
+  batches = [
     _judge_batch(judge, frames[i : i + _BATCH], size=min(len(frames), _BATCH))
     for i in range(0, len(frames), _BATCH)
   ]
   shape = videos.shape[:2]
-  return Judgement(*(np.concatenate(p).reshape(shape) for p in zip(*parts)))
+  return Judgement(*(np.concatenate(p).reshape(shape) for p in zip(*batches)))
 
 
 def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
@@ -104,15 +104,17 @@ def _best_crop(frames: Float[Array, "n 24 24 1"]) -> Float[Array, "n 8 8 1"]:
   size = world.World().sprite_size
   margin = size // 2
   frames = jnp.pad(frames, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)))
+  # Fainter pixels are noise, which would pull the box.
   ink = jnp.where(frames > 0.2, frames, 0.0)[..., 0]
   sums = jax.lax.reduce_window(
     ink, 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
   )
+  # Boxes within 3 % of the best are averaged: a thin digit fills several.
   best = sums >= 0.97 * sums.max((1, 2), keepdims=True)
-  place = jnp.arange(sums.shape[-1])
+  pixel = jnp.arange(sums.shape[-1])
   count = best.sum((1, 2))
-  row = jnp.rint((best.sum(2) @ place) / count).astype(jnp.int32)
-  column = jnp.rint((best.sum(1) @ place) / count).astype(jnp.int32)
+  row = jnp.rint((best.sum(2) @ pixel) / count).astype(jnp.int32)
+  column = jnp.rint((best.sum(1) @ pixel) / count).astype(jnp.int32)
 
   def crop(frame: Array, row: Array, column: Array) -> Array:
     return jax.lax.dynamic_slice(frame, (row, column, 0), (size, size, 1))
@@ -134,6 +136,7 @@ def _judge_batch(
   judge: Judge, frames: Float[np.ndarray, "n 24 24 1"], *, size: int
 ) -> tuple[np.ndarray, ...]:
   """Judges at most `size` frames, padded so that one program serves all."""
+  # The last batch is shorter, and another shape would compile anew.
   padding = [(0, size - len(frames))] + [(0, 0)] * 3
   outputs = _apply(judge, jax.device_put(np.pad(frames, padding)))
   return tuple(out[: len(frames)] for out in jax.device_get(outputs))

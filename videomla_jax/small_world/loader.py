@@ -76,13 +76,13 @@ def make_loader(
   batching.check_chance("prompt_dropout", prompt_dropout)
   batching.check_chance("word_dropout", word_dropout)
   batching.check_processes(batch_size, process_index, process_count)
-  source = open_split(data_dir, split=split, config=config, build=build)
+  records = open_split(data_dir, split=split, config=config, build=build)
   augment = _Augment(
     num_frames=num_frames,
     prompt_dropout=prompt_dropout,
     word_dropout=word_dropout,
   )
-  clips = grain.MapDataset.source(source).seed(seed).shuffle()
+  clips = grain.MapDataset.source(records).seed(seed).shuffle()
   return batching.batches(
     clips.repeat(num_epochs).random_map(augment),
     batch_size=batch_size,
@@ -127,14 +127,14 @@ def open_split(
       )
     _build(builder)
   try:
-    source = builder.as_data_source(split)
-    source[0]  # opens the files, which otherwise happens in the first step
+    records = builder.as_data_source(split)
+    records[0]  # opens the files, which otherwise happens in the first step
   except (RuntimeError, LookupError, OSError, ValueError) as error:
     raise ValueError(
       f"data_dir={builder.data_dir!r} is damaged ({error}); delete that folder"
       " and it will be built again."
     ) from error
-  return source
+  return records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

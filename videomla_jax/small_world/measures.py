@@ -74,13 +74,17 @@ def measure(
   home = _mode(judged.identity[:, first])
   measures: dict[str, np.ndarray] = {}
   for name, window in windows.items():
-    part = judge_network.Judgement(*(array[:, window] for array in judged))
-    values = identity_measures(part, prompts, home=home)
+    window_judged = judge_network.Judgement(
+      *(array[:, window] for array in judged)
+    )
+    values = identity_measures(window_judged, prompts, home=home)
     values["handwriting"] = handwriting[:, window].mean(1)
-    seen = motion.Track(*(array[:, window] for array in track))
-    values |= motion.motion_measures(seen, prompts) | motion.path_measures(seen)
+    window_track = motion.Track(*(array[:, window] for array in track))
+    values |= motion.motion_measures(window_track, prompts)
+    values |= motion.path_measures(window_track)
     values |= ink_measures(videos[:, window])
     measures |= {f"{key}/{name}": value for key, value in values.items()}
+  # A video that begins blank must not divide by zero.
   start = np.maximum(measures["ink/first"], motion.MIN_INK)
   measures["ink_drift"] = measures["ink/last"] / start
   return measures

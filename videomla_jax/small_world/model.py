@@ -25,7 +25,7 @@ from videomla_jax.small_world import prompts
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import plain_config
 
-SHIPPED = "shipped:"
+SHIPPED = "shipped:"  # marks a name inside the package, not a folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ class VideoModelConfig(plain_config.PlainConfig):
   @property
   def network(self) -> wan_config.WanConfig:
     """Config of the DiT that has this size and kind."""
-    own = dict(d_c=self.d_c, d_rope=self.d_rope)
-    sizes = {name: size for name, size in own.items() if size is not None}
+    changes = dict(d_c=self.d_c, d_rope=self.d_rope)
+    sizes = {name: size for name, size in changes.items() if size is not None}
     return wan_config.SIZES[self.size](kind=self.kind, **sizes)
 
 
@@ -233,6 +233,7 @@ def load(path: str | os.PathLike[str]) -> VideoModel:
       "video model."
     )
   model_config = VideoModelConfig.from_dict(config["model"])
+  # Shapes alone: the arrays are those of the file.
   model = nnx.eval_shape(lambda: VideoModel(model_config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, arrays)
   return model

@@ -23,7 +23,7 @@ _AXES = {"horizontal": (1, 0), "vertical": (0, 1), "diagonal": (1, 1)}
 
 
 class Track(NamedTuple):
-  """Where the ink of every frame is.
+  """Holds where the ink of every frame is.
 
   Attributes:
     position: Column x and row y of the 8x8 box around the ink, pixels.
@@ -46,8 +46,8 @@ def track_ink(videos: Float[np.ndarray, "V T 24 24 1"]) -> Track:
   """
   ink = np.where(videos[..., 0] > _THRESHOLD, videos[..., 0], 0.0)
   total = ink.sum((2, 3))
-  place = np.arange(ink.shape[-1]) - (_WORLD.sprite_size - 1) / 2
-  moments = np.stack([ink.sum(2) @ place, ink.sum(3) @ place], axis=-1)
+  corner = np.arange(ink.shape[-1]) - (_WORLD.sprite_size - 1) / 2
+  moments = np.stack([ink.sum(2) @ corner, ink.sum(3) @ corner], axis=-1)
   visible = total >= MIN_INK
   position = moments / np.maximum(total, MIN_INK)[..., None]
   middle = _WORLD.reach / 2
@@ -79,6 +79,7 @@ def motion_measures(
   # Vertical share of the motion: 0 horizontal, 1/2 diagonal, 1 vertical.
   balance = moved[:, 1] / np.maximum(moved.sum(1), 1e-6)
   moves = np.stack([balance < 0.75, balance > 0.25], axis=-1)
+  # Noise moves the centroid by a fraction of a pixel; that is no direction.
   alive = moved.max(1) > 1.0
   error = np.abs(balance - axes[:, 1] / axes.sum(1))
   speed = (moved * moves).sum(1) / moves.sum(1)
@@ -157,6 +158,7 @@ def _fit_axis(
   seen = track.visible[:, None, :, None]
   count = np.maximum(seen.sum(2, keepdims=True), 1)
   shift = (away * seen).sum(2, keepdims=True) / count
+  # Handwriting lies off the middle of its box, by a bounded constant.
   away = away - np.clip(shift, -_MAX_OFFSET_PX, _MAX_OFFSET_PX)
   cost = (away**2 * seen).sum(2)  # [V, p, 2]
   best = cost.argmin(1)[:, None]  # [V, 1, 2]

@@ -13,7 +13,7 @@ from videomla_jax.small_world import world
 
 @dataclasses.dataclass(kw_only=True)
 class MovingDigitsConfig(tfds.core.BuilderConfig):
-  """What a built data set contains; its name says it all.
+  """Says what a built data set contains; all of it is in its name.
 
   Attributes:
     num_clips: Clips of the train split.

@@ -62,7 +62,7 @@ _SEPARATORS = re.compile(r"[\s,.;:!?\"()\[\]/_-]+")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-  """What a clip shows, in canonical words.
+  """Says in canonical words what a clip shows.
 
   Attributes:
     digit: The digit that moves, 0..9.

@@ -117,10 +117,10 @@ def load_sprites(
   images = (digits.images / 16.0).astype(np.float32)
   labels = digits.target.astype(np.int64)
   train = split == "train"
-  part = np.s_[:NUM_TRAINING_SPRITES] if train else np.s_[NUM_TRAINING_SPRITES:]
+  rows = np.s_[:NUM_TRAINING_SPRITES] if train else np.s_[NUM_TRAINING_SPRITES:]
   for array in (images, labels):
     array.setflags(write=False)  # cached, thus shared by every caller
-  return images[part], labels[part]
+  return images[rows], labels[rows]
 
 
 def positions(

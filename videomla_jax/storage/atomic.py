@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, then renamed."""
+"""Files that are complete or absent: written aside, then renamed."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,14 +11,15 @@ import uuid
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Gives a temporary path and renames it to `path` when the block ends well.
 
-  The name is unique, so that two processes may write the same file: the last
-  one wins, and a reader never sees a part. After an exception nothing is left.
+  The temporary name is unique, so that two processes may write the same file:
+  the last one wins, and a reader never sees half of it. After an exception
+  nothing is left.
 
   Args:
     path: The file to replace; its folder exists.
 
   Yields:
-    Where to write.
+    The path to write to.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -30,6 +31,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a UTF-8 text file."""
+  """Writes a text file in UTF-8, which is complete or absent.
+
+  Args:
+    path: The file to replace; its folder exists.
+    text: What to write.
+  """
   with replacing(path) as temporary:
     temporary.write_text(text, encoding="utf-8")

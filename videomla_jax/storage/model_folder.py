@@ -15,12 +15,11 @@ import typing
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
 from videomla_jax.storage import tree_names
-
-PyTree = typing.Any
 
 CONFIG = "config.json"
 DIGESTS = "sha256.json"
@@ -35,10 +34,10 @@ def save_model(
   *,
   keep_dtypes: bool = False,
 ) -> None:
-  """Writes a model as a directory that can be loaded without its code's config.
+  """Writes a model as a folder from which it can be built again.
 
-  Everything goes to a temporary name first and is renamed when complete, so a
-  reader never sees half a model. An older model at `path` is replaced.
+  Everything is written under a temporary name, which is changed at the end, so
+  that a reader never sees half a model. An older model at `path` is replaced.
 
   Args:
     path: Directory to create.
@@ -53,11 +52,15 @@ def save_model(
   path = pathlib.Path(path).absolute()
   config_text(config)
   arrays = model_arrays(model)
+  # It lies beside the target, since a folder can only be renamed within one
+  # file system.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   shutil.rmtree(temporary, ignore_errors=True)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir()
+    # One database instead of a file per array keeps a shipped model to a
+    # handful of files.
     with local_checkpointer(use_ocdbt=True) as checkpointer:
       portable = _portable(arrays, keep_dtypes=keep_dtypes)
       checkpointer.save(temporary / PARAMS, portable)
@@ -68,10 +71,13 @@ def save_model(
 
 
 def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
-  """Reads and writes arrays of this process, without waiting for the others.
+  """Makes a checkpointer of this process, which does not wait for the others.
 
-  One of several processes may save a model and each may load one; Orbax would
-  wait for all of them, for ever.
+  One of several processes may save a model, and each may load one. Orbax waits
+  for all processes otherwise, for ever.
+
+  Args:
+    use_ocdbt: Whether all arrays go into one database; a folder each otherwise.
   """
   options = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
@@ -88,7 +94,14 @@ def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
 
 
 def config_text(config: dict[str, typing.Any]) -> str:
-  """Text of `config.json`; raises `ValueError` for what JSON cannot hold."""
+  """Returns the text of `config.json`.
+
+  Args:
+    config: Plain JSON values.
+
+  Raises:
+    ValueError: If `config` holds something that JSON cannot.
+  """
   try:
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
   except TypeError as error:
@@ -99,9 +112,14 @@ def config_text(config: dict[str, typing.Any]) -> str:
 
 
 def finish_folder(folder: pathlib.Path, config: dict[str, typing.Any]) -> None:
-  """Adds config and digests to a folder that holds all parameters."""
+  """Adds config and digests to a folder that holds all parameters.
+
+  Args:
+    folder: The folder, under its temporary name.
+    config: What is needed to build the module again; plain JSON values.
+  """
   (folder / CONFIG).write_text(config_text(config))
-  # No newline at the end, so that a lost last byte is noticed here as well.
+  # Without a newline at the end, the loss of the last byte is noticed, too.
   digests = json.dumps(_digests(folder), indent=2)
   (folder / DIGESTS).write_text(digests)
 
@@ -115,8 +133,8 @@ def load_model_state(
     path: Directory of one model.
 
   Returns:
-    Nested dictionary of arrays with string keys, in the types they are stored
-    in (`update_model` puts them into a module), and the config.
+    Nested dictionary of arrays with string keys, in the types in which they are
+    stored, and the config. `update_model` puts the arrays into a module.
 
   Raises:
     ValueError: If the directory is missing, incomplete or damaged.
@@ -125,12 +143,15 @@ def load_model_state(
   config = check_folder(path)
   try:
     return _restore_arrays(path / PARAMS), config
-  except Exception as error:  # Orbax raises many kinds; all mean the same here.
+  except Exception as error:  # Orbax raises many kinds; all mean damage here
     raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
   """Reads the config of a model directory, without checking its arrays.
+
+  Args:
+    path: Directory of one model.
 
   Raises:
     ValueError: If the directory or its config is missing or damaged.
@@ -144,11 +165,16 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
 def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
   """Checks every byte of a model directory; returns the config.
 
+  Args:
+    path: Directory of one model.
+
   Raises:
     ValueError: If the directory is missing, incomplete or damaged.
   """
   config = read_config(path)
   digests = _read_json(path, DIGESTS)
+  # A list of digests that was cut short could otherwise be read as that of a
+  # smaller model.
   if CONFIG not in digests:
     raise _damaged(path, f"has an incomplete file {DIGESTS!r}")
   for name, digest in digests.items():
@@ -160,7 +186,10 @@ def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
 
 
 def is_model_folder(path: str | os.PathLike[str]) -> bool:
-  """Whether a path looks like a folder of ours."""
+  """Tells whether a path is a folder that `save_model` wrote.
+
+  Only config and digests are looked at, and no array is checked.
+  """
   try:
     text = (pathlib.Path(path) / CONFIG).read_text()
     return (
@@ -182,14 +211,14 @@ def update_model(model: nnx.Module, params: dict[str, typing.Any]) -> None:
     ValueError: If names or shapes differ; all differences are listed.
   """
   state = nnx.state(model, nnx.Not(nnx.RngState))
-  own = tree_names.flat_dict(nnx.to_pure_dict(state))
-  given = tree_names.flat_dict(params)
+  expected = tree_names.flat_dict(nnx.to_pure_dict(state))
+  loaded = tree_names.flat_dict(params)
   tree_names.check_same(
-    {name: value.shape for name, value in own.items()},
-    {name: np.shape(value) for name, value in given.items()},
+    {name: value.shape for name, value in expected.items()},
+    {name: np.shape(value) for name, value in loaded.items()},
     what="parameters of the checkpoint",
   )
-  cast = {name: jnp.asarray(given[name], own[name].dtype) for name in own}
+  cast = {n: jnp.asarray(loaded[n], x.dtype) for n, x in expected.items()}
   nnx.replace_by_pure_dict(state, tree_names.nested_dict(cast))
   nnx.update(model, state)
 
@@ -204,10 +233,11 @@ def model_arrays(
 
 
 def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
-  """Copies to NumPy with string keys; floats as float32 unless kept."""
+  """Copies a tree to NumPy with string keys, floats perhaps as float32."""
   flat = {name: np.asarray(x) for name, x in tree_names.flat_dict(tree).items()}
   if keep_dtypes:
     return tree_names.nested_dict(flat)
+  # NumPy's own `issubdtype` does not know bfloat16.
   floats = {n for n, x in flat.items() if jnp.issubdtype(x.dtype, jnp.floating)}
   return tree_names.nested_dict(
     {n: x.astype(np.float32) if n in floats else x for n, x in flat.items()}
@@ -215,7 +245,7 @@ def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
 
 
 def _restore_arrays(path: pathlib.Path) -> dict[str, typing.Any]:
-  """Reads an Orbax tree as NumPy arrays, whatever devices wrote it."""
+  """Reads an Orbax tree as NumPy arrays, whichever devices wrote it."""
   with local_checkpointer(use_ocdbt=True) as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
@@ -224,10 +254,12 @@ def _restore_arrays(path: pathlib.Path) -> dict[str, typing.Any]:
 
 
 def replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Renames `source` to `target`, replacing what is there."""
+  """Renames `source` to `target`, and removes an older `target`."""
   if not target.exists():
     source.rename(target)
     return
+  # A folder that holds files cannot be replaced by one rename, so the old model
+  # is moved aside first.
   old = target.with_name(f".{target.name}.{os.getpid()}.old")
   target.rename(old)
   source.rename(target)
@@ -235,7 +267,7 @@ def replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-  """Maps each file's relative name to its SHA-256."""
+  """Computes the SHA-256 of every file by its name inside of the folder."""
   files = sorted(x for x in folder.rglob("*") if x.is_file())
   return {str(x.relative_to(folder).as_posix()): _sha256(x) for x in files}
 

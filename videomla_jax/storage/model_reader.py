@@ -14,11 +14,14 @@ from videomla_jax.storage import tree_names
 class ModelReader:
   """Reads a model folder parameter by parameter.
 
-  Folders that were not written in pieces are read as a whole.
+  A folder that was not written in pieces is read as a whole.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
-    """Opens the folder and checks that its files are there.
+  def __init__(self, path: str | os.PathLike[str]) -> None:
+    """Opens the folder and checks every byte of it.
+
+    Args:
+      path: A model folder.
 
     Raises:
       ValueError: If the folder is missing, incomplete or damaged.
@@ -41,20 +44,25 @@ class ModelReader:
       self._arrays = tree_names.flat_dict(arrays)
 
   def names(self) -> list[str]:
-    """All parameters, with slashes."""
+    """Returns the names of all parameters, with slashes."""
     return list(self._arrays)
 
   def dtype(self, name: str) -> np.dtype:
-    """As stored."""
+    """Returns the type in which a parameter is stored."""
     dtype = self._arrays[name].dtype
     return getattr(dtype, "numpy_dtype", dtype)
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Blocks stacked."""
+    """Returns the shape of a parameter, with blocks stacked."""
     return tuple(self._arrays[name].shape)
 
   def read(self, name: str, *, block: int | None = None) -> np.ndarray:
-    """A parameter, or one block of it."""
+    """Reads a parameter, or one block of it.
+
+    Args:
+      name: Name of the parameter, with slashes.
+      block: Index on the leading axis of a stacked parameter.
+    """
     array = self._arrays[name]
     array = array if block is None else array[block]
     return array if isinstance(array, np.ndarray) else array.read().result()

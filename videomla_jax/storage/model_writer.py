@@ -1,9 +1,9 @@
 """Model folders written parameter by parameter.
 
-The same folders as `model_folder.save_model` writes, for models that are larger
-than memory should hold at once. A parameter is an array on disk of its own,
-stacked ones in a piece per block, so that a network passes through memory
-tensor by tensor.
+They are the same folders as `model_folder.save_model` writes, for models that
+are larger than memory should hold at once. Every parameter is an array on disk
+by itself, and a stacked one has a piece per block, so that a network passes
+through memory tensor by tensor.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,16 +19,16 @@ import numpy as np
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
-# Bytes of a piece on disk and of a copy in memory.
+# Bytes of a piece on disk, and of its copy in memory while it is written.
 _PIECE_BYTES = 32 * 2**20
 
 
 class Spec(NamedTuple):
-  """A parameter to be written.
+  """A parameter that is to be written.
 
   Attributes:
-    shape: In our layout, blocks stacked.
-    dtype: As stored.
+    shape: Shape in our layout, with blocks stacked.
+    dtype: Type in which the numbers are stored.
     blocks: Whether the leading axis counts blocks.
   """
 
@@ -37,11 +38,11 @@ class Spec(NamedTuple):
 
 
 class ModelWriter:
-  """Writes a model folder; what is not finished is never seen.
+  """Writes a model folder, which appears when it is complete.
 
   `with ModelWriter(path, specs, config) as writer: writer.write(name, x)`. The
-  folder appears under its name when all parameters were written and the block
-  ends without an error; otherwise nothing is left.
+  folder gets its name when all parameters are written and the block ends
+  without an error; otherwise nothing is left.
   """
 
   def __init__(
@@ -49,12 +50,12 @@ class ModelWriter:
     path: str | os.PathLike[str],
     specs: Mapping[str, Spec],
     config: dict[str, Any],
-  ):
-    """Prepares the folder.
+  ) -> None:
+    """Notes what is to be written; the folder is made by `with`.
 
     Args:
       path: Folder to create or replace.
-      specs: Every parameter by name with slashes.
+      specs: Every parameter by its name, with slashes.
       config: What is needed to build the module again; plain JSON values.
     """
     self._path = pathlib.Path(path).absolute()
@@ -86,8 +87,8 @@ class ModelWriter:
     """Writes a parameter, or one block of it, in pieces.
 
     Args:
-      name: As in `specs`.
-      value: In our layout; cast to the dtype of the spec.
+      name: Name of the parameter in `specs`.
+      value: The parameter in our layout; it is cast to the dtype of its spec.
       block: Index on the leading axis of a stacked parameter.
     """
     spec = self._specs[name]
@@ -97,26 +98,38 @@ class ModelWriter:
     self._write(name, value, block)
 
   def add_file(self, name: str, text: str) -> None:
-    """Adds a text file to the folder."""
+    """Adds a text file to the folder.
+
+    Args:
+      name: Name of the file.
+      text: What it says.
+    """
     (self._temporary / name).write_text(text)
 
   def _write(self, name: str, value: np.ndarray, block: int | None) -> None:
-    """Writes the pieces of one tensor as files: raw values, row by row."""
+    """Writes the pieces of one tensor, each as a file of raw values."""
     spec = self._specs[name]
     folder = self._temporary / model_folder.PARAMS / _file_name(name)
     rows = _rows(value.shape, spec.dtype) if value.ndim else 1
     value = value if value.ndim else value[None]
     for i in range(0, len(value), rows):
       piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
+      # A piece is named for its place: the block, the rows, and zeros for the
+      # axes that are not cut.
       index = [] if block is None else [block]
       index += [i // rows, *(0,) * (len(spec.shape) - len(index) - 1)]
       with (folder / _piece_name(index[: len(spec.shape)])).open("wb") as file:
         piece.tofile(file)
-        # Every piece has its full size, with nothing in the rows beyond.
+        # The format wants every piece in full size; the rows beyond are zeros.
         missing = (rows - len(piece)) * piece[0].nbytes
         file.write(bytes(missing))
 
-  def __exit__(self, kind, error, trace) -> None:
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: types.TracebackType | None,
+  ) -> None:
     try:
       if error is None:
         self._finish()
@@ -131,8 +144,9 @@ class ModelWriter:
 
 
 def _remove_leftovers(path: pathlib.Path) -> None:
-  """Removes what writers of this folder left that were killed."""
+  """Removes what killed writers of this folder left behind."""
   for folder in path.parent.glob(f".{path.name}.*.tmp"):
+    # A process of this number that still runs may be writing there.
     process = folder.name.split(".")[-2]
     if process.isdigit() and not pathlib.Path("/proc", process).exists():
       shutil.rmtree(folder, ignore_errors=True)
@@ -143,14 +157,14 @@ def _file_name(name: str) -> str:
 
 
 def _write_skeleton(path: pathlib.Path, specs: Mapping[str, Spec]) -> None:
-  """Lets Orbax describe the tree, with a number in place of every array."""
+  """Lets Orbax describe the tree, with one number in place of every array."""
   tree = tree_names.nested_dict(dict.fromkeys(specs, np.zeros((), np.float32)))
   with model_folder.local_checkpointer(use_ocdbt=False) as checkpointer:
     checkpointer.save(path, tree)
 
 
 def _rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
-  """Rows of the leading axis that make up one piece."""
+  """Counts the rows of the leading axis that make up one piece."""
   row = int(np.prod(shape[1:])) * dtype.itemsize
   return max(1, min(shape[0], _PIECE_BYTES // max(row, 1)))
 
@@ -160,9 +174,9 @@ def _piece_name(index: list[int]) -> str:
 
 
 def _describe(folder: pathlib.Path, spec: Spec) -> None:
-  """Says how an array lies on disk: the Zarr 2 format, without compression.
+  """Writes how an array lies on disk: in the Zarr 2 format, not compressed.
 
-  Weights do not compress, and raw pieces need no second copy in memory.
+  Weights hardly get smaller, and raw pieces need no second copy in memory.
   """
   chunks = list(spec.shape)
   inner = spec.shape[1:] if spec.blocks else spec.shape

@@ -32,10 +32,17 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_file(path: pathlib.Path) -> Tensors:
-  """Reads the header; tensors are read from the file one by one."""
+  """Reads the header of a file, whose tensors are then read one by one.
+
+  Args:
+    path: The file.
+
+  Raises:
+    ValueError: If the file is damaged, or has numbers of eight bits.
+  """
   try:
     with safetensors.safe_open(path, framework="numpy"):
-      pass  # checks the header against the length of the file
+      pass  # this checks the header against the length of the file
     with path.open("rb") as file:
       length = int.from_bytes(file.read(8), "little")
       header = json.loads(file.read(length))
@@ -75,7 +82,14 @@ def _from_header(
 
 
 def read_shards(path: pathlib.Path) -> Tensors:
-  """Reads an index and the headers of its shards."""
+  """Reads an index and the headers of its shards.
+
+  Args:
+    path: The index, beside its shards.
+
+  Raises:
+    ValueError: If the index or a shard is damaged or missing.
+  """
   try:
     shards = json.loads(path.read_text())["weight_map"]
   except (OSError, ValueError, KeyError) as error:
@@ -115,12 +129,12 @@ def write_safetensors(
   Args:
     path: Folder of the result: `STEM.safetensors`, or shards and their index
       above `shard_bytes`.
-    tensors: What to write; read one at a time.
-    stem: Name of the files.
-    shard_bytes: Upper bound of a file, unless one tensor is larger.
+    tensors: What to write; one at a time is read.
+    stem: Beginning of the names of the files.
+    shard_bytes: Upper bound of a file's size, unless one tensor is larger.
 
   Yields:
-    Each name after it is written, for a progress bar.
+    The name of each tensor after it is written, for a progress bar.
   """
   folder = pathlib.Path(path)
   folder.mkdir(parents=True, exist_ok=True)
@@ -134,15 +148,15 @@ def write_safetensors(
   for file, names in zip(files, shards, strict=True):
     yield from _write_file(folder / file, {n: tensors[n] for n in names})
   if len(shards) > 1:
-    total = sum(_size(x) for x in tensors.values())
-    where = {n: f for f, names in zip(files, shards) for n in names}
-    index = dict(metadata=dict(total_size=total), weight_map=where)
+    total = sum(_num_bytes(x) for x in tensors.values())
+    file_of = {n: f for f, names in zip(files, shards) for n in names}
+    index = dict(metadata=dict(total_size=total), weight_map=file_of)
     temporary = folder / f".{stem}.tmp"
     temporary.write_text(json.dumps(index, indent=2) + "\n")
     temporary.replace(folder / f"{stem}{INDEX}")
 
 
-def _size(tensor: lazy_tensor.LazyTensor) -> int:
+def _num_bytes(tensor: lazy_tensor.LazyTensor) -> int:
   return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
@@ -152,27 +166,29 @@ def _shards(
   shards: list[list[str]] = [[]]
   used = 0
   for name, tensor in tensors.items():
-    if shards[-1] and used + _size(tensor) > shard_bytes:
+    if shards[-1] and used + _num_bytes(tensor) > shard_bytes:
       shards.append([])
       used = 0
     shards[-1].append(name)
-    used += _size(tensor)
+    used += _num_bytes(tensor)
   return shards
 
 
 def _write_file(path: pathlib.Path, tensors: Tensors) -> Iterator[str]:
-  """One safetensors file: length, header, raw values."""
+  """Writes one file, which appears when it is complete."""
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   offset = 0
   for name, tensor in tensors.items():
     header[name] = dict(
       dtype=_NAMES[tensor.dtype],
       shape=list(tensor.shape),
-      data_offsets=[offset, offset + _size(tensor)],
+      data_offsets=[offset, offset + _num_bytes(tensor)],
     )
-    offset += _size(tensor)
+    offset += _num_bytes(tensor)
   text = json.dumps(header).encode()
+  # The format wants values to begin at a multiple of eight bytes.
   text += b" " * (-len(text) % 8)
+  # A reader must never find a header whose values are not written yet.
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     with temporary.open("wb") as file:

@@ -18,10 +18,10 @@ from videomla_jax.storage import torch_pickle
 Tensors = safetensors_files.Tensors
 
 _FLOATS = frozenset(safetensors_files.DTYPES.values())
-# Networks inside a training checkpoint, in order of preference.
+# Names of networks inside of a training checkpoint, in order of preference.
 _NETWORKS = ("generator_ema", "generator", "model_ema", "ema", "model")
 _NETWORKS += ("state_dict", "module")
-# Companions of quantised weights.
+# Last part of the names of tensors that stand beside quantised weights.
 _SCALES = ("scale_weight", "weight_scale", "scaled_fp8", "absmax", "qzeros")
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
@@ -30,12 +30,12 @@ _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 def open_tensors(
   path: str | os.PathLike[str], *, select: str = ""
 ) -> Iterator[Tensors]:
-  """Opens a checkpoint.
+  """Opens a checkpoint of another project, in any of the known formats.
 
   Args:
     path: A file, an index of shards, or the folder that holds one of them.
-    select: Which network of a training checkpoint; the averaged generator by
-      preference.
+    select: Name of a network inside of a training checkpoint; by default the
+      averaged generator, if there is one.
 
   Yields:
     Tensors by name.
@@ -62,7 +62,7 @@ def open_tensors(
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-  """The one checkpoint in a folder, or the file itself."""
+  """Returns the only checkpoint of a folder, or the file itself."""
   if path.suffix == ".gguf":
     raise ValueError(
       f"source={str(path)!r} is quantised; give the original weights."
@@ -73,6 +73,7 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     raise ValueError(
       f"source={str(path)!r} does not exist; give a checkpoint file or folder."
     )
+  # An index comes before the shards that it names.
   for pattern in (
     f"*{safetensors_files.INDEX}",
     "*.safetensors",
@@ -109,6 +110,8 @@ def _select(
       f"{sorted(networks) or 'none, it holds one network'}."
     )
   if select or networks:
+    # A training checkpoint holds several networks, of which videos are made by
+    # the averaged generator.
     ranked = [select, *_NETWORKS]
     chosen = [n for n in ranked if n in networks] or [*networks]
     if len(networks) > 1 and chosen[0] not in ranked:

@@ -7,6 +7,7 @@ here; a pickle that asks for anything else is refused before it can act.
 
 import collections
 from collections.abc import Mapping
+from collections.abc import Sequence
 import io
 import pathlib
 import pickle
@@ -33,12 +34,17 @@ _STORAGES = {
 
 
 class _Storage(NamedTuple):
+  """The raw numbers that one or several tensors are views of."""
+
   dtype: np.dtype
   member: str
 
 
 def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
-  """Opens the archive.
+  """Opens the zip archive of a `.pth` file.
+
+  Args:
+    path: The file.
 
   Raises:
     ValueError: If the file is no archive of this kind.
@@ -56,11 +62,11 @@ def open_archive(path: pathlib.Path) -> zipfile.ZipFile:
 def read_tensors(
   archive: zipfile.ZipFile, path: pathlib.Path
 ) -> Mapping[str, Any]:
-  """The pickled object, with `lazy_tensor.LazyTensor`s in place of tensors.
+  """Reads the pickled object, with lazy tensors in place of tensors.
 
   Args:
-    archive: Stays open as long as tensors are read.
-    path: Of the archive, for messages.
+    archive: The archive, which must stay open as long as tensors are read.
+    path: Path of the archive, for messages.
 
   Raises:
     ValueError: If it holds anything but tensors in dictionaries.
@@ -97,7 +103,7 @@ def read_tensors(
 
 
 class _Unpickler(pickle.Unpickler):
-  """Knows tensors and nothing else."""
+  """Builds dictionaries of tensors and refuses everything else."""
 
   def __init__(
     self,
@@ -110,6 +116,7 @@ class _Unpickler(pickle.Unpickler):
     self._archive, self._folder, self._path = archive, folder, path
 
   def find_class(self, module: str, name: str) -> Any:
+    """Returns what stands for one of the few names that are allowed."""
     if (module, name) == ("collections", "OrderedDict"):
       return collections.OrderedDict
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -125,6 +132,7 @@ class _Unpickler(pickle.Unpickler):
     )
 
   def persistent_load(self, pid: Any) -> _Storage:
+    """Returns the storage that a tensor refers to."""
     kind, dtype, key, _, _ = pid
     if kind != "storage" or not isinstance(dtype, np.dtype):
       raise ValueError(
@@ -136,10 +144,24 @@ class _Unpickler(pickle.Unpickler):
     return _Storage(dtype, member)
 
   def _tensor(
-    self, storage, offset, shape, strides, *unused
+    self,
+    storage: _Storage,
+    offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    *unused: object,
   ) -> lazy_tensor.LazyTensor:
-    del unused  # Gradients and hooks.
-    shape = tuple(shape)
+    """Makes a lazy tensor of a view of a storage.
+
+    Args:
+      storage: The raw numbers.
+      offset: Index of the first number.
+      shape: Shape of the tensor.
+      strides: Distance of neighbours along each axis, in numbers.
+      *unused: Gradients and hooks.
+    """
+    del unused
+    sizes = tuple(shape)
 
     def read() -> np.ndarray:
       try:
@@ -149,15 +171,16 @@ class _Unpickler(pickle.Unpickler):
           f"source={str(self._path)!r} is damaged ({error}); download it again."
         ) from error
       flat = np.frombuffer(data, storage.dtype)
-      last = offset + sum((n - 1) * s for n, s in zip(shape, strides))
-      if 0 in shape:
-        return np.empty(shape, storage.dtype)
+      last = offset + sum((n - 1) * s for n, s in zip(sizes, strides))
+      if 0 in sizes:
+        return np.empty(sizes, storage.dtype)
+      # `as_strided` checks nothing: wrong strides would read foreign memory.
       if min(offset, *strides, 0) < 0 or last >= flat.size:
         raise ValueError(
-          f"source={str(self._path)!r} is damaged: a tensor of {shape} does "
+          f"source={str(self._path)!r} is damaged: a tensor of {sizes} does "
           "not fit its storage."
         )
       steps = [s * flat.itemsize for s in strides]
-      return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps)
+      return np.lib.stride_tricks.as_strided(flat[offset:], sizes, steps)
 
-    return lazy_tensor.LazyTensor(shape, storage.dtype, read)
+    return lazy_tensor.LazyTensor(sizes, storage.dtype, read)

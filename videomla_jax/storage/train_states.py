@@ -1,7 +1,7 @@
-"""Training states of one run, saved in the background and restored anywhere.
+"""Training states of one run: saved in the background, restored on any mesh.
 
 States go through Orbax's asynchronous manager under flat names, so that any
-pytree can be saved and a restore may use another mesh.
+pytree can be saved, and a restore may use another mesh.
 """
 
 import base64
@@ -14,31 +14,36 @@ import typing
 
 from absl import logging
 import jax
-import jax.numpy as jnp
-import numpy as np
+from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
+from videomla_jax.storage import state_leaves
 from videomla_jax.storage import tree_names
 
-PyTree = typing.Any
 IteratorState = bytes | dict[str, typing.Any] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-  """One restored training state."""
+  """A training state that was restored.
+
+  Attributes:
+    step: Number of finished steps.
+    state: The pytree, with arrays where they were asked to lie.
+    iterator_state: Position of the data iterator.
+  """
 
   step: int
   state: PyTree
   iterator_state: IteratorState
 
   def __iter__(self) -> collections.abc.Iterator[typing.Any]:
-    """Unpacks as `step, state, iterator_state`."""
+    """Iterates over step, state and iterator state, to unpack them."""
     return iter((self.step, self.state, self.iterator_state))
 
 
 class TrainCheckpoints:
-  """Training states of one run: saved in the background, restored anywhere."""
+  """The folder of a run's training states, one sub-folder per step."""
 
   def __init__(
     self,
@@ -47,12 +52,13 @@ class TrainCheckpoints:
     keep: int = 3,
     save_every: int = 1,
   ) -> None:
-    """Opens (and creates) the directory.
+    """Opens the directory, and creates it if it is missing.
 
     Args:
-      directory: Folder of this run's states, one sub-folder per step.
-      keep: Newest states to keep, at least 1; 2 or more allow a fallback.
-      save_every: Steps between two states; `save` ignores the steps between.
+      directory: Folder of this run's states.
+      keep: Number of newest states to keep, at least 1. With 2 or more, a
+        damaged state can be replaced by the one before it.
+      save_every: Steps from one state to the next; `save` ignores the others.
 
     Raises:
       ValueError: If a number is below 1.
@@ -82,21 +88,24 @@ class TrainCheckpoints:
 
     Args:
       step: Number of finished steps.
-      state: Any pytree of arrays (modules, optimiser states, keys, ...).
+      state: Any pytree of arrays: modules, optimiser states, random keys.
       iterator_state: Position of the data iterator.
       config: Plain JSON values, stored beside the state.
-      force: Save even if `step` is no multiple of `save_every`.
+      force: Whether to save even if `step` is no multiple of `save_every`.
 
     Returns:
       Whether this step is being saved.
     """
+    # Orbax refuses a step that exists, such as the last one of a run that is
+    # saved again at its end.
     if step in self._manager.all_steps():
       return False
     if not force and not self._manager.should_save(step):
       return False
     meta = {"iterator": _encode_iterator(iterator_state), "config": config}
     arrays = {
-      name: _saveable(x) for name, x in tree_names.flat_tree(state).items()
+      name: state_leaves.saveable(x)
+      for name, x in tree_names.flat_tree(state).items()
     }
     return self._manager.save(
       step,
@@ -131,7 +140,7 @@ class TrainCheckpoints:
         arrays, iterator_state = self._restore(step, abstract_state)
       except _MismatchError as error:
         raise ValueError(str(error)) from error
-      except Exception as error:  # Any kind may come out of a damaged file.
+      except Exception as error:  # a damaged file may raise any kind
         logging.warning(
           "training state %s/%d cannot be read (%s: %.200s); trying the one"
           " before it", self._directory, step, type(error).__name__, error,
@@ -139,7 +148,7 @@ class TrainCheckpoints:
         broken.append(step)
         continue
       self._set_aside(broken)
-      state = _unflatten_like(abstract_state, arrays)
+      state = state_leaves.unflatten_like(abstract_state, arrays)
       return Restored(step=step, state=state, iterator_state=iterator_state)
     if broken:
       raise ValueError(
@@ -164,11 +173,11 @@ class TrainCheckpoints:
     self._manager.close()
 
   def __enter__(self) -> "TrainCheckpoints":
-    """Returns itself."""
+    """Returns the folder itself."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes."""
+    """Waits for the last state and closes the folder."""
     self.close()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -188,7 +197,8 @@ class TrainCheckpoints:
   ) -> tuple[dict[str, jax.Array], IteratorState]:
     """Reads one step into flat arrays and the iterator state."""
     wanted = {
-      k: _abstract(x) for k, x in tree_names.flat_tree(abstract_state).items()
+      k: state_leaves.abstract(x)
+      for k, x in tree_names.flat_tree(abstract_state).items()
     }
     saved = dict(self._manager.item_metadata(step)["state"])
     tree_names.check_same(
@@ -210,6 +220,7 @@ class TrainCheckpoints:
     if not broken:
       return
     self._manager.close()
+    # All processes share the folder, and only one may rename in it.
     if jax.process_index() == 0:
       for step in broken:
         target = self._directory / f"broken-{step}"
@@ -219,67 +230,18 @@ class TrainCheckpoints:
 
 
 class _MismatchError(ValueError):
-  """The state on disk is fine, but not of the architecture asked for."""
-
-
-def _unflatten_like(tree: PyTree, flat: dict[str, jax.Array]) -> PyTree:
-  """Rebuilds the pytree, wrapping random keys again."""
-  leaves = [
-    jax.random.wrap_key_data(flat[name], impl=str(jax.random.key_impl(like)))
-    if _is_key(like) and isinstance(like, jax.Array)
-    else _wrap_abstract_key(flat[name], like)
-    for name, like in tree_names.flat_tree(tree).items()
-  ]
-  return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-
-def _wrap_abstract_key(value: jax.Array, like: typing.Any) -> jax.Array:
-  """Wraps key data for an abstract key; other values pass."""
-  if not _is_key(like):
-    return value
-  return jax.random.wrap_key_data(value, impl=like.dtype._impl.name)
-
-
-def _is_key(x: typing.Any) -> bool:
-  """Tells whether a leaf is a typed random key."""
-  dtype = getattr(x, "dtype", None)
-  return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _saveable(x: typing.Any) -> typing.Any:
-  """Turns a leaf into what Orbax stores, safe against later donation."""
-  if _is_key(x):
-    x = jax.random.key_data(x)
-  if not isinstance(x, jax.Array):
-    return np.array(x)
-  # On CPU the background writer would read the very buffer that the next
-  # train step, which donates its state, writes into.
-  on_cpu = next(iter(x.devices())).platform == "cpu"
-  return jnp.copy(x) if on_cpu else x
-
-
-def _abstract(x: typing.Any) -> jax.ShapeDtypeStruct:
-  """Describes a leaf for restoring, with a sharding in every case."""
-  sharding = getattr(x, "sharding", None)
-  if _is_key(x):
-    x = jax.eval_shape(jax.random.key_data, x)
-    sharding = None
-  elif not hasattr(x, "shape"):
-    x = np.asarray(x)
-  if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  """The state on disk is whole, but of another architecture."""
 
 
 def _encode_iterator(state: IteratorState) -> dict[str, typing.Any]:
-  """Wraps an iterator state for JSON."""
+  """Wraps an iterator state so that JSON can hold it."""
   if isinstance(state, bytes):
     return {"bytes": base64.b64encode(state).decode("ascii")}
   return {"json": state}
 
 
 def _decode_iterator(state: dict[str, typing.Any]) -> IteratorState:
-  """Inverts `_encode_iterator`."""
+  """Returns the iterator state that `_encode_iterator` wrapped."""
   if "bytes" in state:
     return base64.b64decode(state["bytes"])
   return state["json"]

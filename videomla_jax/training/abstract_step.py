@@ -49,10 +49,12 @@ def abstract_networks(
   return networks
 
 
-def _place(tree: PyTree, where: PyTree) -> PyTree:
+def _place(tree: PyTree, layout: PyTree) -> PyTree:
   """Returns shapes that know how they lie on the devices."""
   return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    layout,
   )
 
 
@@ -99,7 +101,7 @@ def step_and_arguments(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
   state = jax.eval_shape(lambda n: stage.init(n, settings), networks)
-  where = sharding.shardings(state, mesh)
+  layout = sharding.shardings(state, mesh)
   frozen = stage.frozen(networks)
   step = functools.partial(stage.make_step(settings), program=None)
   # Every device has all of the negative prompt and of the key.
@@ -116,10 +118,10 @@ def step_and_arguments(
   jitted = jax.jit(
     lambda state, batch, key, frozen: step(state, batch, key, frozen=frozen),
     donate_argnums=0,
-    out_shardings=(where, None),
+    out_shardings=(layout, None),
   )
   placed = _place(frozen, sharding.shardings(frozen, mesh))
-  return jitted, (_place(state, where), batch, key, placed)
+  return jitted, (_place(state, layout), batch, key, placed)
 
 
 def components(

@@ -4,10 +4,11 @@ A source of data is a class of `settings.Data`; here are the checks, the shapes
 and the loader of each one.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from videomla_jax.data import dataset
 from videomla_jax.data import reader
@@ -22,7 +23,7 @@ from videomla_jax.training import settings as settings_lib
 class Batches(Protocol):
   """An iterator of batches whose position can be saved."""
 
-  def __next__(self) -> dict[str, Any]:
+  def __next__(self) -> dict[str, np.ndarray]:
     """Returns this process's part of the next batch."""
 
   def get_state(self) -> train_states.IteratorState:
@@ -137,6 +138,6 @@ def _shapes(
   )
 
 
-def _prompts_only(example: dict[str, Any]) -> dict[str, Any]:
+def _prompts_only(example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Returns an example without its video, which would travel for nothing."""
   return {name: x for name, x in example.items() if name != "video"}

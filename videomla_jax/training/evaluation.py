@@ -3,6 +3,7 @@
 import time
 
 import jax
+import numpy as np
 
 from videomla_jax import sharding
 from videomla_jax.training import batches
@@ -33,7 +34,7 @@ class Evaluation:
       frozen: Networks that are only read.
       mesh: The devices.
     """
-    self._batches: list[dict[str, object]] = []
+    self._batches: list[dict[str, np.ndarray]] = []
     self._frozen, self._mesh = frozen, mesh
     count = settings.eval.batches
     if stage.held_out_loss is None or not count:

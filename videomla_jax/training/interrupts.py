@@ -18,7 +18,6 @@ from typing import NamedTuple
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
-from jax.typing import ArrayLike
 from jaxtyping import Array, Int32
 import numpy as np
 
@@ -144,7 +143,7 @@ class _Step(NamedTuple):
 
   number: int
   skipped: Int32[Array, ""]
-  batch: dict[str, ArrayLike]
+  batch: dict[str, np.ndarray]
 
 
 class FiniteWatch:
@@ -167,7 +166,7 @@ class FiniteWatch:
     self._in_a_row = 0
 
   def see(
-    self, step: int, skipped: Int32[Array, ""], batch: dict[str, ArrayLike]
+    self, step: int, skipped: Int32[Array, ""], batch: dict[str, np.ndarray]
   ) -> None:
     """Looks at the step before this one.
 

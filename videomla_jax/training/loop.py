@@ -6,16 +6,18 @@ it still runs, and only what is logged, evaluated, saved or shown is waited for.
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import PyTree
+import numpy as np
 
 from videomla_jax import sharding
 from videomla_jax.runtime import metrics
+from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import evaluation
@@ -72,7 +74,7 @@ class Run:
 
   stage: stage_lib.Stage
   settings: settings_lib.Training
-  record: dict[str, Any]
+  record: dict[str, object]
   root: pathlib.Path
   frozen: stage_lib.Networks
   mesh: jax.sharding.Mesh
@@ -109,7 +111,7 @@ class Run:
       jax.set_mesh(self.mesh),
       stop.listening(),
       metrics.MetricWriter(self.root, resumed_step=start) as writer,
-      metrics.Progress(total, self.stage.title, initial=start) as progress,
+      progress_bar.Progress(total, self.stage.title, initial=start) as progress,
     ):
       clock = throughput.Clock(start)
       for done in range(start + 1, total + 1):
@@ -146,7 +148,7 @@ class Run:
     programs: programs_lib.Programs,
     done: int,
     state: stage_lib.State,
-    batch: dict[str, Any],
+    batch: dict[str, np.ndarray],
     clock: throughput.Clock,
   ) -> tuple[stage_lib.State, optim.Metrics]:
     """Starts a step and returns its results, which need not be there yet.

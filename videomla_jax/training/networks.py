@@ -7,7 +7,6 @@ prepared data hold what the other parts would compute.
 
 import dataclasses
 import os
-from typing import Any
 
 from flax import nnx
 import jax
@@ -184,7 +183,7 @@ def check_together(
 
 
 def save(
-  path: str | os.PathLike[str], model: inputs.Network, **about: Any
+  path: str | os.PathLike[str], model: inputs.Network, **about: object
 ) -> None:
   """Writes what a stage hands on.
 

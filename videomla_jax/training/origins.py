@@ -6,20 +6,19 @@ so a wrong order is refused before anything is loaded.
 
 from collections.abc import Mapping
 import os
-from typing import Any
 
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
 
 
-def of(about: Mapping[str, Any]) -> str:
+def of(about: Mapping[str, object]) -> str:
   """Returns what made a model folder: a stage, "conversion" or "release".
 
   Args:
     about: The config that lies in the folder.
   """
   training = about.get("training")
-  if training:
+  if isinstance(training, Mapping):
     # Configs of the first models name no stage; there was only this one.
     return str(training.get("stage", "teacher_forcing"))
   return "conversion" if "init" in about else "release"

@@ -34,7 +34,7 @@ def _tensors(seed: int) -> dict[str, np.ndarray]:
 
 
 def _to_diffusers(name: str) -> str:
-  """An independent list of the other names, spec/wan.md A7."""
+  """An independent list of the other names, docs/method.md, section 2.10."""
   if name == "head.modulation":
     return "scale_shift_table"
   for ours, theirs in (

@@ -47,7 +47,7 @@ def test_writing_inverts_reading_bit_for_bit(format_name, seed: int) -> None:
 
 @pytest.mark.parametrize(
   ("original", "diffusers"),
-  [  # spec/wan.md B5
+  [  # docs/method.md, section 4.7
     ("conv1.weight", "quant_conv.weight"),
     ("decoder.conv1.bias", "decoder.conv_in.bias"),
     (

@@ -72,6 +72,7 @@ def detect(shapes: Shapes, *, num_heads: int | None = None) -> Network:
   for name in ("token_embedding.weight", "shared.weight"):
     if name in bare:
       return network_of(_umt5(bare, bare[name]))
+  # Image VAEs have the same names and four axes.
   for name in ("encoder.conv1.weight", "encoder.conv_in.weight"):
     if name in bare and len(bare[name]) == 5:
       return network_of(_vae(bare, bare[name]))
@@ -161,6 +162,8 @@ def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae_config.VaeConfig:
     blocks = (layers - len(config.temporal)) // len(config.multipliers)
     return dataclasses.replace(config, width=stem[0], num_blocks=max(1, blocks))
 
+  # Statistics of latents are in no file: those of a family are right for its
+  # number of channels, and any others would be wrong.
   fitting = [f.vae for f in _families() if f.vae.channels == channels]
   if fitting:
     return sized(max(fitting, key=lambda config: config == sized(config)))

@@ -138,12 +138,12 @@ def self_attention(config: wan_config.WanConfig, n: int) -> Tensors:
   tensors = tensor_table.linear(
     f"{name}.o", f"{path}/w_o", width, width, block=n
   )
-  for part, (inputs, outputs) in (biased | bare).items():
+  for matrix, (inputs, outputs) in (biased | bare).items():
     both = tensor_table.linear(
-      f"{name}.{part}", f"{path}/{part}", inputs, outputs, block=n
+      f"{name}.{matrix}", f"{path}/{matrix}", inputs, outputs, block=n
     )
-    if part in bare:
-      del both[f"{name}.{part}.bias"]
+    if matrix in bare:
+      del both[f"{name}.{matrix}.bias"]
     tensors |= both
   for theirs, ours, features in (
     ("norm_c", "content_norm", sizes.d_c),

@@ -58,7 +58,7 @@ SQUEEZED = Layout(np.squeeze, lambda x, shape: x.reshape(shape))
 
 
 class Tensor(NamedTuple):
-  """One tensor of a checkpoint.
+  """Describes one tensor of a checkpoint.
 
   Attributes:
     shape: Shape that the tensor has in PyTorch.
@@ -81,7 +81,7 @@ class Tensor(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-  """All tensors of one network.
+  """Lists all tensors of one network.
 
   Attributes:
     tensors: All tensors by original name.
@@ -114,11 +114,11 @@ class Table:
     rename = self.formats[format_name]
     return {rename(name): name for name in self.tensors}
 
-  def originals(self, given: Mapping[str, Shape]) -> dict[str, str]:
+  def originals(self, shapes: Mapping[str, Shape]) -> dict[str, str]:
     """Finds which original tensor each tensor of a checkpoint is.
 
     Args:
-      given: PyTorch shapes under names of any format, with or without the
+      shapes: PyTorch shapes under names of any format, with or without the
         prefixes of training code.
 
     Returns:
@@ -129,34 +129,35 @@ class Table:
       ValueError: If names are unmatched, missing, given twice or mis-shaped;
         the message lists all of them.
     """
-    bare = {name: unwrapped(name) for name in given}
+    bare = {name: unwrapped(name) for name in shapes}
     bare = {name: b for name, b in bare.items() if b not in self.copies}
     known = max(
       map(self.names, (ORIGINAL, *self.formats)),
       key=lambda names: len(names.keys() & set(bare.values())),
     )
     found = {n: known[b] for n, b in bare.items() if b in known}
-    self._check({name: given[name] for name in bare}, found)
+    self._check({name: shapes[name] for name in bare}, found)
     return found
 
   def _check(
-    self, given: Mapping[str, Shape], found: Mapping[str, str]
+    self, shapes: Mapping[str, Shape], found: Mapping[str, str]
   ) -> None:
     """Raises one `ValueError` that lists every difference."""
     taken: dict[str, list[str]] = {}
     for name, original in found.items():
       taken.setdefault(original, []).append(name)
-    parts = {
-      "unmatched": sorted(given.keys() - found.keys()),
+    differences = {
+      "unmatched": sorted(shapes.keys() - found.keys()),
       "missing": sorted(self.tensors.keys() - taken.keys()),
       "given twice": [" = ".join(t) for t in taken.values() if len(t) > 1],
       "mis-shaped": [
-        f"{name} {tuple(given[name])} instead of {self.tensors[original].shape}"
+        f"{name} {tuple(shapes[name])} instead of"
+        f" {self.tensors[original].shape}"
         for name, original in sorted(found.items())
-        if tuple(given[name]) != self.tensors[original].shape
+        if tuple(shapes[name]) != self.tensors[original].shape
       ],
     }
-    listed = [f"{k}: {', '.join(v)}" for k, v in parts.items() if v]
+    listed = [f"{k}: {', '.join(v)}" for k, v in differences.items() if v]
     if listed:
       raise ValueError(
         f"tensors do not fit the network ({'; '.join(listed)}); give one "

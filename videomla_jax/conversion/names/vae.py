@@ -132,6 +132,7 @@ def table_of(config: vae_config.VaeConfig) -> tensor_table.Table:
   Args:
     config: Sizes of the VAE.
   """
+  # The module knows its layers: nothing about resolutions is repeated here.
   model = vae.abstract(config)
   width = config.width * config.multipliers[-1]
   z, first = config.channels, config.width * config.multipliers[0]

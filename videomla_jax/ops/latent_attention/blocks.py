@@ -58,6 +58,7 @@ def table_of(
     A table in the order of the keys. Neighbouring validity blocks share blocks:
     four frames of 1,560 tokens are 49 blocks of 128 keys, not 4 x 13.
   """
+  # XLA needs a fixed size, so the table is as long as the worst case.
   length = max_blocks(valid.shape[1], validity_block, block)
   return jax.vmap(
     lambda flags: _blocks_of_row(

@@ -104,6 +104,7 @@ class Sizes:
       pairs = 2 * self.content_latent + self.rope
     attend = self.queries * self.keys * self.heads * pairs
     work = (self.multiply_adds(form) - attend, attend)
+    # Where the memory's speed is not known, bytes cannot be weighed.
     if math.isinf(intensity):
       return sum(work)
     moved = self.num_bytes(form)

@@ -117,7 +117,6 @@ def _call(
       scale=scale,
       rows=rows,
       grid=grid,
-      num_segments=len(segments),
       **scratch,
     )
 

@@ -37,6 +37,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -485,30 +486,24 @@ def kernel(
   scale: float,
   rows: int,
   grid: tuple[int, int, int],
-  num_segments: int,
   **scratch: Any,
 ) -> None:
   """Gives every warp of a thread block its work.
 
   Args:
-    *refs: Order of the rows of the batch, content queries, positional queries;
-      of each segment start, count, number of blocks, content, positional part
-      and perhaps values; the output.
+    *refs: Order of the rows of the batch, both queries, all arrays of each
+      segment, and the output, as `pallas_mosaic_gpu` lays them out.
     widths: Channels of queries, keys and values.
     config: Sizes of the tiles.
     scale: Logit multiplier.
     rows: Query rows of a head.
     grid: Number of rows of the batch, of heads, and of items of a head.
-    num_segments: Number of segments.
     **scratch: Memories and barriers by the names of `plan.scratch`.
   """
   order, *queries = refs[:3]
   out_gmem = refs[-1]
   per_segment = 5 if widths.shared else 6
-  inputs = [
-    refs[3 + i * per_segment : 3 + (i + 1) * per_segment]
-    for i in range(num_segments)
-  ]
+  inputs = list(itertools.batched(refs[3:-1], per_segment))
   block = _Block(
     widths=widths,
     config=config,

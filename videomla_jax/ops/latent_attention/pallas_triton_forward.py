@@ -181,6 +181,7 @@ def _forward_kernel(
   """Takes one tile of query rows of one head through all keys."""
   rows = (pl.program_id(2) * config.rows, config.rows)
   query = load_parts(content, *rows), load_parts(rope, *rows)
+  # Outputs are accumulated in float32, in parts like the values.
   widths = [size for _, size in triton_config.parts(out_ref.shape[1])]
   carry = (
     jnp.full((config.rows,), reference.MASKED, jnp.float32),

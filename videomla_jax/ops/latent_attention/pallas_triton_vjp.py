@@ -178,6 +178,10 @@ def _store(
     gradients = gradients[count:]
 
 
+def _zeros_like(parts: kernel.Parts) -> tuple[Array, ...]:
+  return tuple(jnp.zeros(x.shape, jnp.float32) for x in parts)
+
+
 def _query_kernel(
   rows: Rows[jax.Ref],
   segments: tuple[kernel.Segment[jax.Ref], ...],
@@ -207,7 +211,7 @@ def _query_kernel(
       for a, b in zip(d_query, k, strict=True)
     )
 
-  d_query = tuple(jnp.zeros(q.shape, jnp.float32) for q in tile.query)
+  d_query = _zeros_like(tile.query)
   for segment in segments:
     body = functools.partial(visit, segment=segment)
     d_query = jax.lax.fori_loop(0, segment.num_blocks[0], body, d_query)
@@ -274,6 +278,8 @@ def _key_kernel(
   k = k_content + kernel.load_parts(rope, *keys)
   v = k_content if value is None else kernel.load_parts(value, *keys)
   key = jnp.minimum(keys[0] + jnp.arange(config.keys), num_keys - 1)
+  # Flags are looked up per key: a tile of keys may begin and end inside of
+  # validity blocks.
   seen = plgpu.load(valid.at[key // validity_block]) != 0
 
   def visit(
@@ -294,11 +300,8 @@ def _key_kernel(
     )
     return d_key, d_value
 
-  def zeros(parts: kernel.Parts) -> tuple[Array, ...]:
-    return tuple(jnp.zeros(x.shape, jnp.float32) for x in parts)
-
   d_key, d_value = jax.lax.fori_loop(
-    0, pl.cdiv(num_rows, config.rows), visit, (zeros(k), zeros(v))
+    0, pl.cdiv(num_rows, config.rows), visit, (_zeros_like(k), _zeros_like(v))
   )
   if value is None:  # The content is key and value.
     joint = tuple(a + b for a, b in zip(d_key[: len(v)], d_value, strict=True))
@@ -349,6 +352,7 @@ def _key_gradient(
   nothing: Any = None  # flags have no gradient
   return segment._replace(
     content=d_content,
+    # All heads share the positional key, so their gradients are added.
     rope=None if rope is None else rest[0].sum(2).astype(rope.dtype),
     value=None if value is None else rest[-1],
     valid=nothing,

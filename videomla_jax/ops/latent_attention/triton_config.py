@@ -42,6 +42,7 @@ def parts(
   Raises:
     NotImplementedError: If a part would be shorter than 16.
   """
+  # The bits of the width, from the highest on, are its parts.
   found, offset = [], 0
   for bit in reversed(range(width.bit_length())):
     if width & (1 << bit):

@@ -60,6 +60,7 @@ def _one_block(
 ) -> RowOutputs:
   """Softmax attention whose scores fit at once; JAX differentiates it."""
   s = _scores(q, k, valid, scale)
+  # The maximum cancels out, so it needs no gradient.
   p = jnp.exp(s - jax.lax.stop_gradient(s.max(-1, keepdims=True)))
   weight = (p / p.sum(-1, keepdims=True)).astype(v.dtype)
   return jnp.einsum("BNLS,BNSV->BNLV", weight, v)
@@ -159,6 +160,8 @@ def _flash_backward(
   """Recomputes the probabilities of each block of keys."""
   q, k, v, valid, out, log_sum = saved
   f32 = jnp.float32
+  # Σ do o equals Σ p dp over all keys of a row, which is needed before the
+  # first block is visited.
   delta = (d_out.astype(f32) * out.astype(f32)).sum(-1, keepdims=True)
 
   def step(

@@ -26,8 +26,8 @@ class Diffusion(settings_lib.Diffusion):
     num_levels: Levels of the grid that the student jumps from.
     guidance: w of the teacher's classifier-free guidance.
     timesteps: Timesteps that the student is sampled at, before the warp.
-    first_frame_every: Steps between two whose first chunk is one given frame;
-      0 for never.
+    first_frame_every: N, if the first chunk is a single given frame in every
+      N-th step; 0 for never.
   """
 
   num_levels: int

@@ -1,4 +1,4 @@
-"""Stage 3: distribution matching on own rollouts, docs/method.md, section 12.
+"""Stage 3: distribution matching on self-rollouts, docs/method.md, section 12.
 
 A step is one update of the student and then `critic_updates` updates of the
 critic (`distribution_matching`). Only prompts are needed. The real score is

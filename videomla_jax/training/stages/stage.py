@@ -7,7 +7,7 @@ loop, the data, the samples and the checks ask that value and never for a name.
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float32, Int32, PyTree
 
@@ -43,9 +43,8 @@ class State(Protocol):
     """Number of updates left out because they were not finite."""
 
 
-# (state, batch, key, *, frozen, program) -> state, scalars. States differ from
-# stage to stage, and a step takes what its own stage has made.
-Step = Callable[..., tuple[Any, optim.Metrics]]
+# (state, batch, key, *, frozen, program) -> state, scalars
+Step = Callable[..., tuple[State, optim.Metrics]]
 # (model, batch, key, *, frozen) -> loss
 HeldOutLoss = Callable[..., Float32[Array, ""]]
 

@@ -27,8 +27,8 @@ class Diffusion(settings_lib.Diffusion):
 
   Attributes:
     loss_weight: "none", or "bell" for Wan's weight of middle levels.
-    first_frame_every: Steps between two whose first chunk is one given frame;
-      0 for never.
+    first_frame_every: N, if the first chunk is a single given frame in every
+      N-th step; 0 for never.
   """
 
   loss_weight: str

@@ -1,0 +1,300 @@
+"""Plants faults in a copy of the project and says which ones no test sees.
+
+  python -m tests.planted_faults [WORD ...]
+
+Each fault changes one or two lines in a way that a person might. The tests that
+are named beside it must fail then, so nobody removes the last test that sees
+it. With words, only faults whose title contains one of them are tried.
+
+Whoever changes a line that is quoted here changes the quotation, too: a text
+that does not occur exactly once is an error.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+_COPIED = ("configs", "notebooks", "tests", "videomla_jax", "pyproject.toml")
+_FAILED = 1  # pytest's exit code for tests that failed; others are mistakes
+
+
+class Fault(NamedTuple):
+  """One change of the package that tests must notice.
+
+  Attributes:
+    title: What is wrong afterwards.
+    file: Path below the package.
+    old: Text that occurs exactly once in the file.
+    new: What stands there instead.
+    tests: Files below `tests/` of which one must fail.
+  """
+
+  title: str
+  file: str
+  old: str
+  new: str
+  tests: tuple[str, ...]
+
+
+FAULTS = (
+  Fault(
+    "the ring is one slot shorter than the window",
+    "models/window.py",
+    "ring = sink + (frame - sink) % max(history, 1)",
+    "ring = sink + (frame - sink) % max(history - 1, 1)",
+    ("models/cache_test.py",),
+  ),
+  Fault(
+    "one frame too many is kept as sink",
+    "models/window.py",
+    "sink = min(window.sink_frames, slots)",
+    "sink = min(window.sink_frames + 1, slots)",
+    ("models/cache_test.py",),
+  ),
+  Fault(
+    "positions of keys count the frame itself as older",
+    "models/window.py",
+    "older = held[:, None, :] < held[:, :, None]",
+    "older = held[:, None, :] <= held[:, :, None]",
+    ("models/cache_test.py",),
+  ),
+  Fault(
+    "a window sees one frame of history too few",
+    "models/window.py",
+    "(frame < window.sink_frames) | (frame >= next_frame - history)",
+    "(frame < window.sink_frames) | (frame > next_frame - history)",
+    ("diffusion/teacher_forcing_test.py",),
+  ),
+  Fault(
+    "keys are rotated at absolute positions",
+    "models/window.py",
+    'if scheme == "absolute":',
+    'if scheme == "window":',
+    ("diffusion/teacher_forcing_test.py",),
+  ),
+  Fault(
+    "a finished chunk is stored at the timestep of noise",
+    "diffusion/chunk_pass.py",
+    "  zero = jnp.zeros((), jnp.float32)\n  _, entries = ",
+    "  zero = jnp.full((), 1000, jnp.float32)\n  _, entries = ",
+    ("diffusion/teacher_forcing_test.py",),
+  ),
+  Fault(
+    "guidance pushes towards the unconditional answer",
+    "diffusion/flow.py",
+    "return unconditional + weight * (conditional - unconditional)",
+    "return conditional + weight * (unconditional - conditional)",
+    ("diffusion/flow_test.py",),
+  ),
+  Fault(
+    "the shift of noise levels is wrong",
+    "diffusion/flow.py",
+    "return s * u / (1 + (s - 1) * u)",
+    "return s * u / (1 + s * u)",
+    ("diffusion/flow_test.py",),
+  ),
+  Fault(
+    "content latents are cached without RMSNorm",
+    "models/attention.py",
+    "LatentEntry(self.content_norm(self.w_dkv(x)), self.w_kr(x))",
+    "LatentEntry(self.w_dkv(x), self.w_kr(x))",
+    ("models/attention_test.py",),
+  ),
+  Fault(
+    "dense attention lacks the factor 1/sqrt(D)",
+    "models/attention.py",
+    "scale = x.shape[2], 1 / math.sqrt(self.config.head_dim)",
+    "scale = x.shape[2], 1.0",
+    ("parity/wan_dit_test.py",),
+  ),
+  Fault(
+    "cross-attention does not see the last text token",
+    "models/cross_attention.py",
+    "jnp.ones((key.shape[0], 1), bool)",
+    "jnp.ones(key.shape[:2], bool).at[:, -1].set(False)",
+    ("parity/wan_dit_test.py",),
+  ),
+  Fault(
+    "rotations turn the other way",
+    "ops/rope.py",
+    "[p * cos - q * sin, p * sin + q * cos]",
+    "[p * cos + q * sin, q * cos - p * sin]",
+    ("ops/rope_test.py",),
+  ),
+  Fault(
+    "all tokens of an eight-bit entry share one scale",
+    "ops/quantise.py",
+    "(jnp.abs(x).max(-1, keepdims=True) / largest)",
+    "(jnp.abs(x).max() / largest * jnp.ones_like(x[..., :1]))",
+    ("ops/quantise_test.py",),
+  ),
+  Fault(
+    "int8 entries are cut instead of rounded",
+    "ops/quantise.py",
+    "values = jnp.round(values)",
+    "values = jnp.trunc(values)",
+    ("ops/quantise_test.py",),
+  ),
+  Fault(
+    "the average of weights decays by the wrong factor",
+    "training/optim.py",
+    "lambda a, b: rate * a + (1 - rate) * b, ema, model",
+    "lambda a, b: (1 - rate) * a + rate * b, ema, model",
+    ("training/optim_test.py",),
+  ),
+  Fault(
+    "a skipped update still moves the average of weights",
+    "training/optim.py",
+    "(state.model, state.ema, state.optimiser),",
+    "(state.model, ema, state.optimiser),",
+    ("training/optim_test.py",),
+  ),
+  Fault(
+    "the gradient of distribution matching has the wrong sign",
+    "diffusion/dmd.py",
+    "return jnp.nan_to_num((fake - real) / p)",
+    "return jnp.nan_to_num((real - fake) / p)",
+    ("diffusion/dmd_test.py",),
+  ),
+  Fault(
+    "the loss of the critic reaches the student",
+    "diffusion/dmd.py",
+    "  x = jax.lax.stop_gradient(x)\n  noisy",
+    "  noisy",
+    ("diffusion/dmd_test.py", "diffusion/dmd_gradients_test.py"),
+  ),
+  Fault(
+    "the VAE remembers frames that are one too old",
+    "models/vae_layers.py",
+    "return self.over(frames), frames[:, -2:]",
+    "return self.over(frames), frames[:, -3:-1]",
+    ("models/vae_test.py",),
+  ),
+  Fault(
+    "latents are scaled by the inverse of their statistics",
+    "models/vae.py",
+    "return (mean - self._mean) / self._std, state",
+    "return (mean - self._mean) * self._std, state",
+    ("parity/wan_vae_test.py",),
+  ),
+  Fault(
+    "prompts are unescaped once only",
+    "models/tokenizer.py",
+    "html.unescape(html.unescape(ftfy.fix_text(text)))",
+    "html.unescape(ftfy.fix_text(text))",
+    ("models/tokenizer_test.py",),
+  ),
+  Fault(
+    "prompts of prepared clips are never dropped",
+    "data/reader.py",
+    "if rng.random() < self.prompt_dropout:",
+    "if rng.random() < 0.0:",
+    ("data/reader_test.py",),
+  ),
+  Fault(
+    "a resumed run reads its data from the start",
+    "storage/train_states.py",
+    '{"iterator": _encode_iterator(iterator_state),',
+    '{"iterator": _encode_iterator(None),',
+    ("storage/model_folder_test.py",),
+  ),
+  Fault(
+    "a pickle may call any function",
+    "storage/torch_pickle.py",
+    'if (module, name) == ("collections", "OrderedDict"):\n'
+    "      return collections.OrderedDict",
+    'if not module.startswith("torch"):\n'
+    "      return super().find_class(module, name)",
+    ("storage/torch_pickle_test.py",),
+  ),
+  Fault(
+    "digests of a model folder are not compared",
+    "storage/model_folder.py",
+    "if _sha256(path / name) != digest:",
+    "if not _sha256(path / name):",
+    ("storage/model_folder_test.py",),
+  ),
+  Fault(
+    "output projections are not split over devices",
+    "sharding.py",
+    '(r"_attention/(out|w_o)/kernel\\b", P("tensor", "fsdp"))',
+    '(r"_attention/(out|w_o)/kernel\\b", P())',
+    ("sharding_test.py",),
+  ),
+)
+
+
+def plant(root: pathlib.Path, fault: Fault) -> str:
+  """Writes a fault into a project.
+
+  Args:
+    root: Folder of the project.
+    fault: What to change.
+
+  Returns:
+    The content of the file before.
+
+  Raises:
+    LookupError: If the old text does not occur exactly once.
+  """
+  path = root / "videomla_jax" / fault.file
+  before = path.read_text()
+  found = before.count(fault.old)
+  if found != 1:
+    raise LookupError(
+      f"{fault.file} has {found} times the text of the fault "
+      f"{fault.title!r}; quote the new line in tests/planted_faults.py."
+    )
+  path.write_text(before.replace(fault.old, fault.new))
+  return before
+
+
+def first_failure(root: pathlib.Path, fault: Fault) -> str:
+  """Returns the first test that fails with a planted fault, or nothing.
+
+  Raises:
+    RuntimeError: If the tests did not run.
+  """
+  command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0"]
+  command += ["--no-header", "-p", "no:cacheprovider"]
+  command += [f"tests/{name}" for name in fault.tests]
+  done = subprocess.run(
+    command,
+    cwd=root,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
+    capture_output=True,
+    text=True,
+  )
+  if done.returncode not in (0, _FAILED):
+    raise RuntimeError(f"{fault.title}: {done.stdout[-2000:]}")
+  failed = [x for x in done.stdout.splitlines() if x.startswith("FAILED ")]
+  return failed[0].split()[1] if failed else ""
+
+
+def main() -> int:
+  """Tries the faults one by one; the exit code is 1 if one is not seen."""
+  words = sys.argv[1:]
+  unseen = 0
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    for name in _COPIED:
+      copy = shutil.copy if (ROOT / name).is_file() else shutil.copytree
+      copy(ROOT / name, root / name)
+    for fault in FAULTS:
+      if words and not any(word in fault.title for word in words):
+        continue
+      before = plant(root, fault)
+      seen_by = first_failure(root, fault)
+      (root / "videomla_jax" / fault.file).write_text(before)
+      unseen += not seen_by
+      print(f"{fault.title}: {seen_by or 'NOT SEEN'}", flush=True)
+  return int(unseen > 0)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
