@@ -21,6 +21,7 @@ from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import evaluation
+from videomla_jax.training import finite_watch
 from videomla_jax.training import inputs
 from videomla_jax.training import interrupts
 from videomla_jax.training import optim
@@ -102,7 +103,7 @@ class Run:
     evaluate = evaluation.Evaluation(
       self.stage, self.settings, self.frozen, self.mesh
     )
-    watch = interrupts.FiniteWatch(
+    watch = finite_watch.FiniteWatch(
       self.root / "skipped", limit=self.settings.optim.max_skipped
     )
     watch.start(state.skipped)

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 import numpy as np
 
+from videomla_jax.data import example_shape
 from videomla_jax.data import reader
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import pixel_stream
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import sources
 from videomla_jax.models import released
@@ -65,7 +67,7 @@ def _prepared(
   """
   data, samples = settings.data, settings.samples
   assert isinstance(data, settings_lib.PreparedClips)
-  wanted = reader.ExampleShape(latents=None, text=data.text_shape)
+  wanted = example_shape.ExampleShape(latents=None, text=data.text_shape)
   words, text, negative = reader.read_captions(
     data.root, wanted, samples.videos
   )
@@ -164,7 +166,7 @@ def _generate(
   key = jax.random.key(settings.seed)
   chunks: Iterable[pipeline_lib.Pixels]
   if causal:
-    chunks = pipeline_lib.PixelStream(
+    chunks = pixel_stream.PixelStream(
       pipeline,
       text,
       key,
@@ -174,7 +176,7 @@ def _generate(
     )
   else:
     stride = pipeline.codec.temporal_stride
-    chunks = pipeline_lib.whole_clip(
+    chunks = pixel_stream.whole_clip(
       pipeline,
       text,
       key,
