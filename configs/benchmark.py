@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 import common
-from videomla_jax.ops.latent_attention import specs
+from videomla_jax.costs import attention_shapes
 from videomla_jax.training.stages import table
 
 # The config of a stage has the name of the stage.
@@ -72,6 +72,6 @@ def _kernels(
 ) -> None:
   """Compiles every real shape for every target; five minutes on two cores."""
   config.targets = ("b200", "h100")
-  config.shapes = tuple(specs.SHAPES)
+  config.shapes = tuple(attention_shapes.SHAPES)
   if arguments["runlocal"]:
     config.targets, config.shapes = ("b200",), ("480p",)

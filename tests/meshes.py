@@ -28,10 +28,10 @@ from videomla_jax.runtime import distributed
 from videomla_jax.storage import tree_names
 from videomla_jax.training import distribution_matching
 from videomla_jax.training import optim
+from videomla_jax.training import regression
 from videomla_jax.training.stages import consistency
 from videomla_jax.training.stages import dmd
 from videomla_jax.training.stages import pretraining
-from videomla_jax.training.stages import regression
 from videomla_jax.training.stages import table
 from videomla_jax.training.stages import teacher_forcing
 

@@ -22,7 +22,7 @@ from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 
 HEADS = 4
@@ -30,7 +30,7 @@ PROMPTS = ["a red fox runs through deep snow", "a cat on a sofa"]
 Arrays = dict[str, np.ndarray]
 
 DIT = wan_config.tiny(kind="dense")
-VAE = vae_config.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
+VAE = vae_coders.tiny_vae(mean=(0.0,) * 4, std=(1.0,) * 4)
 UMT5 = umt5.tiny_umt5(dtype="bfloat16", param_dtype="bfloat16")
 
 

@@ -16,7 +16,7 @@ from videomla_jax import train
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import train_states
-from videomla_jax.training.stages import regression
+from videomla_jax.training import regression
 from videomla_jax.training.stages import table
 from videomla_jax.training.stages import teacher_forcing
 

@@ -20,6 +20,7 @@ import jax
 import ml_collections
 
 from videomla_jax import sharding
+from videomla_jax.costs import attention_shapes
 from videomla_jax.costs import flops
 from videomla_jax.costs import gpus
 from videomla_jax.costs import kernel_row
@@ -28,7 +29,6 @@ from videomla_jax.costs import memory
 from videomla_jax.costs import rollout_run
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
-from videomla_jax.ops.latent_attention import specs
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.small_world import model as model_lib
@@ -122,7 +122,7 @@ class KernelSuite:
 
   Attributes:
     targets: Keys of `gpus.TARGETS`.
-    shapes: Keys of `specs.SHAPES`.
+    shapes: Keys of `attention_shapes.SHAPES`.
     json: File for the rows, a line each; empty for none.
   """
 
@@ -138,7 +138,7 @@ class KernelSuite:
       RuntimeError: If the cross-compiler is not installed.
     """
     _check_names("targets", self.targets, list(gpus.TARGETS))
-    _check_names("shapes", self.shapes, list(specs.SHAPES))
+    _check_names("shapes", self.shapes, list(attention_shapes.SHAPES))
     rows, lines = [], []
     for row in kernel_table.rows(targets=self.targets, shapes=self.shapes):
       print(kernel_row.line(row), flush=True)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import pytest
 
 from videomla_jax.costs import aot
+from videomla_jax.costs import attention_shapes
 from videomla_jax.costs import gpus
 from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import machine_code
 from videomla_jax.ops.latent_attention import api
-from videomla_jax.ops.latent_attention import specs
 from videomla_jax.ops.latent_attention import types
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
@@ -111,7 +111,7 @@ def test_rows_are_json(rows):
 
 
 def test_rooflines_have_units():
-  spec = specs.SHAPES["480p"].sizes
+  spec = attention_shapes.SHAPES["480p"].sizes
   least = kernel_row.costs(spec, "expanded", gpus.TARGETS["b200"])
   # 2 x 163 G multiply-adds at 2.25 PFLOP/s.
   assert least["bound"] == "matmul"
@@ -143,7 +143,7 @@ def test_hopper_is_served_by_triton():
 )
 def test_gradient_compiles_without_spills(name, form, kernels_of_ours):
   devices = aot.mesh("b200")
-  shape = specs.SHAPES[name]
+  shape = attention_shapes.SHAPES[name]
   arguments = aot.place(shape.arguments(jnp.bfloat16), devices)
   run = functools.partial(
     api.latent_attention, form=form, implementation="pallas_triton"

@@ -14,6 +14,7 @@ import pytest
 
 from videomla_jax import sharding
 from videomla_jax.costs import aot
+from videomla_jax.costs import attention_shapes
 from videomla_jax.costs import collectives
 from videomla_jax.costs import machine_code
 from videomla_jax.costs import memory
@@ -27,12 +28,11 @@ from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
-from videomla_jax.ops.latent_attention import specs
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
 P = jax.sharding.PartitionSpec
-SHAPE = specs.SHAPES["480p"]
+SHAPE = attention_shapes.SHAPES["480p"]
 FRAME = (60, 104, 16)
 LAYERS = 30
 

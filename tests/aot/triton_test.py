@@ -22,10 +22,10 @@ jax_triton = pytest.importorskip("jax_triton", reason="needs jax-triton")
 
 from tests import tolerances  # noqa: E402
 from videomla_jax.costs import aot  # noqa: E402
+from videomla_jax.costs import attention_shapes  # noqa: E402
 from videomla_jax.costs import machine_code  # noqa: E402
 from videomla_jax.ops import quantise  # noqa: E402
 from videomla_jax.ops.latent_attention import forms  # noqa: E402
-from videomla_jax.ops.latent_attention import specs  # noqa: E402
 from videomla_jax.ops.latent_attention import triton as kernel  # noqa: E402
 from videomla_jax.ops.latent_attention import triton_config  # noqa: E402
 from videomla_jax.ops.latent_attention import types  # noqa: E402
@@ -378,7 +378,7 @@ def test_few_queries_compile_for_b200(b200, tokens):
 
 
 def test_gradient_of_few_queries_compiles(b200):
-  shape = specs.SHAPES["few_queries"]
+  shape = attention_shapes.SHAPES["few_queries"]
   queries, keys, up = aot.place(shape.arguments("bfloat16"), b200)
 
   def gradient(queries, keys, up):

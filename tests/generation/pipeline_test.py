@@ -16,7 +16,7 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import pixel_stream
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 
@@ -28,7 +28,7 @@ _SAMPLER = sampling.few_step((1000, 500))
 @functools.cache  # One tree structure, so jit compiles once.
 def _abstract(kind: str):
   dit = tiny_model.abstract(wan_config.tiny(kind=kind, text_tokens=6))
-  return dit, vae.abstract(vae_config.tiny_vae())
+  return dit, vae.abstract(vae_coders.tiny_vae())
 
 
 def _pipeline(rng: np.random.Generator, kind="latent") -> pipeline.Pipeline:

@@ -17,7 +17,7 @@ from videomla_jax.models import attention
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 
 # Sizes, strides, statistics, files and speed that no release has.
@@ -37,7 +37,7 @@ MADE_UP = released.Family(
     text_dim=32,
     dtype="float32",
   ),
-  vae=vae_config.VaeConfig(
+  vae=vae_coders.VaeConfig(
     width=8,
     channels=6,
     multipliers=(1, 2, 2),

@@ -10,14 +10,14 @@ import pytest
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 
 _FRAME = (2, 3)  # latent rows and columns
 
 
 @functools.cache  # One tree structure per config, so jit compiles once.
 def _abstract(**kwargs) -> vae.WanVAE:
-  return vae.abstract(vae_config.tiny_vae(**kwargs))
+  return vae.abstract(vae_coders.tiny_vae(**kwargs))
 
 
 def _model(rng: np.random.Generator, **kwargs) -> vae.WanVAE:
@@ -119,7 +119,7 @@ def test_a_frame_changes_the_latent_of_its_group_and_none_before(seed) -> None:
 
 
 def test_memory_does_not_grow_with_the_length(seed: int) -> None:
-  model = vae.abstract(vae_config.tiny_vae())
+  model = vae.abstract(vae_coders.tiny_vae())
 
   def temporaries(frames: int) -> int:
     latents = jax.ShapeDtypeStruct((1, frames, *_FRAME, 4), jnp.float32)
@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_the_length(seed: int) -> None:
 
 
 def test_state_is_what_the_convolutions_remember() -> None:
-  model = vae.abstract(vae_config.wan_vae(dtype="bfloat16"))
+  model = vae.abstract(vae_coders.wan_vae(dtype="bfloat16"))
   state = jax.eval_shape(lambda: model.start(1, 60, 104))
   shapes = sorted(x.shape[2:] for x in jax.tree.leaves(state))
   expected = sorted(  # docs/method.md, section 4.4
@@ -157,7 +157,7 @@ def test_bfloat16_is_within_its_rounding(seed: int) -> None:
   rng = np.random.default_rng(seed)
   exact = _model(rng)
   half = tiny_model.fill(
-    vae.abstract(vae_config.tiny_vae(dtype="bfloat16")),
+    vae.abstract(vae_coders.tiny_vae(dtype="bfloat16")),
     np.random.default_rng(seed),
   )
   latents = tiny_model.normal(np.random.default_rng(seed), 1, 3, *_FRAME, 4)
@@ -177,7 +177,7 @@ def test_bfloat16_is_within_its_rounding(seed: int) -> None:
   ],
 )
 def test_other_numbers_of_frames_are_refused(frames, first, words) -> None:
-  model = vae.abstract(vae_config.tiny_vae())
+  model = vae.abstract(vae_coders.tiny_vae())
   video = jnp.zeros((1, frames, 16, 24, 3), jnp.uint8)
   state = vae.State((), first)
   with pytest.raises(ValueError, match=words):
@@ -186,15 +186,15 @@ def test_other_numbers_of_frames_are_refused(frames, first, words) -> None:
 
 @pytest.mark.parametrize("size", [(12, 24), (16, 0)])
 def test_other_sizes_are_refused(size: tuple[int, int]) -> None:
-  model = vae.abstract(vae_config.tiny_vae())
+  model = vae.abstract(vae_coders.tiny_vae())
   with pytest.raises(ValueError, match="multiple of 8; crop or resize"):
     model.encode(jnp.zeros((1, 1, *size, 3), jnp.uint8))
 
 
 def test_config_survives_json() -> None:
-  config = vae_config.wan_vae(dtype="bfloat16")
-  assert vae_config.VaeConfig.from_dict(config.to_dict()) == config
+  config = vae_coders.wan_vae(dtype="bfloat16")
+  assert vae_coders.VaeConfig.from_dict(config.to_dict()) == config
   with pytest.raises(ValueError, match="convert it again"):
-    vae_config.VaeConfig.from_dict({**config.to_dict(), "depth": 3})
+    vae_coders.VaeConfig.from_dict({**config.to_dict(), "depth": 3})
   with pytest.raises(ValueError, match=r"vae.std has 4 entries"):
-    vae_config.tiny_vae(channels=8, mean=(0.0,) * 8)
+    vae_coders.tiny_vae(channels=8, mean=(0.0,) * 8)

@@ -12,13 +12,13 @@ import pytest
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_tiling
 
 
 @functools.cache  # One tree structure, so jit compiles once.
 def _abstract() -> vae.WanVAE:
-  return vae.abstract(vae_config.tiny_vae())
+  return vae.abstract(vae_coders.tiny_vae())
 
 
 def _model(seed: int) -> vae.WanVAE:

@@ -10,7 +10,7 @@ from tests import tolerances
 from tests.parity import goldens
 from videomla_jax.conversion.names import vae as names
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
@@ -20,7 +20,7 @@ _NAME = "wan_vae"
 @functools.cache
 def _model() -> vae.WanVAE:
   sizes, golden = goldens.config(_NAME), goldens.load(_NAME)
-  config = vae_config.VaeConfig(
+  config = vae_coders.VaeConfig(
     width=sizes["dim"],
     channels=sizes["z_dim"],
     multipliers=tuple(sizes["dim_mult"]),

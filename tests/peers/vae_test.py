@@ -16,7 +16,7 @@ import safetensors
 from tests import tolerances
 from videomla_jax.conversion.names import vae as names
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
@@ -32,7 +32,7 @@ def _read(size: str) -> tuple[vae.WanVAE, dict[str, np.ndarray]]:
   with safetensors.safe_open(path, framework="numpy") as file:
     sizes = json.loads(file.metadata()["config"])
     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-  config = vae_config.wan_vae(
+  config = vae_coders.wan_vae(
     width=sizes["base_dim"],
     channels=sizes["z_dim"],
     num_blocks=sizes["num_res_blocks"],
@@ -83,7 +83,7 @@ def test_pixels_equal_the_peers(size: str, at_once: int) -> None:
 def test_published_names_shapes_and_statistics_equal_the_peers() -> None:
   path = pathlib.Path(_FOLDER) / "vae_published.json"
   published = json.loads(path.read_text())
-  config = vae_config.wan_vae()
+  config = vae_coders.wan_vae()
   shapes = {k: tuple(s) for k, s in published["shapes"].items()}
   names.table_of(config).originals(shapes)  # raises unless equal
   assert [list(config.mean), list(config.std)] == published["statistics"]

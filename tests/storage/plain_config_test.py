@@ -5,7 +5,7 @@ import pytest
 
 from videomla_jax.models import attention
 from videomla_jax.models import umt5
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 from videomla_jax.storage import plain_config
 
@@ -32,7 +32,7 @@ class _Outer(plain_config.PlainConfig):
     _Outer(inner=_Inner(size=1), maybe=_Inner(size=2), pair=(3, 4)),
     _Outer(inner=_Inner(size=1), table={"a": 1}),
     umt5.umt5_xxl(),
-    vae_config.wan_vae(),
+    vae_coders.wan_vae(),
     wan_config.small(kind="latent"),
     wan_config.tiny(kind="dense"),
   ],

@@ -18,7 +18,7 @@ from videomla_jax.data import dataset
 from videomla_jax.generation import mp4
 from videomla_jax.models import released
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import metrics
@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   sizes = wan_config.tiny(kind="dense", text_dim=TEXT[1], text_tokens=TEXT[0])
   released.save(root / "dense", wan.WanDiT(sizes, rngs=nnx.Rngs(0)))
   released.save(
-    root / "vae", vae.WanVAE(vae_config.tiny_vae(), rngs=nnx.Rngs(1))
+    root / "vae", vae.WanVAE(vae_coders.tiny_vae(), rngs=nnx.Rngs(1))
   )
   latent = to_latent.Recipe(method="spectral", d_c=8, d_rope=8, d_q=16)
   with release.open_network(root / "dense") as (network, tensors):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomla_jax.costs import aot
+from videomla_jax.costs import attention_shapes
 from videomla_jax.costs import gpus
 from videomla_jax.costs import kernel_row
 from videomla_jax.costs import machine_code
 from videomla_jax.costs import toolchain
 from videomla_jax.ops.latent_attention import api
-from videomla_jax.ops.latent_attention import specs
 from videomla_jax.ops.latent_attention import types
 
 _OURS = "latent_attention"  # names of our kernels begin with this
@@ -33,14 +33,14 @@ def compiled_row(
   Args:
     implementation: Name in the table of `api`.
     form: "expanded" or "absorbed".
-    shape: Key of `specs.SHAPES`.
+    shape: Key of `attention_shapes.SHAPES`.
     target: Key of `gpus.TARGETS`.
     dumps: Folder in which Mosaic and XLA write reports; it is emptied before.
   """
   for old in [*dumps.glob("*"), *dumps.glob(f"{toolchain.XLA_DUMPS}/*")]:
     if old.is_file():
       old.unlink()
-  call = specs.SHAPES[shape]
+  call = attention_shapes.SHAPES[shape]
   row = kernel_row.Row(
     implementation=implementation,
     form=form,
@@ -102,7 +102,7 @@ def measured_us(implementation: str, form: types.Form, shape: str) -> float:
   Args:
     implementation: Name in the table of `api`.
     form: "expanded" or "absorbed".
-    shape: Key of `specs.SHAPES`.
+    shape: Key of `attention_shapes.SHAPES`.
   """
   rng = np.random.default_rng(0)
 
@@ -111,7 +111,9 @@ def measured_us(implementation: str, form: types.Form, shape: str) -> float:
       return jnp.ones(x.shape, bool)
     return jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
 
-  args = jax.tree.map(draw, specs.SHAPES[shape].arguments(jnp.bfloat16))
+  args = jax.tree.map(
+    draw, attention_shapes.SHAPES[shape].arguments(jnp.bfloat16)
+  )
   run = jax.jit(
     functools.partial(
       api.latent_attention, form=form, implementation=implementation

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from videomla_jax.costs import gpus
-from videomla_jax.ops.latent_attention import cost
+from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import types
 
 
@@ -15,7 +15,7 @@ class Row:
   Attributes:
     implementation: Name in the table of `api`.
     form: "expanded" or "absorbed".
-    shape: Key of `specs.SHAPES`.
+    shape: Key of `attention_shapes.SHAPES`.
     dtype: Type of inputs and outputs.
     target: Key of `gpus.TARGETS`.
     compiled: Whether the call compiles.
@@ -59,7 +59,7 @@ class Row:
 
 
 def costs(
-  sizes: cost.Sizes, form: types.Form, target: gpus.Target
+  sizes: forms.Sizes, form: types.Form, target: gpus.Target
 ) -> dict[str, Any]:
   """Computes the work of a call and its least time, as fields of a `Row`.
 

@@ -40,7 +40,7 @@ def rows(
 
   Args:
     targets: Keys of `gpus.TARGETS`.
-    shapes: Keys of `specs.SHAPES`.
+    shapes: Keys of `attention_shapes.SHAPES`.
     implementations: Names in the table of `api`.
 
   Yields:

@@ -22,7 +22,7 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.storage import model_folder
 
 RANDOM = "random:wan_tiny"
@@ -63,7 +63,7 @@ class EncoderConfig:
     text = json.dumps(about, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
-  def vae_sizes(self) -> vae_config.VaeConfig:
+  def vae_sizes(self) -> vae_coders.VaeConfig:
     """Returns the sizes of the VAE, read without its weights.
 
     Raises:
@@ -72,7 +72,7 @@ class EncoderConfig:
     if self.checkpoint == RANDOM:
       return dataclasses.replace(_TINY.vae, dtype=self.vae_dtype)
     sizes = self._config("vae")
-    assert isinstance(sizes, vae_config.VaeConfig)
+    assert isinstance(sizes, vae_coders.VaeConfig)
     return dataclasses.replace(sizes, dtype=self.vae_dtype)
 
   def text_width(self) -> int:

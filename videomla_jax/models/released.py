@@ -18,13 +18,13 @@ import jax.numpy as jnp
 
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 
 type PathLike = str | os.PathLike[str]
-type Config = wan_config.WanConfig | vae_config.VaeConfig | umt5.Umt5Config
+type Config = wan_config.WanConfig | vae_coders.VaeConfig | umt5.Umt5Config
 type Network = wan.WanDiT | vae.WanVAE | umt5.Umt5Encoder
 
 
@@ -44,7 +44,7 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES: dict[str, Architecture] = {
   "wan_dit": Architecture("dit", wan_config.WanConfig, wan.WanDiT),
-  "wan_vae": Architecture("vae", vae_config.VaeConfig, vae.WanVAE),
+  "wan_vae": Architecture("vae", vae_coders.VaeConfig, vae.WanVAE),
   "umt5": Architecture("umt5", umt5.Umt5Config, umt5.Umt5Encoder),
 }
 
@@ -69,7 +69,7 @@ class Family:
 
   files: Mapping[str, str]
   dit: wan_config.WanConfig
-  vae: vae_config.VaeConfig
+  vae: vae_coders.VaeConfig
   text_encoder: umt5.Umt5Config
   fps: int
   shift: float
@@ -94,7 +94,7 @@ FAMILIES: dict[str, Family] = {
   "wan_1p3b": Family(  # Wan2.1-T2V-1.3B
     files=_WAN_2_1_FILES,
     dit=wan_config.wan_1p3b(kind="dense"),
-    vae=vae_config.wan_vae(),
+    vae=vae_coders.wan_vae(),
     text_encoder=umt5.umt5_xxl(),
     fps=16,
     shift=5.0,
@@ -104,7 +104,7 @@ FAMILIES: dict[str, Family] = {
   "wan_14b": Family(  # Wan2.1-T2V-14B
     files=_WAN_2_1_FILES,
     dit=wan_config.wan_14b(kind="dense"),
-    vae=vae_config.wan_vae(),
+    vae=vae_coders.wan_vae(),
     text_encoder=umt5.umt5_xxl(),
     fps=16,
     shift=5.0,
@@ -114,7 +114,7 @@ FAMILIES: dict[str, Family] = {
   "wan_tiny": Family(  # random weights, to try the machinery in seconds
     files={},
     dit=wan_config.tiny(kind="dense"),
-    vae=vae_config.tiny_vae(),
+    vae=vae_coders.tiny_vae(),
     text_encoder=umt5.tiny_umt5(),
     fps=16,
     shift=5.0,
@@ -124,7 +124,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
+def family_of(config: wan_config.WanConfig | vae_coders.VaeConfig) -> Family:
   """Returns the family that a DiT or a VAE belongs to, told from its sizes.
 
   A network of other sizes, as training may make one, counts to the first family
@@ -133,7 +133,7 @@ def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
   Args:
     config: Sizes of the network, of either kind of attention.
   """
-  component = "vae" if isinstance(config, vae_config.VaeConfig) else "dit"
+  component = "vae" if isinstance(config, vae_coders.VaeConfig) else "dit"
 
   def likeness(family: Family) -> tuple[bool, bool]:
     own = getattr(family, component)
@@ -143,10 +143,10 @@ def family_of(config: wan_config.WanConfig | vae_config.VaeConfig) -> Family:
 
 
 def _sizes(
-  config: wan_config.WanConfig | vae_config.VaeConfig,
+  config: wan_config.WanConfig | vae_coders.VaeConfig,
 ) -> tuple[object, ...]:
   """Returns the sizes that tell one release from another."""
-  if isinstance(config, vae_config.VaeConfig):
+  if isinstance(config, vae_coders.VaeConfig):
     return config.width, config.temporal
   return config.width, config.num_layers
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from videomla_jax.models import vae_coders
-from videomla_jax.models import vae_config
 from videomla_jax.models import vae_layers as layers
 
 Video = Float[Array, "B T H W C"]
@@ -80,7 +79,7 @@ def _in_groups(
 class WanVAE(nnx.Module):
   """Turns pixels into normalised latents and latents into pixels."""
 
-  def __init__(self, config: vae_config.VaeConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: vae_coders.VaeConfig, *, rngs: nnx.Rngs):
     self.config = config
     dtype, channels = jnp.dtype(config.dtype), config.channels
     self.encoder = vae_coders.Encoder(config, rngs=rngs)
@@ -234,6 +233,6 @@ class WanVAE(nnx.Module):
     return jnp.asarray(self.config.std, jnp.float32)
 
 
-def abstract(config: vae_config.VaeConfig) -> WanVAE:
+def abstract(config: vae_coders.VaeConfig) -> WanVAE:
   """Returns the network with shapes in place of arrays."""
   return nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0)))

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Float32, PyTree
 
 from videomla_jax import sharding
 from videomla_jax.models import attention
-from videomla_jax.models import cross_attention
 from videomla_jax.models import feed_forward
 from videomla_jax.models import layers
 from videomla_jax.models import wan_config
@@ -64,7 +63,7 @@ class Block(nnx.Module):
     kind = attention.SELF_ATTENTION[config.attention.kind]
     self.self_attention = kind(config.attention, dtype=dtype, rngs=rngs)
     self.cross_norm = layers.AffineLayerNorm(width)
-    self.cross_attention = cross_attention.CrossAttention(
+    self.cross_attention = attention.CrossAttention(
       width, config.attention.num_heads, dtype=dtype, rngs=rngs
     )
     sizes = (width, config.ffn_width, width)

@@ -7,19 +7,19 @@ import pytest
 
 from videomla_jax.conversion.names import vae as names
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
 
 
 def test_table_counts_the_published_network() -> None:
-  tensors = names.table_of(vae_config.wan_vae()).tensors
+  tensors = names.table_of(vae_coders.wan_vae()).tensors
   assert len(tensors) == 194
   parameters = sum(math.prod(t.shape) for t in tensors.values())
   assert parameters == 126_892_531
 
 
-@pytest.mark.parametrize("make", [vae_config.wan_vae, vae_config.tiny_vae])
+@pytest.mark.parametrize("make", [vae_coders.wan_vae, vae_coders.tiny_vae])
 def test_table_fills_every_parameter_once(make) -> None:
   config = make()
   model = vae.abstract(config)
@@ -32,7 +32,7 @@ def test_table_fills_every_parameter_once(make) -> None:
 @pytest.mark.parametrize("format_name", ["original", "diffusers"])
 def test_writing_inverts_reading_bit_for_bit(format_name, seed: int) -> None:
   rng = np.random.default_rng(seed)
-  table = names.table_of(vae_config.tiny_vae())
+  table = names.table_of(vae_coders.tiny_vae())
   originals = table.names(format_name)
   tensors = {
     name: rng.standard_normal(table.tensors[original].shape, np.float32)
@@ -74,5 +74,5 @@ def test_writing_inverts_reading_bit_for_bit(format_name, seed: int) -> None:
   ],
 )
 def test_names_are_those_of_diffusers(original: str, diffusers: str) -> None:
-  found = names.table_of(vae_config.wan_vae()).names("diffusers")
+  found = names.table_of(vae_coders.wan_vae()).names("diffusers")
   assert found[diffusers] == original

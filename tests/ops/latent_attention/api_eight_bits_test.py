@@ -12,9 +12,9 @@ import pytest
 
 from tests import tolerances
 from tests.ops.latent_attention import kernel_suite as suite
+from videomla_jax.costs import attention_shapes
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import reference
-from videomla_jax.ops.latent_attention import specs
 from videomla_jax.ops.latent_attention import xla_chunked
 
 FUNCTIONS = {
@@ -40,7 +40,9 @@ def test_results_are_those_of_what_the_bytes_stand_for(seed, name, stored):
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 @pytest.mark.parametrize("stored", ["int8", "float8"])
 def test_bytes_of_eight_bit_latents_are_counted(form, stored):
-  plain, eight = (specs.SHAPES[n] for n in ("480p", f"480p_{stored}"))
+  plain, eight = (
+    attention_shapes.SHAPES[n] for n in ("480p", f"480p_{stored}")
+  )
   ring = eight.arguments(jnp.bfloat16)[1][0].content
   saved = sum(plain.sizes.num_bytes(form)) - sum(eight.sizes.num_bytes(form))
   stored_bytes = sum(x.size * x.dtype.itemsize for x in ring)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from videomla_jax.costs import attention_shapes
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
-from videomla_jax.ops.latent_attention import specs
 from videomla_jax.ops.latent_attention import types
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -82,7 +82,7 @@ def test_refusals_give_the_numbers():
 
 def _plan(name, form):
   """Widths and the configuration of a real shape, one stream."""
-  spec = specs.SHAPES[name].sizes
+  spec = attention_shapes.SHAPES[name].sizes
   latent = spec.content_latent
   if form == "expanded":
     widths = (spec.content, spec.value, spec.queries, spec.heads)
@@ -95,7 +95,7 @@ def _plan(name, form):
   return channels, plan.config_of(channels, rows=rows, heads=heads)
 
 
-@pytest.mark.parametrize("name", specs.SHAPES)
+@pytest.mark.parametrize("name", attention_shapes.SHAPES)
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_memory_of_real_shapes_is_within_limits(name, form):
   widths, config = _plan(name, form)

@@ -10,8 +10,8 @@ from tests import tiny_project
 from tests import tolerances
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import flow
+from videomla_jax.training import regression
 from videomla_jax.training.stages import pretraining
-from videomla_jax.training.stages import regression
 from videomla_jax.training.stages import table
 
 SHAPE = (2000, 5)

@@ -17,7 +17,7 @@ from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.models import released
 from videomla_jax.models import umt5
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 
 type Shapes = Mapping[str, tensor_table.Shape]
@@ -150,13 +150,13 @@ def _dit(bare: Shapes, num_heads: int | None) -> wan_config.WanConfig:
   )
 
 
-def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae_config.VaeConfig:
+def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae_coders.VaeConfig:
   channels = _first(
     bare, r"conv2\.weight", r"post_quant_conv\.weight", default=(16,)
   )[0]
   layers = _count(bare, r"encoder\.(?:downsamples|down_blocks)\.(\d+)\.")
 
-  def sized(config: vae_config.VaeConfig) -> vae_config.VaeConfig:
+  def sized(config: vae_coders.VaeConfig) -> vae_coders.VaeConfig:
     # The blocks of all resolutions and the halvings between them lie flat in
     # one list.
     blocks = (layers - len(config.temporal)) // len(config.multipliers)

@@ -9,7 +9,7 @@ import numpy as np
 
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import vae
-from videomla_jax.models import vae_config
+from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_layers as layers
 
 # Convolutions of one pixel and gains have axes of one in PyTorch only.
@@ -126,7 +126,7 @@ def _to_diffusers(name: str, *, blocks: int) -> str:
   return f"decoder.up_blocks.{level}.{kind}.{found[2]}"
 
 
-def table_of(config: vae_config.VaeConfig) -> tensor_table.Table:
+def table_of(config: vae_coders.VaeConfig) -> tensor_table.Table:
   """Returns all tensors of a VAE.
 
   Args:

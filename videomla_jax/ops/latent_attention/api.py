@@ -3,7 +3,7 @@
 `form` says how the product is arranged: "expanded" makes the keys and values
 of every head for the length of one call, "absorbed" works on the cached latents
 themselves. Both give the same result; "auto" takes the one that needs fewer
-multiply-adds or, on a GPU, less time by its data sheet (`cost.Sizes`).
+multiply-adds or, on a GPU, less time by its data sheet (`forms.Sizes`).
 
 A new kernel is a file of this folder with a function `flash`, a row of
 `KERNELS`, and a test.
@@ -18,7 +18,6 @@ from typing import NamedTuple
 from jaxtyping import Array, Bool, Float
 
 from videomla_jax.ops import device
-from videomla_jax.ops.latent_attention import cost
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import library
 from videomla_jax.ops.latent_attention import reference
@@ -146,7 +145,7 @@ def latent_attention(
   keys = (keys,) if isinstance(keys, types.Keys) else tuple(keys)
   order: tuple[types.Form, ...] = (form,)
   if form == "auto":
-    sizes = cost.sizes_of(queries, keys, up)
+    sizes = forms.sizes_of(queries, keys, up)
     cheaper = sizes.cheaper_form(device.current().intensity)
     order = (cheaper, "absorbed" if cheaper == "expanded" else "expanded")
   if implementation is None:

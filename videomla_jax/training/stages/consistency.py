@@ -13,8 +13,8 @@ from videomla_jax.diffusion import consistency
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import teacher_forcing
 from videomla_jax.training import inputs
+from videomla_jax.training import regression
 from videomla_jax.training import settings as settings_lib
-from videomla_jax.training.stages import regression
 from videomla_jax.training.stages import stage
 
 

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float32
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import flow
 from videomla_jax.training import inputs
+from videomla_jax.training import regression
 from videomla_jax.training import settings as settings_lib
-from videomla_jax.training.stages import regression
 from videomla_jax.training.stages import stage
 
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import teacher_forcing
 from videomla_jax.training import inputs
+from videomla_jax.training import regression
 from videomla_jax.training import settings as settings_lib
-from videomla_jax.training.stages import regression
 from videomla_jax.training.stages import stage
 
 _WEIGHTS = ("none", "bell")

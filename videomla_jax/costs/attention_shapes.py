@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from videomla_jax import shapes
 from videomla_jax.ops import quantise
-from videomla_jax.ops.latent_attention import cost
+from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import types
 
 
@@ -26,7 +26,7 @@ class Shape:
       the rest of the call.
   """
 
-  sizes: cost.Sizes
+  sizes: forms.Sizes
   history_frames: int
   chunk_frames: int
   frame_tokens: int
@@ -101,7 +101,7 @@ def _shape(
   grid = shapes.token_grid(height // 8, width // 8, patch=2)
   frame = tokens or grid.tokens
   return Shape(
-    sizes=cost.Sizes(
+    sizes=forms.Sizes(
       queries=chunk * frame,
       keys=(history + chunk) * frame,
       heads=heads,
