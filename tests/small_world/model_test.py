@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomla_jax.models import codec as codec_lib
+from videomla_jax.models import vae
 from videomla_jax.small_world import model as small_model
 from videomla_jax.small_world import prompts
 
@@ -21,7 +21,7 @@ def test_pixel_codec_keeps_every_pixel(seed: int) -> None:
 
 def test_pixel_codec_is_a_codec() -> None:
   codec = small_model.PixelCodec(block=2, pixel_channels=3)
-  assert isinstance(codec, codec_lib.Codec)
+  assert isinstance(codec, vae.Codec)
   latents = jnp.zeros((1, 1, 2, 2, codec.channels))
   pixels, state = codec.decode_chunk(latents, codec.start(1, 2, 2))
   assert pixels.shape == (1, 1, 4, 4, 3)

@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 from videomla_jax import shapes
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache
-from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import feed_forward
+from videomla_jax.models import vae
 from videomla_jax.models import wan
 from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
@@ -108,7 +108,7 @@ def needs(
   window: window_lib.Window,
   max_frames: int,
   cache_dtype: str | None = None,
-  codec: codec_lib.Codec | None = None,
+  codec: vae.Codec | None = None,
   videos: int = 1,
   platform: str | None = None,
 ) -> Needs:
@@ -208,7 +208,7 @@ def _cache_sizes(
 
 
 def _decoder_bytes(
-  codec: codec_lib.Codec | None, *, videos: int, frame: tuple[int, int, int]
+  codec: vae.Codec | None, *, videos: int, frame: tuple[int, int, int]
 ) -> int:
   """Counts the codec's parameters and what it remembers of past frames."""
   if codec is None:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 import numpy as np
 
 from videomla_jax import shapes
-from videomla_jax.models import codec as codec_lib
+from videomla_jax.models import vae
 from videomla_jax.models import wan
 
 Pixels = Float[Array, "B t h w c"]
@@ -38,7 +38,7 @@ class Pipeline:
   """
 
   dit: wan.WanDiT
-  codec: codec_lib.Codec
+  codec: vae.Codec
   frame: tuple[int, int, int]
   fps: float | int
 
@@ -52,15 +52,13 @@ class Pipeline:
 # Wan's decoder is 3.6 GB at 480 x 832 in float32.
 @functools.partial(jax.jit, donate_argnames="state")
 def _decode(
-  codec: codec_lib.Codec, latents: Latents, state: PyTree
+  codec: vae.Codec, latents: Latents, state: PyTree
 ) -> tuple[Pixels, PyTree]:
   return codec.decode_chunk(latents, state)
 
 
 @jax.jit
-def _encode(
-  codec: codec_lib.Codec, video: UInt8[Array, "B t h w c"]
-) -> Latents:
+def _encode(codec: vae.Codec, video: UInt8[Array, "B t h w c"]) -> Latents:
   return codec.encode(video)
 
 

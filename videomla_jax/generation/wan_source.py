@@ -16,7 +16,6 @@ from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import request
-from videomla_jax.models import codec as codec_lib
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
@@ -52,7 +51,7 @@ class WanSource:
 
   encode_text: Callable[[Sequence[str]], TextRows]
   load_dit: Callable[[], wan.WanDiT]
-  load_codec: Callable[[], codec_lib.Codec]
+  load_codec: Callable[[], vae.Codec]
   pixels: tuple[int, int]
   fps: float | int
   shift: float | int
@@ -147,9 +146,7 @@ def from_folders(path: pathlib.Path, networks: request.Networks) -> WanSource:
   )
 
 
-def _load_codec(
-  folder: pathlib.Path, networks: request.Networks
-) -> codec_lib.Codec:
+def _load_codec(folder: pathlib.Path, networks: request.Networks) -> vae.Codec:
   """Loads the VAE, in tiles if they are wanted."""
   codec = released.load(folder, "vae", dtype=networks.vae_dtype)
   if not networks.vae_tile:

@@ -1,7 +1,6 @@
 """Self-attention, dense or latent behind one interface, and cross-attention.
 
-A self-attention layer works in two steps, so that training, rollout and given
-frames share one path:
+Self-attention has two steps, which training, rollout and given frames share:
 
   project(x)                    -> Entry, what the cache stores of these tokens
   attend(x, context, rotations) -> output, `context` being a list of entries of

@@ -1,4 +1,4 @@
-"""The Wan VAE: pixels to latents and back, streaming in both directions.
+"""Codecs and the Wan VAE: pixels to latents and back, streaming both ways.
 
 docs/method.md, section 4. The released VAE has strides 4 x 8 x 8 after a first
 frame that stands alone: 4 (T - 1) + 1 pixel frames are T latent frames. Both
@@ -8,6 +8,7 @@ memory of one group, and cutting it into chunks does not change a bit of it.
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -18,6 +19,55 @@ from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_layers as layers
 
 Video = Float[Array, "B T H W C"]
+
+
+@runtime_checkable
+class Codec(Protocol):
+  """Turns pixels into latents and, chunk by chunk, latents into pixels.
+
+  Generation asks no more of a codec. Released models have `WanVAE`, small ones
+  `small_world.model.PixelCodec`.
+
+  Attributes:
+    temporal_stride: Pixel frames per latent frame after the first, which is
+      one pixel frame.
+    spatial_stride: Pixels per latent pixel, along one side.
+    channels: Latent channels C.
+    pixel_channels: 1 (grey) or 3.
+  """
+
+  @property
+  def temporal_stride(self) -> int:
+    """Number of pixel frames per latent frame after the first."""
+
+  @property
+  def spatial_stride(self) -> int:
+    """Number of pixels per latent pixel, along one side."""
+
+  @property
+  def channels(self) -> int:
+    """Number of latent channels C."""
+
+  @property
+  def pixel_channels(self) -> int:
+    """Number of colours: 1 (grey) or 3."""
+
+  def encode(self, video: UInt8[Array, "B t h w c"]) -> Array:
+    """Returns the latents `[B, T, H, W, C]` of a whole clip."""
+
+  def start(self, batch: int, height: int, width: int) -> PyTree:
+    """Returns the state before the first latent frame.
+
+    Args:
+      batch: Videos.
+      height: Latent rows.
+      width: Latent columns.
+    """
+
+  def decode_chunk(
+    self, latents: Float[Array, "B T H W C"], state: PyTree
+  ) -> tuple[Array, PyTree]:
+    """Returns the next frames, pixels in [0, 1], and the state after them."""
 
 
 @dataclasses.dataclass(frozen=True)
