@@ -26,8 +26,8 @@ from videomla_jax.conversion import calibration
 from videomla_jax.conversion import moments
 from videomla_jax.diffusion import flow
 from videomla_jax.generation import given_frames
+from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline as pipeline_lib
-from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
@@ -56,7 +56,7 @@ class Calibration:
     output: File of the activations or of the errors.
   """
 
-  networks: request_lib.Networks = dataclasses.field(
+  networks: networks_lib.Networks = dataclasses.field(
     metadata=config_reader.INLINE
   )
   clips: tuple[str, ...]

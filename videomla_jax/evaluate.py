@@ -27,6 +27,7 @@ from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import pixel_stream
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
+from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
@@ -61,7 +62,7 @@ class Evaluation:
   seconds: float | int
   seed: int
   judge: str
-  sampler: request_lib.SamplerChoice
+  sampler: sampler_choice.SamplerChoice
   output: request_lib.Output
 
   def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from videomla_jax.training import inputs
 from videomla_jax.training import interrupts
 from videomla_jax.training import loop
 from videomla_jax.training import networks
-from videomla_jax.training import optim
+from videomla_jax.training import optimiser
 from videomla_jax.training import origins
 from videomla_jax.training import profile as profile_lib
 from videomla_jax.training import samples
@@ -56,7 +56,7 @@ def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
     ValueError: With the field, the rule and the way out.
   """
   stage.check(settings)
-  optim.check(settings.optim)
+  optimiser.check(settings.optim)
   batches_lib.check(settings.data, clips=stage.reads_clips)
   samples.check(settings)
   for name in ("log", "eval", "checkpoint", "samples"):

@@ -9,7 +9,9 @@ import pytest
 from tests import tiny_project
 from videomla_jax.generation import job as job_lib
 from videomla_jax.generation import mp4
+from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import request as request_lib
+from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
 
 _PROMPTS = ("slow 1 vertical", "fast 2 diagonal")
@@ -23,7 +25,7 @@ def source(seed: int, monkeypatch: pytest.MonkeyPatch) -> sources.SmallSource:
 
 
 def _request(**changes: Any) -> request_lib.Request:
-  networks = request_lib.Networks(checkpoint="somewhere")
+  networks = networks_lib.Networks(checkpoint="somewhere")
   values = dict(networks=networks, prompts=_PROMPTS, seconds=2) | changes
   return request_lib.Request(**values)
 
@@ -50,7 +52,7 @@ def test_guidance_doubles_the_rows_of_text_and_cache(
 ) -> None:
   pipeline, needs = source.load(), {}
   for guidance in (0.0, 2.0):
-    sampler = request_lib.SamplerChoice(guidance=guidance)
+    sampler = sampler_choice.SamplerChoice(guidance=guidance)
     job = job_lib.prepare(_request(sampler=sampler), source)
     assert len(job.embed(_PROMPTS)) == (4 if guidance else 2)
     needs[guidance] = job.needs(pipeline)
@@ -71,7 +73,10 @@ def test_clip_made_at_once_needs_no_cache_and_sees_every_frame(
   [
     (dict(prompts=("slow cat",)), "'cat'"),
     (dict(seconds=0.01), "less than one frame"),
-    (dict(sampler=request_lib.SamplerChoice(kind="ddim")), "'euler', 'unipc'"),
+    (
+      dict(sampler=sampler_choice.SamplerChoice(kind="ddim")),
+      "'euler', 'unipc'",
+    ),
     (dict(image="missing.png"), "give a PNG or JPEG"),
   ],
 )

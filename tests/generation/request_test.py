@@ -9,6 +9,7 @@ from tests import tiny_project
 from videomla_jax import sample
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import request as request_lib
+from videomla_jax.generation import sampler_choice
 
 
 def _values(**changes: Any) -> dict[str, Any]:
@@ -80,12 +81,12 @@ def test_missing_prompts_end_at_the_door_of_the_command() -> None:
 def test_model_settles_what_the_user_leaves_open(
   choice: dict[str, Any], distilled: bool, sampler: sampling.Sampler
 ) -> None:
-  made = request_lib.SamplerChoice(**choice)
+  made = sampler_choice.SamplerChoice(**choice)
   assert made.resolve(shift=2.0, distilled=distilled) == sampler
 
 
 def test_unknown_sampler_is_refused() -> None:
-  choice = request_lib.SamplerChoice(kind="ddim")
+  choice = sampler_choice.SamplerChoice(kind="ddim")
   with pytest.raises(ValueError, match="'euler', 'unipc', 'few_step'"):
     choice.resolve(shift=1.0, distilled=True)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_project
-from videomla_jax.generation import request
+from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import sources
 from videomla_jax.generation import wan_source
 from videomla_jax.small_world import model as model_lib
@@ -18,7 +18,7 @@ _PROMPTS = ["slow 1 vertical", "fast 2 diagonal"]
 @pytest.mark.parametrize("name", ["small_latent", "small_dense"])
 def test_shipped_model_tells_what_it_was_trained_on(name: str) -> None:
   source = sources.open_source(
-    request.Networks(checkpoint=f"shipped:{name}", height=480, width=832)
+    networks_lib.Networks(checkpoint=f"shipped:{name}", height=480, width=832)
   )
   assert isinstance(source, sources.Source)
   assert (source.pixels, source.pixel_channels) == ((24, 24), 1)
@@ -34,17 +34,19 @@ def test_name_decides_what_is_opened(
   model = tiny_project.video("latent", np.random.default_rng(seed))
   for stage in ("teacher_forcing", "consistency", "dmd"):
     model_lib.save(tmp_path / stage, model, training=dict(stage=stage))
-    networks = request.Networks(checkpoint=str(tmp_path / stage))
+    networks = networks_lib.Networks(checkpoint=str(tmp_path / stage))
     source = sources.open_source(networks)
     assert isinstance(source, sources.SmallSource)
     assert source.distilled == (stage != "teacher_forcing")
-  random = request.Networks(checkpoint="random:wan_tiny")
+  random = networks_lib.Networks(checkpoint="random:wan_tiny")
   source = sources.open_source(random)
   assert isinstance(source, wan_source.WanSource)
   assert isinstance(source, sources.Source)
   # One named folder is enough to look for a converted release.
-  parts = request.Folders(vae="elsewhere")
-  networks = request.Networks(checkpoint=str(tmp_path / "dmd"), parts=parts)
+  parts = networks_lib.Folders(vae="elsewhere")
+  networks = networks_lib.Networks(
+    checkpoint=str(tmp_path / "dmd"), parts=parts
+  )
   with pytest.raises(ValueError, match=r"lacks .*'elsewhere'"):
     sources.open_source(networks)
 

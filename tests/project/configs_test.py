@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from tests import tiny_project
-from videomla_jax.training import optim
+from videomla_jax.training import optimiser
 from videomla_jax.training.stages import table
 
 tiny_project.config("sample")  # imports the module that configs share
@@ -62,7 +62,7 @@ def test_every_variant_builds_and_is_plain(
   if "stage" in config:
     stage, settings = table.read(config)
     stage.check(settings)
-    optim.check(settings.optim)
+    optimiser.check(settings.optim)
 
 
 def test_arguments_reach_the_fields() -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests import tolerances
 from videomla_jax.training import inputs
 from videomla_jax.training import optim
+from videomla_jax.training import optimiser
 from videomla_jax.training import settings as settings_lib
 
 
@@ -65,13 +66,13 @@ def test_without_momentum_only_one_moment_is_stored(seed):
   assert sizes[1] - sizes[0] >= 6  # as many as parameters
 
 
-@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+@pytest.mark.parametrize("schedule", optimiser.SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_the_rate_rises_during_a_warm_up_and_never_starts_at_zero(
   schedule, warmup
 ):
   settings = _settings(schedule=schedule, warmup_steps=warmup)
-  _, rate = optim.make_optimiser(settings)
+  _, rate = optimiser.make_optimiser(settings)
   rates = [float(rate(i)) for i in range(100)]
   assert rates[warmup] == pytest.approx(1e-2)
   assert all(a < b for a, b in zip(rates[:warmup], rates[1 : warmup + 1]))
@@ -162,4 +163,4 @@ def test_microbatches_give_the_mean_of_the_whole_batch(seed):
 )
 def test_optim_that_cannot_train_is_refused(changes, words):
   with pytest.raises(ValueError, match=words):
-    optim.check(_settings(**changes))
+    optimiser.check(_settings(**changes))

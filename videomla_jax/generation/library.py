@@ -20,6 +20,7 @@ import numpy as np
 
 from videomla_jax.diffusion import stream as stream_lib
 from videomla_jax.generation import job as job_lib
+from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
@@ -61,7 +62,7 @@ class Model:
     source: Embeds prompts and loads networks.
   """
 
-  networks: request_lib.Networks
+  networks: networks_lib.Networks
   source: sources.Source
 
   @functools.cached_property
@@ -174,8 +175,8 @@ def load(
   Raises:
     ValueError: If it is no model, or files of it are missing or damaged.
   """
-  folders = config_reader.read(request_lib.Folders, parts or {}, at="parts.")
-  networks = request_lib.Networks(
+  folders = config_reader.read(networks_lib.Folders, parts or {}, at="parts.")
+  networks = networks_lib.Networks(
     checkpoint=str(checkpoint),
     parts=folders,
     embeddings=embeddings,

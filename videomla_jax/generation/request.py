@@ -7,107 +7,17 @@ fields and no config. The fields have the names of the keys in
 
 import dataclasses
 
-from videomla_jax.diffusion import sampling
+from videomla_jax.generation import networks as networks_lib
+from videomla_jax.generation import sampler_choice
 from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 from videomla_jax.runtime import config_reader
 
 # The window of training; a rollout may use another one.
 _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
+_SAMPLER = sampler_choice.SamplerChoice()
 
 MODES = ("causal", "bidirectional")
-
-
-# Configs call this group `parts`.
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Folders:
-  """Folders of a converted release, where they do not lie in its checkpoint.
-
-  Attributes:
-    dit: The network; an empty name is `CHECKPOINT/dit`, and so on.
-    vae: The VAE.
-    umt5: The text encoder.
-    tokenizer: The tokenizer of the text encoder.
-  """
-
-  dit: str = ""
-  vae: str = ""
-  umt5: str = ""
-  tokenizer: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Networks:
-  """Which networks to open, for which size of video, at which precision.
-
-  Attributes:
-    checkpoint: A folder of `train` or `convert`, `shipped:NAME` or
-      `random:NAME`.
-    parts: Folders of a converted release that lie elsewhere.
-    embeddings: File of `embed` that replaces the text encoder, or empty.
-    height: Pixel rows; 0 is the usual size of the release. Small models have
-      their own and ignore it.
-    width: Pixel columns, likewise.
-    half_weights: Whether kernels are held in bfloat16 only: half the memory.
-    vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
-    vae_dtype: Number format in which the VAE computes.
-    seed: Seed of the weights of `random:NAME`.
-  """
-
-  checkpoint: str
-  parts: Folders = Folders()
-  embeddings: str = ""
-  height: int = 0
-  width: int = 0
-  half_weights: bool = False
-  vae_tile: int = 0
-  vae_dtype: str = "float32"
-  seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerChoice:
-  """A sampler as far as a user chooses it; the model settles the rest.
-
-  Attributes:
-    kind: "few_step", "euler" or "unipc"; "auto" is "few_step" for distilled
-      students and "euler" for all others.
-    num_steps: Network calls per chunk of "euler" and "unipc".
-    guidance: w in `uncond + w (cond - uncond)`; 0 runs no unconditional pass.
-    shift: Warp of the noise schedule; 0 is the model's own.
-  """
-
-  kind: str = "auto"
-  num_steps: int = 10
-  guidance: float | int = 3.0
-  shift: float | int = 0.0
-
-  def resolve(self, *, shift: float | int, distilled: bool) -> sampling.Sampler:
-    """Builds the sampler for a model.
-
-    Args:
-      shift: Warp of the noise schedule that the model was trained with.
-      distilled: Whether the model was trained to need a few steps only.
-
-    Raises:
-      ValueError: If the kind is unknown or there is no step.
-    """
-    # Zero and "auto" stand for the model's own in every config.
-    shift = self.shift or shift
-    kind = self.kind
-    if kind == "auto":
-      kind = "few_step" if distilled else "euler"
-    if kind == "few_step":
-      return sampling.few_step(shift=shift)
-    solvers = {"euler": sampling.euler, "unipc": sampling.unipc}
-    if kind not in solvers:
-      raise ValueError(
-        f"sampler.kind={self.kind!r} is unknown; use one of "
-        f"{['auto', *sorted(solvers), 'few_step']}."
-      )
-    # Without guidance the unconditional half of the batch is not run at all.
-    guidance = float(self.guidance) or None
-    return solvers[kind](self.num_steps, shift=shift, guidance=guidance)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +68,9 @@ class Request:
     output: Where the results go.
   """
 
-  networks: Networks = dataclasses.field(metadata=config_reader.INLINE)
+  networks: networks_lib.Networks = dataclasses.field(
+    metadata=config_reader.INLINE
+  )
   prompts: tuple[str, ...]
   negative_prompt: str = ""
   seconds: float | int = 60.0
@@ -166,7 +78,7 @@ class Request:
   image: str = ""
   clip: str = ""
   mode: str = "causal"
-  sampler: SamplerChoice = SamplerChoice()
+  sampler: sampler_choice.SamplerChoice = _SAMPLER
   window: window_lib.Window = _WINDOW
   cache_dtype: str = ""
   output: VideoOutput = VideoOutput()

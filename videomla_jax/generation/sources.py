@@ -15,8 +15,8 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
-from videomla_jax.generation import request
 from videomla_jax.generation import wan_source
 from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
@@ -131,7 +131,7 @@ class SmallSource:
     )
 
 
-def open_source(networks: request.Networks) -> Source:
+def open_source(networks: networks_lib.Networks) -> Source:
   """Finds a model by the name of its checkpoint.
 
   Args:

@@ -14,8 +14,8 @@ import numpy as np
 
 from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
+from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
-from videomla_jax.generation import request
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
@@ -91,7 +91,7 @@ class WanSource:
 
 
 def _pixels(
-  networks: request.Networks, family: released.Family
+  networks: networks_lib.Networks, family: released.Family
 ) -> tuple[int, int]:
   """Chooses height and width of the video, and checks them.
 
@@ -109,7 +109,9 @@ def _pixels(
   return pixels
 
 
-def from_folders(path: pathlib.Path, networks: request.Networks) -> WanSource:
+def from_folders(
+  path: pathlib.Path, networks: networks_lib.Networks
+) -> WanSource:
   """Checks that the folders of a converted release exist; loads nothing.
 
   Args:
@@ -146,7 +148,9 @@ def from_folders(path: pathlib.Path, networks: request.Networks) -> WanSource:
   )
 
 
-def _load_codec(folder: pathlib.Path, networks: request.Networks) -> vae.Codec:
+def _load_codec(
+  folder: pathlib.Path, networks: networks_lib.Networks
+) -> vae.Codec:
   """Loads the VAE, in tiles if they are wanted."""
   codec = released.load(folder, "vae", dtype=networks.vae_dtype)
   if not networks.vae_tile:
@@ -167,7 +171,7 @@ def _encode_text(
   return umt5.embed_texts(encoder, tokenizer, [*prompts])
 
 
-def random_source(networks: request.Networks) -> WanSource:
+def random_source(networks: networks_lib.Networks) -> WanSource:
   """Makes a whole Wan of tiny sizes with random weights.
 
   Args:

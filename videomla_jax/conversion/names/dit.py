@@ -11,6 +11,7 @@ import re
 from flax import nnx
 import numpy as np
 
+from videomla_jax.conversion.names import layout
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import attention
 from videomla_jax.models import wan
@@ -63,7 +64,7 @@ def table_of(config: wan_config.WanConfig) -> tensor_table.Table:
   kernel = (width, config.channels, 1, patch, patch)
   tensors = {
     "patch_embedding.weight": tensor_table.Tensor(
-      kernel, "patch_embed/kernel", tensor_table.PATCHES
+      kernel, "patch_embed/kernel", layout.PATCHES
     ),
     "patch_embedding.bias": tensor_table.Tensor((width,), "patch_embed/bias"),
     **_mlp("time_embedding", "time_embed", config.freq_dim, width),
@@ -72,7 +73,7 @@ def table_of(config: wan_config.WanConfig) -> tensor_table.Table:
     ),
     **_mlp("text_embedding", "text_embed", config.text_dim, width),
     "head.modulation": tensor_table.Tensor(
-      (1, 2, width), "head_modulation", tensor_table.SQUEEZED
+      (1, 2, width), "head_modulation", layout.SQUEEZED
     ),
     **tensor_table.linear("head.head", "head", width, inputs),
   }
@@ -95,7 +96,7 @@ def _block(config: wan_config.WanConfig, n: int) -> Tensors:
   name = f"blocks.{n}"
   return {
     f"{name}.modulation": tensor_table.Tensor(
-      (1, 6, width), "blocks/modulation", tensor_table.SQUEEZED, n
+      (1, 6, width), "blocks/modulation", layout.SQUEEZED, n
     ),
     **self_attention(config, n),
     **_attention(f"{name}.cross_attn", "blocks/cross_attention", width, n),

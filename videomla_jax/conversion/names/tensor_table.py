@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from videomla_jax.conversion.names import layout as layout_lib
 from videomla_jax.storage import tree_names
 
 Shape = tuple[int, ...]
@@ -25,36 +26,6 @@ ORIGINAL = "original"
 
 # Prefixes that training code around a network leaves in its checkpoints.
 _WRAPPERS = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
-
-
-class Layout(NamedTuple):
-  """A change of layout, which only moves or reshapes axes.
-
-  Attributes:
-    to_ours: Brings an array from PyTorch's layout into ours.
-    to_torch: Brings it back, given PyTorch's shape.
-  """
-
-  to_ours: Callable[[np.ndarray], np.ndarray]
-  to_torch: Callable[[np.ndarray, Shape], np.ndarray]
-
-
-def _kernel(x: np.ndarray) -> np.ndarray:
-  """Moves `[out, in, *window]` to `[*window, in, out]`."""
-  return np.moveaxis(x, (0, 1), (-1, -2))
-
-
-SAME = Layout(lambda x: x, lambda x, shape: x.reshape(shape))
-# Linear layers go from [out, in] to [in, out], convolutions to
-# [*window, in, out].
-KERNEL = Layout(_kernel, lambda x, _: np.moveaxis(x, (-1, -2), (0, 1)))
-# A convolution whose stride is its window is a product: it goes from
-# [out, in, *window] to [in * window, out], input channels slowest.
-PATCHES = Layout(
-  lambda x: x.reshape(x.shape[0], -1).T, lambda x, shape: x.T.reshape(shape)
-)
-# Drops axes of length one, which PyTorch needs for broadcasting.
-SQUEEZED = Layout(np.squeeze, lambda x, shape: x.reshape(shape))
 
 
 class Tensor(NamedTuple):
@@ -69,7 +40,7 @@ class Tensor(NamedTuple):
 
   shape: Shape
   path: str
-  layout: Layout = SAME
+  layout: layout_lib.Layout = layout_lib.SAME
   block: int | None = None
 
   @property
@@ -243,9 +214,9 @@ def linear(
   """
   return {
     f"{name}.weight": Tensor(
-      (outputs, inputs), f"{path}/kernel", KERNEL, block
+      (outputs, inputs), f"{path}/kernel", layout_lib.KERNEL, block
     ),
-    f"{name}.bias": Tensor((outputs,), f"{path}/bias", SAME, block),
+    f"{name}.bias": Tensor((outputs,), f"{path}/bias", layout_lib.SAME, block),
   }
 
 
@@ -260,4 +231,8 @@ def gain(
     features: Channels.
     block: Number of the block whose norm it is, if blocks are stacked.
   """
-  return {f"{name}.weight": Tensor((features,), f"{path}/gain", SAME, block)}
+  return {
+    f"{name}.weight": Tensor(
+      (features,), f"{path}/gain", layout_lib.SAME, block
+    )
+  }

@@ -6,6 +6,7 @@ docs/method.md, section 5.5.
 import functools
 import re
 
+from videomla_jax.conversion.names import layout
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import umt5
 
@@ -41,7 +42,7 @@ def _matrix(
   """Returns the weight of a linear layer of block n, which has no bias."""
   return {
     f"blocks.{n}.{theirs}.weight": tensor_table.Tensor(
-      (outputs, inputs), f"blocks/{ours}/kernel", tensor_table.KERNEL, n
+      (outputs, inputs), f"blocks/{ours}/kernel", layout.KERNEL, n
     )
   }
 

@@ -7,16 +7,17 @@ import re
 
 import numpy as np
 
+from videomla_jax.conversion.names import layout as layout_lib
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_layers as layers
 
 # Convolutions of one pixel and gains have axes of one in PyTorch only.
-_POINTWISE = tensor_table.Layout(
+_POINTWISE = layout_lib.Layout(
   lambda x: x.reshape(x.shape[:2]).T, lambda x, shape: x.T.reshape(shape)
 )
-_GAIN = tensor_table.Layout(np.ravel, lambda x, shape: x.reshape(shape))
+_GAIN = layout_lib.Layout(np.ravel, lambda x, shape: x.reshape(shape))
 
 Tensors = dict[str, tensor_table.Tensor]
 
@@ -24,7 +25,7 @@ Tensors = dict[str, tensor_table.Tensor]
 def _conv(
   name: str, path: str, inputs: int, outputs: int, window: tuple[int, ...]
 ) -> Tensors:
-  layout = _POINTWISE if set(window) == {1} else tensor_table.KERNEL
+  layout = _POINTWISE if set(window) == {1} else layout_lib.KERNEL
   shape = (outputs, inputs, *window)
   return {
     f"{name}.weight": tensor_table.Tensor(shape, f"{path}/kernel", layout),

@@ -1,0 +1,90 @@
+"""AdamW with its schedule, and the checks of its settings."""
+
+import optax
+
+from videomla_jax.training import settings as settings_lib
+
+SCHEDULES = ("constant", "cosine")
+
+
+def make_optimiser(
+  settings: settings_lib.Optim, *, learning_rate: float | None = None
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Builds AdamW with warm-up and clipping by the global norm.
+
+  Args:
+    settings: Group `optim` of a config.
+    learning_rate: Highest learning rate of a second network; that of the
+      settings by default.
+
+  Returns:
+    The optimiser, and the learning rate of each step.
+
+  Raises:
+    ValueError: If the schedule is unknown.
+  """
+  peak = settings.learning_rate if learning_rate is None else learning_rate
+  warmup = settings.warmup_steps
+  schedules = {
+    "cosine": lambda: optax.warmup_cosine_decay_schedule(
+      0.0, peak, warmup, settings.steps, peak * settings.final_fraction
+    ),
+    # optax's own version stays at 0 for ever without a warm-up.
+    "constant": lambda: (
+      optax.warmup_constant_schedule(0.0, peak, warmup)
+      if warmup
+      else optax.constant_schedule(peak)
+    ),
+  }
+  if settings.schedule not in schedules:
+    raise ValueError(
+      f"optim.schedule={settings.schedule!r} is unknown; use one of "
+      f"{SCHEDULES}."
+    )
+  schedule = schedules[settings.schedule]()
+  # The order of AdamW: weights decay by the learning rate, and their decay is
+  # no part of the gradient that is clipped.
+  optimiser = optax.chain(
+    optax.clip_by_global_norm(settings.clip_norm),
+    _adam(settings),
+    optax.add_decayed_weights(settings.weight_decay),
+    optax.scale_by_learning_rate(schedule),
+  )
+  return optimiser, schedule
+
+
+def _adam(settings: settings_lib.Optim) -> optax.GradientTransformation:
+  """Builds Adam's direction; without momentum it stores no first moment."""
+  if settings.b1:
+    return optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
+  # Saves as much memory as the parameters take, for each network.
+  return optax.scale_by_rms(
+    settings.b2, settings.eps, eps_in_sqrt=False, bias_correction=True
+  )
+
+
+def check(settings: settings_lib.Optim) -> None:
+  """Refuses values that cannot train.
+
+  Args:
+    settings: Group `optim` of a config.
+
+  Raises:
+    ValueError: With the field, the rule and the way out.
+  """
+  if settings.steps <= settings.warmup_steps:
+    raise ValueError(
+      f"optim.steps={settings.steps} must exceed "
+      f"warmup_steps={settings.warmup_steps}; train longer."
+    )
+  make_optimiser(settings)
+  if settings.accumulate < 1:
+    raise ValueError(
+      f"optim.accumulate={settings.accumulate} must be at least 1; 1 takes the "
+      "batch in one piece."
+    )
+  if not 0 <= settings.ema_decay < 1:
+    raise ValueError(
+      f"optim.ema_decay={settings.ema_decay} must be from 0 to below 1; 0 "
+      "keeps no average."
+    )
