@@ -166,7 +166,14 @@ FAULTS = (
     "diffusion/dmd.py",
     "  x = jax.lax.stop_gradient(x)\n  noisy",
     "  noisy",
-    ("diffusion/dmd_test.py", "diffusion/dmd_gradients_test.py"),
+    ("diffusion/dmd_test.py",),
+  ),
+  Fault(
+    "gradients of later chunks do not see the earlier chunks",
+    "diffusion/self_rollout.py",
+    "cache = cache_lib.append(cache, trained.entries, window=window)",
+    "cache = cache",
+    ("diffusion/dmd_gradients_test.py",),
   ),
   Fault(
     "the VAE remembers frames that are one too old",
@@ -180,7 +187,7 @@ FAULTS = (
     "models/vae.py",
     "return (mean - self._mean) / self._std, state",
     "return (mean - self._mean) * self._std, state",
-    ("parity/wan_vae_test.py",),
+    ("models/vae_test.py",),
   ),
   Fault(
     "prompts are unescaped once only",

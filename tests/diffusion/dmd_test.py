@@ -116,6 +116,13 @@ def test_critic_loss_equals_the_original():
   tolerances.assert_close(loss, _golden("critic/loss_velocity"), "golden")
 
 
+def test_the_critics_loss_has_no_gradient_to_the_clip():
+  def loss(x):
+    return dmd.critic_loss(lambda y, sigma: 0.3 * y, x, _score_draws())
+
+  assert not jax.grad(loss)(_latents("in/X")).any()
+
+
 def test_clip_is_the_last_frames_with_a_new_first_one(seed):
   rng = np.random.default_rng(seed)
   setup = dmd.Setup(window=window_lib.Window(), sampler=_SAMPLER)

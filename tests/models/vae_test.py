@@ -57,6 +57,23 @@ def test_decoding_in_chunks_changes_no_bit(seed: int) -> None:
     np.testing.assert_array_equal(pieces, whole)
 
 
+def test_latents_are_means_normalised_by_their_statistics(seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  shift, scale = (0.5, -1.0, 2.0, 0.0), (2.0, 0.5, 3.0, 1.0)
+  model = _model(rng, mean=shift, std=scale)
+  video = jnp.asarray(rng.integers(0, 256, (1, 1, 16, 16, 3)), jnp.uint8)
+
+  @jax.jit
+  def both(model, video):
+    state = model.start_encode(1, 16, 16)
+    pixels = video.astype(jnp.float32) / 127.5 - 1
+    return model.encode_chunk(video, state)[0], model.moments(pixels, state)[0]
+
+  latents, mean = both(model, video)
+  expected = (mean - np.asarray(shift)) / np.asarray(scale)
+  tolerances.assert_close(latents, expected)
+
+
 def test_encoding_in_chunks_changes_no_bit(seed: int) -> None:
   rng = np.random.default_rng(seed)
   model = _model(rng)

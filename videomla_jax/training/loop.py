@@ -106,10 +106,9 @@ class Run:
       self.root / "skipped", limit=self.settings.optim.max_skipped
     )
     watch.start(state.skipped)
-    stop = interrupts.StopRequest()
     with (
       jax.set_mesh(self.mesh),
-      stop.listening(),
+      interrupts.StopRequest().listening() as stop,
       metrics.MetricWriter(self.root, resumed_step=start) as writer,
       progress_bar.Progress(total, self.stage.title, initial=start) as progress,
     ):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 import numpy as np
 
 from videomla_jax.data import reader
@@ -129,6 +129,37 @@ def write(
     pipeline, words, text = _small(model, settings, guided)
   else:
     pipeline, words, text = _prepared(model, settings, guided)
+  frames = _generate(pipeline, text, settings, sampler=sampler, causal=causal)
+  folder.mkdir(parents=True, exist_ok=True)
+  sheet = folder / f"step-{step:07d}.png"
+  contact_sheet.write_png(
+    sheet, contact_sheet.draw(frames, words, fps=pipeline.fps)
+  )
+  film = folder / f"step-{step:07d}.mp4"
+  # Frames of the small world have 24 pixels a side.
+  scale = 8 if isinstance(model, model_lib.VideoModel) else 1
+  side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
+  mp4.write_mp4(film, side_by_side, fps=pipeline.fps, scale=scale)
+  return [sheet, film]
+
+
+def _generate(
+  pipeline: pipeline_lib.Pipeline,
+  text: Array,
+  settings: settings_lib.Training,
+  *,
+  sampler: sampling.Sampler,
+  causal: bool,
+) -> UInt8[np.ndarray, "b t h w c"]:
+  """Generates one video for each prompt.
+
+  Args:
+    pipeline: Network and codec.
+    text: Embeddings of the prompts, with guidance the unconditional rows last.
+    settings: Settings of the stage.
+    sampler: The sampler that the model is made for.
+    causal: Whether videos are made chunk by chunk, or as a whole clip.
+  """
   # The same noise every time: what changes from film to film is the model.
   key = jax.random.key(settings.seed)
   chunks: Iterable[pipeline_lib.Pixels]
@@ -151,15 +182,4 @@ def write(
       num_frames=(settings.data.num_frames - 1) * stride + 1,
     )
   pixels = np.concatenate([np.asarray(x) for x in chunks], axis=1)
-  frames = pixels_lib.to_uint8(pixels)
-  folder.mkdir(parents=True, exist_ok=True)
-  sheet = folder / f"step-{step:07d}.png"
-  contact_sheet.write_png(
-    sheet, contact_sheet.draw(frames, words, fps=pipeline.fps)
-  )
-  film = folder / f"step-{step:07d}.mp4"
-  # Frames of the small world have 24 pixels a side.
-  scale = 8 if isinstance(model, model_lib.VideoModel) else 1
-  side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
-  mp4.write_mp4(film, side_by_side, fps=pipeline.fps, scale=scale)
-  return [sheet, film]
+  return pixels_lib.to_uint8(pixels)
