@@ -21,6 +21,9 @@ import orbax.checkpoint as ocp
 
 from videomla_jax.storage import tree_names
 
+Json = dict[str, typing.Any]  # what `json` reads and writes
+Arrays = dict[str, PyTree]  # nested dictionaries of arrays
+
 CONFIG = "config.json"
 DIGESTS = "sha256.json"
 PARAMS = "params"
@@ -29,8 +32,8 @@ _MAKE_AGAIN = "restore it from git, or train and save the model again"
 
 def save_model(
   path: str | os.PathLike[str],
-  model: nnx.Module | dict[str, typing.Any],
-  config: dict[str, typing.Any],
+  model: nnx.Module | Arrays,
+  config: Json,
   *,
   keep_dtypes: bool = False,
 ) -> None:
@@ -93,7 +96,7 @@ def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
   return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
-def config_text(config: dict[str, typing.Any]) -> str:
+def config_text(config: Json) -> str:
   """Returns the text of `config.json`.
 
   Args:
@@ -111,7 +114,7 @@ def config_text(config: dict[str, typing.Any]) -> str:
     ) from error
 
 
-def finish_folder(folder: pathlib.Path, config: dict[str, typing.Any]) -> None:
+def finish_folder(folder: pathlib.Path, config: Json) -> None:
   """Adds config and digests to a folder that holds all parameters.
 
   Args:
@@ -126,7 +129,7 @@ def finish_folder(folder: pathlib.Path, config: dict[str, typing.Any]) -> None:
 
 def load_model_state(
   path: str | os.PathLike[str],
-) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+) -> tuple[Arrays, Json]:
   """Reads what `save_model` wrote, after checking every byte of it.
 
   Args:
@@ -147,7 +150,7 @@ def load_model_state(
     raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
+def read_config(path: str | os.PathLike[str]) -> Json:
   """Reads the config of a model directory, without checking its arrays.
 
   Args:
@@ -162,7 +165,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
   return _read_json(path, CONFIG)
 
 
-def check_folder(path: pathlib.Path) -> dict[str, typing.Any]:
+def check_folder(path: pathlib.Path) -> Json:
   """Checks every byte of a model directory; returns the config.
 
   Args:
@@ -200,7 +203,7 @@ def is_model_folder(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def update_model(model: nnx.Module, params: dict[str, typing.Any]) -> None:
+def update_model(model: nnx.Module, params: Arrays) -> None:
   """Puts loaded arrays into a module, in the module's own types.
 
   Args:
@@ -224,8 +227,8 @@ def update_model(model: nnx.Module, params: dict[str, typing.Any]) -> None:
 
 
 def model_arrays(
-  model: nnx.Module | dict[str, typing.Any],
-) -> dict[str, typing.Any]:
+  model: nnx.Module | Arrays,
+) -> Arrays:
   """Returns a module's arrays, without random state, as a nested dictionary."""
   if isinstance(model, dict):
     return model
@@ -244,7 +247,7 @@ def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
   )
 
 
-def _restore_arrays(path: pathlib.Path) -> dict[str, typing.Any]:
+def _restore_arrays(path: pathlib.Path) -> Arrays:
   """Reads an Orbax tree as NumPy arrays, whichever devices wrote it."""
   with local_checkpointer(use_ocdbt=True) as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree
@@ -278,7 +281,7 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_json(path: pathlib.Path, name: str) -> dict[str, typing.Any]:
+def _read_json(path: pathlib.Path, name: str) -> Json:
   """Reads one of the two JSON files of a model directory."""
   try:
     value = json.loads((path / name).read_bytes())

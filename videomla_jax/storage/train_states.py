@@ -20,7 +20,8 @@ import orbax.checkpoint as ocp
 from videomla_jax.storage import state_leaves
 from videomla_jax.storage import tree_names
 
-IteratorState = bytes | dict[str, typing.Any] | None
+Json = dict[str, typing.Any]  # what `json` reads and writes
+IteratorState = bytes | Json | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class TrainCheckpoints:
     step: int,
     state: PyTree,
     iterator_state: IteratorState,
-    config: dict[str, typing.Any],
+    config: Json,
     *,
     force: bool = False,
   ) -> bool:
@@ -158,7 +159,7 @@ class TrainCheckpoints:
       )
     return None
 
-  def config(self, step: int) -> dict[str, typing.Any]:
+  def config(self, step: int) -> Json:
     """Returns the config that was saved with the state of `step`."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     return self._manager.restore(step, args=args)["meta"]["config"]
@@ -233,14 +234,14 @@ class _MismatchError(ValueError):
   """The state on disk is whole, but of another architecture."""
 
 
-def _encode_iterator(state: IteratorState) -> dict[str, typing.Any]:
+def _encode_iterator(state: IteratorState) -> Json:
   """Wraps an iterator state so that JSON can hold it."""
   if isinstance(state, bytes):
     return {"bytes": base64.b64encode(state).decode("ascii")}
   return {"json": state}
 
 
-def _decode_iterator(state: dict[str, typing.Any]) -> IteratorState:
+def _decode_iterator(state: Json) -> IteratorState:
   """Returns the iterator state that `_encode_iterator` wrapped."""
   if "bytes" in state:
     return base64.b64decode(state["bytes"])
