@@ -107,7 +107,7 @@ def test_large_exports_come_in_shards_with_an_index(tmp_path, seed) -> None:
   with release.open_network(
     tmp_path / "given.safetensors", num_heads=tiny_release.HEADS
   ) as (_, tensors):
-    written = release.safetensors_files.write_safetensors(
+    written = release.safetensors_writer.write_safetensors(
       tmp_path / "out", tensors, shard_bytes=200_000
     )
     assert [*written] == [*tensors]

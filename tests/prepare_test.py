@@ -17,7 +17,7 @@ from videomla_jax import prepare
 from videomla_jax.data import dataset
 from videomla_jax.data import encode
 from videomla_jax.data import preparation
-from videomla_jax.data import records
+from videomla_jax.data import record_files
 from videomla_jax.data import shards
 from videomla_jax.generation import mp4
 from videomla_jax.runtime import config_reader
@@ -81,7 +81,7 @@ def test_latents_are_those_of_the_decoded_frames(made):
   found = record["latents"].astype(np.float32)
   assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
   (text,) = encoder.texts(["a brown fox jumps"])
-  np.testing.assert_array_equal(record["text"], records.pack(text))
+  np.testing.assert_array_equal(record["text"], record_files.pack(text))
   assert record["caption"] == b"a brown fox jumps"
   assert (record["height"], record["width"], record["fps"]) == (64, 64, 8)
   assert record["seconds"] == pytest.approx(31 / 8, abs=1e-3)

@@ -12,7 +12,7 @@ import pytest
 from tests import tiny_model
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
-from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_files
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
 
@@ -25,7 +25,7 @@ def config(name: str, arg: str | None = None) -> Any:
   path = CONFIGS / f"{name}.py"
   spec = importlib.util.spec_from_file_location(f"{name}_config", path)
   module = importlib.util.module_from_spec(spec)
-  with cli.importing_from(CONFIGS):
+  with config_files.importing_from(CONFIGS):
     spec.loader.exec_module(module)
   return module.get_config(arg).lock()
 

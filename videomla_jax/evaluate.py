@@ -24,7 +24,7 @@ import numpy as np
 
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import contact_sheet
-from videomla_jax.generation import pipeline
+from videomla_jax.generation import pixel_stream
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
@@ -94,7 +94,7 @@ def generate_videos(
   num_frames = request_lib.count_frames(request.seconds, source.fps)
   sampler = request.sampler_of(source)
   negative = None if sampler.guidance is None else ""
-  stream = pipeline.PixelStream(
+  stream = pixel_stream.PixelStream(
     source.load(),
     source.embed([p.text() for p in prompts], negative=negative),
     jax.random.key(request.seed),

@@ -179,6 +179,7 @@ def train(
   sharding.check_batch(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
+  # The folder is made when nothing of the config is left to refuse.
   root = pathlib.Path(workdir)
   output_folder.check(root)
   trace = profile_lib.Profile(root, profile)

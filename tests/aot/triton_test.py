@@ -35,7 +35,7 @@ WIDTHS = range(64, 513, 64)
 # 11 bits of mantissa: probabilities and outputs are rounded once each.
 FLOAT16 = 1e-3
 
-# Two streams, a ring of three frames of 19 tokens and 38 tokens of one's own.
+# Two rows of the batch, a ring of three frames of 19 tokens, a chunk of 38.
 HOLES = [[1, 0, 1], [0, 1, 0]]
 SMALL = dict(rows=16, keys=16, programs=8)  # shares of several blocks
 CASES = {
@@ -45,7 +45,7 @@ CASES = {
   "a full tile": dict(rows=32, config=SMALL),
   "one row": dict(rows=1, config=SMALL),
   "empty ring": dict(ring=[[0, 0, 0], [0, 0, 0]], config=SMALL),
-  "one stream empty": dict(ring=[[0, 0, 0], [1, 1, 1]], config=SMALL),
+  "one row empty": dict(ring=[[0, 0, 0], [1, 1, 1]], config=SMALL),
   "ring only": dict(ring=[[1, 1, 0], [1, 1, 1]], own=0, config=SMALL),
   "nothing at all": dict(ring=[[0, 0, 0], [1, 1, 1]], own=0, config=SMALL),
   "default config": dict(rows=70, d_c=192),

@@ -11,11 +11,12 @@ from tests import tiny_project
 from tests import tiny_videos
 from videomla_jax import prepare
 from videomla_jax.data import dataset
+from videomla_jax.data import example_shape
 from videomla_jax.data import reader
-from videomla_jax.data import records
+from videomla_jax.data import record_files
 
 TOKENS, WIDTH = 20, 32
-SHAPES = reader.ExampleShape(latents=(2, 4, 4, 4), text=(TOKENS, WIDTH))
+SHAPES = example_shape.ExampleShape(latents=(2, 4, 4, 4), text=(TOKENS, WIDTH))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_a_batch_is_what_was_stored(folder):
   stored = reader.open_records(
     folder,
     "train",
-    reader.ExampleShape(latents=(3, 4, 4, 4), text=(TOKENS, WIDTH)),
+    example_shape.ExampleShape(latents=(3, 4, 4, 4), text=(TOKENS, WIDTH)),
   )
   assert batch["latents"].dtype == np.float16
   assert batch["text"].dtype == jnp.bfloat16
@@ -56,12 +57,12 @@ def test_a_batch_is_what_was_stored(folder):
   assert len(by_clip) == 6
   for clip, text in zip(batch["latents"], batch["text"], strict=True):
     rows = by_clip.pop(clip.tobytes())
-    np.testing.assert_array_equal(records.pack(text[: len(rows)]), rows)
+    np.testing.assert_array_equal(record_files.pack(text[: len(rows)]), rows)
     assert not np.any(text[len(rows) :])
   assert not by_clip
   empty = dataset.read_null_text(folder)
   np.testing.assert_array_equal(
-    records.pack(batch["negative"][: len(empty)]), empty
+    record_files.pack(batch["negative"][: len(empty)]), empty
   )
 
 
@@ -103,7 +104,7 @@ def test_dropped_prompts_become_the_negative_one(folder, seed):
 
 
 def test_prompts_alone_are_read_without_clips(folder):
-  shapes = reader.ExampleShape(latents=None, text=(TOKENS, WIDTH))
+  shapes = example_shape.ExampleShape(latents=None, text=(TOKENS, WIDTH))
   batch = next(iter(load(folder, shapes=shapes)))
   assert batch.keys() == {"text", "negative"}
 
@@ -118,7 +119,7 @@ def test_prompts_alone_are_read_without_clips(folder):
   ],
 )
 def test_data_that_do_not_fit_are_refused(folder, shapes, message):
-  wanted = reader.ExampleShape(latents=shapes[0], text=shapes[1])
+  wanted = example_shape.ExampleShape(latents=shapes[0], text=shapes[1])
   with pytest.raises(ValueError, match=message):
     load(folder, shapes=wanted)
 
@@ -149,5 +150,5 @@ def test_prompts_are_not_enough_for_clips(tmp_path):
   prepare.prepare(config)
   with pytest.raises(ValueError, match="has prompts and no clips"):
     load(tmp_path)
-  shapes = reader.ExampleShape(latents=None, text=(TOKENS, WIDTH))
+  shapes = example_shape.ExampleShape(latents=None, text=(TOKENS, WIDTH))
   assert take(load(tmp_path, shapes=shapes, batch_size=1), 2)

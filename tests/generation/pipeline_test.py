@@ -14,6 +14,7 @@ from tests import tolerances
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import pipeline
+from videomla_jax.generation import pixel_stream
 from videomla_jax.models import vae
 from videomla_jax.models import vae_config
 from videomla_jax.models import wan_config
@@ -42,7 +43,7 @@ def _text(rng: np.random.Generator, batch: int) -> jax.Array:
 def _roll_out(networks, text, key, **kwargs) -> np.ndarray:
   call = dict(window=_WINDOW, sampler=_SAMPLER) | kwargs
   return np.concatenate(
-    [*pipeline.PixelStream(networks, text, key, **call)], axis=1
+    [*pixel_stream.PixelStream(networks, text, key, **call)], axis=1
   )
 
 
@@ -97,7 +98,7 @@ def test_whole_clips_do_not_depend_on_the_pieces_decoded(seed: int) -> None:
   steps: list[None] = []
 
   def run(at_once: int) -> np.ndarray:
-    pieces = pipeline.whole_clip(
+    pieces = pixel_stream.whole_clip(
       networks,
       text,
       jax.random.key(seed),

@@ -104,8 +104,8 @@ def test_rotation_turns_adjacent_channels_by_frame_row_and_column(seed):
   rng = np.random.default_rng(seed)
   frame = int(rng.integers(0, 50))
   x = rng.standard_normal((1, GRID.tokens, 1, 16)).astype(np.float32)
-  turn = rope.rotation(jnp.asarray([[frame]]), grid=GRID, bands=BANDS)
-  out = np.asarray(rope.rotate(jnp.asarray(x), turn))
+  rotation = rope.rotation(jnp.asarray([[frame]]), grid=GRID, bands=BANDS)
+  out = np.asarray(rope.rotate(jnp.asarray(x), rotation))
   expected = np.empty_like(x)
   for token in range(GRID.tokens):
     row, column = divmod(token, GRID.columns)
@@ -122,14 +122,14 @@ def test_rotation_turns_adjacent_channels_by_frame_row_and_column(seed):
 
 
 def test_rotation_has_no_length_limit():
-  turn = rope.rotation(jnp.asarray([[100_000]]), grid=GRID, bands=BANDS)
-  assert np.isfinite(turn.cos).all()
-  assert np.ptp(np.asarray(turn.cos)) > 0
+  rotation = rope.rotation(jnp.asarray([[100_000]]), grid=GRID, bands=BANDS)
+  assert np.isfinite(rotation.cos).all()
+  assert np.ptp(np.asarray(rotation.cos)) > 0
 
 
 def test_rotate_keeps_the_dtype(seed):
   query, _, frame, _ = _inputs(seed)
-  turn = rope.rotation(frame, grid=GRID, bands=BANDS)
-  half = rope.rotate(query.astype(jnp.bfloat16), turn)
+  rotation = rope.rotation(frame, grid=GRID, bands=BANDS)
+  half = rope.rotate(query.astype(jnp.bfloat16), rotation)
   assert half.dtype == jnp.bfloat16
-  tolerances.assert_close(half, rope.rotate(query, turn), "bfloat16")
+  tolerances.assert_close(half, rope.rotate(query, rotation), "bfloat16")

@@ -12,6 +12,7 @@ from safetensors import numpy as safetensors_numpy
 from tests import tiny_project
 from tests import tiny_release
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_files
 
 _ROOT = tiny_project.CONFIGS.parent
 
@@ -111,9 +112,9 @@ def test_config_is_looked_up_here_then_in_the_package(
   files = "importlib.resources.files"
   monkeypatch.setattr(files, lambda name: {"videomla_jax": package}[name])
   monkeypatch.chdir(here)
-  assert cli.config_folder() == package.parent / "configs"
+  assert config_files.config_folder() == package.parent / "configs"
   (package / "configs").mkdir()
-  assert cli.config_folder() == package / "configs"
+  assert config_files.config_folder() == package / "configs"
 
   for name in ("both.py", "common.py", "theirs.py"):
     (package / "configs" / name).touch()
@@ -121,19 +122,22 @@ def test_config_is_looked_up_here_then_in_the_package(
   (here / "own.py").touch()
   for path in (here / "configs" / "both.py", here / "own.py"):
     name = str(path.relative_to(here))
-    assert cli.find_config(name).resolve() == path
+    assert config_files.find_config(name).resolve() == path
   theirs = str(pathlib.Path("configs", "theirs.py"))
-  assert cli.find_config(theirs) == package / theirs
+  assert config_files.find_config(theirs) == package / theirs
   for name in ("theirs.py", "other/theirs.py", "configs/none.py"):
     with pytest.raises(ValueError, match=rf"py, {theirs}\.$") as end:
-      cli.find_config(name)
+      config_files.find_config(name)
     assert repr(name) in str(end.value)
     assert "common" not in str(end.value)
 
 
 def test_search_path_is_as_before_once_a_config_is_loaded() -> None:
   before = list(sys.path)
-  with pytest.raises(KeyError), cli.importing_from(pathlib.Path("configs")):
+  with (
+    pytest.raises(KeyError),
+    config_files.importing_from(pathlib.Path("configs")),
+  ):
     assert sys.path[1:-1] == before
     raise KeyError
   assert sys.path == before

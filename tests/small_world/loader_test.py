@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from videomla_jax.small_world import builder
 from videomla_jax.small_world import loader as loader_lib
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
@@ -19,7 +20,7 @@ CONFIG = moving_digits.MovingDigitsConfig(
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("data")
-  loader_lib.open_split(folder, split="train", config=CONFIG)
+  builder.open_split(folder, split="train", config=CONFIG)
   return folder
 
 
@@ -94,7 +95,7 @@ def test_shards_are_disjoint_and_make_up_the_global_batch(data_dir, seed):
 
 def test_two_processes_never_read_the_same_record(data_dir, monkeypatch):
   reads = []
-  original = loader_lib.open_split
+  original = builder.open_split
 
   class Spy:
     def __init__(self, source):
@@ -132,14 +133,14 @@ def test_state_restores_on_another_number_of_processes(data_dir, seed):
 def test_an_epoch_reads_every_clip_once_and_the_next_in_another_order(data_dir):
   batches = list(load(data_dir, num_frames=10, num_epochs=2))
   first, second = clip_keys(batches[:12]), clip_keys(batches[12:])
-  source = loader_lib.open_split(data_dir, split="train", config=CONFIG)
+  source = builder.open_split(data_dir, split="train", config=CONFIG)
   assert sorted(first) == sorted(r["video"].tobytes() for r in source)
   assert sorted(second) == sorted(first)
   assert second != first
 
 
 def test_crops_are_windows_of_stored_clips_at_every_offset(data_dir):
-  source = loader_lib.open_split(data_dir, split="train", config=CONFIG)
+  source = builder.open_split(data_dir, split="train", config=CONFIG)
   windows = {}
   for record in source:
     for offset in range(5):
@@ -151,7 +152,7 @@ def test_crops_are_windows_of_stored_clips_at_every_offset(data_dir):
 
 
 def test_undropped_tokens_describe_the_video(data_dir):
-  source = loader_lib.open_split(data_dir, split="train", config=CONFIG)
+  source = builder.open_split(data_dir, split="train", config=CONFIG)
   truth = {r["video"].tobytes(): r["prompt"].decode() for r in source}
   loader = load(
     data_dir, num_frames=10, num_epochs=1, prompt_dropout=0.0, word_dropout=0.0

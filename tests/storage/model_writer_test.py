@@ -11,15 +11,18 @@ import pytest
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import model_reader
 from videomla_jax.storage import model_writer
+from videomla_jax.storage import params_skeleton
 from videomla_jax.storage import tree_names
 
 _SPECS = {
-  "blocks/kernel": model_writer.Spec((3, 7, 5), np.dtype(np.float32), True),
-  "blocks/scalar": model_writer.Spec((3,), np.dtype(np.float32), True),
-  "layers/0/bias": model_writer.Spec(
+  "blocks/kernel": params_skeleton.Parameter(
+    (3, 7, 5), np.dtype(np.float32), True
+  ),
+  "blocks/scalar": params_skeleton.Parameter((3,), np.dtype(np.float32), True),
+  "layers/0/bias": params_skeleton.Parameter(
     (11,), np.dtype(ml_dtypes.bfloat16), False
   ),
-  "zeros": model_writer.Spec((2, 3), np.dtype(np.float32), False),
+  "zeros": params_skeleton.Parameter((2, 3), np.dtype(np.float32), False),
 }
 
 
@@ -164,4 +167,4 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path) -> None:
   grown = int(done.stdout)
   print(f"grew by {grown / tensor:.2f} of 24 tensors")
   # The tensor and one piece of it.
-  assert grown < 1.2 * tensor + model_writer._PIECE_BYTES
+  assert grown < 1.2 * tensor + params_skeleton._PIECE_BYTES

@@ -9,7 +9,7 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_release
 from videomla_jax.storage import lazy_tensor
-from videomla_jax.storage import safetensors_files
+from videomla_jax.storage import safetensors_writer
 from videomla_jax.storage import tensor_files
 
 
@@ -117,5 +117,5 @@ def test_a_failed_export_leaves_no_file(tmp_path, seed: int) -> None:
   }
   lazies["layer.4"] = lazies["layer.4"]._replace(read=failing)
   with pytest.raises(OSError, match="No space"):
-    list(safetensors_files.write_safetensors(tmp_path / "out", lazies))
+    list(safetensors_writer.write_safetensors(tmp_path / "out", lazies))
   assert os.listdir(tmp_path / "out") == []

@@ -32,13 +32,14 @@ from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import model_reader
 from videomla_jax.storage import model_writer
-from videomla_jax.storage import safetensors_files
+from videomla_jax.storage import params_skeleton
+from videomla_jax.storage import safetensors_writer
 from videomla_jax.storage import tensor_files
 
 type PathLike = str | os.PathLike[str]
 type Tensors = Mapping[str, lazy_tensor.LazyTensor]
 type Advance = Callable[[], None]
-type Specs = dict[str, model_writer.Spec]
+type Specs = dict[str, params_skeleton.Parameter]
 
 REPORT = "init_report.json"
 
@@ -206,7 +207,7 @@ def _specs(table: tensor_table.Table, tensors: Tensors, option: str) -> Specs:
     dtypes.setdefault(tensor.path, set()).add(tensors[name].dtype)
   stacked = {t.path for t in table.tensors.values() if t.block is not None}
   return {
-    path: model_writer.Spec(
+    path: params_skeleton.Parameter(
       shape, stored_dtype(dtypes[path], option), path in stacked
     )
     for path, shape in table.our_shapes().items()
@@ -265,7 +266,10 @@ def _latent_specs(
   added = {t.path for t in dit_names.self_attention(latent, 0).values()}
   kept = {path: spec for path, spec in specs.items() if path not in paths}
   stored = stored_dtype(dtypes, dtype)
-  new = {path: model_writer.Spec(shapes[path], stored, True) for path in added}
+  new = {
+    path: params_skeleton.Parameter(shapes[path], stored, True)
+    for path in added
+  }
   return kept | new, frozenset(replaced)
 
 
@@ -339,11 +343,12 @@ def export(
   """
   names = network.table.names(format_name)
   specs = {
-    n: model_writer.Spec(x.shape, x.dtype, False) for n, x in tensors.items()
+    n: params_skeleton.Parameter(x.shape, x.dtype, False)
+    for n, x in tensors.items()
   }
   _check_room(output, specs)
   # The names of files that the frameworks look for.
   stem = "model" if format_name == "transformers" else "diffusion_pytorch_model"
   renamed = {name: tensors[original] for name, original in names.items()}
-  for _ in safetensors_files.write_safetensors(output, renamed, stem=stem):
+  for _ in safetensors_writer.write_safetensors(output, renamed, stem=stem):
     advance()

@@ -10,10 +10,7 @@ This needs the packages of the extra `aot`, and `JAX_PLATFORMS=cpu`.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-import importlib.util
 import math
-import os
-import pathlib
 import time
 from typing import Any
 
@@ -22,7 +19,7 @@ from jax.experimental import topologies
 from jaxtyping import PyTree
 
 from videomla_jax.costs import gpus
-from videomla_jax.costs import machine_code
+from videomla_jax.costs import toolchain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,58 +53,6 @@ class Compiled:
     return runtime.serialize()
 
 
-XLA_DUMPS = "xla"  # name of a folder inside of that of `dump_environment`
-
-
-def check_toolchain() -> None:
-  """Raises `RuntimeError` if the cross-compiler is not installed."""
-  for name in ("jax_cuda13_plugin", "nvidia"):
-    if importlib.util.find_spec(name) is None:
-      raise RuntimeError(
-        "compiling for a GPU needs JAX's CUDA plugin and ptxas; run "
-        "pip install 'videomla-jax[aot]'."
-      )
-
-
-def prepare_environment() -> None:
-  """Puts the installed ptxas first on PATH: an old one refuses new PTX."""
-  check_toolchain()
-  tools = str(pathlib.Path(machine_code.tool("ptxas")).parent)
-  path = os.environ.get("PATH", "").split(os.pathsep)
-  others = [folder for folder in path if folder != tools]
-  os.environ["PATH"] = os.pathsep.join([tools, *others])
-
-
-def dump_environment(folder: pathlib.Path) -> dict[str, str]:
-  """Returns an environment in which Mosaic and XLA write reports to `folder`.
-
-  Args:
-    folder: An empty folder, in which `tools` is made. Mosaic writes machine
-      code and its figures to it, XLA the launches of kernels to its `xla`.
-
-  Returns:
-    Variables for a new process, since JAX reads them when it starts.
-  """
-  check_toolchain()
-  tools = folder / "tools" / "bin"
-  tools.mkdir(parents=True, exist_ok=True)
-  # Mosaic looks for both in the folder `bin` of CUDA_ROOT.
-  for name in ("ptxas", "nvdisasm"):
-    link = tools / name
-    if not link.exists():
-      link.symlink_to(machine_code.tool(name))
-  return {
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_ROOT": str(tools.parent),
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-    f"--xla_dump_to={folder / XLA_DUMPS} --xla_dump_hlo_as_text",
-    "MOSAIC_GPU_DUMP_TO": str(folder),
-    "MOSAIC_GPU_DUMP_PTX": "1",
-    "MOSAIC_GPU_DUMP_PTXAS": "1",
-    "MOSAIC_GPU_DUMP_SASS": "1",
-  }
-
-
 def mesh(
   target: str, shape: Sequence[int] = (1,), axes: Sequence[str] = ("data",)
 ) -> jax.sharding.Mesh:
@@ -126,7 +71,7 @@ def mesh(
     raise ValueError(
       f"target={target!r} is unknown; use one of {sorted(gpus.TARGETS)}."
     )
-  prepare_environment()
+  toolchain.prepare_environment()
   description = topologies.get_topology_desc(
     platform="cuda",
     topology_name=target,

@@ -241,21 +241,21 @@ def _block_bytes(
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
   tokens = rows * queries
-  parts = feed_forward.num_slices(width, config.ffn_width)
+  slices = feed_forward.num_slices(width, config.ffn_width)
   # Queries and output of the chunk; keys and values of every head.
   attention = tokens * 3 * width * item + 2 * rows * keys * width * item
-  ffn = tokens * (config.ffn_width // parts + (1 + parts) * width) * item
+  ffn = tokens * (config.ffn_width // slices + (1 + slices) * width) * item
   if scores:
     block = min(keys, xla_chunked.KEY_BLOCK)
     attention += 2 * tokens * (heads * block + width) * _F32
-    ffn += tokens * (config.ffn_width // parts + width) * _F32
+    ffn += tokens * (config.ffn_width // slices + width) * _F32
   # In a loop over blocks, the weights of one block are copied out of the stack
   # at a time; where blocks are unrolled, XLA copies the weights of all of them.
   ffn_weights = _bytes(blocks.ffn) // config.num_layers
   weights = _bytes(blocks) // config.num_layers
   if config.scan_blocks:
     attention += weights - ffn_weights
-    ffn += ffn_weights // parts
+    ffn += ffn_weights // slices
   entries = tokens * config.attention.cached_scalars * item
   residual = tokens * width * _F32 * (2 if scores else 1)
   copies = 0 if config.scan_blocks else weights * config.num_layers

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from videomla_jax.data import batching
 from videomla_jax.data import dataset
+from videomla_jax.data import record_files
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.data import table
@@ -284,7 +285,7 @@ def _final_names(counts: Counts) -> dict[shards.Job, str]:
   for split in dataset.SPLITS:
     full = [j for j, c in counts.items() if j.split == split and c["clips"]]
     for index, job in enumerate(full):
-      names[job] = records.file_name(
+      names[job] = record_files.file_name(
         split, index, len(full), dataset=dataset.NAME
       )
   # TFDS wants no empty shards, so numbers run over those that hold something.
@@ -296,7 +297,7 @@ def _put_shards(plan: Plan, counts: Counts, staged: pathlib.Path) -> None:
   """Puts shards and what TFDS wants to know of them into a folder."""
   names = _final_names(counts)
   for job, name in names.items():
-    records.link_or_copy(job.data, staged / name)
+    record_files.link_or_copy(job.data, staged / name)
   template = tfds.core.ShardedFileTemplate(
     data_dir=staged, dataset_name=dataset.NAME, filetype_suffix="array_record"
   )

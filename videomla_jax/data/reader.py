@@ -18,89 +18,18 @@ import tensorflow_datasets as tfds
 
 from videomla_jax.data import batching
 from videomla_jax.data import dataset
-from videomla_jax.data import records
+from videomla_jax.data import example_shape
+from videomla_jax.data import record_files
 
 # A clip has megabytes, which one thread could not read while training runs.
 _READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExampleShape:
-  """Shapes of one training example.
-
-  Attributes:
-    latents: Latent frames, rows, columns and channels; None reads prompts
-      alone.
-    text: Tokens M, to which embeddings are padded, and their channels.
-  """
-
-  latents: tuple[int, int, int, int] | None
-  text: tuple[int, int]
-
-
-def check(
-  folder: str | os.PathLike[str], shapes: ExampleShape
-) -> dict[str, Any]:
-  """Compares a data set with what training wants, by its report alone.
-
-  Args:
-    folder: Output of `prepare`.
-    shapes: Shapes of the examples that training wants.
-
-  Returns:
-    The report.
-
-  Raises:
-    ValueError: If there is no data set, a shard is cut off, or sizes differ.
-  """
-  if not str(folder):
-    raise ValueError(
-      "data.root='' must name a folder of prepared clips; make one with python"
-      " -m videomla_jax.prepare --config=configs/prepare.py."
-    )
-  report = dataset.read_report(folder)
-  dataset.verify(folder, digests=False)
-  tokens, width = shapes.text
-  if report["text_width"] != width or report["max_tokens"] > tokens:
-    raise ValueError(
-      f"data.root={str(folder)!r} has embeddings of up to"
-      f" {report['max_tokens']} tokens of {report['text_width']} channels, but"
-      f" data.text_shape={shapes.text}; use the text encoder of the network."
-    )
-  if shapes.latents is not None:
-    _check_latents(folder, report["latent_shape"], shapes.latents)
-  return report
-
-
-def _check_latents(
-  folder: str | os.PathLike[str],
-  stored: Sequence[int] | None,
-  wanted: tuple[int, ...],
-) -> None:
-  """Refuses latents of another size, or clips that are too short."""
-  if stored is None:
-    raise ValueError(
-      f"data.root={str(folder)!r} has prompts and no clips, which is enough for"
-      " stage 3 alone; prepare videos for this stage."
-    )
-  if tuple(stored[1:]) != wanted[1:]:
-    raise ValueError(
-      f"data.root={str(folder)!r} has latents of {tuple(stored[1:])} but"
-      f" data.latent_shape={wanted[1:]}; prepare clips of that size, or change"
-      " the config."
-    )
-  if stored[0] < wanted[0]:
-    raise ValueError(
-      f"data.root={str(folder)!r} has clips of {stored[0]} latent frames but"
-      f" data.num_frames={wanted[0]}; use fewer, or prepare longer clips."
-    )
 
 
 def make_loader(
   folder: str | os.PathLike[str],
   *,
   batch_size: int,
-  shapes: ExampleShape,
+  shapes: example_shape.ExampleShape,
   seed: int,
   prompt_dropout: float | int = 0.0,
   num_epochs: int | None = None,
@@ -132,8 +61,8 @@ def make_loader(
   batching.check_seed(seed)
   batching.check_chance("prompt_dropout", prompt_dropout)
   batching.check_processes(batch_size, process_index, process_count)
-  check(folder, shapes)
-  negative = records.unpack(
+  example_shape.check(folder, shapes)
+  negative = record_files.unpack(
     dataset.read_null_text(folder), num_tokens=shapes.text[0]
   )
   clips = grain.MapDataset.source(open_records(folder, split, shapes)).seed(
@@ -153,7 +82,7 @@ def make_loader(
 
 
 def read_captions(
-  folder: str | os.PathLike[str], shapes: ExampleShape, count: int
+  folder: str | os.PathLike[str], shapes: example_shape.ExampleShape, count: int
 ) -> tuple[list[str], Float[np.ndarray, "V M E"], Float[np.ndarray, "M E"]]:
   """Returns captions to try a model on: held-out ones, else those of training.
 
@@ -174,16 +103,16 @@ def read_captions(
     if len(found) == count:
       break
     record, tokens = source[i], shapes.text[0]
-    text = records.unpack(record["text"], num_tokens=tokens)
+    text = record_files.unpack(record["text"], num_tokens=tokens)
     found.setdefault(record["caption"].decode(), text)
-  negative = records.unpack(
+  negative = record_files.unpack(
     dataset.read_null_text(root), num_tokens=shapes.text[0]
   )
   return [*found], np.stack([*found.values()]), negative
 
 
 def open_records(
-  folder: str | os.PathLike[str], split: str, shapes: ExampleShape
+  folder: str | os.PathLike[str], split: str, shapes: example_shape.ExampleShape
 ) -> Sequence[dict[str, Any]]:
   """Opens a split for random access; what is not wanted is not decoded.
 
@@ -224,7 +153,7 @@ def _open(
 class _Example(grain.transforms.RandomMap):
   """Makes a training example of a record: first frames, padding, dropout."""
 
-  shapes: ExampleShape
+  shapes: example_shape.ExampleShape
   negative: Float[np.ndarray, "M E"]
   prompt_dropout: float
 
@@ -232,7 +161,7 @@ class _Example(grain.transforms.RandomMap):
     self, element: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, np.ndarray]:
     """Returns the example of one record; Grain gives each its own rng."""
-    text = records.unpack(element["text"], num_tokens=self.shapes.text[0])
+    text = record_files.unpack(element["text"], num_tokens=self.shapes.text[0])
     if rng.random() < self.prompt_dropout:
       text = self.negative
     example = {"text": text}

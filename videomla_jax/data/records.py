@@ -6,20 +6,15 @@ them, and have only their real tokens; they are stored as bit patterns, since
 TFDS knows no bfloat16 without TensorFlow.
 """
 
-from collections.abc import Iterable
 import dataclasses
-import os
-import pathlib
-import shutil
 from typing import Any
 
-from array_record.python import array_record_module
-from jaxtyping import Float, UInt16
-import ml_dtypes
+from jaxtyping import Float
 import numpy as np
 import tensorflow_datasets as tfds
 
 from videomla_jax.data import decode
+from videomla_jax.data import record_files
 from videomla_jax.data import table
 
 _SCORES = ("aesthetic_score", "motion_score", "temporal_consistency_score")
@@ -81,7 +76,7 @@ def prompt_example(
     text: Embeddings of its real tokens.
   """
   return {
-    "text": pack(text),
+    "text": record_files.pack(text),
     "caption": item.caption,
     "index": item.index,
   }
@@ -115,71 +110,6 @@ def clip_example(
     "seconds": _or_nan(facts.seconds),
     **{n: _or_nan(getattr(item, n)) for n in _SCORES},
   }
-
-
-def pack(text: Float[np.ndarray, "m E"]) -> UInt16[np.ndarray, "m E"]:
-  """Returns embeddings as the bits of bfloat16."""
-  return text.astype(ml_dtypes.bfloat16).view(np.uint16)
-
-
-def unpack(
-  text: UInt16[np.ndarray, "m E"], *, num_tokens: int
-) -> Float[np.ndarray, "M E"]:
-  """Returns embeddings in bfloat16, padded with zeros as Wan pads.
-
-  Args:
-    text: Bits of bfloat16.
-    num_tokens: Tokens M after padding.
-  """
-  rows = np.zeros((num_tokens, text.shape[1]), ml_dtypes.bfloat16)
-  rows[: len(text)] = text.view(ml_dtypes.bfloat16)
-  return rows
-
-
-def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
-  """Writes one ArrayRecord file and returns the number of records.
-
-  Args:
-    path: File to write.
-    records: Serialised records.
-  """
-  # Groups of one: records are read in random order.
-  writer = array_record_module.ArrayRecordWriter(
-    os.fspath(path), "group_size:1"
-  )
-  count = 0
-  try:
-    for record in records:
-      writer.write(record)
-      count += 1
-  finally:
-    writer.close()
-  return count
-
-
-def file_name(split: str, index: int, count: int, *, dataset: str) -> str:
-  """Returns the name of a shard as TFDS wants it.
-
-  Args:
-    split: Split such as "train".
-    index: Number of the shard, from 0.
-    count: Number of shards of the split.
-    dataset: Name of the data set.
-  """
-  return f"{dataset}-{split}.array_record-{index:05d}-of-{count:05d}"
-
-
-def link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Gives a finished file another name; a link needs no space.
-
-  Args:
-    source: The file.
-    target: Its other name.
-  """
-  try:
-    os.link(source, target)
-  except OSError:  # Not every file system has links.
-    shutil.copyfile(source, target)
 
 
 def _or_nan(value: float | int | None) -> float | int:

@@ -22,6 +22,7 @@ import numpy as np
 from videomla_jax.data import decode
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
+from videomla_jax.data import record_files
 from videomla_jax.data import records
 from videomla_jax.data import table
 from videomla_jax.storage import atomic
@@ -147,7 +148,7 @@ def _make_null_text(
   encoder = encode.load(job.settings.encoder)
   (text,) = encoder.texts([job.settings.negative_prompt])
   with path.open("wb") as file:
-    np.save(file, records.pack(text))
+    np.save(file, record_files.pack(text))
   return {"clips": 0, "inputs": 0, "max_tokens": len(text)}
 
 
@@ -185,7 +186,7 @@ def _make_records(
         yield feature.serialize_example(example)
       on_item()
 
-  num_records = records.write(path, serialised())
+  num_records = record_files.write(path, serialised())
   return {
     "clips": num_records,
     "excluded": dict(sorted(excluded.items())),

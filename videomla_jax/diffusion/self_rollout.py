@@ -28,6 +28,7 @@ from videomla_jax.models import window as window_lib
 
 Latents = Float[Array, "B T H W C"]
 Text = Float[Array, "B M E"]
+Chunks = Float[Array, "G B T H W C"]
 
 
 class Draws(NamedTuple):
@@ -200,7 +201,7 @@ def generate(
 
   def run(
     cache: cache_lib.Cache, some: slice, *, keep: bool
-  ) -> tuple[cache_lib.Cache, tuple[Latents, Trained | None]]:
+  ) -> tuple[cache_lib.Cache, tuple[Chunks, Trained | None]]:
     def step(cache: cache_lib.Cache, noise: sampling.Noise) -> PyTree:
       after, x0, trained = _roll_chunk(
         model,

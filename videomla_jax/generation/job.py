@@ -25,6 +25,7 @@ from videomla_jax.costs import memory
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import given_frames
 from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import pixel_stream
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
@@ -103,7 +104,7 @@ class Job:
 
   def stream(
     self, pipeline: pipeline_lib.Pipeline, text: Text, *, endless: bool = False
-  ) -> pipeline_lib.PixelStream:
+  ) -> pixel_stream.PixelStream:
     """Opens the stream of new pixels, in [0, 1], of a causal model.
 
     Args:
@@ -114,7 +115,7 @@ class Job:
     Raises:
       ValueError: If the text or the frames do not fit the network.
     """
-    return pipeline_lib.PixelStream(
+    return pixel_stream.PixelStream(
       pipeline,
       text,
       jax.random.key(self.request.seed),
@@ -150,7 +151,7 @@ class Job:
     if self.request.mode == "causal":
       pieces = self.stream(pipeline, text)
     else:
-      pieces = pipeline_lib.whole_clip(
+      pieces = pixel_stream.whole_clip(
         pipeline,
         text,
         jax.random.key(self.request.seed),

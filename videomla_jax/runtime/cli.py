@@ -1,11 +1,7 @@
 """How every command starts, and how it reports mistakes of the user."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
-import importlib.resources
-import pathlib
 import sys
 from typing import Any
 
@@ -14,6 +10,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from videomla_jax.runtime import config_files
 from videomla_jax.runtime import distributed
 
 # Mistakes of the user. Any other error is a fault of ours and keeps its
@@ -32,62 +29,6 @@ _FLAG_ERRORS = (
 )
 
 
-def config_folder() -> pathlib.Path:
-  """Returns the folder of the configs that belong to this package.
-
-  A wheel carries them inside the package, see setup.py; in a checkout they are
-  beside it.
-  """
-  package = pathlib.Path(str(importlib.resources.files("videomla_jax")))
-  installed = package / "configs"
-  return installed if installed.is_dir() else package.parent / "configs"
-
-
-def find_config(path: str) -> pathlib.Path:
-  """Returns the file that --config names.
-
-  Args:
-    path: Path from the current folder, without the arguments of the config. If
-      no file is there, `configs/NAME.py` also names a config of this package.
-
-  Returns:
-    The file in the current folder or, failing that, the one of this package.
-
-  Raises:
-    ValueError: If there is no such file; the message lists the configs.
-  """
-  here, folder = pathlib.Path(path), config_folder()
-  if here.exists():
-    return here
-  own = folder / here.name
-  if here.parent == pathlib.Path("configs") and own.is_file():
-    return own
-  names = (f"configs/{x.name}" for x in sorted(folder.glob("*.py")))
-  known = [name for name in names if name != "configs/common.py"]
-  raise ValueError(
-    f"there is no file {path!r}; give the path of a config file from the "
-    f"current folder, or use one of {', '.join(known)}."
-  )
-
-
-@contextlib.contextmanager
-def importing_from(folder: pathlib.Path) -> Iterator[None]:
-  """Lets the configs of a folder import each other while they are loaded.
-
-  The configs of this package can be imported as well, so that a copy of one in
-  another folder finds `common`.
-
-  Args:
-    folder: Folder of the config file that is being loaded.
-  """
-  before = list(sys.path)
-  sys.path[:] = [str(folder.resolve()), *before, str(config_folder())]
-  try:
-    yield
-  finally:
-    sys.path[:] = before
-
-
 class _ConfigParser(flags.ArgumentParser):
   """Finds a config file before another parser loads it."""
 
@@ -99,8 +40,8 @@ class _ConfigParser(flags.ArgumentParser):
   def parse(self, argument: str) -> Any:
     """Returns the config of `configs/NAME.py[:ARGUMENTS]`."""
     path, colon, arguments = argument.partition(":")
-    file = find_config(path)
-    with importing_from(file.parent):
+    file = config_files.find_config(path)
+    with config_files.importing_from(file.parent):
       return self._loader.parse(f"{file}{colon}{arguments}")
 
   def flag_type(self) -> str:

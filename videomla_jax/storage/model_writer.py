@@ -7,34 +7,16 @@ through memory tensor by tensor.
 """
 
 from collections.abc import Mapping
-import json
 import os
 import pathlib
 import shutil
 import types
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from videomla_jax.storage import model_folder
-from videomla_jax.storage import tree_names
-
-# Bytes of a piece on disk, and of its copy in memory while it is written.
-_PIECE_BYTES = 32 * 2**20
-
-
-class Spec(NamedTuple):
-  """A parameter that is to be written.
-
-  Attributes:
-    shape: Shape in our layout, with blocks stacked.
-    dtype: Type in which the numbers are stored.
-    blocks: Whether the leading axis counts blocks.
-  """
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  blocks: bool
+from videomla_jax.storage import params_skeleton
 
 
 class ModelWriter:
@@ -48,7 +30,7 @@ class ModelWriter:
   def __init__(
     self,
     path: str | os.PathLike[str],
-    specs: Mapping[str, Spec],
+    specs: Mapping[str, params_skeleton.Parameter],
     config: dict[str, Any],
   ) -> None:
     """Notes what is to be written; the folder is made by `with`.
@@ -73,9 +55,9 @@ class ModelWriter:
     )
     try:
       params = self._temporary / model_folder.PARAMS
-      _write_skeleton(params, self._specs)
+      params_skeleton.write_skeleton(params, self._specs)
       for name, spec in self._specs.items():
-        _describe(params / _file_name(name), spec)
+        params_skeleton.describe(params / params_skeleton.file_name(name), spec)
     except BaseException:
       shutil.rmtree(self._temporary, ignore_errors=True)
       raise
@@ -109,8 +91,10 @@ class ModelWriter:
   def _write(self, name: str, value: np.ndarray, block: int | None) -> None:
     """Writes the pieces of one tensor, each as a file of raw values."""
     spec = self._specs[name]
-    folder = self._temporary / model_folder.PARAMS / _file_name(name)
-    rows = _rows(value.shape, spec.dtype) if value.ndim else 1
+    folder = (
+      self._temporary / model_folder.PARAMS / params_skeleton.file_name(name)
+    )
+    rows = params_skeleton.rows(value.shape, spec.dtype) if value.ndim else 1
     value = value if value.ndim else value[None]
     for i in range(0, len(value), rows):
       piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
@@ -118,7 +102,9 @@ class ModelWriter:
       # axes that are not cut.
       index = [] if block is None else [block]
       index += [i // rows, *(0,) * (len(spec.shape) - len(index) - 1)]
-      with (folder / _piece_name(index[: len(spec.shape)])).open("wb") as file:
+      with (folder / params_skeleton.piece_name(index[: len(spec.shape)])).open(
+        "wb"
+      ) as file:
         piece.tofile(file)
         # The format wants every piece in full size; the rows beyond are zeros.
         missing = (rows - len(piece)) * piece[0].nbytes
@@ -150,52 +136,3 @@ def _remove_leftovers(path: pathlib.Path) -> None:
     process = folder.name.split(".")[-2]
     if process.isdigit() and not pathlib.Path("/proc", process).exists():
       shutil.rmtree(folder, ignore_errors=True)
-
-
-def _file_name(name: str) -> str:
-  return name.replace("/", ".")
-
-
-def _write_skeleton(path: pathlib.Path, specs: Mapping[str, Spec]) -> None:
-  """Lets Orbax describe the tree, with one number in place of every array."""
-  tree = tree_names.nested_dict(dict.fromkeys(specs, np.zeros((), np.float32)))
-  with model_folder.local_checkpointer(use_ocdbt=False) as checkpointer:
-    checkpointer.save(path, tree)
-
-
-def _rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
-  """Counts the rows of the leading axis that make up one piece."""
-  row = int(np.prod(shape[1:])) * dtype.itemsize
-  return max(1, min(shape[0], _PIECE_BYTES // max(row, 1)))
-
-
-def _piece_name(index: list[int]) -> str:
-  return ".".join(map(str, index)) or "0"
-
-
-def _describe(folder: pathlib.Path, spec: Spec) -> None:
-  """Writes how an array lies on disk: in the Zarr 2 format, not compressed.
-
-  Weights hardly get smaller, and raw pieces need no second copy in memory.
-  """
-  chunks = list(spec.shape)
-  inner = spec.shape[1:] if spec.blocks else spec.shape
-  if inner:
-    chunks[-len(inner)] = _rows(inner, spec.dtype)
-  if spec.blocks:
-    chunks[0] = 1
-  dtype = "bfloat16" if spec.dtype.name == "bfloat16" else spec.dtype.str
-  about = dict(
-    zarr_format=2,
-    shape=list(spec.shape),
-    chunks=chunks,
-    dtype=dtype,
-    compressor=None,
-    fill_value=None,
-    filters=None,
-    order="C",
-    dimension_separator=".",
-  )
-  shutil.rmtree(folder)
-  folder.mkdir()
-  (folder / ".zarray").write_text(json.dumps(about))

@@ -5,11 +5,8 @@ header alone is read first, so that a network larger than memory passes through
 it tensor by tensor.
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
 import json
 import math
-import os
 import pathlib
 from typing import Any
 
@@ -28,7 +25,6 @@ DTYPES = {
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_file(path: pathlib.Path) -> Tensors:
@@ -115,89 +111,3 @@ def read_shards(path: pathlib.Path) -> Tensors:
       "again."
     )
   return {name: opened[file][name] for name, file in shards.items()}
-
-
-def write_safetensors(
-  path: str | os.PathLike[str],
-  tensors: Mapping[str, lazy_tensor.LazyTensor],
-  *,
-  stem: str = "diffusion_pytorch_model",
-  shard_bytes: int = 5 * 10**9,
-) -> Iterator[str]:
-  """Writes tensors one by one, each file complete or not at all.
-
-  Args:
-    path: Folder of the result: `STEM.safetensors`, or shards and their index
-      above `shard_bytes`.
-    tensors: What to write; one at a time is read.
-    stem: Beginning of the names of the files.
-    shard_bytes: Upper bound of a file's size, unless one tensor is larger.
-
-  Yields:
-    The name of each tensor after it is written, for a progress bar.
-  """
-  folder = pathlib.Path(path)
-  folder.mkdir(parents=True, exist_ok=True)
-  shards = _shards(tensors, shard_bytes)
-  files = [f"{stem}.safetensors"]
-  if len(shards) > 1:
-    files = [
-      f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-      for i in range(len(shards))
-    ]
-  for file, names in zip(files, shards, strict=True):
-    yield from _write_file(folder / file, {n: tensors[n] for n in names})
-  if len(shards) > 1:
-    total = sum(_num_bytes(x) for x in tensors.values())
-    file_of = {n: f for f, names in zip(files, shards) for n in names}
-    index = dict(metadata=dict(total_size=total), weight_map=file_of)
-    temporary = folder / f".{stem}.tmp"
-    temporary.write_text(json.dumps(index, indent=2) + "\n")
-    temporary.replace(folder / f"{stem}{INDEX}")
-
-
-def _num_bytes(tensor: lazy_tensor.LazyTensor) -> int:
-  return math.prod(tensor.shape) * tensor.dtype.itemsize
-
-
-def _shards(
-  tensors: Mapping[str, lazy_tensor.LazyTensor], shard_bytes: int
-) -> list[list[str]]:
-  shards: list[list[str]] = [[]]
-  used = 0
-  for name, tensor in tensors.items():
-    if shards[-1] and used + _num_bytes(tensor) > shard_bytes:
-      shards.append([])
-      used = 0
-    shards[-1].append(name)
-    used += _num_bytes(tensor)
-  return shards
-
-
-def _write_file(path: pathlib.Path, tensors: Tensors) -> Iterator[str]:
-  """Writes one file, which appears when it is complete."""
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-  offset = 0
-  for name, tensor in tensors.items():
-    header[name] = dict(
-      dtype=_NAMES[tensor.dtype],
-      shape=list(tensor.shape),
-      data_offsets=[offset, offset + _num_bytes(tensor)],
-    )
-    offset += _num_bytes(tensor)
-  text = json.dumps(header).encode()
-  # The format wants values to begin at a multiple of eight bytes.
-  text += b" " * (-len(text) % 8)
-  # A reader must never find a header whose values are not written yet.
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("wb") as file:
-      file.write(len(text).to_bytes(8, "little") + text)
-      for name, tensor in tensors.items():
-        value = np.ascontiguousarray(tensor.read())
-        assert (value.shape, value.dtype) == (tensor.shape, tensor.dtype), name
-        file.write(value.reshape(-1).view(np.uint8).data)
-        yield name
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)

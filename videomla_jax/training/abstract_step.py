@@ -100,6 +100,7 @@ def step_and_arguments(
   sharding.check_batch(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
+  # Shapes of averages and moments follow from those of the networks.
   state = jax.eval_shape(lambda n: stage.init(n, settings), networks)
   layout = sharding.shardings(state, mesh)
   frozen = stage.frozen(networks)

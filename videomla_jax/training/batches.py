@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomla_jax.data import dataset
+from videomla_jax.data import example_shape
 from videomla_jax.data import reader
 from videomla_jax.small_world import loader as loader_lib
 from videomla_jax.small_world import moving_digits
@@ -48,7 +49,7 @@ def check(data: settings_lib.Data, *, clips: bool) -> None:
     ValueError: With the way out.
   """
   if isinstance(data, settings_lib.PreparedClips):
-    reader.check(data.root, _shapes(data, clips=clips))
+    example_shape.check(data.root, _shapes(data, clips=clips))
     if data.verify:  # Hours for a large data set, so it is asked for.
       dataset.verify(data.root, digests=True)
 
@@ -125,7 +126,7 @@ def loader(
 
 def _shapes(
   data: settings_lib.PreparedClips, *, clips: bool
-) -> reader.ExampleShape:
+) -> example_shape.ExampleShape:
   """Returns the shapes that prepared data must have.
 
   Args:
@@ -133,7 +134,7 @@ def _shapes(
     clips: Whether the stage reads clips, or prompts alone.
   """
   clip = (data.num_frames, *data.latent_shape)
-  return reader.ExampleShape(
+  return example_shape.ExampleShape(
     latents=clip if clips else None, text=data.text_shape
   )
 

@@ -39,6 +39,7 @@ class Evaluation:
     count = settings.eval.batches
     if stage.held_out_loss is None or not count:
       return
+    # Its inputs are not donated: the average is needed for the next step.
     self._loss = jax.jit(stage.held_out_loss(settings))
     held_out = batches.loader(
       settings.data,

@@ -60,6 +60,7 @@ def negative(model: Network, batch: Batch) -> Float[Array, "B M E"]:
     batch: A batch with prompts.
   """
   if isinstance(model, model_lib.VideoModel):
+    # Word 0 is padding.
     return model.encode_text(jnp.zeros_like(batch["tokens"]))
   prompts = batch["text"]
   if "negative" not in batch:
@@ -93,6 +94,7 @@ def split(batch: Batch, count: int) -> Batch:
       f"batch_size={size} must be a multiple of {count}, the batches that a "
       "step works through one by one; change the batch or optim.accumulate."
     )
+  # Every microbatch needs the negative prompt, which has no batch axis.
   shared = {name: x for name, x in batch.items() if name == "negative"}
   dealt = jax.tree.map(
     lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1),

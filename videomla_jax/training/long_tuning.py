@@ -187,6 +187,7 @@ class LongTuning:
       finite: Whether the loss was finite. If not, the videos stay as they were,
         so that one bad rollout does not spoil all that follow.
     """
+    # Known and new frames together are at least a clip.
     clip = segment.video(latents)[:, -self.clip_frames :]
     return jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),

@@ -21,6 +21,7 @@ from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
 from videomla_jax.training import evaluation
+from videomla_jax.training import finite_watch
 from videomla_jax.training import inputs
 from videomla_jax.training import interrupts
 from videomla_jax.training import optim
@@ -102,14 +103,13 @@ class Run:
     evaluate = evaluation.Evaluation(
       self.stage, self.settings, self.frozen, self.mesh
     )
-    watch = interrupts.FiniteWatch(
+    watch = finite_watch.FiniteWatch(
       self.root / "skipped", limit=self.settings.optim.max_skipped
     )
     watch.start(state.skipped)
-    stop = interrupts.StopRequest()
     with (
       jax.set_mesh(self.mesh),
-      stop.listening(),
+      interrupts.StopRequest().listening() as stop,
       metrics.MetricWriter(self.root, resumed_step=start) as writer,
       progress_bar.Progress(total, self.stage.title, initial=start) as progress,
     ):

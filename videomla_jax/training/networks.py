@@ -112,6 +112,7 @@ def prepare(
       f"networks.model has {attention.kind} attention but model.kind="
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
+  # A dense network has no such sizes; 0 takes whatever the folder holds.
   sizes = {"d_c": wanted.d_c, "d_rope": wanted.d_rope}
   for name, size in sizes.items() if attention.kind != "dense" else ():
     found = getattr(attention, name)

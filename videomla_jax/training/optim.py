@@ -199,6 +199,7 @@ def apply(
   finite = jnp.isfinite(norm) & jnp.isfinite(loss)
   # A gradient of zeros keeps the arithmetic below finite as well.
   safe = jax.tree.map(lambda g: jnp.where(finite, g, 0), gradient)
+  # Moments see zeros as well, but what they become is dropped below.
   updates, moments = optimiser.update(safe, state.optimiser, state.model)
   model = optax.apply_updates(state.model, updates)
   ema = None

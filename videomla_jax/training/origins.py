@@ -52,6 +52,7 @@ def check(
   Raises:
     ValueError: If the folder is missing, or of an origin that is not allowed.
   """
+  # The empty string is no origin; it allows random weights.
   names = [name for name in allowed if name]
   if not str(path):
     if "" in allowed:

@@ -46,7 +46,7 @@ class Profile:
 
     Args:
       step: The step that was dispatched, counted from 1.
-      scalars: Its results; the trace lasts until they are there.
+      scalars: The results of the step; the trace lasts until they are there.
     """
     if self._on and step >= self._last:
       # The device is behind; without this the trace would miss its work.

@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 import numpy as np
 
+from videomla_jax.data import example_shape
 from videomla_jax.data import reader
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import pixel_stream
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import sources
 from videomla_jax.models import released
@@ -65,7 +67,7 @@ def _prepared(
   """
   data, samples = settings.data, settings.samples
   assert isinstance(data, settings_lib.PreparedClips)
-  wanted = reader.ExampleShape(latents=None, text=data.text_shape)
+  wanted = example_shape.ExampleShape(latents=None, text=data.text_shape)
   words, text, negative = reader.read_captions(
     data.root, wanted, samples.videos
   )
@@ -129,29 +131,7 @@ def write(
     pipeline, words, text = _small(model, settings, guided)
   else:
     pipeline, words, text = _prepared(model, settings, guided)
-  # The same noise every time: what changes from film to film is the model.
-  key = jax.random.key(settings.seed)
-  chunks: Iterable[pipeline_lib.Pixels]
-  if causal:
-    chunks = pipeline_lib.PixelStream(
-      pipeline,
-      text,
-      key,
-      window=settings.window,
-      sampler=sampler,
-      num_frames=round(settings.samples.seconds * pipeline.fps),
-    )
-  else:
-    stride = pipeline.codec.temporal_stride
-    chunks = pipeline_lib.whole_clip(
-      pipeline,
-      text,
-      key,
-      sampler=sampler,
-      num_frames=(settings.data.num_frames - 1) * stride + 1,
-    )
-  pixels = np.concatenate([np.asarray(x) for x in chunks], axis=1)
-  frames = pixels_lib.to_uint8(pixels)
+  frames = _generate(pipeline, text, settings, sampler=sampler, causal=causal)
   folder.mkdir(parents=True, exist_ok=True)
   sheet = folder / f"step-{step:07d}.png"
   contact_sheet.write_png(
@@ -163,3 +143,45 @@ def write(
   side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
   mp4.write_mp4(film, side_by_side, fps=pipeline.fps, scale=scale)
   return [sheet, film]
+
+
+def _generate(
+  pipeline: pipeline_lib.Pipeline,
+  text: Array,
+  settings: settings_lib.Training,
+  *,
+  sampler: sampling.Sampler,
+  causal: bool,
+) -> UInt8[np.ndarray, "b t h w c"]:
+  """Generates one video for each prompt.
+
+  Args:
+    pipeline: Network and codec.
+    text: Embeddings of the prompts, with guidance the unconditional rows last.
+    settings: Settings of the stage.
+    sampler: The sampler that the model is made for.
+    causal: Whether videos are made chunk by chunk, or as a whole clip.
+  """
+  # The same noise every time: what changes from film to film is the model.
+  key = jax.random.key(settings.seed)
+  chunks: Iterable[pipeline_lib.Pixels]
+  if causal:
+    chunks = pixel_stream.PixelStream(
+      pipeline,
+      text,
+      key,
+      window=settings.window,
+      sampler=sampler,
+      num_frames=round(settings.samples.seconds * pipeline.fps),
+    )
+  else:
+    stride = pipeline.codec.temporal_stride
+    chunks = pixel_stream.whole_clip(
+      pipeline,
+      text,
+      key,
+      sampler=sampler,
+      num_frames=(settings.data.num_frames - 1) * stride + 1,
+    )
+  pixels = np.concatenate([np.asarray(x) for x in chunks], axis=1)
+  return pixels_lib.to_uint8(pixels)

@@ -28,6 +28,7 @@ class Clock:
     Args:
       step: Number of finished steps.
     """
+    # At least one step, since an evaluation may follow a line at once.
     now, steps = time.monotonic(), max(step - self._step, 1)
     seconds, flops = (now - self._time) / steps, self._flops / steps
     self._time, self._step, self._flops = now, step, 0.0
@@ -42,6 +43,7 @@ def scalars(*, examples: int, seconds: float, flops: float) -> dict[str, float]:
     seconds: Time of a step.
     flops: Operations of a step, over all devices; 0 if they are not counted.
   """
+  # Clips of all devices, so that runs on different meshes can be compared.
   values = {
     "perf/step_seconds": seconds,
     "perf/clips_per_second": examples / seconds,

@@ -22,18 +22,22 @@ def _visited(table, row):
   valid=st.lists(
     st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3
   ),
-  granule=st.integers(1, 9),
+  validity_block=st.integers(1, 9),
   block=st.sampled_from([1, 2, 4, 8]),
 )
-def test_every_valid_key_is_visited_once_in_order(valid, granule, block):
+def test_every_valid_key_is_visited_once_in_order(valid, validity_block, block):
   table = blocks.table_of(
-    jnp.asarray(valid), validity_block=granule, block=block
+    jnp.asarray(valid), validity_block=validity_block, block=block
   )
   for row, flags in enumerate(valid):
-    expected = np.flatnonzero(np.repeat(flags, granule))
+    expected = np.flatnonzero(np.repeat(flags, validity_block))
     assert _visited(table, row) == expected.tolist()
     used = int(table.num_blocks[row])
-    assert used <= blocks.max_blocks(5, granule, block) == table.start.shape[1]
+    assert (
+      used
+      <= blocks.max_blocks(5, validity_block, block)
+      == table.start.shape[1]
+    )
     assert (np.asarray(table.count[row, :used]) >= 1).all()
     assert (np.asarray(table.count[row]) <= block).all()
     assert not np.asarray(table.count[row, used:]).any()
@@ -53,7 +57,7 @@ def test_an_empty_segment_has_no_blocks():
   assert not np.asarray(table.num_blocks).any()
 
 
-def test_streams_with_the_most_blocks_come_first(seed):
+def test_rows_with_the_most_blocks_come_first(seed):
   rng = np.random.default_rng(seed)
   valid = [jnp.asarray(rng.integers(0, 2, (7, n)), bool) for n in (6, 1)]
   tables = [blocks.table_of(v, validity_block=72, block=64) for v in valid]

@@ -20,13 +20,13 @@ from videomla_jax.ops.latent_attention import types
 
 B, N, P = 2, 2, 19
 
-# Ring validity of two streams; the own chunk is always seen.
+# Validity of the ring for two rows of the batch; the chunk is always valid.
 VALIDITY = {
   "full": [[1, 1, 1], [1, 1, 1]],
   "part-filled": [[1, 0, 0], [1, 1, 0]],
   "holes": [[1, 0, 1], [0, 1, 0]],
   "empty": [[0, 0, 0], [0, 0, 0]],
-  "one stream empty": [[0, 0, 0], [1, 1, 1]],
+  "one row empty": [[0, 0, 0], [1, 1, 1]],
 }
 
 

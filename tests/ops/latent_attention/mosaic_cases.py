@@ -103,10 +103,10 @@ def run_case(
 
 
 def run_without_keys(form: str, sizes: suite.Sizes, seed: int, **changes):
-  """A stream that sees no key gets zeros, and must not hang or spoil."""
+  """A row without valid keys gets zeros, does not hang, and spoils no other."""
   suite.P = TOKENS
   queries, (ring, _), up = suite.inputs(
-    seed, "one stream empty", sizes, jnp.bfloat16
+    seed, "one row empty", sizes, jnp.bfloat16
   )
   flash = flash_with(config_for(form, sizes, **changes))
   run = jax.jit(suite.latent_attention(flash, form))
@@ -146,14 +146,14 @@ def run_rising(form: str, sizes: suite.Sizes, seed: int, tiles: int):
 
 
 def run_any_division(form: str, sizes: suite.Sizes, seed: int):
-  """Who takes a tile, beside and after which others, must not show in it.
+  """Which core takes a tile, and after which others, must not change it.
 
-  Streams have one and three blocks of keys, so that an item starts in either
+  Rows have one and three blocks of keys, so that an item starts in either
   slot of S and in every stage, at every phase. Every other item of two tiles has
-  no rows in the second: one core takes them in turn, two take their own kind.
+  no rows in the second: one core takes both kinds by turns, two take one kind each.
   """
   suite.P = TOKENS
-  args = suite.inputs(seed, "one stream empty", sizes, jnp.bfloat16)
+  args = suite.inputs(seed, "one row empty", sizes, jnp.bfloat16)
   expected = None
   for tiles, cores in ((1, 148), (1, 5), (2, 148), (2, 1), (2, 2)):
     flash = flash_with(config_for(form, sizes, tiles=tiles, cores=cores))
@@ -167,9 +167,9 @@ def run_any_division(form: str, sizes: suite.Sizes, seed: int):
 def run_items(form: str, seed: int) -> None:
   """Several work items after each other, one or two tiles in each."""
   wide, long = WIDE[form], LONG[form]
-  streams = ("holes", "part-filled", "one stream empty")
-  run_case("one tile", form, wide, seed, streams, cores=1)
-  run_case("two tiles", form, long, seed, streams, tiles=2, cores=1)
+  validities = ("holes", "part-filled", "one row empty")
+  run_case("one tile", form, wide, seed, validities, cores=1)
+  run_case("two tiles", form, long, seed, validities, tiles=2, cores=1)
   run_without_keys(form, wide, seed, cores=1)
   run_without_keys(form, long, seed, tiles=2, cores=1)
   run_any_division(form, long, seed)

@@ -133,14 +133,14 @@ def test_two_runs_are_bit_equal(seed, form):
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("validity", ["holes", "one stream empty"])
+@pytest.mark.parametrize("validity", ["holes", "one row empty"])
 def test_attention_without_positions_equals_plain_softmax(seed, validity):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
   keys, heads = 4 * suite.P, suite.N
   sizes = ((21, heads, 48), (keys, heads, 48), (keys, heads, 32))
   arrays = tuple(draw(suite.B, *size) for size in sizes)
-  # A granule of one's own at the end, so that every row sees a key.
+  # One more validity block at the end, so that every row of the batch sees a key.
   valid = jnp.asarray([[*row, 1] for row in suite.VALIDITY[validity]], bool)
 
   def ours(query, key, value):

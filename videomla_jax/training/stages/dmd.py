@@ -106,6 +106,7 @@ def updates(settings: Settings) -> distribution_matching.DistributionMatching:
   Raises:
     ValueError: If window, schedule and clip do not fit each other.
   """
+  # The scores see clips of the length that they were trained with.
   setup = dmd.Setup(
     window=settings.window,
     sampler=_sampler(settings),

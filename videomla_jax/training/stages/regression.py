@@ -73,6 +73,7 @@ def make_step(loss: Loss, settings: settings_lib.Training) -> stage_lib.Step:
     ) -> tuple[tuple[Float32[Array, ""], Float32[Array, "T"]], PyTree]:
       differentiate = jax.value_and_grad(loss_of, has_aux=True)
       (value, per_frame), gradient = differentiate(state.model, batch, key)
+      # Over the examples, so that microbatches can be averaged.
       return (value, per_frame.mean(0)), gradient
 
     (value, per_frame), gradient = optim.accumulated(

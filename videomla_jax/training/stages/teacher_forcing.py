@@ -78,7 +78,7 @@ def loss(
     chunk_frames=window.chunk_frames,
     s=s,
   )
-  weight = None
+  weight = None  # every level counts alike
   if settings.diffusion.loss_weight == "bell":
     weight = flow.training_weight(sigma, s=s)
   return teacher_forcing.loss(

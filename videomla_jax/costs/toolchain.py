@@ -1,0 +1,58 @@
+"""The cross-compilers for absent GPUs, and where XLA leaves its code."""
+
+import importlib.util
+import os
+import pathlib
+
+from videomla_jax.costs import machine_code
+
+XLA_DUMPS = "xla"  # name of a folder inside of that of `dump_environment`
+
+
+def check_toolchain() -> None:
+  """Raises `RuntimeError` if the cross-compiler is not installed."""
+  for name in ("jax_cuda13_plugin", "nvidia"):
+    if importlib.util.find_spec(name) is None:
+      raise RuntimeError(
+        "compiling for a GPU needs JAX's CUDA plugin and ptxas; run "
+        "pip install 'videomla-jax[aot]'."
+      )
+
+
+def prepare_environment() -> None:
+  """Puts the installed ptxas first on PATH: an old one refuses new PTX."""
+  check_toolchain()
+  tools = str(pathlib.Path(machine_code.tool("ptxas")).parent)
+  path = os.environ.get("PATH", "").split(os.pathsep)
+  others = [folder for folder in path if folder != tools]
+  os.environ["PATH"] = os.pathsep.join([tools, *others])
+
+
+def dump_environment(folder: pathlib.Path) -> dict[str, str]:
+  """Returns an environment in which Mosaic and XLA write reports to `folder`.
+
+  Args:
+    folder: An empty folder, in which `tools` is made. Mosaic writes machine
+      code and its figures to it, XLA the launches of kernels to its `xla`.
+
+  Returns:
+    Variables for a new process, since JAX reads them when it starts.
+  """
+  check_toolchain()
+  tools = folder / "tools" / "bin"
+  tools.mkdir(parents=True, exist_ok=True)
+  # Mosaic looks for both in the folder `bin` of CUDA_ROOT.
+  for name in ("ptxas", "nvdisasm"):
+    link = tools / name
+    if not link.exists():
+      link.symlink_to(machine_code.tool(name))
+  return {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_ROOT": str(tools.parent),
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+    f"--xla_dump_to={folder / XLA_DUMPS} --xla_dump_hlo_as_text",
+    "MOSAIC_GPU_DUMP_TO": str(folder),
+    "MOSAIC_GPU_DUMP_PTX": "1",
+    "MOSAIC_GPU_DUMP_PTXAS": "1",
+    "MOSAIC_GPU_DUMP_SASS": "1",
+  }
