@@ -13,4 +13,6 @@ def test_quoted_lines_occur_once_and_the_tests_exist(fault) -> None:
   )
   assert fault.old != fault.new
   for name in fault.tests:
-    assert (planted_faults.ROOT / "tests" / name).is_file(), name
+    file, _, test = name.partition("::")
+    text = (planted_faults.ROOT / "tests" / file).read_text()
+    assert f"def {test}" in text, name
