@@ -244,6 +244,7 @@ def benchmark(
     ValueError: If a field cannot work.
   """
   suite = suite_of(config)
+  # A folder that cannot be written to would cost the whole measurement.
   if suite.json:
     output_folder.check(pathlib.Path(suite.json).parent)
   return suite.run()

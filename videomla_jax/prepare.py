@@ -135,6 +135,8 @@ def make_plan(request: Request) -> preparation.Plan:
   settings = request.settings()
   items, excluded = filters_lib.select(request.read_inputs(), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
+  # A caption that the file of embeddings lacks would otherwise end the run
+  # after hours of decoding.
   settings.encoder.require_texts([*captions, settings.negative_prompt])
   return preparation.plan_shards(
     items,
@@ -161,6 +163,7 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
   """
   request = config_reader.read(Request, config)
   plan = make_plan(request)
+  # A finished data set is described again, and no encoder is loaded.
   if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:

@@ -103,6 +103,7 @@ def denoise(
       f"text has {text.shape[0]} rows but {noise.shape[0]} clips need "
       f"{rows}; give conditional, then unconditional embeddings."
     )
+  # The rule adds no noise, so there are no steps of fresh noise to hold.
   gaussian = sampling.Noise(jnp.copy(noise), jnp.zeros((0, *noise.shape)))
   calls = sampling.calls(sampler, gaussian)
   state = sampling.start(sampler, gaussian)

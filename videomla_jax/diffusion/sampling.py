@@ -158,6 +158,7 @@ def split_keys(key: Shaped[Array, "..."], batch: int) -> Key[Array, "b"]:
     key = jax.random.wrap_key_data(key)
   if key.ndim:
     return key
+  # Numbers are folded in, so that video i has the same key in every batch.
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
 
 

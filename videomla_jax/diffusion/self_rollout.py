@@ -271,6 +271,8 @@ def gradients(
 
     _, back = jax.vjp(x0_of, model)
     total = jax.tree.map(jnp.add, total, back(pull)[0])
+    # The cache that a chunk saw is rebuilt from the recorded entries: one kept
+    # for every chunk would need the memory of as many caches.
     cache = cache_lib.append(cache, trained.entries, window=window)
     return (cache, total), None
 

@@ -186,6 +186,7 @@ class Stream(Iterator[Any]):
       self._model,
       self._state,
       self._text,
+      # A jump is static: it is rare, and each target compiles once.
       jump_to=self._jump_to,
       **self._call,
     )

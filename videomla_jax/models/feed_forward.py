@@ -88,6 +88,7 @@ def by_slices(
   count = num_slices(width, own)
   done: list[Array] = []
   for number in range(count):
+    # Bounds are rounded, so any number of slices fits any number of channels.
     channels = range(number * own // count, (number + 1) * own // count)
     # Nothing of a slice may exist before the slice in front of it has ended.
     # Without the barrier XLA copies the weights of a whole layer ahead.
@@ -98,6 +99,7 @@ def by_slices(
     )
     between = stack.activation(x @ into + bias)
     done.append(sharding.constrain(between, stack.hidden) @ out)
+  # Slices are summed in float32, or every further slice would round again.
   bias = jax.lax.dynamic_index_in_dim(stack.out.bias[...], layer, 0, False)
   return sum((y.astype(jnp.float32) for y in done), start=bias)
 

@@ -21,6 +21,7 @@ _PAD, _EOS = 0, 1
 
 def clean(text: str) -> str:
   """Returns text without broken encodings, HTML and runs of white space."""
+  # Wan unescapes twice, and a text that is cleaned otherwise has other ids.
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split())
 

@@ -164,6 +164,7 @@ class Attention(nnx.Module):
     Args:
       length: Positions M of a padded text.
     """
+    # Positions are NumPy, so the buckets are constants of the program.
     position = np.arange(length)
     rows = relative_buckets(
       position[None] - position[:, None],
@@ -270,6 +271,7 @@ class Umt5Encoder(nnx.Module):
     """
     valid = jnp.arange(ids.shape[1]) < lengths[:, None]
     x = self(ids, valid).astype(jnp.float32)
+    # Cross-attention has no mask and sees padding too, as zeros in training.
     return jnp.where(valid[..., None], x, 0)
 
 

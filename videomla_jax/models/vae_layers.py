@@ -289,6 +289,7 @@ class Downsample(nnx.Module):
     y = self.frame_conv(x, stride=2, pad=(0, 1))
     if self.time_conv is None:
       return y, memory
+    # The first frame skips the time convolution, but the next group sees it.
     last = y[:, -1:]
     if not first:
       # The frame before makes the windows of three start two frames apart.

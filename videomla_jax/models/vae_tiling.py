@@ -29,6 +29,8 @@ def starts(length: int, *, tile: int, overlap: int) -> list[int]:
   """
   if tile >= length:
     return [0]
+  # Where tiles do not divide evenly they share more than `overlap`, so that all
+  # have one size and one program serves them.
   count = -(-(length - overlap) // (tile - overlap))
   return np.linspace(0, length - tile, count).round().astype(int).tolist()
 
@@ -42,6 +44,8 @@ def ramp(length: int, *, overlap: int) -> Float[np.ndarray, "n"]:
     length: Positions of the tile.
     overlap: Positions over which the weight rises.
   """
+  # Half a position keeps the ends above 0: at the border of the frame there is
+  # one tile only, and its weight is divided by itself.
   position = np.arange(length) + 0.5
   return np.minimum(np.minimum(position, length - position) / overlap, 1)
 

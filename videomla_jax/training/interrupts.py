@@ -131,5 +131,7 @@ class StopRequest:
       pace = (self._clock() - then) / max(step - before, 1)
     stop, slowest = self._agree(self._received, pace)
     self._last = (step, self._clock())
+    # Two agreements within one tick of the clock have the pace 0, by which
+    # nothing may be divided.
     self._next = step + max(1, int(self._within / max(slowest, 1e-6)))
     return stop

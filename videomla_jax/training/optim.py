@@ -74,6 +74,7 @@ def ema_rate(
   """
   if not settings.ema_warmup:
     return jnp.float32(settings.ema_decay)
+  # TensorFlow warms up its moving averages by the same formula.
   return jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
 
 
