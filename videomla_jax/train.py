@@ -120,7 +120,7 @@ def init_state(
     ValueError: If networks and devices do not fit.
   """
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-  # They are loaded into host memory: no device ever holds a whole network.
+  # Networks are loaded into host memory: no device ever holds a whole one.
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     loaded = load_networks(stage, settings)
   _check_mesh(loaded, settings, mesh)

@@ -77,6 +77,7 @@ def few_step(
     shift: Warp of the schedule.
   """
   sigmas = flow.few_step_sigmas(steps, s=shift)
+  # Samplers are static arguments, so their levels must be hashable.
   return Sampler(sigmas=tuple(map(float, sigmas)), rule="renoise")
 
 

@@ -195,6 +195,7 @@ def generate(
   Returns:
     Latents of all chunks and what the gradient of the last ones needs.
   """
+  # Whoever differentiates around this call keeps no activations of it.
   model, cache, text = jax.lax.stop_gradient((model, cache, text))
   chunks = draws.noise.start.shape[0]
   first = chunks - num_trained // window.chunk_frames

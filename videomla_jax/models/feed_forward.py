@@ -118,6 +118,8 @@ def _slice(
   """
   before, after = stack.shape[1:axis], stack.shape[axis + 1 :]
   # One slice of layer and channels, which XLA copies while it computes.
+  # The axis of devices is whole in the cut, so that each device takes channels
+  # out of its own memory.
   cut = jax.lax.dynamic_slice(
     stack.reshape(-1, *before, devices, stack.shape[axis] // devices, *after),
     (layer, *(0 for _ in before), 0, channels.start, *(0 for _ in after)),

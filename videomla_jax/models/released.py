@@ -250,7 +250,7 @@ def load(
     )
   sizes: Any = row.config.from_dict(about["config"])
   config = dataclasses.replace(sizes, **changes)
-  # It is made of shapes: random weights would need memory a second time.
+  # The network is made of shapes: random weights would take its memory twice.
   model = nnx.eval_shape(lambda: row.module(config, rngs=nnx.Rngs(0)))
   if half_weights:
     halve(model)

@@ -110,6 +110,7 @@ def train_tokenizer(texts: list[str], *, vocabulary: int = 512) -> Tokenizer:
     texts: Texts that it must be able to write; other characters are unknown.
     vocabulary: Most ids that it may have.
   """
+  # The limit is soft, since a few texts may not hold as many pieces.
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter([clean(t) or "a" for t in texts]),

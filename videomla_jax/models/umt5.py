@@ -271,7 +271,7 @@ class Umt5Encoder(nnx.Module):
     """
     valid = jnp.arange(ids.shape[1]) < lengths[:, None]
     x = self(ids, valid).astype(jnp.float32)
-    # Cross-attention has no mask and sees padding too, as zeros in training.
+    # Cross-attention has no mask: it sees padding, which is zero in Wan.
     return jnp.where(valid[..., None], x, 0)
 
 

@@ -139,6 +139,7 @@ class CausalConv(Conv):
 
   def start(self, batch: int, height: int, width: int) -> Array:
     """Returns two frames of zeros, which pad the video on the left."""
+    # Memory has the type of the products: a scan must find it unchanged.
     shape = (batch, 2, height, width, self.kernel.shape[-2])
     return jnp.zeros(shape, self.dtype)
 

@@ -96,5 +96,6 @@ def peak_memory_bytes() -> int | None:
 
   None where the platform does not say.
   """
+  # A backend that keeps no count returns None in place of a dictionary.
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("peak_bytes_in_use")

@@ -165,7 +165,7 @@ class Run:
     arguments = (
       state, sharding.put_batch(batch, self.mesh), key, self.frozen
     )  # fmt: skip
-    # It is compiled before the trace begins, which is to show steps alone.
+    # Programs are compiled before a trace begins, which is to show steps only.
     program = programs.get(done, *arguments)
     self.profile.before(done)
     state, scalars = program.step(*arguments)

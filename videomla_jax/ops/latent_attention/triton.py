@@ -151,6 +151,7 @@ def _kernel(
   """Takes one tile of query rows through one share of the blocks of keys."""
   R, S, M, Z, d_c, d_r = sizes
   z = tl.program_id(1)
+  # Offsets into a large batch exceed 32 bits.
   b = tl.program_id(2).to(tl.int64)
   rows = tl.program_id(0) * tile + tl.arange(0, tile)
   inside = rows < R

@@ -97,6 +97,7 @@ def _over_blocks(
     lambda y: jnp.moveaxis(y, 0, 2).reshape(*y.shape[1:3], -1, *y.shape[4:]),
     out,
   )
+  # The rest is shorter than a block, and a scan takes steps of one shape.
   if split[0][1].shape[axes[0]]:
     carry, rest = step(carry, tuple(r for _, r in split))
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), joined, rest)

@@ -77,6 +77,7 @@ def check(settings: Settings) -> None:
       the critic is not trained.
   """
   frames, optim_settings = settings.rollout, settings.optim
+  # Making the updates refuses what does not fit each other.
   updates(settings)
   if frames.stream_frames:
     long_tuning.check(
