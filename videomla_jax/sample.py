@@ -66,7 +66,8 @@ def sample(config: config_reader.Values) -> Report:
   folder = output_folder.check(request.output.folder)
   text = job.embed(request.prompts)
   pipeline = source.load()
-  # Printed before anything compiles: a size that does not fit is seen at once.
+  # Sizes are printed before anything compiles, so that one that does not fit is
+  # seen at once.
   sizes = job.needs(pipeline)
   print(*sizes.lines(), sep="\n", flush=True)
   files = _open_files(folder, job)

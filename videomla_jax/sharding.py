@@ -34,7 +34,7 @@ BATCH = ("data", "fsdp")
 # axis of stacked layers comes before them and stays whole. Moments and averages
 # end in the name of their parameter, so the same rows fit them.
 PARAMETERS: tuple[tuple[str, P], ...] = (
-  # Read by all heads, or too small to split.
+  # These are read by all heads, or are too small to split.
   (r"/w_(dkv|dq|kr)/kernel\b", P("fsdp", None)),
   (r"/(query|key|value|w_uq|w_qr|w_uk|w_uv)/kernel\b", P("fsdp", "tensor")),
   (r"/(query|key|value|w_uq|w_qr)/bias\b", P("tensor")),

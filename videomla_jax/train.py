@@ -203,7 +203,7 @@ def train(
       keep=settings.checkpoint.keep,
       save_every=settings.checkpoint.every,
     ) as checkpoints:
-      # Replaces the new state at once: two do not fit into memory.
+      # A restored state replaces the new one at once: two do not fit in memory.
       state = _resume(checkpoints, state, batches)
       run = loop.Run(
         stage=stage,

@@ -109,7 +109,8 @@ def denoise(
   state = sampling.start(sampler, gaussian)
   # Every call donates its state, so its leaves must not share memory.
   state = jax.tree.map(jnp.copy, state)
-  # A Python loop over one program, so the caller may stop between two calls.
+  # This is a Python loop over one program, so that the caller may stop between
+  # two calls.
   for i in range(len(sampler.sigmas)):
     call = jax.tree.map(lambda leaf, i=i: leaf[i], calls)
     state = _step(model, state, text, call, sampler=sampler)

@@ -138,7 +138,7 @@ def _mix(
   chunks, rows, _ = mixture.shape
   clean = entry[:, : chunks - 1]
   clean = clean.reshape(clean.shape[0], -1, *clean.shape[3:])
-  # In float32 like the cache: the weights are near 1 and near 0.
+  # As in the cache, this is float32: the weights are near 1 and near 0.
   weights = jnp.asarray(mixture[..., : clean.shape[1]], jnp.float32)
   mixed = jnp.einsum(
     "GRF,BF...->BGR...",

@@ -46,7 +46,8 @@ def empty(
   Returns:
     A cache of zeros in which every slot is empty.
   """
-  # Zeros, since hidden keys have weight 0 and 0 times NaN would be NaN.
+  # The cache begins with zeros, since hidden keys have weight 0 and 0 times NaN
+  # would be NaN.
   slots = window.slots(max_frames)
   batch = jax.tree.leaves(entry)[0].shape[1]
   return Cache(
@@ -99,7 +100,7 @@ def write(
   """
   if not jax.tree.leaves(stored)[0].shape[2]:
     return stored  # Scatter into nothing has no gradient rule.
-  # Rounded first, so the scatter moves the bytes that are stored.
+  # Entries are rounded first, so the scatter moves the bytes that are stored.
   new = quantise.store_like(entries, stored)
   written = _put(stored, new, update.slot, layer)
   if update.mixture is None:

@@ -117,7 +117,7 @@ def _slice(
     devices: Devices that the hidden channels are split over.
   """
   before, after = stack.shape[1:axis], stack.shape[axis + 1 :]
-  # One slice of layer and channels, which XLA copies while it computes.
+  # Layer and channels are one slice, which XLA copies while it computes.
   # The axis of devices is whole in the cut, so that each device takes channels
   # out of its own memory.
   cut = jax.lax.dynamic_slice(

@@ -60,7 +60,7 @@ class Tokenizer:
   def load(
     cls, path: str | os.PathLike[str], *, max_tokens: int = MAX_TOKENS
   ) -> "Tokenizer":
-    """Reads a SentencePiece model.
+    """Reads a SentencePiece model from its file or its folder.
 
     Args:
       path: The file, or the folder that holds `spiece.model`.

@@ -185,8 +185,8 @@ class Attention(nnx.Module):
       "BNMD,BNSD->BNMS", query, key, preferred_element_type=jnp.float32
     )
     score = score + self.bias(x.shape[1])
-    # The lowest number instead of minus infinity: a row of padding alone would
-    # be 0 / 0.
+    # It is the lowest number and not minus infinity, with which a row of
+    # padding alone would be 0 / 0.
     lowest = jnp.finfo(jnp.float32).min
     score = jnp.where(valid[:, None, None], score, lowest)
     weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)

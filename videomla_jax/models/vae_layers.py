@@ -71,7 +71,7 @@ class Conv(nnx.Module):
       rngs: Source of the weights.
     """
     self.dtype = dtype
-    # PyTorch's default, so that a VAE trained from here starts like Wan's.
+    # This is PyTorch's default: a VAE trained from here starts like Wan's.
     bound = 1 / math.sqrt(math.prod(window) * inputs)
 
     def uniform(*shape: int) -> Array:

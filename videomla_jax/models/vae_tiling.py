@@ -108,7 +108,7 @@ class TiledVAE(nnx.Module):
       return self.vae.decode_chunk(crop, memory)
 
     corners = self._corners(height, width)
-    # A loop and no batch: the activations of one tile are what must fit.
+    # This is a loop and no batch: one tile's activations are what must fit.
     pieces, state = jax.lax.map(decode_tile, (jnp.asarray(corners), state))
     return self._blend(pieces, corners, (height, width), enlarge=True), state
 
@@ -121,7 +121,7 @@ class TiledVAE(nnx.Module):
     """Returns what `WanVAE.encode` does, tile by tile."""
     stride = self.spatial_stride
     height, width = (n // stride for n in video.shape[2:4])
-    # Raises for sizes that are no multiple of the stride.
+    # This raises for sizes that are no multiple of the stride.
     self.vae.start_encode(1, *video.shape[2:4])
     sides = tuple(n * stride for n in self._sides(height, width))
     corners = self._corners(height, width)

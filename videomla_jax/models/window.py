@@ -334,6 +334,6 @@ POLICIES: dict[str, FirstFrames] = {
 
 def all_together(frames: int) -> Positions:
   """Returns positions of a pass in which every frame sees every frame."""
-  # NumPy, so it is a constant of the program.
+  # Frames are NumPy, so they are a constant of the program.
   frame = np.arange(frames)[None, None]
   return Positions(frame, frame, np.ones_like(frame, bool))

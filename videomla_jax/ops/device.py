@@ -24,8 +24,8 @@ class Peak:
   bandwidth: float
 
 
-# By the major number of the compute capability, for the largest GPU of each
-# generation: B200, H100 SXM, A100 80 GB.
+# Keys are major numbers of the compute capability. Values are those of the
+# largest GPU of each generation: B200, H100 SXM, A100 80 GB.
 PEAKS = {
   10: Peak(bf16_flops=2.25e15, bandwidth=7.672e12),
   9: Peak(bf16_flops=9.89e14, bandwidth=3.35e12),

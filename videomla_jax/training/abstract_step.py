@@ -71,6 +71,7 @@ def abstract_batch(
   batch = batches.abstract_prompts(data, examples)
   if stage.reads_clips:
     latents = (examples, data.num_frames, *data.latent_shape)
+    # Prepared latents are stored in float16.
     batch["latents"] = jax.ShapeDtypeStruct(latents, jnp.float16)
   return batch
 

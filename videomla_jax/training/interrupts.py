@@ -63,6 +63,7 @@ def _agree(received: bool, pace: float) -> tuple[bool, float]:
   Returns:
     Whether any process was asked to stop, and the slowest pace of all.
   """
+  # Both questions travel together: every gather waits for the slowest.
   answers = multihost_utils.process_allgather(np.asarray([received, pace]))
   return bool(answers[:, 0].any()), float(answers[:, 1].max())
 

@@ -256,7 +256,7 @@ def attention(
   Returns:
     The value of every head in the dtype of `value`; softmax runs in float32.
   """
-  # Heads outside the matrix: a batch of plain products, 4x faster on a CPU.
+  # Heads lie outside of the matrices: plain products are 4x faster on a CPU.
   q, k, v = (rearrange(x, "B S N D -> B N S D") for x in (query, key, value))
   if k.shape[2] <= block:
     out = _one_block(q, k, v, valid, scale)

@@ -116,7 +116,7 @@ def updates(settings: Settings) -> distribution_matching.DistributionMatching:
     shift=settings.diffusion.shift,
   )
   frames = settings.rollout.num_frames
-  # Refuses clips and rollouts that are not made of whole chunks.
+  # This refuses clips and rollouts that are not made of whole chunks.
   dmd.num_trained(frames, frames, setup=setup)
   return distribution_matching.DistributionMatching(
     setup=setup,
