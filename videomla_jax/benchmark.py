@@ -90,6 +90,7 @@ class RolloutSuite:
       window=window,
       max_frames=num_frames,
     )
+    # Two lengths show whether the memory of a rollout grows with the video.
     compiled = {
       length: rollout_run.compiled_bytes(
         model.dit,
@@ -183,6 +184,7 @@ class TrainingSuite:
     rows = []
     for name, values in self.stages.items():
       stage, settings = table.read(values)
+      # A batch of one cannot be split, hence the mesh of a single device.
       data = dataclasses.replace(settings.data, batch_size=1)
       settings = dataclasses.replace(settings, data=data)
       step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)

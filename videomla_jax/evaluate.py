@@ -106,6 +106,7 @@ def generate_videos(
   pieces = []
   with progress_bar.Progress(num_frames, name, unit="frame") as progress:
     for pixels in stream:
+      # Pixels leave the device chunk by chunk, so no whole video is on it.
       pieces.append(np.asarray(pixels))
       progress.update(pixels.shape[1])
   return np.concatenate(pieces, axis=1)

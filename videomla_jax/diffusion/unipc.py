@@ -67,9 +67,9 @@ def weights(sigmas: tuple[float, ...]) -> Weights:
   snr = [math.log((1 - s) / s) for s in sigmas]
   correct, predict = [(0.0, 0.0, 0.0, 0.0)], []
   for i, (s, t) in enumerate(itertools.pairwise(sigmas)):
-    # `expm1` keeps the digits that 1 - e^-h would lose where steps are short.
     h = snr[i + 1] - snr[i]
     ratio = (snr[i - 1] - snr[i]) / h if i else None
+    # `expm1` keeps the digits that 1 - e^-h would lose where steps are short.
     growth = (1 - t) * -math.expm1(-h)  # alpha_t (1 - e^-h)
     predict.append(_predictor(t / s, growth, ratio))
     correct.append(_corrector(t / s, growth, ratio, h))
