@@ -11,6 +11,7 @@ The modules behind these names are imported when a name is first asked for:
 import importlib
 from typing import TYPE_CHECKING
 
+# Type checkers do not see through `__getattr__`; they read these imports.
 if TYPE_CHECKING:
   from videomla_jax.generation.library import generate
   from videomla_jax.generation.library import load

@@ -65,6 +65,8 @@ class RolloutSuite:
     model = model_lib.load(self.checkpoint)
     fps, window = model.config.fps, model.config.window
     frame, num_frames = model.latent_shape(), round(self.seconds * fps)
+    # Six chunks do not count (`rollout_run.time_ratio`), and of the others the
+    # first fifth is compared with the last.
     if num_frames < 12 * window.chunk_frames:
       raise ValueError(
         f"seconds={self.seconds} is too short to compare early and late "
@@ -88,6 +90,7 @@ class RolloutSuite:
       window=window,
       max_frames=num_frames,
     )
+    # Two lengths show whether the memory of a rollout grows with the video.
     compiled = {
       length: rollout_run.compiled_bytes(
         model.dit,
@@ -181,6 +184,7 @@ class TrainingSuite:
     rows = []
     for name, values in self.stages.items():
       stage, settings = table.read(values)
+      # A batch of one cannot be split, hence the mesh of a single device.
       data = dataclasses.replace(settings.data, batch_size=1)
       settings = dataclasses.replace(settings, data=data)
       step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
@@ -244,6 +248,7 @@ def benchmark(
     ValueError: If a field cannot work.
   """
   suite = suite_of(config)
+  # A folder that cannot be written to would cost the whole measurement.
   if suite.json:
     output_folder.check(pathlib.Path(suite.json).parent)
   return suite.run()

@@ -155,6 +155,7 @@ def _noisy_clips(
           jax.random.key(request.seed), i * request.levels + level
         )
         # Levels are spread evenly, and warped as in training.
+        # Levels lie in the middle of equal parts: 0 and 1 are none of them.
         sigma = flow.shift((level + 0.5) / request.levels, request.shift)
         sigma = jnp.full((1,), sigma, jnp.float32)
         noise = jax.random.normal(key, clean.shape)

@@ -111,6 +111,7 @@ def convert(options: Options) -> None:
     name = "output" if options.source else "source"
     raise ValueError(f"--{name} is missing; see the top of convert.py.")
   source, output = pathlib.Path(options.source), pathlib.Path(options.output)
+  # Tensors are written while others are still to be read.
   if source.absolute() == output.absolute():
     raise ValueError(
       f"output={str(output)!r} is the source; choose another folder."

@@ -106,6 +106,7 @@ def generate_videos(
   pieces = []
   with progress_bar.Progress(num_frames, name, unit="frame") as progress:
     for pixels in stream:
+      # Pixels leave the device chunk by chunk, so no whole video is on it.
       pieces.append(np.asarray(pixels))
       progress.update(pixels.shape[1])
   return np.concatenate(pieces, axis=1)
@@ -162,7 +163,7 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   # Training a judge takes minutes, so mistakes are looked for before it.
   folder = output_folder.check(request.output.folder)
   judge, judge_report = judge_lib.load_or_train_judge(request.judge)
-  # Prompts that training never showed: what is measured is not memory.
+  # Training never showed these prompts: what is measured is not memory.
   prompts = [*prompts_lib.held_out_prompts()] * request.videos_per_prompt
   # Measures are taken per second: all rows share one frame rate.
   fps = next(iter(models.values()))[0].fps

@@ -105,6 +105,7 @@ class Request:
       embeddings=self.embeddings,
       vae_dtype=self.vae_dtype,
     )
+    # Prompts alone have no clips, so that no VAE is looked for.
     clip, latents = None, None
     if not self.prompts:
       clip = self.clip
@@ -135,6 +136,8 @@ def make_plan(request: Request) -> preparation.Plan:
   settings = request.settings()
   items, excluded = filters_lib.select(request.read_inputs(), settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
+  # A caption that the file of embeddings lacks is found here, and not when
+  # most of the clips have been decoded.
   settings.encoder.require_texts([*captions, settings.negative_prompt])
   return preparation.plan_shards(
     items,
@@ -161,6 +164,7 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
   """
   request = config_reader.read(Request, config)
   plan = make_plan(request)
+  # A finished data set is described again, and no encoder is loaded.
   if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:

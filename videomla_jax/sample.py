@@ -65,8 +65,10 @@ def sample(config: config_reader.Values) -> Report:
   # A folder that cannot be written to would cost the whole generation.
   folder = output_folder.check(request.output.folder)
   text = job.embed(request.prompts)
+  # A release has its text encoder unloaded by now, so the two never coexist.
   pipeline = source.load()
-  # Printed before anything compiles: a size that does not fit is seen at once.
+  # Sizes are printed before anything compiles, so that one that does not fit is
+  # seen at once.
   sizes = job.needs(pipeline)
   print(*sizes.lines(), sep="\n", flush=True)
   files = _open_files(folder, job)
@@ -111,6 +113,7 @@ def _write_videos(
     progress = stack.enter_context(
       progress_bar.Progress(job.num_frames, "sample", unit="frame")
     )
+    # Given frames are written here, since the stream does not repeat them.
     progress.update(files.append(job.first_frames(pipeline)))
     on_step = _show_steps(stack, job)
     for frames in job.chunks(pipeline, text, on_step=on_step):

@@ -78,4 +78,5 @@ def covering_latents(pixel_frames: int, *, stride: int) -> int:
     pixel_frames: Pixel frames that are wanted, at least 1.
     stride: Pixel frames per latent frame, 4 in Wan's VAE.
   """
+  # Floor division of the negated count rounds up, without any float.
   return -((1 - pixel_frames) // stride) + 1

@@ -34,7 +34,7 @@ BATCH = ("data", "fsdp")
 # axis of stacked layers comes before them and stays whole. Moments and averages
 # end in the name of their parameter, so the same rows fit them.
 PARAMETERS: tuple[tuple[str, P], ...] = (
-  # Read by all heads, or too small to split.
+  # These are read by all heads, or are too small to split.
   (r"/w_(dkv|dq|kr)/kernel\b", P("fsdp", None)),
   (r"/(query|key|value|w_uq|w_qr|w_uk|w_uv)/kernel\b", P("fsdp", "tensor")),
   (r"/(query|key|value|w_uq|w_qr)/bias\b", P("tensor")),
@@ -106,6 +106,7 @@ def make_mesh(
   return jax.make_mesh(
     tuple(sizes.values()),
     AXES,
+    # The compiler derives the layout of what has no name in the tables.
     axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
     devices=devices,
   )
@@ -138,6 +139,7 @@ def spec_of(name: str, rank: int) -> P:
       return P()
     row = ACTIVATIONS["cache" if "cache/entries" in name else "batch"]
     return P(*row, *[None] * (rank - len(row)))
+  # The last row fits every name, so there always is one.
   spec = next(spec for rule, spec in PARAMETERS if re.search(rule, name))
   if len(spec) > rank:  # A factored or scalar moment of a parameter.
     return P()
@@ -235,6 +237,8 @@ def put_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
 def _mesh_in_use() -> jax.sharding.AbstractMesh | None:
   """Returns the mesh that a program is traced for; None for one device."""
   mesh = jax.sharding.get_abstract_mesh()
+  # Inside `per_device` the axes are manual: what is there is one part already
+  # and must not be split again.
   known = not mesh.empty and set(mesh.axis_names) == set(AXES)
   return mesh if known and not mesh.manual_axes and mesh.size > 1 else None
 

@@ -120,7 +120,7 @@ def init_state(
     ValueError: If networks and devices do not fit.
   """
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-  # In host memory, so that no device ever holds a whole network.
+  # Networks are loaded into host memory: no device ever holds a whole one.
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     loaded = load_networks(stage, settings)
   _check_mesh(loaded, settings, mesh)
@@ -173,9 +173,12 @@ def train(
   """
   stage, settings = table.read(config)
   check(stage, settings)
+  # A process that fails leaves the others waiting, so they join only when the
+  # config is known to be right.
   distributed.initialize()
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
-  # Here as well, since networks of billions of parameters are loaded first.
+  # It is checked here as well, since loading billions of parameters comes
+  # before the check of tokens and heads.
   sharding.check_batch(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )
@@ -200,7 +203,7 @@ def train(
       keep=settings.checkpoint.keep,
       save_every=settings.checkpoint.every,
     ) as checkpoints:
-      # Replaces the new state at once: two do not fit into memory.
+      # A restored state replaces the new one at once: two do not fit in memory.
       state = _resume(checkpoints, state, batches)
       run = loop.Run(
         stage=stage,
@@ -248,6 +251,7 @@ def _hand_on(
     state: The last state.
     **about: JSON values that say what made the model.
   """
+  # All processes take part in gathering the parts; one writes them.
   model = loop.to_host(state.ema)
   if jax.process_index() == 0:
     networks.save(

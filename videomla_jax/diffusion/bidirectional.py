@@ -103,12 +103,14 @@ def denoise(
       f"text has {text.shape[0]} rows but {noise.shape[0]} clips need "
       f"{rows}; give conditional, then unconditional embeddings."
     )
+  # The rule adds no noise, so there are no steps of fresh noise to hold.
   gaussian = sampling.Noise(jnp.copy(noise), jnp.zeros((0, *noise.shape)))
   calls = sampling.calls(sampler, gaussian)
   state = sampling.start(sampler, gaussian)
   # Every call donates its state, so its leaves must not share memory.
   state = jax.tree.map(jnp.copy, state)
-  # A Python loop over one program, so the caller may stop between two calls.
+  # This is a Python loop over one program, so that the caller may stop between
+  # two calls.
   for i in range(len(sampler.sigmas)):
     call = jax.tree.map(lambda leaf, i=i: leaf[i], calls)
     state = _step(model, state, text, call, sampler=sampler)

@@ -63,6 +63,7 @@ def _context(cache: cache_lib.Cache) -> _Context:
 
   def context_of(own: PyTree, past: PyTree) -> list[PyTree]:
     # Cache and chunk stay apart: joining them would copy the cache.
+    # The network has an axis of chunks, of which a rollout runs one at a time.
     history = jax.tree.map(lambda x: x[:, None], past)
     return [history, own] if cache.frame.shape[1] else [own]
 

@@ -170,6 +170,7 @@ def score_gradient(x: Latents, real: Latents, fake: Latents) -> Latents:
   # Dividing by the distance to the real score gives every row the same weight,
   # whatever its noise level (arXiv:2311.18828).
   p = jnp.abs(x - real).mean(axis=(1, 2, 3, 4), keepdims=True)
+  # A clip that the real score leaves as it is would be divided by 0.
   return jnp.nan_to_num((fake - real) / p)
 
 
@@ -294,6 +295,8 @@ def gradients(
   guided = _guided(real, texts, weight=setup.guidance)
   gradient = compare(guided, whole(critic, texts.critic), clip, score_draws)
   counted = slice(clip.shape[1] - trained, None)
+  # Only the clip is differentiated here: a gradient through the whole rollout
+  # would keep the activations of all chunks.
   loss, cotangent = jax.value_and_grad(generator_loss)(clip, gradient, counted)
   student_gradient = self_rollout.gradients(
     student,

@@ -84,7 +84,7 @@ def shift[Number: (float, np.ndarray, Array)](u: Number, s: float) -> Number:
 def unshift[Number: (float, np.ndarray, Array)](
   sigma: Number, s: float
 ) -> Number:
-  """Inverts `shift`, Eq. (6.7)."""
+  """Returns the level in [0, 1] that `shift` warps to σ, Eq. (6.7)."""
   return sigma / (s - (s - 1) * sigma)
 
 

@@ -127,6 +127,8 @@ def scan_chunks(
     Clean latents chunk by chunk, and the state after them.
   """
   # Noise is drawn inside the loop: that of a minute is never in memory at once.
+  # Window and sampler are static, so that shapes, the number of calls and the
+  # rule are known while the program is traced.
   shape = (window.chunk_frames, *frame)
 
   def step(

@@ -51,6 +51,7 @@ def check(
       "them."
     )
   check_length(num_frames)
+  # Without given frames only the size is checked, and nothing is allocated.
   probe = jax.ShapeDtypeStruct((videos, 1, *frame), jnp.float32)
   _check_latents(model, probe if context is None else context)
   if text.ndim != 3 or text.shape[2] != model.config.text_dim:

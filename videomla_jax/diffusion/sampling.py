@@ -77,6 +77,7 @@ def few_step(
     shift: Warp of the schedule.
   """
   sigmas = flow.few_step_sigmas(steps, s=shift)
+  # Samplers are static arguments, so their levels must be hashable.
   return Sampler(sigmas=tuple(map(float, sigmas)), rule="renoise")
 
 
@@ -158,6 +159,7 @@ def split_keys(key: Shaped[Array, "..."], batch: int) -> Key[Array, "b"]:
     key = jax.random.wrap_key_data(key)
   if key.ndim:
     return key
+  # Numbers are folded in, so that video i has the same key in every batch.
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
 
 

@@ -195,6 +195,7 @@ def generate(
   Returns:
     Latents of all chunks and what the gradient of the last ones needs.
   """
+  # Whoever differentiates around this call keeps no activations of it.
   model, cache, text = jax.lax.stop_gradient((model, cache, text))
   chunks = draws.noise.start.shape[0]
   first = chunks - num_trained // window.chunk_frames
@@ -271,6 +272,8 @@ def gradients(
 
     _, back = jax.vjp(x0_of, model)
     total = jax.tree.map(jnp.add, total, back(pull)[0])
+    # The cache that a chunk saw is rebuilt from the recorded entries: one kept
+    # for every chunk would need the memory of as many caches.
     cache = cache_lib.append(cache, trained.entries, window=window)
     return (cache, total), None
 

@@ -186,6 +186,7 @@ class Stream(Iterator[Any]):
       self._model,
       self._state,
       self._text,
+      # A jump is static: it is rare, and each target compiles once.
       jump_to=self._jump_to,
       **self._call,
     )
@@ -223,6 +224,7 @@ class Stream(Iterator[Any]):
     end = cache.next_frame
     # Old entries stay where they are and are overwritten or never visible.
     cache = cache._replace(frame=jnp.full_like(cache.frame, window_lib.EMPTY))
+    # Frames keep their numbers, from which their slots follow.
     for run in _runs(self._recent, window.chunk_frames, first=self._first):
       first = jnp.full_like(end, run[0][0])
       latents = jnp.stack([x for _, x in run], axis=1)

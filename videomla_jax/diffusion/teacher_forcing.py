@@ -80,6 +80,7 @@ def plan(
     history[m, : len(seen)] = seen
   trained = np.arange(num_frames).reshape(chunks, chunk) >= padding
   key, first = window.positions(history, np.arange(chunks) * chunk)
+  # Padding is not counted: the first real frame is at 0, as in a rollout.
   query = first[:, None] + np.cumsum(trained, axis=1) - 1
   positions = window_lib.Positions(
     query=query[None],
@@ -124,6 +125,7 @@ def _take(entry: Array, history: np.ndarray, chunk: int) -> Array:
   # scatter in the backward pass.
   rows = []
   for frames in history:
+    # An empty slot is filled with frame 0, which `visible` hides.
     taken = [entry[:, max(f, 0) // chunk, max(f, 0) % chunk] for f in frames]
     rows.append(jnp.stack(taken, axis=1))
   return jnp.stack(rows, axis=1)
@@ -136,7 +138,7 @@ def _mix(
   chunks, rows, _ = mixture.shape
   clean = entry[:, : chunks - 1]
   clean = clean.reshape(clean.shape[0], -1, *clean.shape[3:])
-  # In float32 like the cache: the weights are near 1 and near 0.
+  # As in the cache, this is float32: the weights are near 1 and near 0.
   weights = jnp.asarray(mixture[..., : clean.shape[1]], jnp.float32)
   mixed = jnp.einsum(
     "GRF,BF...->BGR...",

@@ -63,12 +63,13 @@ def weights(sigmas: tuple[float, ...]) -> Weights:
       f"sampler.sigmas={sigmas[:2]}... must stay below 1 for UniPC, which "
       "works in log(1 - sigma); start at 0.999 or use 'euler'."
     )
-  # Float64 on the host: differences of logarithms lose digits in float32.
+  # These are float64: differences of logarithms lose digits in float32.
   snr = [math.log((1 - s) / s) for s in sigmas]
   correct, predict = [(0.0, 0.0, 0.0, 0.0)], []
   for i, (s, t) in enumerate(itertools.pairwise(sigmas)):
     h = snr[i + 1] - snr[i]
     ratio = (snr[i - 1] - snr[i]) / h if i else None
+    # `expm1` keeps the digits that 1 - e^-h would lose where steps are short.
     growth = (1 - t) * -math.expm1(-h)  # alpha_t (1 - e^-h)
     predict.append(_predictor(t / s, growth, ratio))
     correct.append(_corrector(t / s, growth, ratio, h))

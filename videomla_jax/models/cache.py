@@ -46,7 +46,8 @@ def empty(
   Returns:
     A cache of zeros in which every slot is empty.
   """
-  # Zeros, since hidden keys have weight 0 and 0 times NaN would be NaN.
+  # The cache begins with zeros, since hidden keys have weight 0 and 0 times NaN
+  # would be NaN.
   slots = window.slots(max_frames)
   batch = jax.tree.leaves(entry)[0].shape[1]
   return Cache(
@@ -99,7 +100,7 @@ def write(
   """
   if not jax.tree.leaves(stored)[0].shape[2]:
     return stored  # Scatter into nothing has no gradient rule.
-  # Rounded first, so the scatter moves the bytes that are stored.
+  # Entries are rounded first, so the scatter moves the bytes that are stored.
   new = quantise.store_like(entries, stored)
   written = _put(stored, new, update.slot, layer)
   if update.mixture is None:
@@ -117,8 +118,12 @@ def _put(
   name = "cache" if layer is None else "batch"
 
   def put(buffer: Array, new: Array, slot: Array, layer: Layer | None) -> Array:
+    # Rows may be at different frames and a chunk may wrap round the ring, so
+    # this is a scatter: `dynamic_update_slice` has one start for all.
     row = jnp.arange(slot.shape[0])[:, None]
     where = (slice(None) if layer is None else layer, row, slot)
+    # A frame that is not kept has a slot past the end. Clamped to the last slot
+    # it would overwrite a frame that is.
     return buffer.at[where].set(new, mode="drop")
 
   def put_locally(buffer: Array, new: Array) -> Array:
@@ -161,6 +166,7 @@ def _mix(
       ("whole", layer),
     )
 
+  # Values and scales of eight bits stay together: neither can be mixed alone.
   return jax.tree.map(
     mix_locally,
     written,
@@ -187,6 +193,7 @@ def _mixed(
     for x in (written, before)
   )
   seen = jnp.concatenate([old, new.astype(f32)], axis=-3)
+  # `highest` keeps accelerators from rounding the factors to fewer bits.
   flow = jnp.einsum(
     "BRK,...BKPd->...BRPd", mixture.share, seen, precision="highest"
   )

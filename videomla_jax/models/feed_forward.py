@@ -88,6 +88,7 @@ def by_slices(
   count = num_slices(width, own)
   done: list[Array] = []
   for number in range(count):
+    # Bounds are rounded, so any number of slices fits any number of channels.
     channels = range(number * own // count, (number + 1) * own // count)
     # Nothing of a slice may exist before the slice in front of it has ended.
     # Without the barrier XLA copies the weights of a whole layer ahead.
@@ -98,6 +99,7 @@ def by_slices(
     )
     between = stack.activation(x @ into + bias)
     done.append(sharding.constrain(between, stack.hidden) @ out)
+  # Slices are summed in float32, or every further slice would round again.
   bias = jax.lax.dynamic_index_in_dim(stack.out.bias[...], layer, 0, False)
   return sum((y.astype(jnp.float32) for y in done), start=bias)
 
@@ -115,7 +117,9 @@ def _slice(
     devices: Devices that the hidden channels are split over.
   """
   before, after = stack.shape[1:axis], stack.shape[axis + 1 :]
-  # One slice of layer and channels, which XLA copies while it computes.
+  # Layer and channels are one slice, which XLA copies while it computes.
+  # The axis of devices is whole in the cut, so that each device takes channels
+  # out of its own memory.
   cut = jax.lax.dynamic_slice(
     stack.reshape(-1, *before, devices, stack.shape[axis] // devices, *after),
     (layer, *(0 for _ in before), 0, channels.start, *(0 for _ in after)),

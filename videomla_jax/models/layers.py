@@ -60,6 +60,8 @@ class RMSNorm(nnx.Module):
 
 def layer_norm(x: Float32[Array, "*B E"]) -> Float32[Array, "*B E"]:
   """Normalises the last axis to mean 0 and variance 1, in float32."""
+  # The mean of squares less the square of the mean needs one pass only, but the
+  # difference loses digits where the mean is large.
   centred = x - x.mean(-1, keepdims=True)
   variance = jnp.mean(centred * centred, -1, keepdims=True)
   return centred * jax.lax.rsqrt(variance + EPSILON)

@@ -139,6 +139,7 @@ def family_of(config: wan_config.WanConfig | vae_coders.VaeConfig) -> Family:
     own = getattr(family, component)
     return own.channels == config.channels, _sizes(own) == _sizes(config)
 
+  # `max` takes the first of equals, so the order of the rows decides.
   return max(FAMILIES.values(), key=likeness)
 
 
@@ -249,6 +250,7 @@ def load(
     )
   sizes: Any = row.config.from_dict(about["config"])
   config = dataclasses.replace(sizes, **changes)
+  # The network is made of shapes: random weights would take its memory twice.
   model = nnx.eval_shape(lambda: row.module(config, rngs=nnx.Rngs(0)))
   if half_weights:
     halve(model)
@@ -285,6 +287,7 @@ def halve(model: nnx.Module) -> None:
   Args:
     model: Network with shapes in place of arrays.
   """
+  # A product casts its kernel to bfloat16 anyway, so no output changes.
   for _, module in nnx.iter_modules(model):
     if isinstance(module, nnx.Linear) and module.dtype == jnp.bfloat16:
       shape = jax.ShapeDtypeStruct(module.kernel.shape, jnp.bfloat16)

@@ -21,6 +21,7 @@ _PAD, _EOS = 0, 1
 
 def clean(text: str) -> str:
   """Returns text without broken encodings, HTML and runs of white space."""
+  # Wan unescapes twice, and a text that is cleaned otherwise has other ids.
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split())
 
@@ -59,7 +60,7 @@ class Tokenizer:
   def load(
     cls, path: str | os.PathLike[str], *, max_tokens: int = MAX_TOKENS
   ) -> "Tokenizer":
-    """Reads a SentencePiece model.
+    """Reads a SentencePiece model from its file or its folder.
 
     Args:
       path: The file, or the folder that holds `spiece.model`.
@@ -109,6 +110,7 @@ def train_tokenizer(texts: list[str], *, vocabulary: int = 512) -> Tokenizer:
     texts: Texts that it must be able to write; other characters are unknown.
     vocabulary: Most ids that it may have.
   """
+  # The limit is soft, since a few texts may not hold as many pieces.
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter([clean(t) or "a" for t in texts]),

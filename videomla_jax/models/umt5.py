@@ -164,6 +164,7 @@ class Attention(nnx.Module):
     Args:
       length: Positions M of a padded text.
     """
+    # Positions are NumPy, so the buckets are constants of the program.
     position = np.arange(length)
     rows = relative_buckets(
       position[None] - position[:, None],
@@ -184,8 +185,8 @@ class Attention(nnx.Module):
       "BNMD,BNSD->BNMS", query, key, preferred_element_type=jnp.float32
     )
     score = score + self.bias(x.shape[1])
-    # The lowest number instead of minus infinity: a row of padding alone would
-    # be 0 / 0.
+    # It is the lowest number and not minus infinity, with which a row of
+    # padding alone would be 0 / 0.
     lowest = jnp.finfo(jnp.float32).min
     score = jnp.where(valid[:, None, None], score, lowest)
     weight = jax.nn.softmax(score, axis=-1).astype(value.dtype)
@@ -270,6 +271,7 @@ class Umt5Encoder(nnx.Module):
     """
     valid = jnp.arange(ids.shape[1]) < lengths[:, None]
     x = self(ids, valid).astype(jnp.float32)
+    # Cross-attention has no mask: it sees padding, which is zero in Wan.
     return jnp.where(valid[..., None], x, 0)
 
 

@@ -111,6 +111,7 @@ def _in_groups(
   if state.first:
     head, memory = coder(x[:, :1], memory, first=True)
     pieces, x = [head], x[:, 1:]
+  # The first frame may be all that the chunk has.
   if x.shape[1]:
     count = x.shape[1] // group
     groups = x.reshape(x.shape[0], count, group, *x.shape[2:])

@@ -113,7 +113,7 @@ class Encoder(nnx.Module):
     dtype = jnp.dtype(config.dtype)
     widths = [config.width * m for m in (1, *config.multipliers)]
     self.conv_in = layers.CausalConv(3, widths[0], dtype=dtype, rngs=rngs)
-    # One flat list for all resolutions, as the released names count layers.
+    # Resolutions share one flat list, as the released names count layers.
     down: list[layers.Layer] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
       for j in range(config.num_blocks):
@@ -183,7 +183,7 @@ class Decoder(nnx.Module):
       config.channels, widths[0], dtype=dtype, rngs=rngs
     )
     self.middle = _middle(widths[0], dtype=dtype, rngs=rngs)
-    # One flat list for all resolutions, as the released names count layers.
+    # Resolutions share one flat list, as the released names count layers.
     up: list[layers.Layer] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
       # An upsampler halves the channels, so the block behind it has half.

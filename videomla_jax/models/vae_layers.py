@@ -71,7 +71,7 @@ class Conv(nnx.Module):
       rngs: Source of the weights.
     """
     self.dtype = dtype
-    # PyTorch's default, so that a VAE trained from here starts like Wan's.
+    # This is PyTorch's default: a VAE trained from here starts like Wan's.
     bound = 1 / math.sqrt(math.prod(window) * inputs)
 
     def uniform(*shape: int) -> Array:
@@ -139,6 +139,7 @@ class CausalConv(Conv):
 
   def start(self, batch: int, height: int, width: int) -> Array:
     """Returns two frames of zeros, which pad the video on the left."""
+    # Memory has the type of the products: a scan must find it unchanged.
     shape = (batch, 2, height, width, self.kernel.shape[-2])
     return jnp.zeros(shape, self.dtype)
 
@@ -289,6 +290,7 @@ class Downsample(nnx.Module):
     y = self.frame_conv(x, stride=2, pad=(0, 1))
     if self.time_conv is None:
       return y, memory
+    # The first frame skips the time convolution, but the next group sees it.
     last = y[:, -1:]
     if not first:
       # The frame before makes the windows of three start two frames apart.

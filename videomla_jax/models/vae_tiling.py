@@ -29,6 +29,8 @@ def starts(length: int, *, tile: int, overlap: int) -> list[int]:
   """
   if tile >= length:
     return [0]
+  # Where tiles do not divide evenly they share more than `overlap`, so that all
+  # have one size and one program serves them.
   count = -(-(length - overlap) // (tile - overlap))
   return np.linspace(0, length - tile, count).round().astype(int).tolist()
 
@@ -42,6 +44,8 @@ def ramp(length: int, *, overlap: int) -> Float[np.ndarray, "n"]:
     length: Positions of the tile.
     overlap: Positions over which the weight rises.
   """
+  # Half a position keeps the ends above 0: at the border of the frame there is
+  # one tile only, and its weight is divided by itself.
   position = np.arange(length) + 0.5
   return np.minimum(np.minimum(position, length - position) / overlap, 1)
 
@@ -104,7 +108,7 @@ class TiledVAE(nnx.Module):
       return self.vae.decode_chunk(crop, memory)
 
     corners = self._corners(height, width)
-    # A loop and no batch: the activations of one tile are what must fit.
+    # This is a loop and no batch: one tile's activations are what must fit.
     pieces, state = jax.lax.map(decode_tile, (jnp.asarray(corners), state))
     return self._blend(pieces, corners, (height, width), enlarge=True), state
 
@@ -117,7 +121,7 @@ class TiledVAE(nnx.Module):
     """Returns what `WanVAE.encode` does, tile by tile."""
     stride = self.spatial_stride
     height, width = (n // stride for n in video.shape[2:4])
-    # Raises for sizes that are no multiple of the stride.
+    # This raises for sizes that are no multiple of the stride.
     self.vae.start_encode(1, *video.shape[2:4])
     sides = tuple(n * stride for n in self._sides(height, width))
     corners = self._corners(height, width)

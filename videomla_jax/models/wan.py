@@ -81,6 +81,8 @@ class WanDiT(nnx.Module):
   ) -> Float32[Array, "B G T P E"]:
     """Embeds square patches, with values in order (channel, row, column)."""
     p = self.config.patch
+    # The released layer is a convolution, whose kernel has channels first. The
+    # head is a linear layer, whose outputs have them last.
     tokens = rearrange(
       latents, "B G T (h p) (w q) C -> B G T (h w) (C p q)", p=p, q=p
     )
@@ -250,9 +252,11 @@ class WanDiT(nnx.Module):
 
     # Only inputs of blocks are kept for the backward pass.
     if self.config.remat:
+      # A slice is no JAX type, so it cannot be traced and is static.
       body = jax.checkpoint(body, static_argnums=(2,))
     xs = (self.blocks, history)
     if self.config.scan_blocks:
+      # One body serves all layers, so chunks are dropped behind the last one.
       x, entries = jax.lax.scan(lambda x, xs: body(x, xs, slice(None)), x, xs)
       return x[:, keep], entries
     collected = []
@@ -282,6 +286,7 @@ class WanDiT(nnx.Module):
       def ffn(x: Array) -> Array:
         return feed_forward.by_slices(self.blocks.ffn, index, x)
 
+      # The feed-forward of `block` is never read, so XLA does not cut it out.
       block, past = jax.tree.map(at, (self.blocks, history))
       x, own = block(x, seen, past, ffn=ffn)
       return x, store(history, own, index)

@@ -112,6 +112,7 @@ class Block(nnx.Module):
     """
     m = self._modulation(seen.time)
     a = self.attention_input(x, seen.time)
+    # Chunks meet only in `context_of`; to attention itself they are rows.
     own = self.self_attention.project(_merge(a))
     own = jax.tree.map(lambda y: y.reshape(*a.shape[:2], *y.shape[1:]), own)
     # Dropped chunks still make entries, which kept ones may see.

@@ -256,6 +256,7 @@ class FirstFrames:
     sink = min(window.sink_frames, slots)
     history = slots - sink
     # A chunk may be longer than the ring: of its frames only the newest stay.
+    # A ring without slots keeps nothing, but must not divide by zero.
     ring = sink + (frame - sink) % max(history, 1)
     stays = frame >= xp.maximum(end - history, sink)
     return xp.where(frame < sink, frame, xp.where(stays, ring, slots))
@@ -317,6 +318,8 @@ class AverageSink(FirstFrames):
     # bits, whatever the decay.
     count = flows.sum(-1)
     part = (1 - window.sink_decay) / xp.maximum(count, 1)[..., None]
+    # The plan of teacher forcing asks with NumPy arrays, which would give
+    # float64: both must mix by the same numbers.
     return Mixture(
       xp.where(count > 0, window.sink_decay, 1.0).astype(np.float32),
       xp.where(flows, part, 0.0).astype(np.float32),
@@ -331,6 +334,6 @@ POLICIES: dict[str, FirstFrames] = {
 
 def all_together(frames: int) -> Positions:
   """Returns positions of a pass in which every frame sees every frame."""
-  # NumPy, so it is a constant of the program.
+  # Frames are NumPy, so they are a constant of the program.
   frame = np.arange(frames)[None, None]
   return Positions(frame, frame, np.ones_like(frame, bool))

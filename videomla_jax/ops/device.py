@@ -24,8 +24,8 @@ class Peak:
   bandwidth: float
 
 
-# By the major number of the compute capability, for the largest GPU of each
-# generation: B200, H100 SXM, A100 80 GB.
+# Keys are major numbers of the compute capability. Values are those of the
+# largest GPU of each generation: B200, H100 SXM, A100 80 GB.
 PEAKS = {
   10: Peak(bf16_flops=2.25e15, bandwidth=7.672e12),
   9: Peak(bf16_flops=9.89e14, bandwidth=3.35e12),
@@ -96,5 +96,6 @@ def peak_memory_bytes() -> int | None:
 
   None where the platform does not say.
   """
+  # A backend that keeps no count returns None in place of a dictionary.
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("peak_bytes_in_use")

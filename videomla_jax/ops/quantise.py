@@ -55,6 +55,7 @@ def quantise(x: Float[Array, "*tokens d"], *, dtype: DTypeLike) -> Quantised:
   scale = (jnp.abs(x).max(-1, keepdims=True) / largest).astype(SCALE_DTYPE)
   # A token of zeros has the scale 0, by which nothing may be divided.
   divisor = jnp.where(scale > 0, scale, 1).astype(jnp.float32)
+  # A scale that was rounded down lets the largest quotient leave the range.
   values = jnp.clip(x / divisor, -largest, largest)
   if jnp.issubdtype(dtype, jnp.integer):
     values = jnp.round(values)

@@ -92,12 +92,15 @@ def rotation(
   Returns:
     Rotations with frame pairs first, then row pairs, then column pairs.
   """
+  # Only frame numbers may be traced. Angles of rows and columns are constants
+  # of the program, multiplied in float64.
   rows = np.arange(grid.rows)[:, None, None] * bands.row
   columns = np.arange(grid.columns)[None, :, None] * bands.column
   full = (grid.rows, grid.columns)
   space = np.concatenate(
     [np.broadcast_to(a, (*full, a.shape[-1])) for a in (rows, columns)], -1
   ).reshape(grid.tokens, -1)
+  # Coordinates become float32, since bfloat16 cannot count beyond 256.
   time = frame[..., None].astype(jnp.float32) * bands.frame.astype(np.float32)
   tokens = (*frame.shape, grid.tokens)
 

@@ -71,6 +71,7 @@ def abstract_batch(
   batch = batches.abstract_prompts(data, examples)
   if stage.reads_clips:
     latents = (examples, data.num_frames, *data.latent_shape)
+    # Prepared latents are stored in float16.
     batch["latents"] = jax.ShapeDtypeStruct(latents, jnp.float16)
   return batch
 
@@ -114,6 +115,7 @@ def step_and_arguments(
     name: _place(x, whole if name == "negative" else split)
     for name, x in abstract_batch(stage, settings).items()
   }
+  # A key has a dtype of its own, so JAX is asked for its shape.
   key = _place(jax.eval_shape(lambda: jax.random.key(0)), whole)
   # The new state takes the place of the old one, in the same layout.
   jitted = jax.jit(

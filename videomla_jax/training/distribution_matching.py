@@ -43,7 +43,7 @@ class DmdState(NamedTuple):
 
   @property
   def model(self) -> PyTree:
-    """The student's parameters."""
+    """The student's parameters after the last finished step."""
     return self.student.model
 
   @property
@@ -243,7 +243,7 @@ class DistributionMatching:
     if self.tuning is not None:
       assert state.stream is not None
       return self.tuning.segment(state.stream, student, size, program)
-    # Of the size of a microbatch, if there are several.
+    # Its rows are those of a microbatch, if there are several.
     cache = rollout.empty_cache(
       inputs.dit(student),
       batch=size,
@@ -268,7 +268,7 @@ class DistributionMatching:
     """
     updates = self.critic_updates
     if self.tuning is None:
-      # Prompts of its own for each update, as in the reference.
+      # Each update has prompts of its own, as in the reference.
       dealt = inputs.split(batch, 1 + updates)
       first = jax.tree.map(lambda x: x[0], dealt)
       return first, jax.tree.map(lambda x: x[1:], dealt)

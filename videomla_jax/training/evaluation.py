@@ -48,6 +48,8 @@ class Evaluation:
       seed=settings.seed,
       clips=stage.reads_clips,
     )
+    # Batches are read once and kept in host memory, so that every evaluation
+    # sees the same clips.
     self._batches = [next(held_out) for _ in range(count)]
 
   def __call__(self, model: inputs.Network) -> dict[str, float]:

@@ -51,6 +51,7 @@ class FiniteWatch:
       ValueError: If too many steps in a row were skipped.
     """
     self._pending.append(_Step(step, skipped, batch))
+    # The newest step may still run, and fetching its count would wait for it.
     while len(self._pending) > 1:
       self._check(self._pending.popleft())
 
@@ -73,6 +74,7 @@ class FiniteWatch:
     if now == self._total:
       self._in_a_row = 0
       return
+    # A step counts once, however many of its updates were left out.
     self._total = now
     self._in_a_row += 1
     path = self._dump(step)

@@ -63,6 +63,7 @@ def _agree(received: bool, pace: float) -> tuple[bool, float]:
   Returns:
     Whether any process was asked to stop, and the slowest pace of all.
   """
+  # Both questions travel together: every gather waits for the slowest.
   answers = multihost_utils.process_allgather(np.asarray([received, pace]))
   return bool(answers[:, 0].any()), float(answers[:, 1].max())
 
@@ -131,5 +132,7 @@ class StopRequest:
       pace = (self._clock() - then) / max(step - before, 1)
     stop, slowest = self._agree(self._received, pace)
     self._last = (step, self._clock())
+    # Two agreements within one tick of the clock have the pace 0, by which
+    # nothing may be divided.
     self._next = step + max(1, int(self._within / max(slowest, 1e-6)))
     return stop

@@ -110,7 +110,7 @@ class LongTuning:
     return 1 + (self.max_frames - self.clip_frames) // self.new_frames
 
   def program(self, step: int) -> int:
-    """Returns `BEGINS` or `GOES_ON`.
+    """Returns the program of a step, `BEGINS` or `GOES_ON`.
 
     All videos of a batch have the same length, so they begin in the same steps.
 

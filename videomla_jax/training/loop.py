@@ -160,10 +160,12 @@ class Run:
       batch: This process's part of the batch.
       clock: Clock that counts the operations.
     """
+    # This is the key of the run; the program itself folds the step into it.
     key = jax.random.key(self.settings.seed)
     arguments = (
       state, sharding.put_batch(batch, self.mesh), key, self.frozen
     )  # fmt: skip
+    # Programs are compiled before a trace begins, which is to show steps only.
     program = programs.get(done, *arguments)
     self.profile.before(done)
     state, scalars = program.step(*arguments)

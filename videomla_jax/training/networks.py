@@ -68,7 +68,7 @@ def check_build(settings: settings_lib.Training) -> None:
 def build(settings: settings_lib.Training) -> model_lib.VideoModel:
   """Makes a small video model with random weights."""
   sizes = _small_config(settings)
-  # One program; a hundred small ones take twice as long to compile.
+  # This is one program: a hundred small ones take twice as long to compile.
   make = lambda: model_lib.VideoModel(sizes, rngs=nnx.Rngs(settings.seed))
   return jax.jit(make)()
 
@@ -125,7 +125,7 @@ def prepare(
     changed = dataclasses.replace(
       model.config, shift=settings.diffusion.shift, window=settings.window
     )
-    # A copy that shares the arrays; the model of the caller keeps its config.
+    # The copy shares the arrays; the model of the caller keeps its config.
     graph, state = nnx.split(model)
     model = nnx.merge(graph, state)
     model.config = changed

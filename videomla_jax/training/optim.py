@@ -50,7 +50,8 @@ def init(
   """
   optimiser, _ = optimiser_lib.make_optimiser(settings)
   zero = jnp.zeros((), jnp.int32)
-  # Copies: a state is donated to its step, and no buffer can be donated twice.
+  # These are copies: a state is donated to its step, and no buffer can be
+  # donated twice.
   return TrainState(
     model,
     jax.tree.map(jnp.copy, model) if averaged else None,
@@ -74,6 +75,7 @@ def ema_rate(
   """
   if not settings.ema_warmup:
     return jnp.float32(settings.ema_decay)
+  # TensorFlow warms up its moving averages by the same formula.
   return jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
 
 
@@ -159,7 +161,7 @@ def accumulated[Values](
     microbatches: Number of microbatches that the batch is dealt out to.
   """
   if microbatches == 1:
-    # The same program and the same noise as without accumulation.
+    # This is the same program with the same noise as without accumulation.
     return gradients(batch, key)
   dealt = inputs.split(batch, microbatches)
 

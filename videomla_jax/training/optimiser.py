@@ -57,7 +57,8 @@ def _adam(settings: settings_lib.Optim) -> optax.GradientTransformation:
   """Builds Adam's direction; without momentum it stores no first moment."""
   if settings.b1:
     return optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
-  # Saves as much memory as the parameters take, for each network.
+  # This saves as much memory as the parameters take, for each network. The
+  # options make the second moment that of Adam.
   return optax.scale_by_rms(
     settings.b2, settings.eps, eps_in_sqrt=False, bias_correction=True
   )

@@ -21,6 +21,7 @@ class Profile:
       ValueError: If it is not such a pair.
     """
     self._folder, self._on = root / "profile", False
+    # Steps are counted from 1, so -1 stands for none.
     self._first = self._last = -1
     if steps:
       first, separator, last = steps.partition(":")

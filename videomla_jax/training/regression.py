@@ -71,9 +71,10 @@ def make_step(loss: Loss, settings: settings_lib.Training) -> stage_lib.Step:
     def gradients(
       batch: inputs.Batch, key: Array
     ) -> tuple[tuple[Float32[Array, ""], Float32[Array, "T"]], PyTree]:
+      # The average is closed over and not an argument, so it is a constant.
       differentiate = jax.value_and_grad(loss_of, has_aux=True)
       (value, per_frame), gradient = differentiate(state.model, batch, key)
-      # Over the examples, so that microbatches can be averaged.
+      # The mean is over examples, so that microbatches can be averaged.
       return (value, per_frame.mean(0)), gradient
 
     (value, per_frame), gradient = optim.accumulated(

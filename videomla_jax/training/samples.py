@@ -76,7 +76,8 @@ def _prepared(
     text = np.concatenate([text, np.broadcast_to(negative, text.shape)])
   pipeline = pipeline_lib.Pipeline(
     dit=model,
-    # Loaded every time, since it would take memory from the steps between.
+    # It is loaded every time, since it would take memory from the steps
+    # between.
     codec=released.load(samples.codec, "wan_vae"),
     frame=data.latent_shape,
     fps=samples.fps,
@@ -162,7 +163,8 @@ def _generate(
     sampler: The sampler that the model is made for.
     causal: Whether videos are made chunk by chunk, or as a whole clip.
   """
-  # The same noise every time: what changes from film to film is the model.
+  # The noise is the same every time: what changes from film to film is the
+  # model.
   key = jax.random.key(settings.seed)
   chunks: Iterable[pipeline_lib.Pixels]
   if causal:

@@ -28,7 +28,7 @@ class Clock:
     Args:
       step: Number of finished steps.
     """
-    # At least one step, since an evaluation may follow a line at once.
+    # There is at least one step: an evaluation may follow a line at once.
     now, steps = time.monotonic(), max(step - self._step, 1)
     seconds, flops = (now - self._time) / steps, self._flops / steps
     self._time, self._step, self._flops = now, step, 0.0
@@ -43,7 +43,8 @@ def scalars(*, examples: int, seconds: float, flops: float) -> dict[str, float]:
     seconds: Time of a step.
     flops: Operations of a step, over all devices; 0 if they are not counted.
   """
-  # Clips of all devices, so that runs on different meshes can be compared.
+  # Clips of all devices are counted, so that runs on different meshes can be
+  # compared.
   values = {
     "perf/step_seconds": seconds,
     "perf/clips_per_second": examples / seconds,
@@ -51,7 +52,7 @@ def scalars(*, examples: int, seconds: float, flops: float) -> dict[str, float]:
   if flops:
     rate = flops / seconds / jax.device_count()
     values["perf/teraflops"] = rate / 1e12
-    # The rate that the maker states; only known GPUs have one here.
+    # The peak is the rate that the maker states, and only known GPUs have one.
     peak = device.current().peak
     if peak is not None:
       values["perf/flop_utilisation"] = rate / peak.bf16_flops

@@ -159,6 +159,8 @@ def latent_attention(
       f"{sorted(IMPLEMENTATIONS)}."
     )
   reasons = []
+  # Every implementation is asked for the cheaper form before any is asked for
+  # the other one.
   for tried, name in itertools.product(order, implementation):
     try:
       return IMPLEMENTATIONS[name](queries, keys, up, form=tried)
@@ -194,6 +196,8 @@ def dense_attention(
   """
   try:
     flash = _flash_of("pallas_triton")
+    # Keys of dense layers and of the text are whole already, so their
+    # positional part has no channels.
     segment = types.KeyValue(key, key[:, :, 0, :0], value, valid)
     return flash(types.Queries(query, query[..., :0]), (segment,), scale=scale)
   # It refuses CPUs, float32, and widths that are no sum of powers of two.

@@ -94,6 +94,8 @@ def _blocks_of_row(
   m = jnp.arange(length, dtype=jnp.int32)
   # The run of block m: there are few runs, so counting beats a search.
   owner = (ends[None, :] <= m[:, None]).sum(1, dtype=jnp.int32)
+  # Entries that begin no run have no blocks, so the count passes them by.
+  # Beyond the last block it would point past the end.
   owner = jnp.minimum(owner, valid.shape[0] - 1)
   offset = (m - jnp.where(owner > 0, ends[owner - 1], 0)) * block
   used = m < ends[-1]

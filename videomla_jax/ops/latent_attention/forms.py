@@ -92,6 +92,8 @@ def attend(
   Returns:
     The value of every head.
   """
+  # Scores are those of a head in both forms, so the scale follows from its
+  # width and not from that of the folded queries.
   width = queries.content.shape[-1] + queries.rope.shape[-1]
   run = {"expanded": _expanded, "absorbed": _absorbed}[form]
   return run(flash, queries, keys, up, 1 / math.sqrt(width))

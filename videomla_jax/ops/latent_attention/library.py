@@ -57,6 +57,7 @@ def valid_first(
     )
   (block,) = sizes
   valid = jnp.concatenate([k.valid for k in keys], axis=1)
+  # False is sorted before True, hence the negation.
   order = jnp.argsort(~valid, axis=1, stable=True)
 
   def joined(
@@ -111,6 +112,8 @@ def latent_attention(
       up,
       form=form,
     )
+  # Libraries refuse a call by errors of their own kinds. Any of them lets the
+  # next implementation try.
   except (NotImplementedError, ValueError, RuntimeError) as error:
     raise NotImplementedError(f"{name}: {error}") from error
 

@@ -19,11 +19,12 @@ TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
 TMEM_COLUMNS = 512
 MAX_VALUE = 256  # columns of one product; Mosaic takes no others below 512
 SMEM_BYTES = 232_448
-# What Mosaic keeps for itself: barriers, reductions, addresses; 2,048 seen.
+# Mosaic keeps bytes for barriers, reductions and addresses; 2,048 were seen.
 HIDDEN_SMEM_BYTES = 3072
-# Of three warpgroups, for which 65,536 registers are 512 per thread of each.
-# The load group needs 19 and softmax 200. Seen without spills: 40 and 232, 72
-# and 216, 88 and 208; 56 and 224 spilled 32 bytes.
+# These are the registers of a thread of each kind. Three warpgroups share
+# 65,536, which is 512 for three threads, one of each. The load group needs 19
+# and softmax 200. No spills were seen with 40 and 232, 72 and 216, 88 and 208;
+# 56 and 224 spilled 32 bytes.
 LOAD_REGISTERS, SOFTMAX_REGISTERS = 72, 216
 
 
@@ -72,7 +73,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Widths:
-  """Channels of a call.
+  """Channels of the parts of keys and values that a call has.
 
   Attributes:
     content: Channels of the content part.

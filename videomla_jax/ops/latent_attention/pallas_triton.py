@@ -39,6 +39,8 @@ def _stored(segments: Sequence[types.KeyValue]) -> Segments:
   Their tensor cores read keys from registers, of which there are too few for
   converted bytes (5,072 bytes of spills at d_c = 192), so XLA dequantises them.
   """
+  # The capability is 0 where there is no CUDA: the interpreter has no registers
+  # that could spill.
   if 0 < device.current().capability < 9:
     return tuple(s.dequantised() for s in segments)
   return tuple(segments)
@@ -90,6 +92,8 @@ def with_gradient(
     queries: types.Queries, segments: Segments
   ) -> tuple[Float[Array, "B R H D"], tuple[PyTree, ...]]:
     stored = tuple(s.content for s in segments)
+    # Gradients belong to what was stored, so the pull-back of dequantising is
+    # kept along with the arrays.
     contents, to_stored = jax.vjp(lambda c: _dequantised(segments, c), stored)
     segments = _with_contents(segments, contents)
     if _would_spill(segments):

@@ -277,6 +277,8 @@ def _key_kernel(
   k_content = kernel.load_parts(content, *keys)
   k = k_content + kernel.load_parts(rope, *keys)
   v = k_content if value is None else kernel.load_parts(value, *keys)
+  # Past the end there are no flags to load. What a tile computes there is never
+  # stored.
   key = jnp.minimum(keys[0] + jnp.arange(config.keys), num_keys - 1)
   # Flags are looked up per key: a tile of keys may begin and end inside of
   # validity blocks.
@@ -324,6 +326,7 @@ def _key_gradient(
   outs = [jax.ShapeDtypeStruct(content.shape, content.dtype)]
   if rope is not None:
     shape = (batch, num_keys, heads, rope.shape[-1])
+    # The gradients of the heads are summed, so none is rounded before.
     outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
   if value is not None:
     outs.append(jax.ShapeDtypeStruct(value.shape, value.dtype))

@@ -88,7 +88,7 @@ def config_of(
   """
   if itemsize > 2:  # float32: no tensor cores
     return triton_config.Config(rows=16, keys=16, num_warps=4, num_stages=2)
-  # Three stages, since the table of blocks is read ahead of the keys.
+  # There are three stages, since the table is read ahead of the keys.
   if d_c <= 256:
     return triton_config.Config(rows=64, keys=64, num_stages=3)
   # Only Blackwell has tensor memory for 64 rows of outputs this wide.
@@ -151,6 +151,7 @@ def _kernel(
   """Takes one tile of query rows through one share of the blocks of keys."""
   R, S, M, Z, d_c, d_r = sizes
   z = tl.program_id(1)
+  # Offsets into a large batch exceed 32 bits.
   b = tl.program_id(2).to(tl.int64)
   rows = tl.program_id(0) * tile + tl.arange(0, tile)
   inside = rows < R
@@ -273,11 +274,11 @@ def combine(partial: Sequence[Partial]) -> Float32[Array, "B R D"]:
     partial: Outputs and logarithms of sums of each segment; -∞ weighs nothing.
   """
   largest = functools.reduce(jnp.maximum, [x.max(1) for _, x in partial])
-  # Finite, also for rows without any key: no ∞ - ∞, no division by zero.
+  # It is finite without any key, too: no ∞ - ∞, no division by zero.
   largest = jnp.maximum(largest, jnp.finfo(jnp.float32).min)
   weights = [jnp.exp2(x - largest[:, None]) for _, x in partial]
   total = sum(w.sum(1) for w in weights)
-  # Not as a product of matrices, which would round to TF32.
+  # This is no product of matrices, which would round to TF32.
   out = sum((w[..., None] * o).sum(1) for w, (o, _) in zip(weights, partial))
   return out / jnp.where(total > 0, total, 1.0)[..., None]
 

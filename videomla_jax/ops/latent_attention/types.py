@@ -29,7 +29,7 @@ def per_key(
 
 
 class Queries(NamedTuple):
-  """Queries of one layer.
+  """Queries of all heads of one layer, in two parts.
 
   Attributes:
     content: Content part, not rotated, d_n channels per head.

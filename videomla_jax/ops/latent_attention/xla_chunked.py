@@ -97,6 +97,7 @@ def _over_blocks(
     lambda y: jnp.moveaxis(y, 0, 2).reshape(*y.shape[1:3], -1, *y.shape[4:]),
     out,
   )
+  # The rest is shorter than a block, and a scan takes steps of one shape.
   if split[0][1].shape[axes[0]]:
     carry, rest = step(carry, tuple(r for _, r in split))
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), joined, rest)
@@ -255,7 +256,7 @@ def attention(
   Returns:
     The value of every head in the dtype of `value`; softmax runs in float32.
   """
-  # Heads outside the matrix: a batch of plain products, 4x faster on a CPU.
+  # Heads lie outside of the matrices: plain products are 4x faster on a CPU.
   q, k, v = (rearrange(x, "B S N D -> B N S D") for x in (query, key, value))
   if k.shape[2] <= block:
     out = _one_block(q, k, v, valid, scale)

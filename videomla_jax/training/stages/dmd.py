@@ -77,6 +77,7 @@ def check(settings: Settings) -> None:
       the critic is not trained.
   """
   frames, optim_settings = settings.rollout, settings.optim
+  # Making the updates refuses what does not fit each other.
   updates(settings)
   if frames.stream_frames:
     long_tuning.check(
@@ -115,7 +116,7 @@ def updates(settings: Settings) -> distribution_matching.DistributionMatching:
     shift=settings.diffusion.shift,
   )
   frames = settings.rollout.num_frames
-  # Refuses clips and rollouts that are not made of whole chunks.
+  # This refuses clips and rollouts that are not made of whole chunks.
   dmd.num_trained(frames, frames, setup=setup)
   return distribution_matching.DistributionMatching(
     setup=setup,

@@ -97,6 +97,7 @@ def _levels(
   # `uniform` is in [0, 1), and pure noise is what sampling starts from.
   u = 1 - jax.random.uniform(key_level, shape, jnp.float32)
   per_frame = jax.random.bernoulli(key_kind, frame_levels, (shape[0], 1))
+  # Levels are drawn for all frames; a clip with one level takes its first.
   return jnp.where(per_frame, u, u[:, :1])
 
 
