@@ -103,6 +103,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
   Raises:
     ValueError: If the text is no such value.
   """
+  # `bool("false")` is True in Python, so switches are read by name.
   if isinstance(default, bool):
     if text not in ("true", "false", "True", "False"):
       raise ValueError(

@@ -74,9 +74,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.mode = "causal"  # "bidirectional": whole clips at once
   config.height = 0  # pixels; 0 is the small model's own
   config.width = 0
-  config.half_weights = (
-    False  # True holds kernels in bfloat16 only: half memory
-  )
+  config.half_weights = False  # True holds kernels in bfloat16: half memory
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
   config.sampler = dict(
@@ -120,6 +118,7 @@ def _wan(config: ml_collections.ConfigDict, variant: str, steps: int) -> None:
     config.window.update(sink_frames=0, local_frames=21)
   if variant.endswith("bidirectional"):
     config.mode = "bidirectional"
+    # 5 s would be 80 frames, but the VAE wants one more than a multiple of 4.
     config.seconds = 81 / 16  # what Wan was trained on
     # Wan2.1's README, 1.3B at 480p: shift 8 to 12, guidance 6.
     config.sampler.update(

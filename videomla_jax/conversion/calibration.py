@@ -163,6 +163,8 @@ def output_errors(
       rotations = model.rotations(positions, grid, latents.shape[0])
       rotations = jax.tree.map(lambda y: y[:, 0], rotations)
       outs.append(_attend(layer, x, attention.Rotations(*rotations)))
+    # The outputs may be bfloat16, in which their difference and the sums over
+    # all tokens would be rounded once more.
     outs = [np.asarray(y, np.float64) for y in outs]
     errors.append(
       float(np.linalg.norm(outs[1] - outs[0]) / np.linalg.norm(outs[0]))

@@ -99,8 +99,12 @@ def predicted(
   def inverse_rms(name: str) -> float:
     kernel = np.asarray(dense[f"{name}/kernel"], np.float64)
     bias = np.asarray(dense[f"{name}/bias"], np.float64)
+    # Without `optimize` NumPy loops over i, j and k together instead of
+    # multiplying matrices.
     square = np.einsum("ij,ik,jk->", moment, kernel, kernel, optimize=True)
     square += 2 * bias @ (mean @ kernel) + bias @ bias
+    # Moments do not tell E[1 / rms]. This is 1 / sqrt(E[rms^2]), which is at
+    # most as large (Jensen's inequality).
     return float(np.sqrt(width / square))
 
   return Moments(mean, moment, inverse_rms("query"), inverse_rms("key"))

@@ -86,6 +86,8 @@ class SpectralLayer:
     self.factor, self.rope_rows, rope_energy = self._shared_key(
       query[:, rotated]
     )
+    # A score is q times the conjugate of k, so the conjugate of a key's factor
+    # goes to the query.
     aligned = _real(_complex(query[:, rotated]) * self.factor.conj()[..., None])
     self.query = np.concatenate([self.content_rows, aligned], axis=1)
     self.rotated, self.content = rotated, content
@@ -127,6 +129,8 @@ class SpectralLayer:
     kept = total = 0.0
     for pair in range(key.shape[1]):
       weighted = weight[:, pair] * key[:, pair]
+      # This Gram matrix has a row per head. The one over inputs has the same
+      # eigenvalues that are not zero, but it is far larger.
       gram = weighted @ self.moment @ weighted.conj().T
       values, vectors = np.linalg.eigh(gram)
       leading = vectors[:, -1]
@@ -208,6 +212,8 @@ class SpectralLayer:
     offset = dense["value/bias"] + (content.value - up_value @ down) @ mean
     return {
       "w_dkv/kernel": down.T,
+      # The RMSNorm makes every latent equally long. Its gain gives back the
+      # mean length, for which the up-projections were made.
       "content_norm/gain": np.full(sizes.d_c, length),
       "w_uk/kernel": up_key.T,
       "w_uv/kernel": up_value.T,

@@ -124,6 +124,7 @@ def convert_layers(
   Yields:
     Parameters of each layer's `LatentSelfAttention`, and what was kept.
   """
+  # All blocks share this projection, and each adds a modulation of its own.
   times = moments.time_table(time_parameters)
   for n in range(config.num_layers):
     layer = read_layer(n)

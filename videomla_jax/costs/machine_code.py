@@ -108,6 +108,7 @@ def tmem_columns(code: str) -> int | None:
   told = re.findall(rf"UMOV {take[1]}, (0x[0-9a-f]+)", code[: take.start()])
   if not told:
     raise ValueError("the machine code does not tell its columns")
+  # The register may have served for other numbers before: the last one counts.
   return _TMEM_UNIT * int(told[-1], 16)
 
 
@@ -176,6 +177,7 @@ def tool(name: str) -> str:
   Raises:
     RuntimeError: If it is not installed.
   """
+  # XLA writes PTX for the ptxas of its own CUDA, and an older one refuses it.
   cuda = importlib.util.find_spec("nvidia") if name == "ptxas" else None
   for folder in (cuda.submodule_search_locations or ()) if cuda else ():
     path = pathlib.Path(folder) / "cu13" / "bin" / name

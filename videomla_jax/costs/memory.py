@@ -259,4 +259,5 @@ def _block_bytes(
   entries = tokens * config.attention.cached_scalars * item
   residual = tokens * width * _F32 * (2 if scores else 1)
   copies = 0 if config.scan_blocks else weights * config.num_layers
+  # Attention and FFN run one after the other, so only the wider of them counts.
   return copies + residual + max(attention, ffn) + entries

@@ -89,6 +89,8 @@ class Video:
       (self._stream.start_time or 0) * self._stream.time_base
     )
     self._rate = self._stream.average_rate or self._stream.guessed_rate
+    # Decoding one frame shows damage early, and `facts` reads the rotation from
+    # it.
     self._frames = self._decode()
     self._first: tuple[float, av.VideoFrame] | None
     try:
@@ -237,6 +239,8 @@ def _fitted(
   kept_height = shape.height / (height * scale)
   rows, columns = pixels.shape[:2]
   left, top = columns * (1 - kept_width) / 2, rows * (1 - kept_height) / 2
+  # The crop has fractions of a pixel, so it is left to `resize`: whole pixels
+  # would move the picture off its centre.
   box = (left, top, columns - left, rows - top)
   size = (shape.width, shape.height)
   image = Image.fromarray(np.ascontiguousarray(pixels))

@@ -30,6 +30,8 @@ def key_of(prompt: str, *, encoder: str) -> str:
     prompt: Text in any spelling that cleans to the same text.
     encoder: Identity of the encoder, see `encoder_identity`.
   """
+  # JSON keeps the two apart: plain concatenation could give one text for two
+  # different pairs.
   text = json.dumps([encoder, tokenizer.clean(prompt)])
   return hashlib.sha256(text.encode()).hexdigest()
 

@@ -153,6 +153,7 @@ class EncoderConfig:
           f"clip.{name}={size} must be a multiple of {step}; use"
           f" {max(1, size // step) * step}."
         )
+    # With a stride of 1, `1 % time` is 0 and every length fits.
     if num_frames % time != 1 % time:
       raise ValueError(
         f"clip.num_frames={num_frames} must be one more than a multiple of"

@@ -19,6 +19,7 @@ Pixels = UInt8[np.ndarray, "B t h w c"]
 _SHOWN_HEIGHT = 288  # Screen pixels to which `save` enlarges small videos.
 
 
+# Equality of arrays is an array, on which a generated `__eq__` would fail.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Video:
   """Finished videos, one per prompt.

@@ -162,6 +162,7 @@ def _encode_text(
   folders: dict[str, pathlib.Path], stored: str, prompts: Sequence[str]
 ) -> TextRows:
   """Reads embeddings that `embed` stored, or runs the text encoder."""
+  # Stored embeddings come first: with them the encoder need not even be there.
   if stored:
     return jnp.asarray(embeddings.read(stored, [*prompts]))
   tokenizer = tokenizer_lib.Tokenizer.load(folders["tokenizer"])

@@ -105,6 +105,8 @@ class MetricWriter:
     Raises:
       ValueError: If a name is not declared or a value is not one number.
     """
+    # Every process checks: if only the one that writes raised, the others would
+    # wait for it in their next collective.
     for name in values:
       unit(name)
     numbers = {name: _number(name, x) for name, x in values.items()}
@@ -148,6 +150,8 @@ def _drop_later_lines(path: pathlib.Path, resumed_step: int) -> None:
   """Keeps complete lines up to the resumed step; replaces the file at once."""
   if not path.exists():
     return
+  # A resumed run computes the later steps again, and they would stand here
+  # twice.
   kept = []
   for line in path.read_text(encoding="utf-8").splitlines():
     try:

@@ -66,6 +66,7 @@ class Progress:
 
   def line(self) -> str:
     """Returns the state as one line: share done, fields, rate, time left."""
+    # The clock may not have moved since the start, and rates divide by it.
     seconds = max(self._clock() - self._started, 1e-9)
     done = self._done - self._initial
     share = 100 * self._done / max(self._total, 1)

@@ -92,6 +92,7 @@ class WordEncoder(nnx.Module):
     return jnp.where(known, one_hot @ self.table[...], 0.0)
 
 
+# It has no arrays, so a compiled function takes it as a constant.
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelCodec:

@@ -114,6 +114,8 @@ def path_measures(track: Track) -> dict[str, Float[np.ndarray, "V"]]:
     cost, distance = _fit_axis(track, paths)
     costs.append(cost)
     distances.append(distance)
+  # At least one axis moves, and if both move they have one speed, since a
+  # prompt names only one.
   rest, slow, fast = range(3)
   pairs = [(g, h) for g in (slow, fast) for h in (g, rest)]
   pairs += [(rest, slow), (rest, fast)]
@@ -160,6 +162,7 @@ def _fit_axis(
   shift = (away * seen).sum(2, keepdims=True) / count
   # Handwriting lies off the middle of its box, by a bounded constant.
   away = away - np.clip(shift, -_MAX_OFFSET_PX, _MAX_OFFSET_PX)
+  # Invisible frames have no position, so they do not choose the path.
   cost = (away**2 * seen).sum(2)  # [V, p, 2]
   best = cost.argmin(1)[:, None]  # [V, 1, 2]
   chosen = np.take_along_axis(away, best[:, :, None], axis=1)
