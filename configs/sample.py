@@ -113,6 +113,8 @@ def _wan(config: ml_collections.ConfigDict, variant: str, steps: int) -> None:
   config.height, config.width = 480, 832
   config.half_weights = True
   config.output.scale = 1
+  # The files of a release do not say whether it is distilled, so "auto" would
+  # take Euler steps.
   config.sampler.kind = "few_step"
   if variant.endswith("dense"):  # trained with every frame of 5 s in view
     config.window.update(sink_frames=0, local_frames=21)

@@ -109,7 +109,7 @@ def collect(
   rng, sample, kept = np.random.default_rng(seed), None, []
   for x in inputs(model, latents, sigma, text):
     tokens = np.asarray(x, np.float32).reshape(-1, x.shape[-1])
-    # One draw for all layers: the fits then see the same tokens.
+    # All layers share one draw, so that their fits see the same tokens.
     if sample is None:
       count = min(max_tokens, len(tokens))
       sample = rng.choice(len(tokens), count, replace=False)

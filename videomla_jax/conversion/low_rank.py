@@ -106,7 +106,7 @@ def factorise(matrix: Matrix, rank: int, *, inputs: Metric = PLAIN) -> Factors:
   weighted = np.asarray(matrix, np.float64)
   if inputs.root is not None:
     weighted = weighted @ inputs.root
-  # W^T W is as large as the inputs are many, however many heads W stacks.
+  # The size of W^T W is the number of inputs, however many heads W stacks.
   values, vectors = np.linalg.eigh(weighted.T @ weighted)
   # `eigh` sorts eigenvalues upwards.
   leading = vectors[:, ::-1][:, :rank]

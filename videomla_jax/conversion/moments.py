@@ -41,7 +41,7 @@ class Moments(NamedTuple):
 
   @property
   def covariance(self) -> Float[np.ndarray, "E E"]:
-    """Covariance of the inputs."""
+    """Covariance of the inputs, E[x x^T] - E[x] E[x]^T."""
     return self.moment - np.outer(self.mean, self.mean)
 
 
@@ -56,7 +56,8 @@ def time_table(
     count: Number of levels t.
   """
   freq_dim = len(arrays["time_embed/into/kernel"])
-  # Middles of equal parts: training hardly ever meets the ends of the range.
+  # The levels are the middles of equal parts, since training hardly ever meets
+  # the ends of the range.
   levels = np.float32(
     wan_config.MAX_TIMESTEP * (np.arange(count) + 0.5) / count
   )

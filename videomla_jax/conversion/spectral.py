@@ -323,8 +323,8 @@ def _regress(
   mean_x, mean_y = x.mean(0), y.mean(0)
   x, rest = x - mean_x, y - mean_y - (x - mean_x) @ start
   gram = x.T @ x
-  # A hundredth of the mean variance: directions that the tokens hardly show
-  # keep the weights that they have.
+  # The ridge is a hundredth of the mean variance, so that directions that the
+  # tokens hardly show keep the weights that they have.
   ridge = 1e-2 * np.trace(gram) / len(gram)
   weights = start + np.linalg.solve(
     gram + ridge * np.eye(len(gram)), x.T @ rest

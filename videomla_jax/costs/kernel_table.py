@@ -26,7 +26,8 @@ from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import types
 
 FORMS: tuple[types.Form, ...] = ("expanded", "absorbed")
-# Ours: the reference writes all scores, and libraries bring no source along.
+# These are our own: the reference writes all scores to memory, and libraries
+# bring no source along.
 IMPLEMENTATIONS = (*api.KERNELS, "xla_chunked")
 
 

@@ -12,7 +12,8 @@ import tempfile
 
 from videomla_jax.costs import serialized_program
 
-# Instructions of tensor cores and of local memory, of all generations.
+# These are the instructions of tensor cores and of local memory, as all
+# generations of GPUs call them.
 TENSOR_CORE = re.compile(r"\b(UTC\w*MMA|HGMMA|QGMMA|HMMA|IMMA)\b")
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)(\.\w+)*\b")
 # Tensor memory is taken in units of 32 columns; their number is in a uniform

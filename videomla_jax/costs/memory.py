@@ -242,7 +242,7 @@ def _block_bytes(
   width, heads = config.width, config.attention.num_heads
   tokens = rows * queries
   slices = feed_forward.num_slices(width, config.ffn_width)
-  # Queries and output of the chunk; keys and values of every head.
+  # The chunk has queries and an output, and every head has keys and values.
   attention = tokens * 3 * width * item + 2 * rows * keys * width * item
   ffn = tokens * (config.ffn_width // slices + (1 + slices) * width) * item
   if scores:

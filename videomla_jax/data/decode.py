@@ -234,7 +234,7 @@ def _fitted(
   pixels = np.rot90(pixels, frame.rotation // 90)
   width, height = _displayed_size(frame, aspect)
   scale = max(shape.width / width, shape.height / height)
-  # Shares of the picture that are kept, along each side.
+  # These shares of the picture are kept along each side.
   kept_width = shape.width / (width * scale)
   kept_height = shape.height / (height * scale)
   rows, columns = pixels.shape[:2]

@@ -205,8 +205,8 @@ class Encoder:
       embedded.append(rows[0, : lengths[0]])
     return embedded
 
-  # Loaded when needed: a shard of prompts alone needs no VAE, and prompts that
-  # were embedded before need no text encoder.
+  # Both are loaded when they are needed: a shard of prompts alone needs no VAE,
+  # and prompts that were embedded before need no text encoder.
   @functools.cached_property
   def _vae(self) -> vae.WanVAE:
     if self._config.checkpoint == RANDOM:
@@ -223,7 +223,8 @@ class Encoder:
     return released.load(self._root / "umt5", "umt5"), tokenizer
 
 
-# One entry: two encoders at a time would not fit beside each other.
+# The cache has one entry, since two encoders would not fit into memory beside
+# each other.
 @functools.lru_cache(maxsize=1)
 def load(config: EncoderConfig) -> Encoder:
   """Returns the encoder of this process, which is kept between shards."""

@@ -95,7 +95,7 @@ def read_captions(
   Returns:
     Captions, their embeddings, and the embedding of the negative prompt.
   """
-  # Captions that training has not seen, if any were held out.
+  # Captions that training has not seen come first, if any were held out.
   root = dataset.locate(folder)
   splits = tfds.builder_from_directory(root).info.splits
   source = _open(root, "test" if "test" in splits else "train", {"latents"})

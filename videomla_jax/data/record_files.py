@@ -39,7 +39,7 @@ def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
     path: File to write.
     records: Serialised records.
   """
-  # Groups of one: records are read in random order.
+  # A group has one record, since records are read in random order.
   writer = array_record_module.ArrayRecordWriter(
     os.fspath(path), "group_size:1"
   )

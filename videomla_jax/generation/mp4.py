@@ -167,14 +167,14 @@ def _open(
   stream.pix_fmt = "yuv420p"
   # Without this tag a player guesses the matrix from the size of the frame.
   stream.codec_context.colorspace = _BT601_TAG
-  # A key frame every two seconds, so that seeking is exact enough.
+  # There is a key frame every two seconds, so that seeking is exact enough.
   gop = str(max(1, round(2 * fps)))
   stream.options = {
     "crf": _CRF,
     "preset": "medium",
     "g": gop,
-    # Its vector code reads memory beyond small frames: equal videos gave
-    # unequal files, about one in three.
+    # The vector code of mbtree reads memory beyond small frames: about one
+    # in three files of equal videos differed.
     "x264-params": "no-mbtree=1",
   }
   return _Encoder(container, stream)

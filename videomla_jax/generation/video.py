@@ -73,7 +73,8 @@ def save(
   Raises:
     ValueError: If the folder is not writable, or the scale is negative.
   """
-  # A whole number, so that every pixel stays a square of one colour.
+  # The scale is a whole number, so that every pixel stays a square of one
+  # colour.
   scale = scale or max(1, _SHOWN_HEIGHT // video.pixels.shape[2])
   files = video_files.paths(
     output_folder.check(folder), video.prompts, name=name

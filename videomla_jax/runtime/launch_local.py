@@ -137,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
   """Reports mistakes as all commands do."""
 
   def error(self, message: str) -> NoReturn:
-    """Raises what argparse would print."""
+    """Raises as `ValueError` what argparse would print."""
     raise ValueError(f"{message}; see --help.")
 
 

@@ -82,7 +82,8 @@ class MetricWriter:
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _drop_later_lines(self._path, resumed_step)
-      # Buffered by line, so that a run that is killed leaves whole lines.
+      # The file is buffered by line, so that a run that is killed leaves whole
+      # lines.
       self._file = self._path.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
       raise ValueError(
@@ -120,17 +121,17 @@ class MetricWriter:
       self._board.add_scalar(name, number, global_step=step)
 
   def close(self) -> None:
-    """Flushes and closes both files."""
+    """Flushes and closes both files, where this process writes them."""
     if self._writes:
       self._file.close()
       self._board.close()
 
   def __enter__(self) -> "MetricWriter":
-    """Returns the object itself."""
+    """Returns the open writer, for a `with` block."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes what `with` opened."""
+    """Closes both files, whether the block failed or not."""
     self.close()
 
 

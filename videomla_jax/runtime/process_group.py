@@ -56,7 +56,8 @@ class Group:
   def reap(self, index: int) -> int:
     """Ends the children that a process left, and returns its exit code."""
     process = self.running.pop(index)
-    # Before `wait`, which frees the number of the process and of its group.
+    # This comes before `wait`, which frees the number of the process and of its
+    # group.
     os.killpg(process.pid, signal.SIGKILL)
     code = process.wait()
     # Python gives a signal as a negative code, and shells add it to 128.

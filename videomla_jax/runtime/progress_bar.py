@@ -89,11 +89,11 @@ class Progress:
       self._write_line()
 
   def __enter__(self) -> "Progress":
-    """Returns the object itself."""
+    """Returns the open bar, for a `with` block."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes what `with` opened."""
+    """Ends the bar, whether the block failed or not."""
     self.close()
 
   def _rate(self, done: int, seconds: float) -> str:
@@ -114,6 +114,6 @@ def _show(value: metrics.Scalar | str) -> str:
 
 
 def _clock_time(seconds: float | int) -> str:
-  """Writes a duration as h:mm:ss."""
+  """Writes a duration in seconds as h:mm:ss, rounded to a second."""
   whole = round(seconds)
   return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -82,7 +82,7 @@ def find(environment: Environment) -> Group | None:
 
 
 def _explicit(environment: Environment) -> Group | None:
-  """Reads our own variables."""
+  """Reads our own variables; returns None if none of them is set."""
   given = [
     x for x in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if x in environment
   ]

@@ -224,7 +224,7 @@ def _fit(
     order = rng.permutation(len(data.images))
     for i in range(steps_per_epoch):
       rows = order[i * recipe.batch_size :][: recipe.batch_size]
-      # One transfer ahead of each step, which then only dispatches.
+      # There is one transfer ahead of each step, which then only dispatches.
       batch = jax.device_put(type(data)(*(array[rows] for array in data)))
       key, step_key = jax.random.split(key)
       judge, state = step(judge, state, batch, step_key)

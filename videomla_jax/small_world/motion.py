@@ -76,7 +76,8 @@ def motion_measures(
   both = track.visible[:, 1:] & track.visible[:, :-1]
   count = np.maximum(both.sum(1), 1)
   moved = (np.abs(step) * both[..., None]).sum(1) / count[:, None]
-  # Vertical share of the motion: 0 horizontal, 1/2 diagonal, 1 vertical.
+  # This is the vertical share of the motion: 0 is horizontal, 1/2 is diagonal
+  # and 1 is vertical.
   balance = moved[:, 1] / np.maximum(moved.sum(1), 1e-6)
   moves = np.stack([balance < 0.75, balance > 0.25], axis=-1)
   # Noise moves the centroid by a fraction of a pixel; that is no direction.

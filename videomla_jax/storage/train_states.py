@@ -178,7 +178,7 @@ class TrainCheckpoints:
     self._manager.close()
 
   def __enter__(self) -> "TrainCheckpoints":
-    """Returns the folder itself."""
+    """Returns the open folder, for a `with` block."""
     return self
 
   def __exit__(self, *unused: object) -> None:
