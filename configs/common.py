@@ -78,6 +78,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
   first = next(iter(defaults), None)
   for part in filter(None, (arg or "").split(",")):
     name, equals, text = part.partition("=")
+    # Switches come first: a bare `runlocal` must not be taken for a size.
     if not equals and isinstance(defaults.get(name), bool):
       values[name] = True
     elif not equals and isinstance(defaults.get(first), str):
@@ -103,6 +104,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
   Raises:
     ValueError: If the text is no such value.
   """
+  # `bool("false")` is True in Python, so switches are read by name.
   if isinstance(default, bool):
     if text not in ("true", "false", "True", "False"):
       raise ValueError(
@@ -194,7 +196,7 @@ def training(
   )
   config.eval = dict(every=500, batches=8)
   config.samples = dict(
-    every=10**9,
+    every=10**9,  # never, unless a size says so
     videos=0,
     seconds=5.0,
     num_steps=10,  # of stages that are sampled by Euler steps

@@ -19,7 +19,14 @@ from videomla_jax.models import released
 
 
 def get_config(arg=None):
-  """Returns the config."""
+  """Returns the config of one family.
+
+  Args:
+    arg: Family and other arguments, separated by commas; see above.
+
+  Raises:
+    ValueError: If one of them is unknown.
+  """
   arg = common.parse_arg(arg, family="wan_1p3b", tiny=False)
   if arg["family"] not in released.FAMILIES:
     raise ValueError(

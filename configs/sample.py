@@ -74,9 +74,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.mode = "causal"  # "bidirectional": whole clips at once
   config.height = 0  # pixels; 0 is the small model's own
   config.width = 0
-  config.half_weights = (
-    False  # True holds kernels in bfloat16 only: half memory
-  )
+  config.half_weights = False  # True holds kernels in bfloat16: half memory
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
   config.sampler = dict(
@@ -115,11 +113,14 @@ def _wan(config: ml_collections.ConfigDict, variant: str, steps: int) -> None:
   config.height, config.width = 480, 832
   config.half_weights = True
   config.output.scale = 1
+  # The files of a release do not say whether it is distilled, so "auto" would
+  # take Euler steps.
   config.sampler.kind = "few_step"
   if variant.endswith("dense"):  # trained with every frame of 5 s in view
     config.window.update(sink_frames=0, local_frames=21)
   if variant.endswith("bidirectional"):
     config.mode = "bidirectional"
+    # 5 s would be 80 frames, but the VAE wants one more than a multiple of 4.
     config.seconds = 81 / 16  # what Wan was trained on
     # Wan2.1's README, 1.3B at 480p: shift 8 to 12, guidance 6.
     config.sampler.update(

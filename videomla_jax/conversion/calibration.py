@@ -109,7 +109,7 @@ def collect(
   rng, sample, kept = np.random.default_rng(seed), None, []
   for x in inputs(model, latents, sigma, text):
     tokens = np.asarray(x, np.float32).reshape(-1, x.shape[-1])
-    # One draw for all layers: the fits then see the same tokens.
+    # All layers share one draw, so that their fits see the same tokens.
     if sample is None:
       count = min(max_tokens, len(tokens))
       sample = rng.choice(len(tokens), count, replace=False)
@@ -163,6 +163,8 @@ def output_errors(
       rotations = model.rotations(positions, grid, latents.shape[0])
       rotations = jax.tree.map(lambda y: y[:, 0], rotations)
       outs.append(_attend(layer, x, attention.Rotations(*rotations)))
+    # The outputs may be bfloat16, in which their difference and the sums over
+    # all tokens would be rounded once more.
     outs = [np.asarray(y, np.float64) for y in outs]
     errors.append(
       float(np.linalg.norm(outs[1] - outs[0]) / np.linalg.norm(outs[0]))

@@ -154,6 +154,7 @@ def latent_layer(
     arrays = layer.fitted(np.asarray(tokens, np.float64))
     name = "spectral, activation-aware"
   report = LayerReport(method=name, **layer.kept)
+  # Only here are the numbers rounded, when nothing is inverted any more.
   return {n: np.asarray(x, np.float32) for n, x in arrays.items()}, report
 
 

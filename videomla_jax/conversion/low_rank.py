@@ -81,6 +81,7 @@ def _roots(
   """Returns the square root of a moment and the inverse of the root."""
   moment = np.asarray(moment, np.float64)
   floor = _SHRINKAGE * np.trace(moment) / len(moment)
+  # `eigh` reads one triangle only, and rounding may have made the two differ.
   values, vectors = np.linalg.eigh((moment + moment.T) / 2)
   roots = np.sqrt(np.maximum(values, 0) + floor)
   return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
@@ -105,8 +106,9 @@ def factorise(matrix: Matrix, rank: int, *, inputs: Metric = PLAIN) -> Factors:
   weighted = np.asarray(matrix, np.float64)
   if inputs.root is not None:
     weighted = weighted @ inputs.root
-  # W^T W is as large as the inputs are many, however many heads W stacks.
+  # The size of W^T W is the number of inputs, however many heads W stacks.
   values, vectors = np.linalg.eigh(weighted.T @ weighted)
+  # `eigh` sorts eigenvalues upwards.
   leading = vectors[:, ::-1][:, :rank]
   down = leading.T if inputs.inverse is None else leading.T @ inputs.inverse
   # Rounding makes eigenvalues that should be zero slightly negative.

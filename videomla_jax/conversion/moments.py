@@ -41,7 +41,7 @@ class Moments(NamedTuple):
 
   @property
   def covariance(self) -> Float[np.ndarray, "E E"]:
-    """Covariance of the inputs."""
+    """Covariance of the inputs, E[x x^T] - E[x] E[x]^T."""
     return self.moment - np.outer(self.mean, self.mean)
 
 
@@ -56,7 +56,8 @@ def time_table(
     count: Number of levels t.
   """
   freq_dim = len(arrays["time_embed/into/kernel"])
-  # Middles of equal parts: training hardly ever meets the ends of the range.
+  # The levels are the middles of equal parts, since training hardly ever meets
+  # the ends of the range.
   levels = np.float32(
     wan_config.MAX_TIMESTEP * (np.arange(count) + 0.5) / count
   )
@@ -99,8 +100,12 @@ def predicted(
   def inverse_rms(name: str) -> float:
     kernel = np.asarray(dense[f"{name}/kernel"], np.float64)
     bias = np.asarray(dense[f"{name}/bias"], np.float64)
+    # Without `optimize` NumPy loops over i, j and k together instead of
+    # multiplying matrices.
     square = np.einsum("ij,ik,jk->", moment, kernel, kernel, optimize=True)
     square += 2 * bias @ (mean @ kernel) + bias @ bias
+    # Moments do not tell E[1 / rms]. This is 1 / sqrt(E[rms^2]), which is at
+    # most as large (Jensen's inequality).
     return float(np.sqrt(width / square))
 
   return Moments(mean, moment, inverse_rms("query"), inverse_rms("key"))

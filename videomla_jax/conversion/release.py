@@ -172,6 +172,8 @@ def write_model(
         advance()
     if latent is not None:
       reports = _write_latent(writer, network, tensors, config, latent, advance)
+      # The report is added before the folder is finished, so it has a digest,
+      # too.
       writer.add_file(REPORT, json.dumps(reports, indent=1) + "\n")
 
 

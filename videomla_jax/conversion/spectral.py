@@ -86,6 +86,8 @@ class SpectralLayer:
     self.factor, self.rope_rows, rope_energy = self._shared_key(
       query[:, rotated]
     )
+    # A score is q times the conjugate of k, so the conjugate of a key's factor
+    # goes to the query.
     aligned = _real(_complex(query[:, rotated]) * self.factor.conj()[..., None])
     self.query = np.concatenate([self.content_rows, aligned], axis=1)
     self.rotated, self.content = rotated, content
@@ -127,6 +129,8 @@ class SpectralLayer:
     kept = total = 0.0
     for pair in range(key.shape[1]):
       weighted = weight[:, pair] * key[:, pair]
+      # This Gram matrix has a row per head. The one over inputs has the same
+      # eigenvalues that are not zero, but it is far larger.
       gram = weighted @ self.moment @ weighted.conj().T
       values, vectors = np.linalg.eigh(gram)
       leading = vectors[:, -1]
@@ -208,6 +212,8 @@ class SpectralLayer:
     offset = dense["value/bias"] + (content.value - up_value @ down) @ mean
     return {
       "w_dkv/kernel": down.T,
+      # The RMSNorm makes every latent equally long. Its gain gives back the
+      # mean length, for which the up-projections were made.
       "content_norm/gain": np.full(sizes.d_c, length),
       "w_uk/kernel": up_key.T,
       "w_uv/kernel": up_value.T,
@@ -317,8 +323,8 @@ def _regress(
   mean_x, mean_y = x.mean(0), y.mean(0)
   x, rest = x - mean_x, y - mean_y - (x - mean_x) @ start
   gram = x.T @ x
-  # A hundredth of the mean variance: directions that the tokens hardly show
-  # keep the weights that they have.
+  # The ridge is a hundredth of the mean variance, so that directions that the
+  # tokens hardly show keep the weights that they have.
   ridge = 1e-2 * np.trace(gram) / len(gram)
   weights = start + np.linalg.solve(
     gram + ridge * np.eye(len(gram)), x.T @ rest

@@ -124,6 +124,7 @@ def convert_layers(
   Yields:
     Parameters of each layer's `LatentSelfAttention`, and what was kept.
   """
+  # All blocks share this projection, and each adds a modulation of its own.
   times = moments.time_table(time_parameters)
   for n in range(config.num_layers):
     layer = read_layer(n)
@@ -192,8 +193,8 @@ def to_latent(
   layers, reports = zip(*converted, strict=True)
   for name in layers[0]:
     arrays[SELF_ATTENTION + name] = np.stack([layer[name] for layer in layers])
-  # Shapes alone: drawing parameters that are replaced at once takes minutes at
-  # the size of Wan.
+  # Only shapes are needed: drawing parameters that are replaced at once takes
+  # minutes at the size of Wan.
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, tree_names.nested_dict(arrays))
   return model, [*reports]

@@ -75,6 +75,7 @@ def mesh(
   description = topologies.get_topology_desc(
     platform="cuda",
     topology_name=target,
+    # Slices, hosts of a slice, GPUs of a host: all GPUs are in one host.
     topology=f"1x1x{math.prod(shape)}",
     target_config=gpus.TARGETS[target].text(),
   )
@@ -117,6 +118,8 @@ def compile_for(
   """
   jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
   started = time.monotonic()
+  # Kernels are chosen for the devices of the mesh in use. Without it they would
+  # be those of the CPU that compiles.
   with jax.set_mesh(devices):
     executable = jitted.lower(*args, **kwargs).compile()
   seconds = time.monotonic() - started

@@ -126,7 +126,8 @@ SHAPES: dict[str, Shape] = {
   "480p_framewise": _shape(chunk=1, history=6),
   "480p_14b": _shape(heads=40, d_c=640),
   "480p_first_chunk": _shape(history=0),
-  # Few queries, where absorbed is cheaper: a small picture, frame by frame.
+  # With few queries the absorbed form is cheaper: a small picture, made frame
+  # by frame.
   "few_queries": _shape(chunk=1, history=40, tokens=64),
   "480p_int8": _shape(cache_dtype="int8"),
   "480p_float8": _shape(cache_dtype="float8_e4m3fn"),
@@ -136,7 +137,8 @@ SHAPES: dict[str, Shape] = {
     )
     for name, dtype in (("int8", "int8"), ("float8", "float8_e4m3fn"))
   },
-  # The ablations of VideoMLA: width of the latent, and its split of a head.
+  # These are the ablations of VideoMLA: the width of the latent, and how a head
+  # is split.
   **{f"480p_dc{d_c}": _shape(d_c=d_c) for d_c in (64, 128, 256, 384, 512)},
   **{f"480p_split{128 - r}_{r}": _shape(d_r=r) for r in (16, 64, 96)},
 }

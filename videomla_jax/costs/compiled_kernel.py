@@ -37,6 +37,7 @@ def compiled_row(
     target: Key of `gpus.TARGETS`.
     dumps: Folder in which Mosaic and XLA write reports; it is emptied before.
   """
+  # The reports of the call before would be read as those of this one.
   for old in [*dumps.glob("*"), *dumps.glob(f"{toolchain.XLA_DUMPS}/*")]:
     if old.is_file():
       old.unlink()
@@ -108,6 +109,8 @@ def measured_us(implementation: str, form: types.Form, shape: str) -> float:
 
   def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
     if x.dtype == bool:
+      # These are the flags of frames: all are valid, as in a window that is
+      # full.
       return jnp.ones(x.shape, bool)
     return jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
 

@@ -44,6 +44,8 @@ class Target:
 
   def text(self) -> str:
     """Writes the GPU as XLA's GpuTargetConfig, a text proto."""
+    # CUDA keeps 1 KiB of shared memory of every thread block for itself, so a
+    # multiprocessor has that much more than one block may ask for.
     major, minor = self.capability
     return f"""
 gpu_device_info {{

@@ -26,7 +26,8 @@ from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import types
 
 FORMS: tuple[types.Form, ...] = ("expanded", "absorbed")
-# Ours: the reference writes all scores, and libraries bring no source along.
+# These are our own: the reference writes all scores to memory, and libraries
+# bring no source along.
 IMPLEMENTATIONS = (*api.KERNELS, "xla_chunked")
 
 
@@ -70,6 +71,8 @@ def rows(
       ) as process:
         try:
           for line in process.stdout or ():
+            # Libraries may print as well, and a process that was killed may
+            # leave half a row.
             if line.startswith("{") and line.endswith("\n"):
               yield _with_time(kernel_row.Row(**json.loads(line)))
         # Nobody reads further rows after a full disk or Ctrl-C.
@@ -89,6 +92,8 @@ def _with_time(row: kernel_row.Row) -> kernel_row.Row:
   target = gpus.TARGETS[row.target].capability[0]
   if not row.compiled or int(here.capability) != target:
     return row
+  # It is measured here and not where it was compiled: that process has
+  # JAX_PLATFORMS=cpu and sees no GPU.
   took = compiled_kernel.measured_us(row.implementation, row.form, row.shape)
   return dataclasses.replace(row, device_us=round(took, 1))
 
@@ -100,6 +105,8 @@ def _worker(target: str, shapes: str, implementations: str) -> None:
     for form in FORMS:
       for name in implementations.split(","):
         row = compiled_kernel.compiled_row(name, form, shape, target, dumps)
+        # A row must reach the parent now, and not when the pipe's buffer is
+        # full.
         print(json.dumps(dataclasses.asdict(row)), flush=True)
 
 

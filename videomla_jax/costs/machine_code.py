@@ -12,7 +12,8 @@ import tempfile
 
 from videomla_jax.costs import serialized_program
 
-# Instructions of tensor cores and of local memory, of all generations.
+# These are the instructions of tensor cores and of local memory, as all
+# generations of GPUs call them.
 TENSOR_CORE = re.compile(r"\b(UTC\w*MMA|HGMMA|QGMMA|HMMA|IMMA)\b")
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)(\.\w+)*\b")
 # Tensor memory is taken in units of 32 columns; their number is in a uniform
@@ -108,6 +109,7 @@ def tmem_columns(code: str) -> int | None:
   told = re.findall(rf"UMOV {take[1]}, (0x[0-9a-f]+)", code[: take.start()])
   if not told:
     raise ValueError("the machine code does not tell its columns")
+  # The register may have served for other numbers before: the last one counts.
   return _TMEM_UNIT * int(told[-1], 16)
 
 
@@ -176,6 +178,7 @@ def tool(name: str) -> str:
   Raises:
     RuntimeError: If it is not installed.
   """
+  # XLA writes PTX for the ptxas of its own CUDA, and an older one refuses it.
   cuda = importlib.util.find_spec("nvidia") if name == "ptxas" else None
   for folder in (cuda.submodule_search_locations or ()) if cuda else ():
     path = pathlib.Path(folder) / "cu13" / "bin" / name

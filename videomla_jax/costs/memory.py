@@ -242,7 +242,7 @@ def _block_bytes(
   width, heads = config.width, config.attention.num_heads
   tokens = rows * queries
   slices = feed_forward.num_slices(width, config.ffn_width)
-  # Queries and output of the chunk; keys and values of every head.
+  # The chunk has queries and an output, and every head has keys and values.
   attention = tokens * 3 * width * item + 2 * rows * keys * width * item
   ffn = tokens * (config.ffn_width // slices + (1 + slices) * width) * item
   if scores:
@@ -259,4 +259,5 @@ def _block_bytes(
   entries = tokens * config.attention.cached_scalars * item
   residual = tokens * width * _F32 * (2 if scores else 1)
   copies = 0 if config.scan_blocks else weights * config.num_layers
+  # Attention and FFN run one after the other, so only the wider of them counts.
   return copies + residual + max(attention, ffn) + entries

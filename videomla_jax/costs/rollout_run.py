@@ -43,6 +43,7 @@ def compiled_bytes(
   chunks = shapes.round_up(num_frames, window.chunk_frames)
   chunks //= window.chunk_frames
   rows = batch * sampler.rows_per_video
+  # An abstract state compiles the same program and allocates no cache.
   state = jax.eval_shape(
     lambda keys: rollout.Rollout(
       rollout.empty_cache(

@@ -37,6 +37,8 @@ def unsnap(data: bytes, start: int = 0) -> tuple[bytes, int]:
     kind, length = tag & 3, (tag >> 2) + 1
     position += 1
     if kind == 0:
+      # Lengths above 60 do not fit into the tag: one to four bytes behind it
+      # hold them.
       if length > 60:
         extra = length - 60
         length = int.from_bytes(data[position : position + extra], "little") + 1
@@ -92,6 +94,8 @@ def _chunks(stream: bytes) -> Iterator[bytes]:
   position = 0
   while position + _CHUNK_HEADER <= len(stream):
     header = stream[position : position + _CHUNK_HEADER]
+    # A header holds its hash, the size of the data, their hash, the kind, and
+    # counts. The hashes are not checked, since the bytes come out of memory.
     (size,) = struct.unpack_from("<Q", header, 8)
     kind = header[24:25]
     position += _CHUNK_HEADER

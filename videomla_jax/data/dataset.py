@@ -51,7 +51,7 @@ def locate(folder: str | os.PathLike[str]) -> pathlib.Path:
     folder: That folder, or the root of TFDS data sets.
   """
   root = pathlib.Path(os.path.expanduser(folder))
-  # Commands take the root, people also name the folder that they see.
+  # Commands take the root, but people also name the folder that they see.
   inner = root / NAME / VERSION
   return inner if inner.is_dir() else root
 

@@ -89,6 +89,8 @@ class Video:
       (self._stream.start_time or 0) * self._stream.time_base
     )
     self._rate = self._stream.average_rate or self._stream.guessed_rate
+    # Decoding one frame shows damage early, and `facts` reads the rotation from
+    # it.
     self._frames = self._decode()
     self._first: tuple[float, av.VideoFrame] | None
     try:
@@ -232,11 +234,13 @@ def _fitted(
   pixels = np.rot90(pixels, frame.rotation // 90)
   width, height = _displayed_size(frame, aspect)
   scale = max(shape.width / width, shape.height / height)
-  # Shares of the picture that are kept, along each side.
+  # These shares of the picture are kept along each side.
   kept_width = shape.width / (width * scale)
   kept_height = shape.height / (height * scale)
   rows, columns = pixels.shape[:2]
   left, top = columns * (1 - kept_width) / 2, rows * (1 - kept_height) / 2
+  # The crop has fractions of a pixel, so it is left to `resize`: whole pixels
+  # would move the picture off its centre.
   box = (left, top, columns - left, rows - top)
   size = (shape.width, shape.height)
   image = Image.fromarray(np.ascontiguousarray(pixels))

@@ -30,6 +30,8 @@ def key_of(prompt: str, *, encoder: str) -> str:
     prompt: Text in any spelling that cleans to the same text.
     encoder: Identity of the encoder, see `encoder_identity`.
   """
+  # JSON keeps the two apart: plain concatenation could give one text for two
+  # different pairs.
   text = json.dumps([encoder, tokenizer.clean(prompt)])
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -128,7 +130,7 @@ def add(
     key = key_of(prompt, encoder=encoder)
     # Wan's encoder computes in this type, and the DiT rounds to it anyway.
     tensors[key] = np.asarray(embedding, ml_dtypes.bfloat16)
-    # For people who look into the file; nothing reads it.
+    # This is for people who look into the file; no code reads it.
     about[f"prompt/{key}"] = tokenizer.clean(prompt)
   path.parent.mkdir(parents=True, exist_ok=True)
   with atomic.replacing(path) as temporary:

@@ -153,6 +153,7 @@ class EncoderConfig:
           f"clip.{name}={size} must be a multiple of {step}; use"
           f" {max(1, size // step) * step}."
         )
+    # With a stride of 1, `1 % time` is 0 and every length fits.
     if num_frames % time != 1 % time:
       raise ValueError(
         f"clip.num_frames={num_frames} must be one more than a multiple of"
@@ -204,8 +205,8 @@ class Encoder:
       embedded.append(rows[0, : lengths[0]])
     return embedded
 
-  # Loaded when needed: a shard of prompts alone needs no VAE, and prompts that
-  # were embedded before need no text encoder.
+  # Both are loaded when they are needed: a shard of prompts alone needs no VAE,
+  # and prompts that were embedded before need no text encoder.
   @functools.cached_property
   def _vae(self) -> vae.WanVAE:
     if self._config.checkpoint == RANDOM:
@@ -222,7 +223,8 @@ class Encoder:
     return released.load(self._root / "umt5", "umt5"), tokenizer
 
 
-# One entry: two encoders at a time would not fit beside each other.
+# The cache has one entry, since two encoders would not fit into memory beside
+# each other.
 @functools.lru_cache(maxsize=1)
 def load(config: EncoderConfig) -> Encoder:
   """Returns the encoder of this process, which is kept between shards."""

@@ -114,6 +114,7 @@ def select(
     ValueError: If a rule asks for a column that the table lacks, or nothing is
       left.
   """
+  # Without this check every row would fail a rule about a missing column.
   absent = sorted(filters.asked() & set(_LISTED) - table.columns)
   if absent:
     raise ValueError(

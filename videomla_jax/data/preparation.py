@@ -113,6 +113,7 @@ def plan_shards(
     settings=settings,
     identity=_identity(jobs, excluded, settings),
   )
+  # This comes before any work: shards of two plans must never share a folder.
   _require_same(planned)
   return planned
 
@@ -160,6 +161,8 @@ def run_beam(plan: Plan, options: Sequence[str]) -> None:
   # the last rename wins.
   jobs = [job for job in plan.jobs if not job.is_done]
   flags = pipeline_options.PipelineOptions(list(options))
+  # Without `Reshuffle` a runner may fuse the steps, and one worker would make
+  # all shards.
   with beam.Pipeline(options=flags) as pipeline:
     _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(shards.run)
 
@@ -193,6 +196,8 @@ def finish(plan: Plan) -> dict[str, Any]:
   _put_shards(plan, counts, staged)
   (staged / dataset.QUARANTINE_FILE).write_text(_quarantine(counts))
   (staged / dataset.REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
+  # From here on the data set is there, so what is left of the work may stay if
+  # it cannot be removed.
   os.replace(staged, plan.folder)
   shutil.rmtree(plan.work, ignore_errors=True)
   return report
@@ -200,8 +205,9 @@ def finish(plan: Plan) -> dict[str, Any]:
 
 def _split_of(item: table.Item, test_fraction: float | int) -> str:
   """Returns the split of an input, told from a digest of its path."""
-  # By the video and not by the segment: segments of one video look alike.
+  # All segments of a video go to one split, since they look alike.
   text = item.video or item.caption
+  # Python's own `hash` of a text differs from process to process.
   digest = hashlib.sha256(text.encode()).digest()
   share = int.from_bytes(digest[:8], "big") / 2**64
   return "test" if share < test_fraction else "train"

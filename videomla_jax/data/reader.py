@@ -68,6 +68,7 @@ def make_loader(
   clips = grain.MapDataset.source(open_records(folder, split, shapes)).seed(
     seed
   )
+  # Repeating what is shuffled gives every pass an order of its own.
   clips = clips.shuffle().repeat(num_epochs)
   clips = clips.random_map(_Example(shapes, negative, float(prompt_dropout)))
   loader = batching.batches(
@@ -94,7 +95,7 @@ def read_captions(
   Returns:
     Captions, their embeddings, and the embedding of the negative prompt.
   """
-  # Captions that training has not seen, if any were held out.
+  # Captions that training has not seen come first, if any were held out.
   root = dataset.locate(folder)
   splits = tfds.builder_from_directory(root).info.splits
   source = _open(root, "test" if "test" in splits else "train", {"latents"})
@@ -104,6 +105,7 @@ def read_captions(
       break
     record, tokens = source[i], shapes.text[0]
     text = record_files.unpack(record["text"], num_tokens=tokens)
+    # Clips of one video share its caption.
     found.setdefault(record["caption"].decode(), text)
   negative = record_files.unpack(
     dataset.read_null_text(root), num_tokens=shapes.text[0]

@@ -25,6 +25,8 @@ def unpack(
     text: Bits of bfloat16.
     num_tokens: Tokens M after padding.
   """
+  # The numbers stay in bfloat16: float32 would double what is sent to the
+  # device and add nothing.
   rows = np.zeros((num_tokens, text.shape[1]), ml_dtypes.bfloat16)
   rows[: len(text)] = text.view(ml_dtypes.bfloat16)
   return rows
@@ -37,7 +39,7 @@ def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
     path: File to write.
     records: Serialised records.
   """
-  # Groups of one: records are read in random order.
+  # A group has one record, since records are read in random order.
   writer = array_record_module.ArrayRecordWriter(
     os.fspath(path), "group_size:1"
   )

@@ -86,7 +86,7 @@ class Job:
 
   @property
   def is_done(self) -> bool:
-    """Whether the shard is finished."""
+    """Whether the shard is finished, which its file of counts tells."""
     return self.counts.exists()
 
   @property
@@ -105,7 +105,8 @@ def run(job: Job, on_item: Callable[[], object] = lambda: None) -> None:
     return
   pathlib.Path(job.folder).mkdir(parents=True, exist_ok=True)
   make = _make_null_text if job.split == NULL_TEXT else _make_records
-  # First the data, then the counts: whoever sees counts has whole data.
+  # The data are written before the counts, so whoever sees counts has whole
+  # data.
   with atomic.replacing(job.data) as temporary:
     counts = make(job, temporary, on_item)
     with temporary.open("rb") as file:
@@ -157,7 +158,8 @@ def _make_records(
 ) -> dict[str, Any]:
   """Writes the records of a job; returns its counts."""
   encoder = encode.load(job.settings.encoder)
-  # All texts first: the text encoder and the VAE then take turns only once.
+  # All texts come first, so that the text encoder and the VAE take turns only
+  # once.
   texts = encoder.texts([item.caption for item in job.items])
   excluded = collections.Counter[str]()
   quarantined: list[dict[str, Any]] = []

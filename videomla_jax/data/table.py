@@ -37,6 +37,8 @@ _NUMBERS = (
 _TEXTS = ("video", "caption", "camera_motion")
 
 
+# A table may have a million rows, as OpenVid-1M has, and an item with slots is
+# smaller than one with a dictionary.
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
   """One row: a video, or a segment of one, and its caption.
@@ -192,6 +194,7 @@ def _sidecar(path: pathlib.Path) -> str:
 
 def _read_csv(path: pathlib.Path) -> tuple[list[str], Iterable[Row]]:
   # Captions may be longer than the 128 kB that the module allows by default.
+  # The limit is a C long, which has 32 bits on some systems.
   csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
   # Spreadsheets write a byte order mark, which plain UTF-8 would keep.
   with path.open(encoding="utf-8-sig", newline="") as file:

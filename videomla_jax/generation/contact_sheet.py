@@ -107,6 +107,7 @@ def write_png(path: str | os.PathLike[str], image: Image.Image) -> None:
 
 def time_stamp(seconds: float | int) -> str:
   """Writes a time as minutes, seconds and tenths of a second: "0:12.5"."""
+  # Rounding comes first: 59.96 s must become 1:00.0 and not 0:60.0.
   tenths = round(seconds * 10)
   return f"{tenths // 600}:{tenths // 10 % 60:02d}.{tenths % 10}"
 

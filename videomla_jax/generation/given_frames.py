@@ -72,7 +72,7 @@ def _resize(
 
 
 def _read_image(path: str) -> Image.Image:
-  """Reads a picture as RGB."""
+  """Reads a picture of any size as RGB, transparency dropped."""
   try:
     with Image.open(path) as picture:
       return picture.convert("RGB")  # This decodes, so damage shows here.

@@ -68,8 +68,8 @@ class Model:
   @functools.cached_property
   def pipeline(self) -> pipeline_lib.Pipeline:
     """Network and codec, which stay in memory as long as the model does."""
-    # Not in `load`: the first generation embeds its prompts before this, so the
-    # text encoder and the network need not fit into memory together.
+    # `load` does not do this: the first generation embeds its prompts before,
+    # so the text encoder and the network need not fit into memory together.
     return self.source.load()
 
   def __repr__(self) -> str:

@@ -58,7 +58,8 @@ class Mp4Writer:
       raise ValueError(f"scale={scale} must be at least 1; use 1 or more.")
     self._path = pathlib.Path(path)
     output_folder.check(self._path.parent)
-    # The same folder, since renaming does not work across file systems.
+    # It lies in the same folder, since renaming does not work across file
+    # systems. FFmpeg tells the format by the suffix, so .tmp stands before it.
     self._temporary = self._path.with_name(
       f".{self._path.stem}.{os.getpid()}.tmp{self._path.suffix}"
     )
@@ -164,15 +165,16 @@ def _open(
   # 4:2:0 stores colour for 2x2 blocks: sides are padded to even.
   stream.height, stream.width = (pixels.even(x * scale) for x in shape[:2])
   stream.pix_fmt = "yuv420p"
+  # Without this tag a player guesses the matrix from the size of the frame.
   stream.codec_context.colorspace = _BT601_TAG
-  # A key frame every two seconds, so that seeking is exact enough.
+  # There is a key frame every two seconds, so that seeking is exact enough.
   gop = str(max(1, round(2 * fps)))
   stream.options = {
     "crf": _CRF,
     "preset": "medium",
     "g": gop,
-    # Its vector code reads memory beyond small frames: equal videos gave
-    # unequal files, about one in three.
+    # The vector code of mbtree reads memory beyond small frames: about one
+    # in three files of equal videos differed.
     "x264-params": "no-mbtree=1",
   }
   return _Encoder(container, stream)

@@ -10,8 +10,8 @@ def to_uint8(
   frames: Float[np.ndarray, "*dims"],
 ) -> UInt8[np.ndarray, "*dims"]:
   """Rounds values in [0, 1] to 0..255 and clips what lies outside."""
-  # In float32: products in bfloat16, of 8 significant bits, would be rounded to
-  # its own grid first.
+  # This is computed in float32: products in bfloat16, of 8 significant bits,
+  # would be rounded to its own grid first.
   clipped = np.clip(np.asarray(frames, np.float32), 0, 1)
   return np.rint(clipped * 255).astype(np.uint8)
 

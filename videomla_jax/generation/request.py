@@ -126,7 +126,8 @@ def count_frames(seconds: float | int, fps: float | int) -> int:
   Raises:
     ValueError: If the video is shorter than one frame.
   """
-  # The nearest number, since most lengths are no whole number of frames.
+  # The nearest number is taken, since most lengths are no whole number of
+  # frames.
   count = round(seconds * fps)
   if count < 1:
     raise ValueError(

@@ -42,7 +42,7 @@ class Source(Protocol):
 
   @property
   def fps(self) -> float | int:
-    """Pixel frames per second."""
+    """Pixel frames per second at which a video plays."""
 
   @property
   def shift(self) -> float | int:

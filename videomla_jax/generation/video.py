@@ -19,6 +19,7 @@ Pixels = UInt8[np.ndarray, "B t h w c"]
 _SHOWN_HEIGHT = 288  # Screen pixels to which `save` enlarges small videos.
 
 
+# Equality of arrays is an array, on which a generated `__eq__` would fail.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Video:
   """Finished videos, one per prompt.
@@ -72,7 +73,8 @@ def save(
   Raises:
     ValueError: If the folder is not writable, or the scale is negative.
   """
-  # A whole number, so that every pixel stays a square of one colour.
+  # The scale is a whole number, so that every pixel stays a square of one
+  # colour.
   scale = scale or max(1, _SHOWN_HEIGHT // video.pixels.shape[2])
   files = video_files.paths(
     output_folder.check(folder), video.prompts, name=name

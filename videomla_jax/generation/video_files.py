@@ -30,7 +30,9 @@ def paths(
   # Prompts may hold anything, such as slashes; 60 letters stay readable.
   slugs = [re.sub(r"[\W_]+", "-", p.lower()).strip("-") for p in prompts]
   return [
-    folder / f"{name}-{i}-{slug[:60]}.mp4" for i, slug in enumerate(slugs)
+    # The number keeps two videos of one prompt apart.
+    folder / f"{name}-{i}-{slug[:60]}.mp4"
+    for i, slug in enumerate(slugs)
   ]
 
 

@@ -70,7 +70,8 @@ class WanSource:
   ) -> Float[Array, "R M E"]:
     """Runs the text encoder once per prompt, and once for the negative one."""
     wanted = [*prompts] if negative is None else [*prompts, negative]
-    # One call for all of them: the encoder (11.4 GB) is loaded only once.
+    # All of them are embedded in one call, so that the encoder (11.4 GB) is
+    # loaded only once.
     rows = self.encode_text(wanted)
     if negative is not None:
       # Its row stands once per prompt, as the rows of guidance do.
@@ -162,6 +163,7 @@ def _encode_text(
   folders: dict[str, pathlib.Path], stored: str, prompts: Sequence[str]
 ) -> TextRows:
   """Reads embeddings that `embed` stored, or runs the text encoder."""
+  # Stored embeddings come first: with them the encoder need not even be there.
   if stored:
     return jnp.asarray(embeddings.read(stored, [*prompts]))
   tokenizer = tokenizer_lib.Tokenizer.load(folders["tokenizer"])
@@ -191,8 +193,8 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
 
   @functools.cache
   def build() -> tuple[umt5.Umt5Encoder, vae.WanVAE, wan.WanDiT]:
-    # All three at once: a seed names the same weights however often and in
-    # which order they are asked for.
+    # All three are made at once, so that a seed names the same weights however
+    # often and in whatever order they are asked for.
     rngs = nnx.Rngs(networks.seed)
     encoder = umt5.Umt5Encoder(family.text_encoder, rngs=rngs)
     codec = vae.WanVAE(family.vae, rngs=rngs)

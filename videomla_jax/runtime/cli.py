@@ -122,6 +122,8 @@ def run(main: Callable[..., object], *, workdir: bool = False) -> None:
   """
   config_flags.DEFINE_config_file("config", lock_config=True)
   flag = flags.FLAGS["config"]
+  # ml_collections has no place for a search in front of its loader, so its
+  # parser is wrapped.
   flag.parser = _ConfigParser(flag.parser)
   if workdir:
     flags.DEFINE_string("workdir", None, "Folder of this run.")

@@ -56,6 +56,8 @@ def importing_from(folder: pathlib.Path) -> Iterator[None]:
     folder: Folder of the config file that is being loaded.
   """
   before = list(sys.path)
+  # A `common` beside the file comes before ours, which is there for copies that
+  # were taken out of this folder alone.
   sys.path[:] = [str(folder.resolve()), *before, str(config_folder())]
   try:
     yield

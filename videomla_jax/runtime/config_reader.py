@@ -35,6 +35,7 @@ def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
     ValueError: If a key is unknown or missing, or a value has another type.
   """
   values = dict(config.items())  # A `ConfigDict` is no `Mapping`.
+  # Unknown keys are reported before missing ones, since a misspelt key is both.
   known = [*dict.fromkeys(_keys(kind))]
   unknown = sorted(values.keys() - set(known))
   if unknown:

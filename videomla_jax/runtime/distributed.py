@@ -45,6 +45,8 @@ def leave(code: int) -> NoReturn:
   """
   if not jax.distributed.is_initialized():
     sys.exit(code)
+  # `os._exit` skips what Python does at an end: the wait for the others, but
+  # the flushes, too.
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
@@ -57,4 +59,5 @@ def _end_at_once(
 ) -> None:
   """Prints an error that nobody handled, and ends the process with it."""
   sys.__excepthook__(kind, error, trace)
+  # 128 + SIGINT is the code with which a shell reports Ctrl-C.
   leave(130 if issubclass(kind, KeyboardInterrupt) else 1)

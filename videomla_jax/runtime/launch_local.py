@@ -42,6 +42,7 @@ def process_environment(
     devices: Number of CPU devices of each process.
     port: Free port of this machine, on which process 0 listens.
   """
+  # A number of devices that is already set would contradict ours.
   flags = [
     x
     for x in environment.get("XLA_FLAGS", "").split()
@@ -107,6 +108,8 @@ def _environments(processes: int, devices: int) -> list[dict[str, str]]:
 
 def _free_port() -> int:
   """Asks the system for a port that nobody uses now."""
+  # Another program may take the port before process 0 does. Then process 0
+  # fails, and the launcher with it.
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]
@@ -134,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
   """Reports mistakes as all commands do."""
 
   def error(self, message: str) -> NoReturn:
-    """Raises what argparse would print."""
+    """Raises as `ValueError` what argparse would print."""
     raise ValueError(f"{message}; see --help.")
 
 

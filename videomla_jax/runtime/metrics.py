@@ -82,7 +82,8 @@ class MetricWriter:
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _drop_later_lines(self._path, resumed_step)
-      # Buffered by line, so that a run that is killed leaves whole lines.
+      # The file is buffered by line, so that a run that is killed leaves whole
+      # lines.
       self._file = self._path.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
       raise ValueError(
@@ -105,6 +106,8 @@ class MetricWriter:
     Raises:
       ValueError: If a name is not declared or a value is not one number.
     """
+    # Every process checks: if only the one that writes raised, the others would
+    # wait for it in their next collective.
     for name in values:
       unit(name)
     numbers = {name: _number(name, x) for name, x in values.items()}
@@ -118,17 +121,17 @@ class MetricWriter:
       self._board.add_scalar(name, number, global_step=step)
 
   def close(self) -> None:
-    """Flushes and closes both files."""
+    """Flushes and closes both files, where this process writes them."""
     if self._writes:
       self._file.close()
       self._board.close()
 
   def __enter__(self) -> "MetricWriter":
-    """Returns the object itself."""
+    """Returns the open writer, for a `with` block."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes what `with` opened."""
+    """Closes both files, whether the block failed or not."""
     self.close()
 
 
@@ -148,6 +151,8 @@ def _drop_later_lines(path: pathlib.Path, resumed_step: int) -> None:
   """Keeps complete lines up to the resumed step; replaces the file at once."""
   if not path.exists():
     return
+  # A resumed run computes the later steps again, and they would stand here
+  # twice.
   kept = []
   for line in path.read_text(encoding="utf-8").splitlines():
     try:

@@ -46,6 +46,8 @@ class Group:
   def send(self, number: int) -> None:
     """Sends a signal to all processes, and SIGKILL to their children, too."""
     for process in self.running.values():
+      # A process that is asked to stop ends its children itself; one that is
+      # killed cannot.
       if number == signal.SIGKILL:
         os.killpg(process.pid, number)
       else:
@@ -54,14 +56,17 @@ class Group:
   def reap(self, index: int) -> int:
     """Ends the children that a process left, and returns its exit code."""
     process = self.running.pop(index)
-    # Before `wait`, which frees the number of the process and of its group.
+    # This comes before `wait`, which frees the number of the process and of its
+    # group.
     os.killpg(process.pid, signal.SIGKILL)
     code = process.wait()
+    # Python gives a signal as a negative code, and shells add it to 128.
     return code if code >= 0 else 128 - code
 
   def finish_output(self) -> None:
     """Waits for the last lines, but not for processes in other sessions."""
     for thread in self._threads:
+      # Such a process may hold the pipe open for ever.
       thread.join(timeout=10)
 
   def _start(
@@ -90,6 +95,7 @@ class Group:
     for line in process.stdout:
       with self._lock:
         output = sys.stdout.buffer
+        # A last line without a newline would swallow the number of the next.
         output.write(f"[{index}] ".encode() + line.rstrip(b"\n") + b"\n")
         output.flush()
 

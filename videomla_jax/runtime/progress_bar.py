@@ -66,6 +66,7 @@ class Progress:
 
   def line(self) -> str:
     """Returns the state as one line: share done, fields, rate, time left."""
+    # The clock may not have moved since the start, and rates divide by it.
     seconds = max(self._clock() - self._started, 1e-9)
     done = self._done - self._initial
     share = 100 * self._done / max(self._total, 1)
@@ -88,11 +89,11 @@ class Progress:
       self._write_line()
 
   def __enter__(self) -> "Progress":
-    """Returns the object itself."""
+    """Returns the open bar, for a `with` block."""
     return self
 
   def __exit__(self, *unused: object) -> None:
-    """Closes what `with` opened."""
+    """Ends the bar, whether the block failed or not."""
     self.close()
 
   def _rate(self, done: int, seconds: float) -> str:
@@ -113,6 +114,6 @@ def _show(value: metrics.Scalar | str) -> str:
 
 
 def _clock_time(seconds: float | int) -> str:
-  """Writes a duration as h:mm:ss."""
+  """Writes a duration in seconds as h:mm:ss, rounded to a second."""
   whole = round(seconds)
   return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -73,6 +73,7 @@ def find(environment: Environment) -> Group | None:
   Raises:
     ValueError: If a variable is missing, malformed or out of range.
   """
+  # Our own variables come first, so that a user can overrule a scheduler.
   for finder in (_explicit, _skypilot, _open_mpi, _slurm, _kubernetes):
     group = finder(environment)
     if group is not None:
@@ -81,7 +82,7 @@ def find(environment: Environment) -> Group | None:
 
 
 def _explicit(environment: Environment) -> Group | None:
-  """Reads our own variables."""
+  """Reads our own variables; returns None if none of them is set."""
   given = [
     x for x in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if x in environment
   ]

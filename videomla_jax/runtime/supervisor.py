@@ -69,6 +69,7 @@ def _signals(tell: Callable[[_Asked], None]) -> Iterator[None]:
     tell: Is called with every signal, by another thread.
   """
   reader, writer = socket.socketpair()
+  # `set_wakeup_fd` takes no file that blocks.
   writer.setblocking(False)
 
   def read() -> None:
@@ -79,6 +80,8 @@ def _signals(tell: Callable[[_Asked], None]) -> Iterator[None]:
   thread = threading.Thread(target=read, daemon=True)
   with reader, writer:
     wakeup = signal.set_wakeup_fd(writer.fileno())
+    # Python writes only signals that have a handler, even one that does
+    # nothing.
     previous = {n: signal.signal(n, lambda *_: None) for n in _PASSED_ON}
     thread.start()
     try:
@@ -87,6 +90,7 @@ def _signals(tell: Callable[[_Asked], None]) -> Iterator[None]:
       for number, handler in previous.items():
         signal.signal(number, handler)
       signal.set_wakeup_fd(wakeup)
+      # The reader then receives nothing, which ends its thread.
       writer.shutdown(socket.SHUT_WR)
       thread.join()
 
@@ -104,10 +108,12 @@ def _supervise(
       event = events.get(timeout=left)
     except queue.Empty:
       group.send(signal.SIGKILL)
+      # Nothing stronger than SIGKILL is left, so there is no further deadline.
       deadline = None
       continue
     if isinstance(event, process_group.Ended):
       code = group.reap(event.process)
+      # The first failure counts: those that follow come from our own SIGTERM.
       result = result or code
       number = signal.SIGTERM if result and not stopping else None
     else:

@@ -164,6 +164,7 @@ def examine_judge(
     train_seconds: Wall time of the training, for the report.
   """
   sprites, labels = world.load_sprites("test")
+  # Training draws from (seed, 0), so the test has a stream of its own.
   rng = np.random.default_rng((seed, 1))
   data = judge_frames_lib.synthesise(rng, sprites, labels, num_frames=8000)
   images = data.images[None] / np.float32(255)
@@ -223,7 +224,7 @@ def _fit(
     order = rng.permutation(len(data.images))
     for i in range(steps_per_epoch):
       rows = order[i * recipe.batch_size :][: recipe.batch_size]
-      # One transfer ahead of each step, which then only dispatches.
+      # There is one transfer ahead of each step, which then only dispatches.
       batch = jax.device_put(type(data)(*(array[rows] for array in data)))
       key, step_key = jax.random.split(key)
       judge, state = step(judge, state, batch, step_key)
@@ -244,6 +245,7 @@ def _loss(
   content = optax.softmax_cross_entropy_with_integer_labels(
     content_logits, batch.content
   )
+  # A batch may hold no whole digit, so the divisor is never 0.
   return (identity * whole).sum() / (whole.sum() + 1) + content.mean()
 
 
@@ -251,6 +253,8 @@ def _fingerprint(seed: int, recipe: JudgeRecipe) -> str:
   """Returns a hash of everything that decides what a judge becomes."""
   fields = [_VERSION, seed, dataclasses.asdict(recipe)]
   digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+  # The digits come from scikit-learn, and a judge that was trained on others
+  # must not be loaded.
   digest.update(world.load_sprites("train")[0].tobytes())
   return digest.hexdigest()
 
@@ -287,6 +291,8 @@ def _write(
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(temporary, "wb") as file:
+      # Given a path, `savez` would append .npz to it, and the rename would find
+      # no file.
       np.savez(file, **arrays)
     os.replace(temporary, path)
   except OSError as error:  # the judge is as good without its cache

@@ -70,6 +70,7 @@ def synthesise(
   names = np.array(KIND_NAMES)[kind]
   index, other = rng.integers(len(sprites), size=(2, num_frames))
   other = np.where(names == "copy", index, other)
+  # Indexing by an array copies, so the sprites themselves stay whole below.
   first = sprites[index]
   # Only these two lose ink in the sprite; faint and blank lose contrast below.
   for name in ("half", "quarter"):
@@ -79,6 +80,7 @@ def synthesise(
   strength = rng.uniform(0.6, 1.0, num_frames) * doubled
   corner = _corners(rng, num_frames)
   second = sprites[other] * strength.astype(np.float32)[:, None, None]
+  # Ink does not add up: two strokes are as bright as the brighter one.
   frames = np.maximum(
     paste(first, corner), paste(second, _second_corners(rng, corner))
   )
@@ -199,6 +201,7 @@ def _second_corners(
   inside = (corners + near >= 0) & (corners + near <= reach)
   near = corners + np.where(inside, near, -near)
   far = corners // step * step + offsets[rng.integers(len(offsets), size=num)]
+  # The lattice is cyclic here, so all other places of it are equally likely.
   far = far % (reach + step)
   close = np.abs(far - corners).max(1, keepdims=True) < step
   return np.where(close | (rng.random((num, 1)) < 0.5), near, far)

@@ -42,7 +42,8 @@ class Judge(nnx.Module):
     self.identity = nnx.Linear(128, 10, rngs=rngs)
     self.frame1 = nnx.Conv(1, 16, (5, 5), strides=2, rngs=rngs)
     self.frame2 = nnx.Conv(16, 48, (3, 3), strides=2, rngs=rngs)
-    # 2x2 cells of 4 px: one output for each lattice position.
+    # A window has 2x2 cells of 4 px, so there is one output for each lattice
+    # position.
     self.frame3 = nnx.Conv(48, 64, (2, 2), padding="VALID", rngs=rngs)
     self.content_hidden = nnx.Linear(2 * 64 + 128, 64, rngs=rngs)
     self.content = nnx.Linear(64, 3, rngs=rngs)

@@ -101,6 +101,8 @@ class _Augment(grain.transforms.RandomMap):
   ) -> Record:
     """Returns the example of one record; Grain gives each its own rng."""
     video = element["video"]
+    # A clip may start anywhere in the stored one: all frames are alike to a
+    # codec without memory, unlike those of a video VAE.
     first = int(rng.integers(len(video) - self.num_frames + 1))
     dropped = rng.random(prompts.NUM_TOKENS) < self.word_dropout
     dropped |= rng.random() < self.prompt_dropout

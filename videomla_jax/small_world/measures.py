@@ -97,6 +97,8 @@ def summarise(
   summary = {}
   for name, values in measures.items():
     n = len(values)
+    # The videos are a sample, so n - 1 divides the squares; one video has no
+    # spread.
     std = float(np.std(values, ddof=1)) if n > 1 else 0.0
     mean = float(np.mean(values))
     summary[name] = dict(mean=mean, std=std, sem=std / n**0.5, n=n)

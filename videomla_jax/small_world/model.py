@@ -92,6 +92,7 @@ class WordEncoder(nnx.Module):
     return jnp.where(known, one_hot @ self.table[...], 0.0)
 
 
+# It has no arrays, so a compiled function takes it as a constant.
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelCodec:
@@ -114,7 +115,7 @@ class PixelCodec:
 
   @property
   def channels(self) -> int:
-    """Number of latent channels C."""
+    """Number of latent channels C: all values of a square of pixels."""
     return self.block**2 * self.pixel_channels
 
   def encode(
@@ -233,7 +234,7 @@ def load(path: str | os.PathLike[str]) -> VideoModel:
       "video model."
     )
   model_config = VideoModelConfig.from_dict(config["model"])
-  # Shapes alone: the arrays are those of the file.
+  # Only shapes are needed, since the arrays are those of the file.
   model = nnx.eval_shape(lambda: VideoModel(model_config, rngs=nnx.Rngs(0)))
   model_folder.update_model(model, arrays)
   return model

@@ -76,7 +76,8 @@ def motion_measures(
   both = track.visible[:, 1:] & track.visible[:, :-1]
   count = np.maximum(both.sum(1), 1)
   moved = (np.abs(step) * both[..., None]).sum(1) / count[:, None]
-  # Vertical share of the motion: 0 horizontal, 1/2 diagonal, 1 vertical.
+  # This is the vertical share of the motion: 0 is horizontal, 1/2 is diagonal
+  # and 1 is vertical.
   balance = moved[:, 1] / np.maximum(moved.sum(1), 1e-6)
   moves = np.stack([balance < 0.75, balance > 0.25], axis=-1)
   # Noise moves the centroid by a fraction of a pixel; that is no direction.
@@ -114,6 +115,8 @@ def path_measures(track: Track) -> dict[str, Float[np.ndarray, "V"]]:
     cost, distance = _fit_axis(track, paths)
     costs.append(cost)
     distances.append(distance)
+  # At least one axis moves, and if both move they have one speed, since a
+  # prompt names only one.
   rest, slow, fast = range(3)
   pairs = [(g, h) for g in (slow, fast) for h in (g, rest)]
   pairs += [(rest, slow), (rest, fast)]
@@ -160,6 +163,7 @@ def _fit_axis(
   shift = (away * seen).sum(2, keepdims=True) / count
   # Handwriting lies off the middle of its box, by a bounded constant.
   away = away - np.clip(shift, -_MAX_OFFSET_PX, _MAX_OFFSET_PX)
+  # Invisible frames have no position, so they do not choose the path.
   cost = (away**2 * seen).sum(2)  # [V, p, 2]
   best = cost.argmin(1)[:, None]  # [V, 1, 2]
   chosen = np.take_along_axis(away, best[:, :, None], axis=1)

@@ -81,7 +81,8 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
       description="A handwritten digit bounces inside a small frame.",
       features=tfds.features.FeaturesDict(
         {
-          # Raw bytes: the default encoding turns every pixel into an int64.
+          # The frames are stored as raw bytes: the default encoding turns every
+          # pixel into an int64.
           "video": tfds.features.Tensor(
             shape=(num_frames, size, size, 1), dtype=np.uint8, encoding="bytes"
           ),

@@ -183,6 +183,7 @@ def training_prompts() -> tuple[Prompt, ...]:
 def _pick(prompt: str, words: Sequence[str], kind: str) -> str:
   """Returns the only word of `kind`, or says what to add or to remove."""
   choices = _KINDS[kind]
+  # A word that is said twice still has one meaning.
   found = list(dict.fromkeys(word for word in words if word in choices))
   if not found:
     raise ValueError(

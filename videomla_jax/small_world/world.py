@@ -114,6 +114,7 @@ def load_sprites(
   from sklearn import datasets  # takes a second, which no other use needs
 
   digits = datasets.load_digits()
+  # scikit-learn gives ink in steps from 0 to 16.
   images = (digits.images / 16.0).astype(np.float32)
   labels = digits.target.astype(np.int64)
   train = split == "train"
@@ -154,6 +155,7 @@ def positions(
     _require_start(start, sign, axis, speed if moving[axis] else 1, world)
   velocity = speed * np.array(moving) * np.array(sign)
   time = np.arange(num_frames)[:, None]
+  # Whole numbers keep long videos exact: there is no rounding that could grow.
   phase = (np.array(start) + velocity * time) % (2 * world.reach)
   return (world.reach - np.abs(phase - world.reach)).astype(np.int32)
 

@@ -22,11 +22,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     The path to write to.
   """
   path = pathlib.Path(path)
+  # It lies beside the target, since one rename cannot cross file systems.
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
   try:
     yield temporary
     os.replace(temporary, path)
   finally:
+    # After a rename that went well nothing has this name any more.
     temporary.unlink(missing_ok=True)
 
 

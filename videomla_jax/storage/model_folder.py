@@ -53,6 +53,7 @@ def save_model(
     ValueError: If `config` holds something that JSON cannot.
   """
   path = pathlib.Path(path).absolute()
+  # A config that JSON cannot hold must fail before the arrays are written.
   config_text(config)
   arrays = model_arrays(model)
   # It lies beside the target, since a folder can only be renamed within one
@@ -195,6 +196,7 @@ def is_model_folder(path: str | os.PathLike[str]) -> bool:
   """
   try:
     text = (pathlib.Path(path) / CONFIG).read_text()
+    # Folders of diffusers have a `config.json`, too, but no list of digests.
     return (
       isinstance(json.loads(text), dict)
       and (pathlib.Path(path) / DIGESTS).exists()
@@ -266,11 +268,14 @@ def replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
   old = target.with_name(f".{target.name}.{os.getpid()}.old")
   target.rename(old)
   source.rename(target)
+  # A process that dies between the two renames leaves the old model under this
+  # name, and nothing is lost.
   shutil.rmtree(old)
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
   """Computes the SHA-256 of every file by its name inside of the folder."""
+  # The file system lists files in any order, on which the text must not depend.
   files = sorted(x for x in folder.rglob("*") if x.is_file())
   return {str(x.relative_to(folder).as_posix()): _sha256(x) for x in files}
 
@@ -278,6 +283,8 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 def _sha256(path: pathlib.Path) -> str:
   """Returns the hexadecimal SHA-256 of a file."""
   with path.open("rb") as file:
+    # The file is read in pieces: a database of weights need not fit into
+    # memory.
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

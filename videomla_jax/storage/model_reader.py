@@ -30,6 +30,8 @@ class ModelReader:
     self.config = model_folder.check_folder(self._path)
     params = self._path / model_folder.PARAMS
     self._arrays: dict[str, Any] = {}
+    # Only `ModelWriter` leaves a folder for each array. Opening one reads its
+    # description, and the numbers stay on disk until `read`.
     for folder in sorted(params.glob("*/.zarray")):
       name = folder.parent.name.replace(".", "/")
       self._arrays[name] = tensorstore.open(

@@ -50,6 +50,8 @@ class ModelWriter:
   def __enter__(self) -> "ModelWriter":
     self._path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(self._path)
+    # The number of the process tells a later writer whether this one still
+    # runs.
     self._temporary = self._path.with_name(
       f".{self._path.name}.{os.getpid()}.tmp"
     )
@@ -58,6 +60,7 @@ class ModelWriter:
       params_skeleton.write_skeleton(params, self._specs)
       for name, spec in self._specs.items():
         params_skeleton.describe(params / params_skeleton.file_name(name), spec)
+    # Python does not call `__exit__` if `__enter__` raises.
     except BaseException:
       shutil.rmtree(self._temporary, ignore_errors=True)
       raise
@@ -76,6 +79,7 @@ class ModelWriter:
     spec = self._specs[name]
     expected = spec.shape[1:] if spec.blocks else spec.shape
     assert value.shape == expected, (name, value.shape, expected)
+    # This raises if a caller writes the same block twice.
     self._left[name].remove(block)
     self._write(name, value, block)
 

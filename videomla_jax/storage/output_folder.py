@@ -20,6 +20,8 @@ def check(path: str | os.PathLike[str]) -> pathlib.Path:
   folder = pathlib.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    # A file is really made, since permissions alone do not tell of every
+    # refusal, such as that of a read-only disk.
     with tempfile.TemporaryFile(dir=folder):
       pass
   except OSError as error:

@@ -31,6 +31,7 @@ class Parameter(NamedTuple):
 
 def file_name(name: str) -> str:
   """Returns the folder of a parameter, whose name has slashes."""
+  # Orbax names the folders like this where it keeps no database.
   return name.replace("/", ".")
 
 
@@ -62,7 +63,9 @@ def describe(folder: pathlib.Path, spec: Parameter) -> None:
   if inner:
     chunks[-len(inner)] = rows(inner, spec.dtype)
   if spec.blocks:
+    # A block is then read and written without touching its neighbours.
     chunks[0] = 1
+  # NumPy's own code for bfloat16 says only that a number has two bytes.
   dtype = "bfloat16" if spec.dtype.name == "bfloat16" else spec.dtype.str
   about = dict(
     zarr_format=2,
@@ -75,6 +78,7 @@ def describe(folder: pathlib.Path, spec: Parameter) -> None:
     order="C",
     dimension_separator=".",
   )
+  # The number that stood for the array goes, with what Orbax wrote about it.
   shutil.rmtree(folder)
   folder.mkdir()
   (folder / ".zarray").write_text(json.dumps(about))

@@ -50,6 +50,7 @@ def _build[Kind](kind: type[Kind], values: dict[str, Any]) -> Kind:
 
 
 def _typed(hint: Any, value: Any) -> Any:
+  # JSON turned tuples into lists, with which a frozen dataclass has no hash.
   if isinstance(value, list):
     return tuple(value)
   if isinstance(value, dict):

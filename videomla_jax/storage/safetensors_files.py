@@ -47,6 +47,7 @@ def read_file(path: pathlib.Path) -> Tensors:
       f"source={str(path)!r} is damaged or incomplete ({error}); download it "
       "again."
     ) from error
+  # Free text of the writer stands in the header as if it were a tensor.
   header.pop("__metadata__", None)
   return {
     name: _from_header(path, 8 + length, about, name)
@@ -93,6 +94,7 @@ def read_shards(path: pathlib.Path) -> Tensors:
       f"source={str(path)!r} is no index of shards; download it again."
     ) from error
   files = sorted(set(shards.values()))
+  # Anybody may have written the index, and it must not make us read elsewhere.
   outside = [f for f in files if pathlib.PurePath(f).name != f]
   if outside:
     raise ValueError(

@@ -50,6 +50,7 @@ def write_safetensors(
     total = sum(_num_bytes(x) for x in tensors.values())
     file_of = {n: f for f, names in zip(files, shards) for n in names}
     index = dict(metadata=dict(total_size=total), weight_map=file_of)
+    # The index comes last, so that it never names a shard that is not there.
     temporary = folder / f".{stem}.tmp"
     temporary.write_text(json.dumps(index, indent=2) + "\n")
     temporary.replace(folder / f"{stem}{safetensors_files.INDEX}")
@@ -77,6 +78,7 @@ def _write_file(
   path: pathlib.Path, tensors: safetensors_files.Tensors
 ) -> Iterator[str]:
   """Writes one file, which appears when it is complete."""
+  # Versions of transformers refuse a file that names no framework here.
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   offset = 0
   for name, tensor in tensors.items():
@@ -97,6 +99,8 @@ def _write_file(
       for name, tensor in tensors.items():
         value = np.ascontiguousarray(tensor.read())
         assert (value.shape, value.dtype) == (tensor.shape, tensor.dtype), name
+        # NumPy gives no buffer of bfloat16, and `tobytes` would copy the
+        # tensor.
         file.write(value.reshape(-1).view(np.uint8).data)
         yield name
     temporary.replace(path)

@@ -67,5 +67,7 @@ def abstract(x: Leaf) -> jax.ShapeDtypeStruct:
   elif not hasattr(x, "shape"):
     x = np.asarray(x)
   if sharding is None:
+    # Without one Orbax would ask for the devices that the array was saved from,
+    # which a restore may not have.
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -130,6 +130,7 @@ def _check_floats(tensors: Tensors, path: pathlib.Path) -> None:
   if not tensors:
     raise ValueError(f"source={str(path)!r} holds no tensors.")
   coded = [n for n, x in tensors.items() if x.dtype not in _FLOATS]
+  # Scales tell of codes, even where the codes lie in a type of floats.
   coded += [n for n in tensors if n.split(".")[-1] in _SCALES]
   if coded:
     raise ValueError(

@@ -117,11 +117,14 @@ class _Unpickler(pickle.Unpickler):
 
   def find_class(self, module: str, name: str) -> Any:
     """Returns what stands for one of the few names that are allowed."""
+    # The inherited method imports whatever a pickle names, which is how a file
+    # could run code.
     if (module, name) == ("collections", "OrderedDict"):
       return collections.OrderedDict
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
       return self._tensor
     if (module, name) == ("torch._utils", "_rebuild_parameter"):
+      # A parameter is its tensor here: gradients and hooks do not matter.
       return lambda data, *unused: data
     if module == "torch" and name in _STORAGES:
       return _STORAGES[name]
@@ -133,6 +136,7 @@ class _Unpickler(pickle.Unpickler):
 
   def persistent_load(self, pid: Any) -> _Storage:
     """Returns the storage that a tensor refers to."""
+    # The last two are device and size; what counts is the length of the member.
     kind, dtype, key, _, _ = pid
     if kind != "storage" or not isinstance(dtype, np.dtype):
       raise ValueError(

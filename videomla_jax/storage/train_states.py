@@ -140,6 +140,8 @@ class TrainCheckpoints:
       try:
         arrays, iterator_state = self._restore(step, abstract_state)
       except _MismatchError as error:
+        # Older states would not fit either, and setting this one aside would
+        # hide a state that is whole.
         raise ValueError(str(error)) from error
       except Exception as error:  # a damaged file may raise any kind
         logging.warning(
@@ -148,6 +150,8 @@ class TrainCheckpoints:
         )  # fmt: skip
         broken.append(step)
         continue
+      # Nothing is moved before one state was read: if none can be read, the
+      # fault may lie with this machine and not with the files.
       self._set_aside(broken)
       state = state_leaves.unflatten_like(abstract_state, arrays)
       return Restored(step=step, state=state, iterator_state=iterator_state)
@@ -174,7 +178,7 @@ class TrainCheckpoints:
     self._manager.close()
 
   def __enter__(self) -> "TrainCheckpoints":
-    """Returns the folder itself."""
+    """Returns the open folder, for a `with` block."""
     return self
 
   def __exit__(self, *unused: object) -> None:

@@ -162,10 +162,11 @@ def _vae(bare: Shapes, stem: tensor_table.Shape) -> vae_coders.VaeConfig:
     blocks = (layers - len(config.temporal)) // len(config.multipliers)
     return dataclasses.replace(config, width=stem[0], num_blocks=max(1, blocks))
 
-  # Statistics of latents are in no file: those of a family are right for its
+  # No file holds the statistics of latents. Those of a family are right for its
   # number of channels, and any others would be wrong.
   fitting = [f.vae for f in _families() if f.vae.channels == channels]
   if fitting:
+    # Several families may have this number; one whose sizes agree comes first.
     return sized(max(fitting, key=lambda config: config == sized(config)))
   return dataclasses.replace(
     sized(_families()[0].vae),

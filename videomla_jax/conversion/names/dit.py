@@ -130,6 +130,8 @@ def self_attention(config: wan_config.WanConfig, n: int) -> Tensors:
     "w_uq": (d_q, heads * sizes.d_nope),
     "w_qr": (d_q, heads * sizes.d_rope),
   }
+  # The softmax does not see a bias of content keys, and that of values moves
+  # into the bias of W_o.
   bare = {
     "w_dkv": (width, sizes.d_c),
     "w_dq": (width, d_q),

@@ -102,6 +102,8 @@ class Table:
     """
     bare = {name: unwrapped(name) for name in shapes}
     bare = {name: b for name, b in bare.items() if b not in self.copies}
+    # The format that knows most of the names is meant, so that the message
+    # lists only what is wrong with the others.
     known = max(
       map(self.names, (ORIGINAL, *self.formats)),
       key=lambda names: len(names.keys() & set(bare.values())),
@@ -161,6 +163,7 @@ class Table:
       ValueError: If names or shapes do not fit, see `originals`.
     """
     names = self.originals({n: np.shape(x) for n, x in tensors.items()})
+    # Every element is written below, since `originals` finds all tensors.
     arrays = {p: np.empty(s, np.float32) for p, s in self.our_shapes().items()}
     for name, original in names.items():
       tensor = self.tensors[original]
@@ -195,6 +198,7 @@ class Table:
 
 def unwrapped(name: str) -> str:
   """Returns a name without the prefixes of training code."""
+  # Wrappers may be nested, and removing one may bring up the next.
   while (bare := _WRAPPERS.sub("", name)) != name:
     name = bare
   return name

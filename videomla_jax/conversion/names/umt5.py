@@ -10,7 +10,8 @@ from videomla_jax.conversion.names import layout
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import umt5
 
-# From original to transformers; every match is replaced, in this order.
+# These lead from original names to those of transformers; every match is
+# replaced, in this order.
 _ATTENTION = r"encoder.block.\1.layer.0."
 _FFN = r"encoder.block.\1.layer.1."
 _TO_TRANSFORMERS = (

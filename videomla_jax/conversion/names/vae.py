@@ -13,7 +13,8 @@ from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_layers as layers
 
-# Convolutions of one pixel and gains have axes of one in PyTorch only.
+# Only PyTorch gives axes of length one to convolutions of one pixel and to
+# gains.
 _POINTWISE = layout_lib.Layout(
   lambda x: x.reshape(x.shape[:2]).T, lambda x, shape: x.T.reshape(shape)
 )
@@ -91,7 +92,8 @@ def _chain(name: str, path: str, chain: layers.Chain) -> Tensors:
   return tensors
 
 
-# From original to diffusers; every match is replaced, in this order.
+# These lead from original names to those of diffusers; every match is replaced,
+# in this order.
 _TO_DIFFUSERS = (
   (r"^conv1\.", "quant_conv."),
   (r"^conv2\.", "post_quant_conv."),
@@ -122,6 +124,8 @@ def _to_diffusers(name: str, *, blocks: int) -> str:
   found = re.match(r"decoder\.upsamples\.(\d+)\.(.*)", name)
   if not found:
     return name
+  # The original code has the layers of all resolutions in one list, while
+  # diffusers has a list for each.
   level, layer = divmod(int(found[1]), blocks + 1)
   kind = f"resnets.{layer}" if layer < blocks else "upsamplers.0"
   return f"decoder.up_blocks.{level}.{kind}.{found[2]}"
