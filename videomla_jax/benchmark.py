@@ -65,8 +65,7 @@ class RolloutSuite:
     model = model_lib.load(self.checkpoint)
     fps, window = model.config.fps, model.config.window
     frame, num_frames = model.latent_shape(), round(self.seconds * fps)
-    # Six chunks do not count (`rollout_run.time_ratio`), and of the others the
-    # first fifth is compared with the last.
+    # Of these the first fifth, after the first six, is compared with the last.
     if num_frames < 12 * window.chunk_frames:
       raise ValueError(
         f"seconds={self.seconds} is too short to compare early and late "

@@ -165,7 +165,6 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   judge, judge_report = judge_lib.load_or_train_judge(request.judge)
   # Training never showed these prompts: what is measured is not memory.
   prompts = [*prompts_lib.held_out_prompts()] * request.videos_per_prompt
-  # Measures are taken per second: all rows share one frame rate.
   fps = next(iter(models.values()))[0].fps
   num_frames = request_lib.count_frames(request.seconds, fps)
   real = measures_lib.real_videos(
@@ -205,8 +204,7 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   atomic.write_text(folder / f"{name}.md", table + "\n")
   text = json.dumps(report, indent=1, default=float) + "\n"
   atomic.write_text(folder / f"{name}.json", text)
-  print(table, flush=True)
-  print("seconds of generation:", seconds, flush=True)
+  print(table, f"seconds of generation: {seconds}", sep="\n", flush=True)
   return report
 
 

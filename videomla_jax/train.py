@@ -177,8 +177,7 @@ def train(
   # config is known to be right.
   distributed.initialize()
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
-  # It is checked here as well, since loading billions of parameters comes
-  # before the check of tokens and heads.
+  # Checked here, too: tokens and heads are known after loading the networks.
   sharding.check_batch(
     settings.data.batch_size, mesh, parts=settings.optim.accumulate
   )

@@ -274,7 +274,6 @@ def gradients(
     Loss and rollout; the gradient to the student's parameters.
   """
   rollout_draws, score_draws = draws
-  # Frames of an earlier rollout are known; only new ones are generated.
   new = rollout_draws.noise.start.shape[0] * setup.window.chunk_frames
   total = new + (0 if previous is None else previous.shape[1])
   trained = num_trained(new, total, setup=setup)
@@ -291,12 +290,10 @@ def gradients(
   if previous is not None:
     video = jnp.concatenate([previous, video], axis=1)
   clip = clip_of(video, setup=setup, image_latent=image_latent)
-
   guided = _guided(real, texts, weight=setup.guidance)
   gradient = compare(guided, whole(critic, texts.critic), clip, score_draws)
   counted = slice(clip.shape[1] - trained, None)
-  # Only the clip is differentiated here: a gradient through the whole rollout
-  # would keep the activations of all chunks.
+  # Only to the clip: through the rollout it would keep all chunks' activations.
   loss, cotangent = jax.value_and_grad(generator_loss)(clip, gradient, counted)
   student_gradient = self_rollout.gradients(
     student,

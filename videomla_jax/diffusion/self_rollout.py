@@ -219,8 +219,7 @@ def generate(
       step, cache, jax.tree.map(lambda leaf: leaf[some], draws.noise)
     )
 
-  # Chunks without a gradient are not recorded: their entries would cost the
-  # memory of a cache each.
+  # A record of chunks without a gradient would cost the memory of a cache each.
   before, clips, trained = cache, [], None
   if first:
     before, (x0, _) = run(cache, slice(first), keep=False)

@@ -54,14 +54,14 @@ def make_loader(
     word_dropout: Chance that a single word becomes padding, 0..1.
     num_epochs: Passes over the data, each in a new order; None never ends.
     split: "train" or "test".
-    config: Which data set; None is the default one of 20,000 clips.
+    config: Which data set; None is the default one.
     build: Whether a missing data set is built; otherwise it is an error.
     process_index: This process, usually `jax.process_index()`.
     process_count: Processes that share the data.
 
   Raises:
-    ValueError: If an argument is out of range, or the data set is missing and
-      cannot or may not be built.
+    ValueError: If an argument is out of range, or data are missing and may not
+      be built.
   """
   config = config or moving_digits.DEFAULT_CONFIG
   batching.check_counts(batch_size, num_epochs)
@@ -70,15 +70,13 @@ def make_loader(
   batching.check_chance("prompt_dropout", prompt_dropout)
   batching.check_chance("word_dropout", word_dropout)
   batching.check_processes(batch_size, process_index, process_count)
-  records = builder.open_split(
-    data_dir, split=split, config=config, build=build
-  )
+  stored = builder.open_split(data_dir, split=split, config=config, build=build)
   augment = _Augment(
     num_frames=num_frames,
     prompt_dropout=prompt_dropout,
     word_dropout=word_dropout,
   )
-  clips = grain.MapDataset.source(records).seed(seed).shuffle()
+  clips = grain.MapDataset.source(stored).seed(seed).shuffle()
   return batching.batches(
     clips.repeat(num_epochs).random_map(augment),
     batch_size=batch_size,

@@ -277,11 +277,9 @@ def _key_kernel(
   k_content = kernel.load_parts(content, *keys)
   k = k_content + kernel.load_parts(rope, *keys)
   v = k_content if value is None else kernel.load_parts(value, *keys)
-  # Past the end there are no flags to load. What a tile computes there is never
-  # stored.
+  # Past the end are no flags; what a tile computes there is never stored.
   key = jnp.minimum(keys[0] + jnp.arange(config.keys), num_keys - 1)
-  # Flags are looked up per key: a tile of keys may begin and end inside of
-  # validity blocks.
+  # Flags are looked up per key, since a tile may begin inside of a block.
   seen = plgpu.load(valid.at[key // validity_block]) != 0
 
   def visit(
