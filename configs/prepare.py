@@ -18,7 +18,7 @@ import common
 from videomla_jax.models import released
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config of one family.
 
   Args:

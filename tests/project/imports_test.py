@@ -119,6 +119,19 @@ def test_imports_have_no_cycle() -> None:
   assert done == graph.keys(), f"cycle in {graph.keys() - done}, {unknown=}"
 
 
+def test_core_is_read_in_forty_five_files() -> None:
+  kernels = ("pallas_", "triton", "library", "blocks")
+  core = [
+    _PACKAGE / f"{x}.py" for x in ("shapes", "sharding", "train", "sample")
+  ]
+  for folder in ("ops", "models", "diffusion", "training/stages"):
+    core += (_PACKAGE / folder).rglob("*.py")
+  core = [
+    p for p in core if p.stem != "__init__" and not p.stem.startswith(kernels)
+  ]
+  assert len(core) <= 45, sorted(p.stem for p in core)
+
+
 @pytest.mark.parametrize("folder", ["videomla_jax", "tests", "configs"])
 def test_files_are_small_and_named_for_what_they_are(folder: str) -> None:
   for path in (_ROOT / folder).rglob("*.py"):

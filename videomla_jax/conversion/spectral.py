@@ -61,7 +61,7 @@ class SpectralLayer:
     *,
     rotated: Int[np.ndarray, "d_r"],
     aware: bool,
-  ):
+  ) -> None:
     """Converts the layer by the dense weights and what is known of x.
 
     Args:

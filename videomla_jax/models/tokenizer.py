@@ -29,7 +29,7 @@ def clean(text: str) -> str:
 class Tokenizer:
   """Cuts texts into pieces and adds T5's special ids: 0 pads, 1 ends a text."""
 
-  def __init__(self, model: bytes, *, max_tokens: int = MAX_TOKENS):
+  def __init__(self, model: bytes, *, max_tokens: int = MAX_TOKENS) -> None:
     """Reads a serialised SentencePiece model.
 
     Args:

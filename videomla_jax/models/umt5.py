@@ -116,7 +116,7 @@ def relative_buckets(
 class Norm(nnx.Module):
   """Divides by the root mean square in float32 and multiplies by a gain."""
 
-  def __init__(self, features: int, *, param_dtype: DTypeLike):
+  def __init__(self, features: int, *, param_dtype: DTypeLike) -> None:
     self.gain = nnx.Param(jnp.ones((features,), param_dtype))
 
   def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
@@ -147,7 +147,7 @@ class Attention(nnx.Module):
   docs/method.md, Eq. (5.2).
   """
 
-  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs) -> None:
     self.config = config
     inner = config.num_heads * config.head_dim
     self.query, self.key, self.value = (
@@ -197,7 +197,7 @@ class Attention(nnx.Module):
 class GatedMLP(nnx.Module):
   """Multiplies two linear branches, one of them through a GELU."""
 
-  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs) -> None:
     width, ffn = config.width, config.ffn_width
     self.gate = _linear(width, ffn, config, rngs)
     self.into = _linear(width, ffn, config, rngs)
@@ -215,7 +215,7 @@ class Block(nnx.Module):
   docs/method.md, Eq. (5.1).
   """
 
-  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs) -> None:
     dtype = jnp.dtype(config.param_dtype)
     self.attention_norm = Norm(config.width, param_dtype=dtype)
     self.attention = Attention(config, rngs=rngs)
@@ -233,7 +233,7 @@ class Block(nnx.Module):
 class Umt5Encoder(nnx.Module):
   """Turns token ids into embeddings."""
 
-  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs):
+  def __init__(self, config: Umt5Config, *, rngs: nnx.Rngs) -> None:
     self.config = config
     dtype = jnp.dtype(config.param_dtype)
     shape = (config.vocabulary, config.width)

@@ -130,7 +130,7 @@ def _in_groups(
 class WanVAE(nnx.Module):
   """Turns pixels into normalised latents and latents into pixels."""
 
-  def __init__(self, config: vae_coders.VaeConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: vae_coders.VaeConfig, *, rngs: nnx.Rngs) -> None:
     self.config = config
     dtype, channels = jnp.dtype(config.dtype), config.channels
     self.encoder = vae_coders.Encoder(config, rngs=rngs)

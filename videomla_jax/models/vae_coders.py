@@ -109,7 +109,7 @@ def tiny_vae(**changes: Any) -> VaeConfig:
 class Encoder(nnx.Module):
   """Turns a group of pixel frames into the moments of one latent frame."""
 
-  def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs) -> None:
     dtype = jnp.dtype(config.dtype)
     widths = [config.width * m for m in (1, *config.multipliers)]
     self.conv_in = layers.CausalConv(3, widths[0], dtype=dtype, rngs=rngs)
@@ -175,7 +175,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
   """Turns one latent frame into a group of pixel frames."""
 
-  def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs) -> None:
     dtype = jnp.dtype(config.dtype)
     multipliers = (config.multipliers[-1], *config.multipliers[::-1])
     widths = [config.width * m for m in multipliers]

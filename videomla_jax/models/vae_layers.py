@@ -60,7 +60,7 @@ class Conv(nnx.Module):
     *,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
     """Draws the weights as PyTorch does.
 
     Args:
@@ -93,7 +93,7 @@ class Pointwise(Conv):
 
   def __init__(
     self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-  ):
+  ) -> None:
     super().__init__((), inputs, outputs, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Video) -> Out:
@@ -107,7 +107,7 @@ class FrameConv(Conv):
 
   def __init__(
     self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-  ):
+  ) -> None:
     super().__init__((3, 3), inputs, outputs, dtype=dtype, rngs=rngs)
 
   def __call__(
@@ -133,7 +133,7 @@ class CausalConv(Conv):
     dtype: DTypeLike,
     rngs: nnx.Rngs,
     spatial: int = 3,
-  ):
+  ) -> None:
     window = (3, spatial, spatial)
     super().__init__(window, inputs, outputs, dtype=dtype, rngs=rngs)
 
@@ -170,7 +170,7 @@ class Norm(nnx.Module):
   docs/method.md, Eq. (4.1).
   """
 
-  def __init__(self, features: int):
+  def __init__(self, features: int) -> None:
     self.gain = nnx.Param(jnp.ones((features,), jnp.float32))
 
   def __call__(self, x: Video) -> Out:
@@ -187,7 +187,7 @@ class Residual(nnx.Module):
 
   def __init__(
     self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-  ):
+  ) -> None:
     self.norm_in, self.norm_out = Norm(inputs), Norm(outputs)
     self.conv_in = CausalConv(inputs, outputs, dtype=dtype, rngs=rngs)
     self.conv_out = CausalConv(outputs, outputs, dtype=dtype, rngs=rngs)
@@ -217,7 +217,9 @@ class Residual(nnx.Module):
 class FrameAttention(nnx.Module):
   """Adds single-head attention among the pixels of each frame."""
 
-  def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(
+    self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ) -> None:
     self.norm = Norm(features)
     self.qkv = Pointwise(features, 3 * features, dtype=dtype, rngs=rngs)
     self.out = Pointwise(features, features, dtype=dtype, rngs=rngs)
@@ -261,7 +263,7 @@ class Downsample(nnx.Module):
     temporal: bool,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
     self.frame_conv = FrameConv(features, features, dtype=dtype, rngs=rngs)
     self.time_conv = (
       CausalConv(features, features, dtype=dtype, rngs=rngs, spatial=1)
@@ -312,7 +314,7 @@ class Upsample(nnx.Module):
     temporal: bool,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-  ):
+  ) -> None:
     self.frame_conv = FrameConv(features, features // 2, dtype=dtype, rngs=rngs)
     self.time_conv = (
       CausalConv(features, 2 * features, dtype=dtype, rngs=rngs, spatial=1)
@@ -352,7 +354,7 @@ type Layer = Residual | FrameAttention | Downsample | Upsample
 class Chain(nnx.Module):
   """Applies layers one after the other and keeps the memory of each."""
 
-  def __init__(self, layers: list[Layer]):
+  def __init__(self, layers: list[Layer]) -> None:
     self.layers = nnx.List(layers)
 
   def start(self, batch: int, height: int, width: int) -> PyTree:

@@ -53,7 +53,9 @@ def ramp(length: int, *, overlap: int) -> Float[np.ndarray, "n"]:
 class TiledVAE(nnx.Module):
   """A `WanVAE` that computes one tile at a time, with the same interface."""
 
-  def __init__(self, vae: vae_lib.WanVAE, *, tile: int, overlap: int = 4):
+  def __init__(
+    self, vae: vae_lib.WanVAE, *, tile: int, overlap: int = 4
+  ) -> None:
     """Wraps a VAE that is loaded already.
 
     Args:

@@ -76,7 +76,7 @@ class VideoModelConfig(plain_config.PlainConfig):
 class WordEncoder(nnx.Module):
   """Gives each word a learned vector, and padding exact zeros as Wan does."""
 
-  def __init__(self, vocabulary: int, features: int, *, rngs: nnx.Rngs):
+  def __init__(self, vocabulary: int, features: int, *, rngs: nnx.Rngs) -> None:
     shape = (vocabulary, features)
     self.table = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
 
@@ -164,7 +164,7 @@ class VideoModel(nnx.Module):
     codec: Turns pixels into latents and back; it has no parameters.
   """
 
-  def __init__(self, config: VideoModelConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: VideoModelConfig, *, rngs: nnx.Rngs) -> None:
     network = config.network
     self.config = config
     self.codec = PixelCodec()
