@@ -110,7 +110,7 @@ def test_two_processes_never_read_the_same_record(data_dir, monkeypatch):
       return self.source[index]
 
   monkeypatch.setattr(
-    loader_lib, "open_split", lambda *a, **k: Spy(original(*a, **k))
+    builder, "open_split", lambda *a, **k: Spy(original(*a, **k))
   )
   for index in (0, 1):
     list(load(data_dir, process_index=index, process_count=2, num_epochs=1))

@@ -50,7 +50,7 @@ def _write(path: pathlib.Path, values: dict[str, np.ndarray]) -> None:
 def test_folders_are_those_of_checkpoint(
   tmp_path, seed: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  monkeypatch.setattr(model_writer, "_PIECE_BYTES", piece_bytes)
+  monkeypatch.setattr(params_skeleton, "_PIECE_BYTES", piece_bytes)
   values = _values(seed)
   _write(tmp_path / "model", values)
   arrays, config = model_folder.load_model_state(tmp_path / "model")
@@ -109,7 +109,8 @@ _FILLED = """
 import sys, pathlib, resource
 import numpy as np
 from videomla_jax.storage import model_writer as w
-specs = {"x": w.Spec((8, 1000, 1000), np.dtype(np.float32), True)}
+from videomla_jax.storage import params_skeleton
+specs = {"x": params_skeleton.Parameter((8, 1000, 1000), np.dtype(np.float32), True)}
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
@@ -138,9 +139,10 @@ _MEASURED = """
 import resource, sys
 import numpy as np
 from videomla_jax.storage import model_writer as w
+from videomla_jax.storage import params_skeleton
 
 def write(path, count, side):
-  spec = w.Spec((count, side, side), np.dtype(np.float32), True)
+  spec = params_skeleton.Parameter((count, side, side), np.dtype(np.float32), True)
   with w.ModelWriter(path, {"x": spec}, {}) as writer:
     for n in range(count):
       writer.write("x", np.full((side, side), n, np.float32).T, block=n)
