@@ -138,12 +138,12 @@ def write(
   contact_sheet.write_png(
     sheet, contact_sheet.draw(frames, words, fps=pipeline.fps)
   )
-  film = folder / f"step-{step:07d}.mp4"
+  video_file = folder / f"step-{step:07d}.mp4"
   # Frames of the small world have 24 pixels a side.
   scale = 8 if isinstance(model, model_lib.VideoModel) else 1
   side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
-  mp4.write_mp4(film, side_by_side, fps=pipeline.fps, scale=scale)
-  return [sheet, film]
+  mp4.write_mp4(video_file, side_by_side, fps=pipeline.fps, scale=scale)
+  return [sheet, video_file]
 
 
 def _generate(
@@ -163,7 +163,7 @@ def _generate(
     sampler: The sampler that the model is made for.
     causal: Whether videos are made chunk by chunk, or as a whole clip.
   """
-  # The noise is the same every time: what changes from film to film is the
+  # The noise is the same every time: what changes from file to file is the
   # model.
   key = jax.random.key(settings.seed)
   chunks: Iterable[pipeline_lib.Pixels]
