@@ -183,8 +183,8 @@ def test_what_a_mesh_cannot_split_is_refused(seed) -> None:
     sharding.shardings(model, _abstract(fsdp=5))
   mesh = _abstract(data=2, fsdp=2, sequence=3, tensor=5)
   with pytest.raises(ValueError, match=r"batch_size=6 .* multiple of 8"):
-    sharding.check_batch(6, mesh, parts=2)
-  sharding.check_batch(16, mesh, parts=2)
+    sharding.check_batch(6, mesh, microbatches=2)
+  sharding.check_batch(16, mesh, microbatches=2)
   with pytest.raises(ValueError, match=r"sequence=3 must divide the 4 tokens"):
     sharding.check_tokens(4, 5, mesh)
   with pytest.raises(ValueError, match=r"tensor=5 must divide the 12 heads"):

@@ -180,19 +180,19 @@ def shardings(state: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def check_batch(size: int, mesh: Mesh, *, parts: int = 1) -> None:
+def check_batch(size: int, mesh: Mesh, *, microbatches: int = 1) -> None:
   """Refuses a batch that does not split evenly among the devices.
 
   Args:
     size: Rows of the batch per update, over all processes.
     mesh: The devices.
-    parts: Microbatches that a device works through one by one.
+    microbatches: Microbatches that a device works through one by one.
   """
-  share = parts * _extent(BATCH, mesh)
+  share = microbatches * _extent(BATCH, mesh)
   if size < 1 or size % share:
     raise ValueError(
       f"data.batch_size={size} must be a multiple of {share} = "
-      f"optim.accumulate {parts} x data {mesh.shape['data']} x fsdp "
+      f"optim.accumulate {microbatches} x data {mesh.shape['data']} x fsdp "
       f"{mesh.shape['fsdp']}; use {max(1, round(size / share)) * share}."
     )
 

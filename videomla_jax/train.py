@@ -148,7 +148,7 @@ def _check_mesh(
     ValueError: If a number is no multiple of the devices that share it.
   """
   sharding.check_batch(
-    settings.data.batch_size, mesh, parts=settings.optim.accumulate
+    settings.data.batch_size, mesh, microbatches=settings.optim.accumulate
   )
   # The sequence axis splits the tokens of a frame, the tensor axis heads.
   for model in loaded.values():
@@ -179,7 +179,7 @@ def train(
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
   # Checked here, too: tokens and heads are known after loading the networks.
   sharding.check_batch(
-    settings.data.batch_size, mesh, parts=settings.optim.accumulate
+    settings.data.batch_size, mesh, microbatches=settings.optim.accumulate
   )
   # The folder is made when nothing of the config is left to refuse.
   root = pathlib.Path(workdir)

@@ -99,7 +99,7 @@ def step_and_arguments(
   """
   networks = abstract_networks(stage, settings, sizes or {})
   sharding.check_batch(
-    settings.data.batch_size, mesh, parts=settings.optim.accumulate
+    settings.data.batch_size, mesh, microbatches=settings.optim.accumulate
   )
   # Shapes of averages and moments follow from those of the networks.
   state = jax.eval_shape(lambda n: stage.init(n, settings), networks)
