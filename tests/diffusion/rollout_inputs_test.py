@@ -1,5 +1,7 @@
 """Inputs that cannot work are refused before anything compiles."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 
@@ -54,3 +56,13 @@ def test_guided_sampler_wants_two_rows_of_text_per_video(seed):
       sampler=sampler,
       max_frames=6,
     )
+
+
+def test_a_cache_that_loses_what_its_window_stores_is_refused(seed):
+  model, *_ = tiny_rollout.setup(seed)
+  window = dataclasses.replace(WINDOW, sink="average")
+  for dtype in ("bfloat16", "int8"):
+    with pytest.raises(ValueError, match="has no effect on a cache in"):
+      rollout.empty_cache(
+        model, batch=B, frame=FRAME, window=window, max_frames=9, dtype=dtype
+      )

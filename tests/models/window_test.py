@@ -331,3 +331,25 @@ def test_bad_policy_is_refused_with_the_way_out(fields, message):
 def test_windows_saved_before_policies_existed_keep_their_meaning():
   saved = dict(chunk_frames=3, sink_frames=1, local_frames=6)
   assert window_lib.Window(**saved) == window_lib.Window(sink="first")
+
+
+@pytest.mark.parametrize(
+  ("decay", "dtype", "works"),
+  [
+    (0.999, "float32", True),
+    (0.999, "bfloat16", False),
+    (0.999, "int8", False),
+    (0.98, "bfloat16", True),
+    (0.98, "int8", True),
+    (0.98, "float8_e4m3fn", False),
+    (1.0, "bfloat16", True),  # asks for no step
+  ],
+)
+def test_a_cache_that_rounds_the_average_away_is_refused(decay, dtype, works):
+  window = window_lib.Window(sink="average", sink_decay=decay)
+  window_lib.Window().check_dtype(dtype)
+  if works:
+    window.check_dtype(dtype)
+  else:
+    with pytest.raises(ValueError, match=r"use cache_dtype='float32'"):
+      window.check_dtype(dtype)

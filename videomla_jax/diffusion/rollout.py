@@ -63,8 +63,12 @@ def empty_cache(
     max_frames: Latent frames of the rollout.
     dtype: Dtype of the stored entries; the model's own by default. int8 and
       float8_e4m3fn add a scale per token.
+
+  Raises:
+    ValueError: If the window cannot work with this dtype.
   """
   config = model.config
+  window.check_dtype(dtype or config.dtype)
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
   tokens_in = jax.ShapeDtypeStruct(
     (batch, window.chunk_frames, tokens, config.width),

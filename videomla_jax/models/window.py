@@ -21,6 +21,8 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
@@ -198,6 +200,17 @@ class Window:
       return held, next_frame
     return POLICIES[self.sink].positions(held)
 
+  def check_dtype(self, dtype: DTypeLike) -> None:
+    """Refuses a cache whose dtype would lose what the policy stores.
+
+    Args:
+      dtype: Dtype of the stored entries.
+
+    Raises:
+      ValueError: If the policy would have no effect.
+    """
+    POLICIES[self.sink].check_dtype(self, dtype)
+
   def kept_by_flush(
     self, held: Int[Array, "B S"], next_frame: Int[Array, "B"]
   ) -> Bool[Array, "B S"]:
@@ -280,6 +293,10 @@ class FirstFrames:
     del window, held, frame, end
     return None
 
+  def check_dtype(self, window: Window, dtype: DTypeLike) -> None:
+    """Accepts every dtype: entries are stored as they are."""
+    del window, dtype
+
 
 class AverageSink(FirstFrames):
   """Frames that leave the window flow into the sink (Reward Forcing).
@@ -294,8 +311,8 @@ class AverageSink(FirstFrames):
 
   Keys and values are linear in entries, so an average of entries expands to the
   average of keys and values. The cache rounds it to its own dtype after each
-  chunk. Steps of 0.001 vanish in bfloat16 or eight bits unless entries differ
-  by several times their size, so use a float32 cache.
+  chunk. Steps of 0.001 would vanish in bfloat16 or eight bits unless entries
+  differ by several times their size, so `check_dtype` refuses them.
   """
 
   def mixture(
@@ -324,6 +341,20 @@ class AverageSink(FirstFrames):
       xp.where(count > 0, window.sink_decay, 1.0).astype(np.float32),
       xp.where(flows, part, 0.0).astype(np.float32),
     )
+
+  def check_dtype(self, window: Window, dtype: DTypeLike) -> None:
+    """Refuses dtypes that round the step of one chunk away."""
+    step, dtype = 1 - window.sink_decay, jnp.dtype(dtype)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    # Neighbours of a number differ by this share of it; of the largest number
+    # of a token in eight bits.
+    spacing = float(jnp.finfo(dtype).eps) if floating else 1 / 127
+    if 0 < step < spacing:
+      raise ValueError(
+        f"window.sink_decay={window.sink_decay} has no effect on a cache in "
+        f"{dtype.name}, which rounds its steps away; use "
+        "cache_dtype='float32' or a smaller decay."
+      )
 
 
 POLICIES: dict[str, FirstFrames] = {
