@@ -53,6 +53,9 @@ def test_seed_is_that_of_noise_and_of_random_weights() -> None:
     (dict(image="a.png", clip="a.mp4"), "choose one"),
     (dict(mode="bidirectional", clip="a.mp4"), "takes no first frames"),
     (dict(output=dict(scale=0)), "output.scale=0"),
+    (dict(output=dict(name="../x")), "output.name='../x' must be a name"),
+    (dict(output=dict(name="/tmp/x")), "must be a name without folders"),
+    (dict(prompts=()), "prompts is empty"),
   ],
 )
 def test_mistakes_end_at_the_door(changes: dict[str, Any], said: str) -> None:
@@ -96,3 +99,6 @@ def test_frames_are_counted_to_the_nearest() -> None:
   assert request_lib.count_frames(0.15, 4) == 1
   with pytest.raises(ValueError, match="less than one frame"):
     request_lib.count_frames(0.1, 4)
+  for seconds in (float("inf"), float("nan")):
+    with pytest.raises(ValueError, match="must be finite"):
+      request_lib.count_frames(seconds, 4)

@@ -54,4 +54,6 @@ def test_mistakes_leave_no_file(tmp_path: pathlib.Path) -> None:
     videomla_jax.save(video, tmp_path / "file" / "out")
   with pytest.raises(ValueError, match="scale=-1 must be at least 1"):
     videomla_jax.save(video, tmp_path / "out", scale=-1)
+  with pytest.raises(ValueError, match="must be a name without folders"):
+    videomla_jax.save(video, tmp_path / "out", name="../x")
   assert not [*(tmp_path / "out").iterdir()]

@@ -6,12 +6,14 @@ fields and no config. The fields have the names of the keys in
 """
 
 import dataclasses
+import math
 
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 from videomla_jax.runtime import config_reader
+from videomla_jax.storage import output_folder
 
 # The window of training; a rollout may use another one.
 _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
@@ -32,6 +34,9 @@ class Output:
   folder: str = "out"
   name: str = "sample"
 
+  def __post_init__(self) -> None:
+    output_folder.check_name(self.name, field="output.name")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoOutput(Output):
@@ -44,6 +49,7 @@ class VideoOutput(Output):
   scale: int = 12
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     if self.scale < 1:
       raise ValueError(f"output.scale={self.scale} must be at least 1; use 12.")
 
@@ -85,6 +91,8 @@ class Request:
 
   def __post_init__(self) -> None:
     # What no model could do is refused before any model is opened.
+    if not self.prompts:
+      raise ValueError("prompts is empty; write at least one.")
     dtypes = ("", "float32", "bfloat16", *quantise.LARGEST)
     if self.cache_dtype not in dtypes:
       raise ValueError(
@@ -124,8 +132,11 @@ def count_frames(seconds: float | int, fps: float | int) -> int:
     fps: Pixel frames per second.
 
   Raises:
-    ValueError: If the video is shorter than one frame.
+    ValueError: If the video is shorter than one frame, or its length is not
+      finite.
   """
+  if not math.isfinite(seconds):
+    raise ValueError(f"seconds={seconds} must be finite; use 60.")
   # The nearest number is taken, since most lengths are no whole number of
   # frames.
   count = round(seconds * fps)

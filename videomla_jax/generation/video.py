@@ -71,8 +71,10 @@ def save(
     The paths of the files, in the order of the prompts.
 
   Raises:
-    ValueError: If the folder is not writable, or the scale is negative.
+    ValueError: If the folder is not writable, the name has folders in it, or
+      the scale is negative.
   """
+  output_folder.check_name(name, field="name")
   # The scale is a whole number, so that every pixel stays a square of one
   # colour.
   scale = scale or max(1, _SHOWN_HEIGHT // video.pixels.shape[2])

@@ -30,3 +30,20 @@ def check(path: str | os.PathLike[str]) -> pathlib.Path:
       f" ({error.strerror or error}); choose a folder that you may write to"
     ) from error
   return folder
+
+
+def check_name(name: str, *, field: str) -> None:
+  """Refuses a first word of file names that would lead out of the folder.
+
+  Args:
+    name: First word of the file names.
+    field: What the user calls it.
+
+  Raises:
+    ValueError: If it has folders in it, or a zero character.
+  """
+  if name == ".." or name != pathlib.PurePath(name).name or "\0" in name:
+    raise ValueError(
+      f"{field}={name!r} must be a name without folders; name the folder on its"
+      " own."
+    )
