@@ -1,6 +1,7 @@
 """How close two computations must be, and why: the only place with numbers."""
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -8,10 +9,11 @@ from numpy.typing import ArrayLike
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tolerance:
-  """A bound on max|a - b| / max|b| and its reason."""
+  """A bound on max|a - b| / max|b|, perhaps one on max|a - b|, and why."""
 
   bound: float
   reason: str
+  absolute: float = math.inf
 
 
 TOLERANCES: dict[str, Tolerance] = {
@@ -28,9 +30,31 @@ TOLERANCES: dict[str, Tolerance] = {
     bound=5e-5,
     reason="the backward pass sums over tokens as well as channels",
   ),
+  # The absolute bounds stand in the notes that come with the goldens.
   "golden": Tolerance(
     bound=1e-5,
+    absolute=1e-5,
     reason="another framework's float32 products, same formula",
+  ),
+  "golden_rotation": Tolerance(
+    bound=5e-7,
+    absolute=5e-7,
+    reason="angles of float64, products of float32",
+  ),
+  "golden_noised": Tolerance(
+    bound=1e-6,
+    absolute=1e-6,
+    reason="two products of float32 and their sum",
+  ),
+  "golden_x0": Tolerance(
+    bound=2e-6,
+    absolute=2e-6,
+    reason="one product more than noising",
+  ),
+  "golden_table": Tolerance(
+    bound=1e-6,
+    absolute=1e-3,
+    reason="timesteps up to 1000, rounded to float32",
   ),
   "bfloat16": Tolerance(
     bound=2e-2,
@@ -67,5 +91,13 @@ def assert_close(a: ArrayLike, b: ArrayLike, kind: str = "float32") -> None:
   error, tolerance = relative_error(a, b), TOLERANCES[kind]
   assert error <= tolerance.bound, (
     f"relative error {error:.3g} exceeds {tolerance.bound:g} ({kind}:"
+    f" {tolerance.reason})"
+  )
+  if math.isinf(tolerance.absolute):
+    return
+  difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+  largest = np.abs(difference).max(initial=0.0)
+  assert largest <= tolerance.absolute, (
+    f"error {largest:.3g} exceeds {tolerance.absolute:g} ({kind}:"
     f" {tolerance.reason})"
   )

@@ -84,17 +84,17 @@ def _loss_of_golden(case, student_velocity):
 @pytest.mark.parametrize("case", _CASES)
 def test_loss_and_its_inputs_equal_the_original(case):
   sigma, next_sigma = consistency.levels(_given(case).level)
-  tolerances.assert_close(sigma[0] * 1000, _golden(f"{case}/t"), "golden")
+  tolerances.assert_close(sigma[0] * 1000, _golden(f"{case}/t"), "golden_table")
   tolerances.assert_close(
-    next_sigma[0] * 1000, _golden(f"{case}/t_next"), "golden"
+    next_sigma[0] * 1000, _golden(f"{case}/t_next"), "golden_table"
   )
   total, (per_frame, seen) = _loss_of_golden(case, _latents("in/v_student"))
   assert (seen["student"] == seen["teacher"]).all()
   tolerances.assert_close(
-    seen["student"], _latents(f"{case}/latent_t"), "golden"
+    seen["student"], _latents(f"{case}/latent_t"), "golden_noised"
   )
   tolerances.assert_close(
-    seen["target"], _latents(f"{case}/latent_t_next"), "golden"
+    seen["target"], _latents(f"{case}/latent_t_next"), "golden_noised"
   )
   tolerances.assert_close(total, _golden(f"{case}/loss_exact"), "golden")
   tolerances.assert_close(per_frame.mean(), total)

@@ -133,3 +133,22 @@ def test_rotate_keeps_the_dtype(seed):
   half = rope.rotate(query.astype(jnp.bfloat16), rotation)
   assert half.dtype == jnp.bfloat16
   tolerances.assert_close(half, rope.rotate(query, rotation), "bfloat16")
+
+
+@pytest.mark.parametrize("frame", [0, 900, 100_000])
+def test_rotation_is_that_of_float64_at_any_frame(frame: int) -> None:
+  bands, grid = rope.wan_bands(128), shapes.Grid(rows=30, columns=52)
+  turned = rope.rotation(jnp.asarray([[frame]]), grid=grid, bands=bands)
+  row, column = np.divmod(np.arange(grid.tokens)[:, None], grid.columns)
+  parts = (
+    frame * bands.frame + 0 * row,
+    row * bands.row,
+    column * bands.column,
+  )
+  angle = np.concatenate(parts, axis=1)
+  assert np.abs(np.asarray(turned.cos[0], np.float64) - np.cos(angle)).max() < (
+    1.5e-7
+  )
+  assert np.abs(np.asarray(turned.sin[0], np.float64) - np.sin(angle)).max() < (
+    1.5e-7
+  )

@@ -25,23 +25,25 @@ def _latents(name: str) -> jax.Array:
   return goldens.channels_last(goldens.load("flow_tables")[name])
 
 
-def _matches(ours, golden: np.ndarray) -> None:
-  tolerances.assert_close(ours, golden, "golden")
+def _matches(ours, golden: np.ndarray, kind: str = "golden") -> None:
+  tolerances.assert_close(ours, golden, kind)
 
 
 @pytest.mark.parametrize("table", _TABLES)
 def test_table_equals_the_original(table: str) -> None:
   steps, s = _TABLES[table]
   sigmas = flow.sigma_table(steps, s=s)
-  _matches(sigmas, _golden(f"{table}/sigmas"))
-  _matches(sigmas * wan_config.MAX_TIMESTEP, _golden(f"{table}/timesteps"))
+  times = sigmas * wan_config.MAX_TIMESTEP
+  _matches(sigmas, _golden(f"{table}/sigmas"), "golden_table")
+  _matches(times, _golden(f"{table}/timesteps"), "golden_table")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_few_steps_equal_the_original(steps: int) -> None:
   raw = tuple(int(t) for t in _golden(f"warped/steps{steps}_raw"))
   sigmas = flow.few_step_sigmas(raw, s=5.0)
-  _matches(sigmas * wan_config.MAX_TIMESTEP, _golden(f"warped/steps{steps}"))
+  times = sigmas * wan_config.MAX_TIMESTEP
+  _matches(times, _golden(f"warped/steps{steps}"), "golden_table")
 
 
 @pytest.mark.parametrize("table", [*_TABLES, "exact"])
@@ -51,9 +53,9 @@ def test_noising_and_x0_equal_the_original(table: str) -> None:
   sigma = _golden("ex/t" if exact else f"ex/{table}/sigma")
   sigma = sigma / np.float32(wan_config.MAX_TIMESTEP) if exact else sigma
   x = flow.add_noise(_latents("ex/x0"), _latents("ex/eps"), sigma)
-  _matches(x, _latents(f"ex/{table}/x_t"))
+  _matches(x, _latents(f"ex/{table}/x_t"), "golden_noised")
   x0 = flow.x0_from_velocity(x, _latents("ex/v"), sigma)
-  _matches(x0, _latents(f"ex/{table}/x0_from_v"))
+  _matches(x0, _latents(f"ex/{table}/x0_from_v"), "golden_x0")
 
 
 @pytest.mark.parametrize("table", _TABLES)

@@ -127,13 +127,9 @@ def test_rotation_equals_the_original(offset: int) -> None:
   bands = rope.wan_bands(query.shape[-1])
   frame = jnp.arange(offset, offset + _FRAMES)[None]
   turned = rope.rotate(query, rope.rotation(frame, grid=_GRID, bands=bands))
-  error = np.abs(turned - golden[f"rope/rotated_offset{offset}"]).max()
-  # Frequency and angle are each rounded to float32, by at most 2^-24 of the
-  # angle; the first frequency is 1 and exact, the second is the fastest of the
-  # others. A turn by a wrong angle moves a channel pair by angle x length.
-  angle = (offset + _FRAMES) * bands.frame[1]
-  length = np.hypot(query[..., ::2], query[..., 1::2]).max()
-  assert error <= 5e-7 + 2 * 2**-24 * angle * length
+  tolerances.assert_close(
+    turned, golden[f"rope/rotated_offset{offset}"], "golden_rotation"
+  )
 
 
 def test_angles_equal_the_originals_table() -> None:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
+import numpy as np
 
 from videomla_jax.ops import rope
 
@@ -89,6 +90,5 @@ def sinusoid(
     dim: Channels, an even number.
   """
   half = dim // 2
-  frequency = rope.THETA ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = timestep[..., None] * frequency
-  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+  frequency = rope.THETA ** (-np.arange(half) / half)
+  return jnp.concatenate(rope.cos_sin(timestep, frequency), axis=-1)
