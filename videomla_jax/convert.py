@@ -16,7 +16,6 @@ running anything in them.
 """
 
 import dataclasses
-import os
 import pathlib
 import shutil
 
@@ -32,6 +31,7 @@ from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import model as small_model
+from videomla_jax.storage import atomic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,9 +144,8 @@ def _convert_component(
     tokenizer_lib.Tokenizer.load(path)  # raises for a file that is none
     output.mkdir(parents=True, exist_ok=True)
     # A killed copy must not pass for a vocabulary.
-    temporary = output / f".{tokenizer_lib.FILE}.{os.getpid()}.tmp"
-    shutil.copyfile(path, temporary)
-    temporary.replace(output / tokenizer_lib.FILE)
+    with atomic.replacing(output / tokenizer_lib.FILE) as temporary:
+      shutil.copyfile(path, temporary)
     print(f"{path} -> {output}", flush=True)
     return
   _convert_network(options, path, output, component=component)

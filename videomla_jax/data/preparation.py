@@ -190,15 +190,13 @@ def finish(plan: Plan) -> dict[str, Any]:
       f" config.filters, or see {str(plan.work / dataset.QUARANTINE_FILE)!r}."
     )
   # Everything is put together beside the shards and appears by one rename.
-  staged = plan.work / "finished"
-  shutil.rmtree(staged, ignore_errors=True)
-  staged.mkdir()
-  _put_shards(plan, counts, staged)
-  (staged / dataset.QUARANTINE_FILE).write_text(_quarantine(counts))
-  (staged / dataset.REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
+  with atomic.replacing_folder(plan.folder) as staged:
+    _put_shards(plan, counts, staged)
+    (staged / dataset.QUARANTINE_FILE).write_text(_quarantine(counts))
+    text = json.dumps(report, indent=1) + "\n"
+    (staged / dataset.REPORT_FILE).write_text(text)
   # From here on the data set is there, so what is left of the work may stay if
   # it cannot be removed.
-  os.replace(staged, plan.folder)
   shutil.rmtree(plan.work, ignore_errors=True)
   return report
 

@@ -5,7 +5,6 @@ generative model would damage them, and it is tested on the held-out sprites;
 its report belongs beside every number that it helps to measure.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,6 +23,7 @@ import optax
 from videomla_jax.small_world import judge_frames as judge_frames_lib
 from videomla_jax.small_world import judge_network
 from videomla_jax.small_world import world
+from videomla_jax.storage import atomic
 
 _VERSION = 1  # raise when the code below changes what a recipe trains
 
@@ -287,16 +287,11 @@ def _write(
   arrays: dict[str, Any] = {f"w{i}": np.asarray(leaf) for i, leaf in leaves}
   arrays["fingerprint"] = np.array(fingerprint)
   arrays["report"] = np.array(json.dumps(dataclasses.asdict(report)))
-  temporary = f"{path}.{os.getpid()}.tmp"
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(temporary, "wb") as file:
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
       # Given a path, `savez` would append .npz to it, and the rename would find
       # no file.
       np.savez(file, **arrays)
-    os.replace(temporary, path)
   except OSError as error:  # the judge is as good without its cache
     logging.warning("judge: cannot write %s (%s).", path, error)
-  finally:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)

@@ -5,11 +5,11 @@ A model folder is a directory: Orbax parameters in float32, `config.json`, and
 before anything is computed from it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import typing
 
 from flax import nnx
@@ -19,6 +19,8 @@ from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
+from videomla_jax.storage import atomic
+from videomla_jax.storage import temporary_names
 from videomla_jax.storage import tree_names
 
 Json = dict[str, typing.Any]  # what `json` reads and writes
@@ -40,7 +42,8 @@ def save_model(
   """Writes a model as a folder from which it can be built again.
 
   Everything is written under a temporary name, which is changed at the end, so
-  that a reader never sees half a model. An older model at `path` is replaced.
+  that a reader never sees half a model. An older model at `path` is replaced,
+  see `atomic.replacing_folder`.
 
   Args:
     path: Directory to create.
@@ -50,28 +53,46 @@ def save_model(
     keep_dtypes: Store floating-point values as they are.
 
   Raises:
-    ValueError: If `config` holds something that JSON cannot.
+    ValueError: If `config` holds something that JSON cannot, or something else
+      than a model is at `path`.
   """
   path = pathlib.Path(path).absolute()
   # A config that JSON cannot hold must fail before the arrays are written.
   config_text(config)
   arrays = model_arrays(model)
-  # It lies beside the target, since a folder can only be renamed within one
-  # file system.
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir()
+  with replacing(path) as temporary:
     # One database instead of a file per array keeps a shipped model to a
     # handful of files.
     with local_checkpointer(use_ocdbt=True) as checkpointer:
       portable = _portable(arrays, keep_dtypes=keep_dtypes)
       checkpointer.save(temporary / PARAMS, portable)
     finish_folder(temporary, config)
-    replace_directory(temporary, path)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replacing(
+  path: str | os.PathLike[str],
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+  """Gives an empty folder that becomes the model folder at the end.
+
+  Args:
+    path: Model folder to create or replace.
+
+  Returns:
+    A context of `atomic.replacing_folder`.
+  """
+  return atomic.replacing_folder(path, is_ours=_may_be_replaced)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+  """Refuses a path at which no model folder can be written.
+
+  Args:
+    path: Model folder to create or replace.
+
+  Raises:
+    ValueError: If a file is there, or a folder that holds something else.
+  """
+  atomic.check_replaceable_folder(path, is_ours=_may_be_replaced)
 
 
 def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
@@ -161,6 +182,9 @@ def read_config(path: str | os.PathLike[str]) -> Json:
     ValueError: If the directory or its config is missing or damaged.
   """
   path = pathlib.Path(path).absolute()
+  if not path.is_dir():
+    # A writer may have been killed between two renames.
+    temporary_names.recover(path.resolve())
   if not path.is_dir():
     raise _missing(path)
   return _read_json(path, CONFIG)
@@ -258,19 +282,10 @@ def _restore_arrays(path: pathlib.Path) -> Arrays:
     return checkpointer.restore(path, restore_args=restore_args)
 
 
-def replace_directory(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Renames `source` to `target`, and removes an older `target`."""
-  if not target.exists():
-    source.rename(target)
-    return
-  # A folder that holds files cannot be replaced by one rename, so the old model
-  # is moved aside first.
-  old = target.with_name(f".{target.name}.{os.getpid()}.old")
-  target.rename(old)
-  source.rename(target)
-  # A process that dies between the two renames leaves the old model under this
-  # name, and nothing is lost.
-  shutil.rmtree(old)
+def _may_be_replaced(folder: pathlib.Path) -> bool:
+  """Tells whether a folder is a model, which may be damaged."""
+  described = any((folder / name).is_file() for name in (CONFIG, DIGESTS))
+  return described and (folder / PARAMS).is_dir()
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -7,9 +7,9 @@ through memory tensor by tensor.
 """
 
 from collections.abc import Mapping
+import contextlib
 import os
 import pathlib
-import shutil
 import types
 from typing import Any
 
@@ -48,22 +48,15 @@ class ModelWriter:
     }
 
   def __enter__(self) -> "ModelWriter":
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(self._path)
-    # The number of the process tells a later writer whether this one still
-    # runs.
-    self._temporary = self._path.with_name(
-      f".{self._path.name}.{os.getpid()}.tmp"
-    )
-    try:
+    with contextlib.ExitStack() as stack:
+      self._temporary = stack.enter_context(model_folder.replacing(self._path))
       params = self._temporary / model_folder.PARAMS
       params_skeleton.write_skeleton(params, self._specs)
       for name, spec in self._specs.items():
         params_skeleton.describe(params / params_skeleton.file_name(name), spec)
-    # Python does not call `__exit__` if `__enter__` raises.
-    except BaseException:
-      shutil.rmtree(self._temporary, ignore_errors=True)
-      raise
+      # Python does not call `__exit__` if `__enter__` raises, so until here the
+      # block above tidies up.
+      self._stack = stack.pop_all()
     return self
 
   def write(
@@ -120,23 +113,11 @@ class ModelWriter:
     error: BaseException | None,
     trace: types.TracebackType | None,
   ) -> None:
-    try:
-      if error is None:
-        self._finish()
-    finally:
-      shutil.rmtree(self._temporary, ignore_errors=True)
-
-  def _finish(self) -> None:
-    missing = sorted(name for name, left in self._left.items() if left)
-    assert not missing, f"not written: {missing[:6]}"
-    model_folder.finish_folder(self._temporary, self._config)
-    model_folder.replace_directory(self._temporary, self._path)
-
-
-def _remove_leftovers(path: pathlib.Path) -> None:
-  """Removes what killed writers of this folder left behind."""
-  for folder in path.parent.glob(f".{path.name}.*.tmp"):
-    # A process of this number that still runs may be writing there.
-    process = folder.name.split(".")[-2]
-    if process.isdigit() and not pathlib.Path("/proc", process).exists():
-      shutil.rmtree(folder, ignore_errors=True)
+    if error is not None:
+      self._stack.__exit__(kind, error, trace)
+      return
+    # The folder takes its name when this block ends without an error.
+    with self._stack:
+      missing = sorted(name for name, left in self._left.items() if left)
+      assert not missing, f"not written: {missing[:6]}"
+      model_folder.finish_folder(self._temporary, self._config)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from videomla_jax.storage import atomic
 from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import safetensors_files
 
@@ -51,9 +52,10 @@ def write_safetensors(
     file_of = {n: f for f, names in zip(files, shards) for n in names}
     index = dict(metadata=dict(total_size=total), weight_map=file_of)
     # The index comes last, so that it never names a shard that is not there.
-    temporary = folder / f".{stem}.tmp"
-    temporary.write_text(json.dumps(index, indent=2) + "\n")
-    temporary.replace(folder / f"{stem}{safetensors_files.INDEX}")
+    atomic.write_text(
+      folder / f"{stem}{safetensors_files.INDEX}",
+      json.dumps(index, indent=2) + "\n",
+    )
 
 
 def _num_bytes(tensor: lazy_tensor.LazyTensor) -> int:
@@ -92,17 +94,11 @@ def _write_file(
   # The format wants values to begin at a multiple of eight bytes.
   text += b" " * (-len(text) % 8)
   # A reader must never find a header whose values are not written yet.
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("wb") as file:
-      file.write(len(text).to_bytes(8, "little") + text)
-      for name, tensor in tensors.items():
-        value = np.ascontiguousarray(tensor.read())
-        assert (value.shape, value.dtype) == (tensor.shape, tensor.dtype), name
-        # NumPy gives no buffer of bfloat16, and `tobytes` would copy the
-        # tensor.
-        file.write(value.reshape(-1).view(np.uint8).data)
-        yield name
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name, tensor in tensors.items():
+      value = np.ascontiguousarray(tensor.read())
+      assert (value.shape, value.dtype) == (tensor.shape, tensor.dtype), name
+      # NumPy gives no buffer of bfloat16, and `tobytes` would copy the tensor.
+      file.write(value.reshape(-1).view(np.uint8).data)
+      yield name

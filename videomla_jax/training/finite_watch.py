@@ -9,6 +9,8 @@ import jax
 from jaxtyping import Array, Int32
 import numpy as np
 
+from videomla_jax.storage import atomic
+
 
 class _Step(NamedTuple):
   """A step whose count of skipped updates was not fetched yet."""
@@ -92,14 +94,12 @@ class FiniteWatch:
   def _dump(self, step: "_Step") -> pathlib.Path:
     """Writes this process's part of a batch; a full disk ends no run."""
     name = f"step-{step.number}-process-{jax.process_index()}.npz"
-    path, temporary = self._folder / name, self._folder / f".{name}.tmp"
+    path = self._folder / name
     arrays = {k: np.asarray(x) for k, x in step.batch.items()}
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
-      with temporary.open("wb") as file:
+      with atomic.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-      temporary.replace(path)  # A reader never sees half a file.
     except OSError as error:
       logging.warning("%s was not written: %s", path, error)
-      temporary.unlink(missing_ok=True)
     return path
