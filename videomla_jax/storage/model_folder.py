@@ -6,7 +6,6 @@ before anything is computed from it.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -20,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from videomla_jax.storage import atomic
+from videomla_jax.storage import state_digests
 from videomla_jax.storage import temporary_names
 from videomla_jax.storage import tree_names
 
@@ -208,7 +208,7 @@ def check_folder(path: pathlib.Path) -> Json:
   for name, digest in digests.items():
     if not (path / name).is_file():
       raise _damaged(path, f"lacks the file {name!r}")
-    if _sha256(path / name) != digest:
+    if state_digests.sha256(path / name) != digest:
       raise _damaged(path, f"has a file {name!r} with the wrong checksum")
   return config
 
@@ -292,15 +292,10 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
   """Computes the SHA-256 of every file by its name inside of the folder."""
   # The file system lists files in any order, on which the text must not depend.
   files = sorted(x for x in folder.rglob("*") if x.is_file())
-  return {str(x.relative_to(folder).as_posix()): _sha256(x) for x in files}
-
-
-def _sha256(path: pathlib.Path) -> str:
-  """Returns the hexadecimal SHA-256 of a file."""
-  with path.open("rb") as file:
-    # The file is read in pieces: a database of weights need not fit into
-    # memory.
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  return {
+    str(x.relative_to(folder).as_posix()): state_digests.sha256(x)
+    for x in files
+  }
 
 
 def _read_json(path: pathlib.Path, name: str) -> Json:
