@@ -133,7 +133,7 @@ def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
   tmp_path: pathlib.Path, config: Any
 ) -> None:
   config.log.every = 100
-  config.optim.update(learning_rate=1e38, max_skipped=2)
+  config.optim.update(learning_rate=5e18, max_skipped=2)
   config.diffusion.first_frame_every = 0
   with pytest.raises(ValueError, match="lower optim.learning_rate"):
     train.train(config, str(tmp_path))

@@ -53,19 +53,20 @@ def save_model(
     keep_dtypes: Store floating-point values as they are.
 
   Raises:
-    ValueError: If `config` holds something that JSON cannot, or something else
-      than a model is at `path`.
+    ValueError: If `config` holds something that JSON cannot, a number is not
+      finite, or something else than a model is at `path`.
   """
   path = pathlib.Path(path).absolute()
   # A config that JSON cannot hold must fail before the arrays are written.
   config_text(config)
-  arrays = model_arrays(model)
+  arrays = _portable(model_arrays(model), keep_dtypes=keep_dtypes)
+  for name, value in tree_names.flat_dict(arrays).items():
+    check_finite(name, value)
   with replacing(path) as temporary:
     # One database instead of a file per array keeps a shipped model to a
     # handful of files.
     with local_checkpointer(use_ocdbt=True) as checkpointer:
-      portable = _portable(arrays, keep_dtypes=keep_dtypes)
-      checkpointer.save(temporary / PARAMS, portable)
+      checkpointer.save(temporary / PARAMS, arrays)
     finish_folder(temporary, config)
 
 
@@ -93,6 +94,26 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     ValueError: If a file is there, or a folder that holds something else.
   """
   atomic.check_replaceable_folder(path, is_ours=_may_be_replaced)
+
+
+def check_finite(name: str, value: np.ndarray) -> None:
+  """Refuses weights that would make nothing but noise.
+
+  Args:
+    name: Name of the parameter.
+    value: Numbers of any type.
+
+  Raises:
+    ValueError: If a number is infinite or none.
+  """
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    return
+  bad = value.size - np.count_nonzero(np.isfinite(value))
+  if bad:
+    raise ValueError(
+      f"{bad} of {value.size} numbers of {name!r} are not finite, so no model"
+      " is written; take an earlier state of the run or another file."
+    )
 
 
 def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
@@ -168,7 +189,9 @@ def load_model_state(
   config = check_folder(path)
   try:
     return _restore_arrays(path / PARAMS), config
-  except Exception as error:  # Orbax raises many kinds; all mean damage here
+  # The digests are right, so it is of another kind. A platform that is missing
+  # raises RuntimeError, which has nothing to do with the folder.
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
 
 

@@ -20,7 +20,7 @@ class ListedPath(orbax_path.atomicity.AtomicRenameTemporaryPath):
 
   async def finalize(self) -> None:
     """Completes the folder, lists its files and gives it its name."""
-    final = self._final_path
+    final = self.get_final()
     if not final.name.isdigit():
       # The parts of a state are completed in the same way.
       return await super().finalize()

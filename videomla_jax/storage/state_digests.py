@@ -52,7 +52,9 @@ def problems(folder: pathlib.Path, step: int) -> Iterator[tuple[str, str]]:
   for name in sorted(listed.keys() - names):
     yield name, "is missing"
   for name in sorted(names - listed.keys()):
-    yield name, "does not belong to the state"
+    # Systems leave hidden files, such as .nfs0001, which nobody reads.
+    if not name.rpartition("/")[2].startswith("."):
+      yield name, "does not belong to the state"
   sizes = {n: (folder / n).stat().st_size for n in names & listed.keys()}
   for name, size in sorted(sizes.items()):
     if size != listed[name][0]:
@@ -62,6 +64,20 @@ def problems(folder: pathlib.Path, step: int) -> Iterator[tuple[str, str]]:
   for name, digest in _digests(folder, same).items():
     if digest != listed[name]:
       yield name, "has another checksum"
+
+
+def is_whole(folder: pathlib.Path, name: str) -> bool:
+  """Tells whether one file of a state is as it was written.
+
+  Args:
+    folder: Folder of a state.
+    name: Name of the file in it.
+
+  Raises:
+    ValueError: If the list is damaged or missing.
+  """
+  _, listed = _read(folder)
+  return _digests(folder, {name}).get(name) == listed.get(name)
 
 
 def exists(folder: pathlib.Path) -> bool:

@@ -30,6 +30,7 @@ from videomla_jax.storage import tree_names
 Json = dict[str, typing.Any]  # what `json` reads and writes
 IteratorState = bytes | Json | None
 
+_META = "meta/metadata"  # Orbax's file of JSON values
 _LISTED = "listed"  # mark of states that have a list of digests
 _MAX_REASON = 400  # bytes that are sent to other processes
 # What the file system says of files that are damaged, and not out of reach.
@@ -198,6 +199,23 @@ class TrainCheckpoints:
     """Returns the steps of all finished states, the newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
+  def newest_config(self) -> Json | None:
+    """Returns the config of the newest state whose config is whole.
+
+    No array is read.
+    """
+    for step in self.steps():
+      folder = self._directory / str(step)
+      try:
+        meta = json.loads((folder / _META).read_bytes())
+        if not state_digests.exists(folder) or state_digests.is_whole(
+          folder, _META
+        ):
+          return meta["config"]
+      except (OSError, ValueError, KeyError, TypeError):
+        continue  # `restore_latest` says what is wrong.
+    return None
+
   def config(self, step: int) -> Json:
     """Returns the config that was saved with the state of `step`.
 
@@ -351,7 +369,7 @@ def damage(folder: pathlib.Path, step: int) -> str:
 def _is_listed(folder: pathlib.Path) -> bool:
   """Tells whether a state without a list must have had one."""
   try:
-    return _LISTED in json.loads((folder / "meta" / "metadata").read_bytes())
+    return _LISTED in json.loads((folder / _META).read_bytes())
   except (FileNotFoundError, ValueError, TypeError):
     return False  # Restoring it fails as well.
 
