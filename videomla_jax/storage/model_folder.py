@@ -5,6 +5,7 @@ A model folder is a directory: Orbax parameters in float32, `config.json`, and
 before anything is computed from it.
 """
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
@@ -223,17 +224,34 @@ def check_folder(path: pathlib.Path) -> Json:
     ValueError: If the directory is missing, incomplete or damaged.
   """
   config = read_config(path)
+  for _, reason in problems(path):
+    raise _damaged(path, reason)
+  return config
+
+
+def problems(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Yields what is wrong with a model directory, file by file.
+
+  Args:
+    path: Directory of one model.
+
+  Yields:
+    The name of a file in it, and what the directory has or lacks.
+
+  Raises:
+    ValueError: If config or list of digests cannot be read.
+  """
+  read_config(path)
   digests = _read_json(path, DIGESTS)
   # A list of digests that was cut short could otherwise be read as that of a
   # smaller model.
   if CONFIG not in digests:
-    raise _damaged(path, f"has an incomplete file {DIGESTS!r}")
+    yield DIGESTS, f"has an incomplete file {DIGESTS!r}"
   for name, digest in digests.items():
     if not (path / name).is_file():
-      raise _damaged(path, f"lacks the file {name!r}")
-    if state_digests.sha256(path / name) != digest:
-      raise _damaged(path, f"has a file {name!r} with the wrong checksum")
-  return config
+      yield name, f"lacks the file {name!r}"
+    elif state_digests.sha256(path / name) != digest:
+      yield name, f"has a file {name!r} with the wrong checksum"
 
 
 def is_model_folder(path: str | os.PathLike[str]) -> bool:
