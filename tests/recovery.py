@@ -9,6 +9,7 @@ its name.
 """
 
 import argparse
+import atexit
 import collections
 import dataclasses
 import os
@@ -87,6 +88,7 @@ class Child:
     kill_after: float = 0.0,
     kill_at: str = "",
     stop_at: int = 0,
+    stop_by: signal.Signals = signal.SIGTERM,
   ) -> int:
     """Starts or continues the run; returns the exit code.
 
@@ -95,11 +97,13 @@ class Child:
       kill_after: Seconds from the first step to SIGKILL; 0 is never.
       kill_at: Row of `MOMENTS`, a call of it, and whether before or after it,
         such as "name:3:before"; empty is never.
-      stop_at: Step at which it sends itself SIGTERM; 0 is never.
+      stop_at: Step at which it sends itself a signal; 0 is never.
+      stop_by: The signal. While the state is saved, others follow.
     """
     command = [sys.executable, "-m", "tests.recovery", str(self.folder)]
     command += [f"--child={self.name}", f"--steps={self.steps}"]
     command += [f"--batch={self.batch}", f"--stop_at={stop_at}"]
+    command += [f"--stop_by={int(stop_by)}"]
     command += [f"--kill_after={kill_after}", f"--kill_at={kill_at}"]
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
@@ -111,11 +115,13 @@ class Child:
     done = subprocess.run(
       command, cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    if done.returncode not in (0, 143, -signal.SIGKILL):
+    if done.returncode not in (0, 128 + stop_by, -signal.SIGKILL):
       raise RuntimeError(done.stderr[-3000:])
     return done.returncode
 
-  def train(self, *, kill_after: float, kill_at: str, stop_at: int) -> None:
+  def train(
+    self, *, kill_after: float, kill_at: str, stop_at: int, stop_by: int
+  ) -> None:
     """Trains in this process."""
     patch = pytest.MonkeyPatch()
     tiny_project.shrink(patch)
@@ -132,7 +138,8 @@ class Child:
         timers[0].daemon = True
         timers[0].start()
       if done == stop_at - 1:  # seen after the next step
-        os.kill(os.getpid(), signal.SIGTERM)
+        _signal_again(patch)
+        os.kill(os.getpid(), stop_by)
 
     patch.setattr(metrics.MetricWriter, "scalars", scalars)
     train.train(self.config(), str(self.folder / self.name))
@@ -171,6 +178,20 @@ def _kill_at(patch: pytest.MonkeyPatch, moment: str) -> None:
     return result
 
   patch.setattr(module, function, dying)
+
+
+def _signal_again(patch: pytest.MonkeyPatch) -> None:
+  """Sends more signals while the last state is saved and at the very end."""
+  wait = train_states.TrainCheckpoints.wait
+
+  def impatient(checkpoints):
+    for number in (signal.SIGINT, signal.SIGTERM) * 2:
+      os.kill(os.getpid(), number)
+    wait(checkpoints)
+
+  patch.setattr(train_states.TrainCheckpoints, "wait", impatient)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    atexit.register(os.kill, os.getpid(), number)
 
 
 def compare(
@@ -226,6 +247,7 @@ def main() -> None:
   parser.add_argument("--kill_after", type=float, default=0.0)
   parser.add_argument("--kill_at", default="")
   parser.add_argument("--stop_at", type=int, default=0)
+  parser.add_argument("--stop_by", type=int, default=signal.SIGTERM)
   given = parser.parse_args()
   folder = given.folder.absolute()
   if given.child:
@@ -234,6 +256,7 @@ def main() -> None:
       kill_after=given.kill_after,
       kill_at=given.kill_at,
       stop_at=given.stop_at,
+      stop_by=given.stop_by,
     )
     return
   killed = compare(
