@@ -155,6 +155,13 @@ FAULTS = (
     ("training/optim_test.py",),
   ),
   Fault(
+    "parameters that are not finite are kept and saved",
+    "training/optim.py",
+    "finite &= jnp.isfinite(optax.global_norm(floats))",
+    "del floats",
+    ("training/optim_test.py",),
+  ),
+  Fault(
     "the gradient of distribution matching has the wrong sign",
     "diffusion/dmd.py",
     "return jnp.nan_to_num((fake - real) / p)",
@@ -206,8 +213,8 @@ FAULTS = (
   Fault(
     "a resumed run reads its data from the start",
     "storage/train_states.py",
-    '{"iterator": _encode_iterator(iterator_state),',
-    '{"iterator": _encode_iterator(None),',
+    '"iterator": _encode_iterator(iterator_state),',
+    '"iterator": _encode_iterator(None),',
     ("storage/model_folder_test.py",),
   ),
   Fault(
@@ -220,10 +227,17 @@ FAULTS = (
     ("storage/torch_pickle_test.py",),
   ),
   Fault(
+    "digests of a training state are not compared",
+    "storage/state_digests.py",
+    "if digest != listed[name]:",
+    "if not digest:",
+    ("storage/state_digests_test.py",),
+  ),
+  Fault(
     "digests of a model folder are not compared",
     "storage/model_folder.py",
-    "if _sha256(path / name) != digest:",
-    "if not _sha256(path / name):",
+    "if state_digests.sha256(path / name) != digest:",
+    "if not state_digests.sha256(path / name):",
     ("storage/model_folder_test.py",),
   ),
   Fault(

@@ -16,6 +16,7 @@ from videomla_jax import train
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import train_states
+from videomla_jax.training import optim
 from videomla_jax.training import regression
 from videomla_jax.training.stages import table
 from videomla_jax.training.stages import teacher_forcing
@@ -133,7 +134,7 @@ def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
   tmp_path: pathlib.Path, config: Any
 ) -> None:
   config.log.every = 100
-  config.optim.update(learning_rate=1e38, max_skipped=2)
+  config.optim.update(learning_rate=5e18, max_skipped=2)
   config.diffusion.first_frame_every = 0
   with pytest.raises(ValueError, match="lower optim.learning_rate"):
     train.train(config, str(tmp_path))
@@ -143,8 +144,44 @@ def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
   assert set(np.load(dumped[0])) == {"video", "tokens"}
   with train_states.TrainCheckpoints(tmp_path / "checkpoints") as saved:
     restored = saved.restore_latest(train.init_state(*table.read(config))[0])
-  if restored is not None:  # whatever was saved is finite
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored.state))
+  # Step 2 was skipped, and nothing is saved while that goes on.
+  assert restored is None
+
+
+@pytest.mark.slow
+def test_states_of_skipped_steps_push_out_no_others(
+  tmp_path: pathlib.Path, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  apply, saved = optim.apply, []
+
+  def poisoned(state, gradient, loss, settings, **named):
+    bad = (state.step == 2) | (state.step == 3)  # steps 3 and 4
+    return apply(
+      state, gradient, jnp.where(bad, jnp.nan, loss), settings, **named
+    )
+
+  save = train_states.TrainCheckpoints.save
+
+  def noted(self, step, *given, **named):
+    saved.append(step)
+    return save(self, step, *given, **named)
+
+  monkeypatch.setattr(optim, "apply", poisoned)
+  monkeypatch.setattr(train_states.TrainCheckpoints, "save", noted)
+  config.diffusion.first_frame_every = 0
+  config.samples.videos = 0
+  train.train(config, str(tmp_path))
+  # A state is due every second step. That of step 4 comes when it can.
+  assert saved == [2, 5, 6]
+  for changes, words in (
+    (dict(seed=config.seed + 1), f"seed={config.seed}, and not"),
+    (dict(data=dict(batch_size=4)), "data.batch_size=2, and not"),
+    (dict(optim=dict(b2=0.5)), "optim.b2=0.99, and not .*another folder"),
+  ):
+    other = config.copy_and_resolve_references()
+    other.update(changes)
+    with pytest.raises(ValueError, match=words):
+      train.train(other, str(tmp_path))
 
 
 _MISTAKES = {

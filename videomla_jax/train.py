@@ -5,8 +5,9 @@
 
 Stopping and starting the same command continues where it stopped, exactly:
 parameters, averages, optimiser, data order and noise are those of a run that
-never stopped, also on another mesh (up to rounding). SIGTERM saves first. The
-averaged model is written to WORKDIR/model, where the next stage starts.
+never stopped, also on another mesh (up to rounding). SIGTERM and Ctrl-C save
+first. The averaged model is written to WORKDIR/model, where the next stage
+starts.
 
   WORKDIR/checkpoints   states       WORKDIR/metrics.jsonl   and TensorBoard
   WORKDIR/samples       pictures     WORKDIR/skipped         batches left out
@@ -23,8 +24,10 @@ import jax
 import ml_collections
 
 from videomla_jax import sharding
+from videomla_jax.data import batching
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
+from videomla_jax.storage import model_folder
 from videomla_jax.storage import output_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import batches as batches_lib
@@ -35,6 +38,7 @@ from videomla_jax.training import networks
 from videomla_jax.training import optimiser
 from videomla_jax.training import origins
 from videomla_jax.training import profile as profile_lib
+from videomla_jax.training import resumption
 from videomla_jax.training import samples
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import stage as stage_lib
@@ -59,6 +63,22 @@ def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
   optimiser.check(settings.optim)
   batches_lib.check(settings.data, clips=stage.reads_clips)
   samples.check(settings)
+  _check_numbers(settings)
+  for role, allowed in stage.starts_from.items():
+    origins.check(role, settings.networks[role], allowed)
+  if not settings.networks["model"]:
+    networks.check_build(settings)
+
+
+def _check_numbers(settings: settings_lib.Training) -> None:
+  """Refuses numbers that no stage can work with.
+
+  Args:
+    settings: Settings of a stage.
+
+  Raises:
+    ValueError: With the field, the rule and the way out.
+  """
   for name in ("log", "eval", "checkpoint", "samples"):
     every = getattr(settings, name).every
     if every < 1:
@@ -66,14 +86,18 @@ def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
         f"{name}.every={every} must be at least 1; for never, use more than "
         "optim.steps."
       )
-  if settings.optim.max_skipped < 1:
+  for name, count in (
+    ("optim.max_skipped", settings.optim.max_skipped),
+    ("checkpoint.keep", settings.checkpoint.keep),
+  ):
+    if count < 1:
+      raise ValueError(f"{name}={count} must be at least 1.")
+  batching.check_chance("data.prompt_dropout", settings.data.prompt_dropout)
+  if not 0 < settings.diffusion.shift < float("inf"):
     raise ValueError(
-      f"optim.max_skipped={settings.optim.max_skipped} must be at least 1."
+      f"diffusion.shift={settings.diffusion.shift} must be positive and finite;"
+      " Wan's is 5."
     )
-  for role, allowed in stage.starts_from.items():
-    origins.check(role, settings.networks[role], allowed)
-  if not settings.networks["model"]:
-    networks.check_build(settings)
 
 
 def load_networks(
@@ -187,6 +211,7 @@ def train(
   trace = profile_lib.Profile(root, profile)
   # What lies beside states and models is the config as the user gave it.
   record = json.loads(config.to_json())
+  model_folder.check_replaceable(root / "model")
   logging.info("config: %s", config.to_json())
   batches = batches_lib.loader(
     settings.data,
@@ -195,19 +220,21 @@ def train(
     seed=settings.seed,
     clips=stage.reads_clips,
   )
+  stored = record | {resumption.IDENTITY: resumption.identity(stage, settings)}
   with interrupts.exclusive(root):
-    state, frozen = init_state(stage, settings, mesh)
     with train_states.TrainCheckpoints(
       root / "checkpoints",
       keep=settings.checkpoint.keep,
       save_every=settings.checkpoint.every,
     ) as checkpoints:
+      resumption.check(checkpoints, stored, workdir=workdir)
+      state, frozen = init_state(stage, settings, mesh)
       # A restored state replaces the new one at once: two do not fit in memory.
       state = _resume(checkpoints, state, batches)
       run = loop.Run(
         stage=stage,
         settings=settings,
-        record=record,
+        record=stored,
         root=root,
         frozen=frozen,
         mesh=mesh,
@@ -232,7 +259,7 @@ def _resume(
     state: The state before the first step, sharded.
     batches: The data, which go on behind the saved state.
   """
-  restored = checkpoints.restore_latest(state)
+  restored = checkpoints.restore_latest(state, agrees=resumption.disagreement)
   if restored is None:
     return state
   batches.set_state(restored.iterator_state)

@@ -106,7 +106,7 @@ def test_top_of_the_package_is_commands_and_rooms() -> None:
   others = rooms - {"checkpoints"} - {*BELOW}
   assert others == {
     *("train", "sample", "evaluate", "convert"),
-    *("calibrate", "prepare", "embed", "benchmark"),
+    *("calibrate", "prepare", "embed", "benchmark", "verify"),
   }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from videomla_jax.runtime import event_files
 from videomla_jax.runtime import metrics
 
 
@@ -55,6 +56,26 @@ def _board_scalars(folder: pathlib.Path) -> list[tuple[int, str, float]]:
       ]
       at += size + 16
   return found
+
+
+def test_starting_often_leaves_two_event_files(tmp_path: pathlib.Path) -> None:
+  for step in range(6):
+    with metrics.MetricWriter(tmp_path, resumed_step=step) as writer:
+      writer.scalars(step + 1, {"train/loss": step})
+    newest = max(tmp_path.glob("events.*"))
+    # A kill cuts the last record.
+    newest.write_bytes(newest.read_bytes() + b"\x40" + bytes(20))
+    # Names hold seconds, and starts take longer than that.
+    newest.rename(tmp_path / f"events.out.tfevents.{step:010d}.host")
+  assert len([*tmp_path.glob("events.*")]) == 2
+  found = _board_scalars_whole(tmp_path)
+  assert found == [(i + 1, "train/loss", i) for i in range(6)]
+
+
+def _board_scalars_whole(folder: pathlib.Path) -> list[tuple[int, str, float]]:
+  """The scalars of all files, without records that were cut."""
+  event_files.join(folder)
+  return _board_scalars(folder)
 
 
 def test_values_come_back_from_tensorboard(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Tests of requests to stop; those of real signals are in train and launch."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent import futures
 import os
 import signal
@@ -92,12 +93,55 @@ def test_a_signal_to_one_stops_all_at_the_same_step(asked) -> None:
   assert max(group.now) - when[0] <= 5.0 + 0.6 * 2
 
 
-def test_a_single_process_looks_at_every_step(monkeypatch) -> None:
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+  before = {number: signal.getsignal(number) for number in _SIGNALS}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", _SIGNALS)
+def test_a_single_process_looks_at_every_step(
+  monkeypatch, handlers, number
+) -> None:
   monkeypatch.setattr(jax, "process_count", lambda: 1)
   stop = interrupts.StopRequest()
-  before = signal.getsignal(signal.SIGTERM)
+  before = signal.getsignal(number)
   with stop.listening():
     assert not stop.pending(7)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     assert stop.pending(8)
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", _SIGNALS)
+def test_further_signals_change_nothing(
+  monkeypatch, handlers, number, capfd
+) -> None:
+  monkeypatch.setattr(jax, "process_count", lambda: 1)
+  stop = interrupts.StopRequest()
+  with stop.listening():
+    os.kill(os.getpid(), number)
+    for further in _SIGNALS:
+      os.kill(os.getpid(), further)
+    assert stop.pending(8) and stop.reason == number.name
+    end = stop.obey()
+  assert end.code == 128 + number
+  # Until the process has ended, too.
+  for further in _SIGNALS:
+    os.kill(os.getpid(), further)
+  text = capfd.readouterr().err
+  assert f"{number.name}: saving" in text and text.count("already") == 3
+
+
+def test_what_was_ignored_stays_ignored(monkeypatch, handlers) -> None:
+  monkeypatch.setattr(jax, "process_count", lambda: 1)
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+  stop = interrupts.StopRequest()
+  with stop.listening():
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.pending(8)

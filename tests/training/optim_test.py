@@ -99,6 +99,38 @@ def test_an_update_that_is_not_finite_changes_nothing_but_counts(seed, bad):
     assert int(after.skipped) == int(scalars["train/skipped"]) == 1
 
 
+@pytest.mark.parametrize("schedule", optimiser.SCHEDULES)
+@pytest.mark.parametrize("rate", [np.nan, np.inf, 1e30, 1e38])
+def test_parameters_that_would_be_lost_are_kept(seed, rate, schedule):
+  rng = np.random.default_rng(seed)
+  model = _tree(rng)
+  # Settings are checked before, and a fault elsewhere may do the same.
+  settings = _settings(learning_rate=rate, schedule=schedule)
+  state = optim.init(model, settings)
+  after, scalars = optim.apply(state, _tree(rng), jnp.float32(1), settings)
+  for name in ("model", "ema", "optimiser"):
+    pairs = zip(
+      jax.tree.leaves(getattr(after, name)),
+      jax.tree.leaves(getattr(state, name)),
+    )
+    assert all((a == b).all() for a, b in pairs)
+  assert int(scalars["train/skipped"]) == 1 and int(after.step) == 1
+
+
+def test_counters_of_long_runs_are_no_reason_to_skip(seed):
+  rng = np.random.default_rng(seed)
+  settings = _settings()
+  state = optim.init(_tree(rng), settings)
+  # Its square is beyond an int32.
+  late = jax.tree.map(
+    lambda x: x + 10**6 if jnp.issubdtype(x.dtype, jnp.integer) else x,
+    state.optimiser,
+  )
+  state = state._replace(optimiser=late, step=jnp.int32(10**6))
+  after, _ = optim.apply(state, _tree(rng), jnp.float32(1), settings)
+  assert int(after.skipped) == 0
+
+
 def test_averages_follow_at_once_or_after_a_warm_up(seed):
   rng = np.random.default_rng(seed)
   ema, new = _tree(rng)["a"], _tree(rng)["a"]
@@ -159,6 +191,17 @@ def test_microbatches_give_the_mean_of_the_whole_batch(seed):
     (dict(steps=5, warmup_steps=5), "train longer"),
     (dict(ema_decay=1.0), "from 0 to below 1"),
     (dict(accumulate=0), "at least 1"),
+    (dict(learning_rate=np.nan), "learning_rate=nan must be positive"),
+    (dict(learning_rate=0.0), "must be positive and finite"),
+    (dict(learning_rate=-1e-3), "must be positive and finite"),
+    (dict(learning_rate=np.inf), "must be positive and finite"),
+    (dict(warmup_steps=-1), "at least 0"),
+    (dict(b1=1.0), "from 0 to below 1"),
+    (dict(b2=-0.1), "from 0 to below 1"),
+    (dict(eps=0.0), "must be positive"),
+    (dict(weight_decay=np.nan), "at least 0"),
+    (dict(clip_norm=0.0), "must be positive"),
+    (dict(final_fraction=1.5), "from 0 to 1"),
   ],
 )
 def test_optim_that_cannot_train_is_refused(changes, words):

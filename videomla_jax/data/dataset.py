@@ -8,7 +8,7 @@ null_text.npy                                     the negative prompt
 report.json, quarantine.jsonl                     what became of every input
 """
 
-import hashlib
+from collections.abc import Iterator
 import json
 import os
 import pathlib
@@ -16,6 +16,8 @@ from typing import Any
 
 from jaxtyping import UInt16
 import numpy as np
+
+from videomla_jax.storage import state_digests
 
 NAME = "video_latents"
 VERSION = "1.0.0"
@@ -67,19 +69,33 @@ def verify(folder: str | os.PathLike[str], *, digests: bool) -> None:
     ValueError: If a shard is missing or differs.
   """
   root = locate(folder)
+  for name, reason in problems(root, digests=digests):
+    raise _damaged(root / name, reason)
+
+
+def problems(
+  root: pathlib.Path, *, digests: bool = True
+) -> Iterator[tuple[str, str]]:
+  """Yields what is wrong with a data set, file by file.
+
+  Args:
+    root: The data set's own folder.
+    digests: Whether every byte is compared, or only the sizes of files.
+
+  Yields:
+    The name of a file in the folder, and what is wrong with it.
+
+  Raises:
+    ValueError: If there is no report.
+  """
   for name, about in read_report(root)["shards"].items():
     path = root / name
     if not path.is_file():
-      raise _damaged(path, "is missing")
-    if path.stat().st_size != about["bytes"]:
-      raise _damaged(
-        path, f"has {path.stat().st_size} of {about['bytes']} bytes"
-      )
-    if digests:
-      with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-      if digest != about["sha256"]:
-        raise _damaged(path, "has another sha256 than in the report")
+      yield name, "is missing"
+    elif path.stat().st_size != about["bytes"]:
+      yield name, f"has {path.stat().st_size} of {about['bytes']} bytes"
+    elif digests and state_digests.sha256(path) != about["sha256"]:
+      yield name, "has another sha256 than in the report"
 
 
 def _damaged(path: pathlib.Path, reason: str) -> ValueError:

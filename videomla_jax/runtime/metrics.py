@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import tensorboardX
 
+from videomla_jax.runtime import event_files
 from videomla_jax.storage import atomic
 
 Scalar = float | int | np.generic | np.ndarray | jax.Array
@@ -82,6 +83,7 @@ class MetricWriter:
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _drop_later_lines(self._path, resumed_step)
+      event_files.join(self._path.parent)
       # The file is buffered by line, so that a run that is killed leaves whole
       # lines.
       self._file = self._path.open("a", buffering=1, encoding="utf-8")

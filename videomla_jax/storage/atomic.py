@@ -42,9 +42,9 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
     temporary.touch(exist_ok=False)
     with temporary_names.held(temporary):
       yield temporary
-      _sync(temporary)
+      sync(temporary)
       os.replace(temporary, target)
-    _sync(target.parent)
+    sync(target.parent)
   finally:
     # After a rename that went well nothing has this name any more.
     temporary_names.remove(temporary)
@@ -79,11 +79,11 @@ def replacing_folder(
     temporary.mkdir()
     with temporary_names.held(temporary):
       yield temporary
-      _sync_all(temporary)
+      sync_all(temporary)
       # Something else may have appeared there since.
       check_replaceable_folder(target, is_ours=is_ours)
       folder_swap.swap(temporary, target)
-    _sync(target.parent)
+    sync(target.parent)
   finally:
     # What was replaced has this name now.
     temporary_names.remove(temporary)
@@ -158,6 +158,36 @@ def check_replaceable_folder(
   return target
 
 
+def sync(path: pathlib.Path) -> None:
+  """Waits until a file, or the names in a folder, are on disk.
+
+  Args:
+    path: A file or a folder.
+  """
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError:
+    # A few file systems cannot do it for folders, where nothing is lost but
+    # the order of writing. A file must be on disk.
+    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def sync_all(folder: pathlib.Path) -> None:
+  """Waits until everything in a folder is on disk.
+
+  Args:
+    folder: The folder, with all that is below it.
+  """
+  for parent, _, files in os.walk(folder):
+    for name in files:
+      sync(pathlib.Path(parent, name))
+    sync(pathlib.Path(parent))
+
+
 def _behind_links(path: PathLike) -> pathlib.Path:
   """Returns where a file or folder is, or is to be."""
   target = pathlib.Path(os.path.realpath(path))
@@ -181,25 +211,3 @@ def _mode(path: pathlib.Path) -> int | None:
     return path.stat().st_mode
   except (FileNotFoundError, NotADirectoryError):
     return None
-
-
-def _sync(path: pathlib.Path) -> None:
-  """Waits until a file, or the names in a folder, are on disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  except OSError:
-    # A few file systems cannot do it for folders, where nothing is lost but
-    # the order of writing. A file must be on disk.
-    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-      raise
-  finally:
-    os.close(descriptor)
-
-
-def _sync_all(folder: pathlib.Path) -> None:
-  """Waits until everything in a folder is on disk."""
-  for parent, _, files in os.walk(folder):
-    for name in files:
-      _sync(pathlib.Path(parent, name))
-    _sync(pathlib.Path(parent))

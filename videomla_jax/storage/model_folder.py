@@ -5,8 +5,8 @@ A model folder is a directory: Orbax parameters in float32, `config.json`, and
 before anything is computed from it.
 """
 
+from collections.abc import Iterator
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from videomla_jax.storage import atomic
+from videomla_jax.storage import state_digests
 from videomla_jax.storage import temporary_names
 from videomla_jax.storage import tree_names
 
@@ -53,19 +54,20 @@ def save_model(
     keep_dtypes: Store floating-point values as they are.
 
   Raises:
-    ValueError: If `config` holds something that JSON cannot, or something else
-      than a model is at `path`.
+    ValueError: If `config` holds something that JSON cannot, a number is not
+      finite, or something else than a model is at `path`.
   """
   path = pathlib.Path(path).absolute()
   # A config that JSON cannot hold must fail before the arrays are written.
   config_text(config)
-  arrays = model_arrays(model)
+  arrays = _portable(model_arrays(model), keep_dtypes=keep_dtypes)
+  for name, value in tree_names.flat_dict(arrays).items():
+    check_finite(name, value)
   with replacing(path) as temporary:
     # One database instead of a file per array keeps a shipped model to a
     # handful of files.
     with local_checkpointer(use_ocdbt=True) as checkpointer:
-      portable = _portable(arrays, keep_dtypes=keep_dtypes)
-      checkpointer.save(temporary / PARAMS, portable)
+      checkpointer.save(temporary / PARAMS, arrays)
     finish_folder(temporary, config)
 
 
@@ -93,6 +95,26 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     ValueError: If a file is there, or a folder that holds something else.
   """
   atomic.check_replaceable_folder(path, is_ours=_may_be_replaced)
+
+
+def check_finite(name: str, value: np.ndarray) -> None:
+  """Refuses weights that would make nothing but noise.
+
+  Args:
+    name: Name of the parameter.
+    value: Numbers of any type.
+
+  Raises:
+    ValueError: If a number is infinite or none.
+  """
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    return
+  bad = value.size - np.count_nonzero(np.isfinite(value))
+  if bad:
+    raise ValueError(
+      f"{bad} of {value.size} numbers of {name!r} are not finite, so no model"
+      " is written; take an earlier state of the run or another file."
+    )
 
 
 def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
@@ -168,7 +190,9 @@ def load_model_state(
   config = check_folder(path)
   try:
     return _restore_arrays(path / PARAMS), config
-  except Exception as error:  # Orbax raises many kinds; all mean damage here
+  # The digests are right, so it is of another kind. A platform that is missing
+  # raises RuntimeError, which has nothing to do with the folder.
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
 
 
@@ -200,17 +224,34 @@ def check_folder(path: pathlib.Path) -> Json:
     ValueError: If the directory is missing, incomplete or damaged.
   """
   config = read_config(path)
+  for _, reason in problems(path):
+    raise _damaged(path, reason)
+  return config
+
+
+def problems(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Yields what is wrong with a model directory, file by file.
+
+  Args:
+    path: Directory of one model.
+
+  Yields:
+    The name of a file in it, and what the directory has or lacks.
+
+  Raises:
+    ValueError: If config or list of digests cannot be read.
+  """
+  read_config(path)
   digests = _read_json(path, DIGESTS)
   # A list of digests that was cut short could otherwise be read as that of a
   # smaller model.
   if CONFIG not in digests:
-    raise _damaged(path, f"has an incomplete file {DIGESTS!r}")
+    yield DIGESTS, f"has an incomplete file {DIGESTS!r}"
   for name, digest in digests.items():
     if not (path / name).is_file():
-      raise _damaged(path, f"lacks the file {name!r}")
-    if _sha256(path / name) != digest:
-      raise _damaged(path, f"has a file {name!r} with the wrong checksum")
-  return config
+      yield name, f"lacks the file {name!r}"
+    elif state_digests.sha256(path / name) != digest:
+      yield name, f"has a file {name!r} with the wrong checksum"
 
 
 def is_model_folder(path: str | os.PathLike[str]) -> bool:
@@ -292,15 +333,10 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
   """Computes the SHA-256 of every file by its name inside of the folder."""
   # The file system lists files in any order, on which the text must not depend.
   files = sorted(x for x in folder.rglob("*") if x.is_file())
-  return {str(x.relative_to(folder).as_posix()): _sha256(x) for x in files}
-
-
-def _sha256(path: pathlib.Path) -> str:
-  """Returns the hexadecimal SHA-256 of a file."""
-  with path.open("rb") as file:
-    # The file is read in pieces: a database of weights need not fit into
-    # memory.
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  return {
+    str(x.relative_to(folder).as_posix()): state_digests.sha256(x)
+    for x in files
+  }
 
 
 def _read_json(path: pathlib.Path, name: str) -> Json:

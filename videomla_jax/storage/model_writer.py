@@ -68,6 +68,9 @@ class ModelWriter:
       name: Name of the parameter in `specs`.
       value: The parameter in our layout; it is cast to the dtype of its spec.
       block: Index on the leading axis of a stacked parameter.
+
+    Raises:
+      ValueError: If a number is not finite.
     """
     spec = self._specs[name]
     expected = spec.shape[1:] if spec.blocks else spec.shape
@@ -95,6 +98,7 @@ class ModelWriter:
     value = value if value.ndim else value[None]
     for i in range(0, len(value), rows):
       piece = np.ascontiguousarray(value[i : i + rows], spec.dtype)
+      model_folder.check_finite(name, piece)
       # A piece is named for its place: the block, the rows, and zeros for the
       # axes that are not cut.
       index = [] if block is None else [block]

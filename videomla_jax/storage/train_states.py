@@ -1,12 +1,15 @@
 """Training states of one run: saved in the background, restored on any mesh.
 
 States go through Orbax's asynchronous manager under flat names, so that any
-pytree can be saved, and a restore may use another mesh.
+pytree can be saved, and a restore may use another mesh. Every state lists the
+digests of its files (`state_digests`), which are compared before a restore.
 """
 
 import base64
 import collections.abc
 import dataclasses
+import errno
+import json
 import os
 import pathlib
 import shutil
@@ -14,14 +17,32 @@ import typing
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
+import numpy as np
 import orbax.checkpoint as ocp
 
+from videomla_jax.storage import state_commit
+from videomla_jax.storage import state_digests
 from videomla_jax.storage import state_leaves
 from videomla_jax.storage import tree_names
 
 Json = dict[str, typing.Any]  # what `json` reads and writes
 IteratorState = bytes | Json | None
+
+_META = "meta/metadata"  # Orbax's file of JSON values
+_LISTED = "listed"  # mark of states that have a list of digests
+_MAX_REASON = 400  # bytes that are sent to other processes
+# What the file system says of files that are damaged, and not out of reach.
+_DAMAGE = (
+  *(errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EUCLEAN),
+  *(errno.EBADMSG, errno.ELOOP, errno.ENXIO),
+)
+# What Orbax raises for damaged files. The platform raises RuntimeError.
+_OF_DAMAGED_FILES = (
+  *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
+  *(EOFError, AssertionError),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +62,9 @@ class Restored:
   def __iter__(self) -> collections.abc.Iterator[typing.Any]:
     """Iterates over step, state and iterator state, to unpack them."""
     return iter((self.step, self.state, self.iterator_state))
+
+
+Agrees = collections.abc.Callable[[Restored], str]
 
 
 class TrainCheckpoints:
@@ -73,6 +97,7 @@ class TrainCheckpoints:
       save_interval_steps=save_every,
       enable_async_checkpointing=True,
       create=True,
+      temporary_path_class=state_commit.ListedPath,
     )
     self._manager = self._open()
 
@@ -103,7 +128,12 @@ class TrainCheckpoints:
       return False
     if not force and not self._manager.should_save(step):
       return False
-    meta = {"iterator": _encode_iterator(iterator_state), "config": config}
+    meta = {
+      "iterator": _encode_iterator(iterator_state),
+      "config": config,
+      "step": step,
+      _LISTED: True,
+    }
     arrays = {
       name: state_leaves.saveable(x)
       for name, x in tree_names.flat_tree(state).items()
@@ -116,45 +146,47 @@ class TrainCheckpoints:
       force=force,
     )
 
-  def restore_latest(self, abstract_state: PyTree) -> Restored | None:
-    """Restores the newest readable state.
+  def restore_latest(
+    self, abstract_state: PyTree, *, agrees: Agrees = lambda restored: ""
+  ) -> Restored | None:
+    """Restores the newest state that is whole.
 
-    A state that cannot be read is set aside under `broken-<step>` with a
-    warning, and the one before it is taken.
+    Each state is compared with its list of digests. One that differs is set
+    aside under `broken-<step>` with a warning, and the one before it is taken.
 
     Args:
       abstract_state: Pytree like the saved one, of arrays or of
         `jax.ShapeDtypeStruct`; a sharding there decides where a value goes.
+      agrees: Says what does not fit together in a restored state, or nothing.
 
     Returns:
       Step, state and iterator state; None if nothing was ever saved.
 
     Raises:
-      ValueError: If the saved names or shapes differ from `abstract_state`, or
-        if no state at all can be read.
+      ValueError: If the saved names or shapes differ from `abstract_state`, if
+        files cannot be opened, or if no state at all is whole.
     """
     self._manager.wait_until_finished()
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    broken = []
-    for step in steps:
-      try:
-        arrays, iterator_state = self._restore(step, abstract_state)
-      except _MismatchError as error:
-        # Older states would not fit either, and setting this one aside would
-        # hide a state that is whole.
-        raise ValueError(str(error)) from error
-      except Exception as error:  # a damaged file may raise any kind
+    # A device that is missing must not be taken for a damaged state.
+    jax.devices()
+    broken: list[int] = []
+    for step in self.steps():
+      reason, restored = self._damage(step), None
+      if not reason:
+        reason, restored = self._restore(step, abstract_state)
+      if restored is not None:
+        reason = agrees(restored)
+      if reason or restored is None:
         logging.warning(
-          "training state %s/%d cannot be read (%s: %.200s); trying the one"
-          " before it", self._directory, step, type(error).__name__, error,
+          "training state %s/%d is damaged (%.200s); trying the one before it",
+          self._directory, step, reason,
         )  # fmt: skip
         broken.append(step)
         continue
       # Nothing is moved before one state was read: if none can be read, the
       # fault may lie with this machine and not with the files.
       self._set_aside(broken)
-      state = state_leaves.unflatten_like(abstract_state, arrays)
-      return Restored(step=step, state=state, iterator_state=iterator_state)
+      return restored
     if broken:
       raise ValueError(
         f"checkpoint directory {str(self._directory)!r} holds no readable"
@@ -163,8 +195,33 @@ class TrainCheckpoints:
       )
     return None
 
+  def steps(self) -> list[int]:
+    """Returns the steps of all finished states, the newest first."""
+    return sorted(self._manager.all_steps(), reverse=True)
+
+  def newest_config(self) -> Json | None:
+    """Returns the config of the newest state whose config is whole.
+
+    No array is read.
+    """
+    for step in self.steps():
+      folder = self._directory / str(step)
+      try:
+        meta = json.loads((folder / _META).read_bytes())
+        if not state_digests.exists(folder) or state_digests.is_whole(
+          folder, _META
+        ):
+          return meta["config"]
+      except (OSError, ValueError, KeyError, TypeError):
+        continue  # `restore_latest` says what is wrong.
+    return None
+
   def config(self, step: int) -> Json:
-    """Returns the config that was saved with the state of `step`."""
+    """Returns the config that was saved with the state of `step`.
+
+    Args:
+      step: One of `steps`.
+    """
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     return self._manager.restore(step, args=args)["meta"]["config"]
 
@@ -197,10 +254,59 @@ class TrainCheckpoints:
       self._directory, options=self._options, handler_registry=registry
     )
 
+  def _damage(self, step: int) -> str:
+    """Says what is wrong with the files of a state, the same in all processes.
+
+    Args:
+      step: One of `steps`.
+
+    Raises:
+      ValueError: If files cannot be opened, which is no damage.
+    """
+    reason = ""
+    if jax.process_index() == 0:
+      reason = damage(self._directory / str(step), step)
+    if jax.process_count() == 1:
+      return reason
+    # The files of all processes are read once, by the first.
+    text = np.zeros(_MAX_REASON, np.uint8)
+    data = np.frombuffer(reason.encode()[:_MAX_REASON], np.uint8)
+    text[: len(data)] = data
+    sent = multihost_utils.broadcast_one_to_all(text)
+    return bytes(sent).rstrip(b"\0").decode(errors="ignore")
+
   def _restore(
     self, step: int, abstract_state: PyTree
-  ) -> tuple[dict[str, jax.Array], IteratorState]:
-    """Reads one step into flat arrays and the iterator state."""
+  ) -> tuple[str, Restored | None]:
+    """Reads one step; returns what is wrong with it, or the state.
+
+    Args:
+      step: One of `steps`, whose digests are right.
+      abstract_state: See `restore_latest`.
+
+    Raises:
+      ValueError: If names or shapes differ.
+    """
+    if state_digests.exists(self._directory / str(step)):
+      # What fails here has another reason than the files.
+      return "", self._read(step, abstract_state)
+    logging.warning(
+      "training state %s/%d has no digests, since an earlier version wrote it:"
+      " its numbers cannot be checked", self._directory, step,
+    )  # fmt: skip
+    try:
+      return "", self._read(step, abstract_state)
+    except _MismatchError:
+      # Older states would not fit either, and setting this one aside would hide
+      # a state that is whole.
+      raise
+    except _OF_DAMAGED_FILES as error:
+      if isinstance(error, OSError) and error.errno not in _DAMAGE:
+        raise _unreadable(self._directory / str(step), error) from error
+      return f"{type(error).__name__}: {error}", None
+
+  def _read(self, step: int, abstract_state: PyTree) -> Restored:
+    """Reads one step into a pytree like `abstract_state`."""
     wanted = {
       k: state_leaves.abstract(x)
       for k, x in tree_names.flat_tree(abstract_state).items()
@@ -218,7 +324,11 @@ class TrainCheckpoints:
         state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()
       ),
     )
-    return restored["state"], _decode_iterator(restored["meta"]["iterator"])
+    return Restored(
+      step=step,
+      state=state_leaves.unflatten_like(abstract_state, restored["state"]),
+      iterator_state=_decode_iterator(restored["meta"]["iterator"]),
+    )
 
   def _set_aside(self, broken: list[int]) -> None:
     """Renames unreadable states, so that their steps can be saved again."""
@@ -232,6 +342,45 @@ class TrainCheckpoints:
         shutil.rmtree(target, ignore_errors=True)
         (self._directory / str(step)).rename(target)
     self._manager = self._open()
+
+
+def damage(folder: pathlib.Path, step: int) -> str:
+  """Says what is wrong with the files of one state, or nothing.
+
+  Args:
+    folder: Folder of the state.
+    step: Number of finished steps that it must be of.
+
+  Raises:
+    ValueError: If files cannot be opened, which is no damage.
+  """
+  try:
+    if not state_digests.exists(folder) and not _is_listed(folder):
+      return ""  # Of an earlier version.
+    found = [f"{a} {b}" for a, b in state_digests.problems(folder, step)]
+  except OSError as error:
+    if error.errno not in _DAMAGE:
+      raise _unreadable(folder, error) from error
+    return str(error)
+  more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+  return ", ".join(found[:2]) + more
+
+
+def _is_listed(folder: pathlib.Path) -> bool:
+  """Tells whether a state without a list must have had one."""
+  try:
+    return _LISTED in json.loads((folder / _META).read_bytes())
+  except (FileNotFoundError, ValueError, TypeError):
+    return False  # Restoring it fails as well.
+
+
+def _unreadable(folder: pathlib.Path, error: OSError) -> ValueError:
+  """Builds the error for files that may be whole."""
+  return ValueError(
+    f"training state {str(folder)!r} cannot be opened"
+    f" ({error.strerror or error}); give this user the right to read it, or"
+    " look after the disk; nothing was changed"
+  )
 
 
 class _MismatchError(ValueError):

@@ -57,14 +57,18 @@ class FiniteWatch:
     while len(self._pending) > 1:
       self._check(self._pending.popleft())
 
-  def finish(self) -> None:
-    """Looks at the steps that are left.
+  def finish(self) -> bool:
+    """Looks at the steps that are left, which waits for the newest.
+
+    Returns:
+      Whether the newest step was an update, and not skipped.
 
     Raises:
       ValueError: If too many steps in a row were skipped.
     """
     while self._pending:
       self._check(self._pending.popleft())
+    return self._in_a_row == 0
 
   def start(self, skipped: Int32[Array, ""]) -> None:
     """Sets the count that a restored state begins with."""
@@ -81,14 +85,15 @@ class FiniteWatch:
     self._in_a_row += 1
     path = self._dump(step)
     logging.warning(
-      "step %d was skipped: loss or gradient is not finite (%d in a row); its"
-      " batch is in %s", step.number, self._in_a_row, path,
+      "step %d was skipped: loss, gradient or parameters are not finite (%d in"
+      " a row); its batch is in %s", step.number, self._in_a_row, path,
     )  # fmt: skip
     if self._in_a_row >= self._limit:
       raise ValueError(
-        f"loss or gradient is not finite in {self._in_a_row} steps in a row, "
-        f"the last is {step.number}; lower optim.learning_rate, look at {path},"
-        " or continue from the last checkpoint."
+        "loss, gradient or parameters are not finite in "
+        f"{self._in_a_row} steps in a row, the last is {step.number}; lower "
+        f"optim.learning_rate, look at {path}, or continue from the last "
+        "checkpoint, which is older than these steps."
       )
 
   def _dump(self, step: "_Step") -> pathlib.Path:

@@ -1,6 +1,6 @@
 """What keeps a run from starting, and what ends one early.
 
-A folder belongs to one run at a time (`exclusive`). SIGTERM ends a run between
+A folder belongs to one run at a time (`exclusive`). Signals end a run between
 two steps (`StopRequest`); so do updates that are not finite, if there are too
 many of them in a row (`FiniteWatch`).
 """
@@ -9,16 +9,18 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import fcntl
+import os
 import pathlib
 import signal
 import time
+import types
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-EXIT_CODE = 143  # 128 + SIGTERM: a scheduler starts the job again
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOCK_FILE = ".lock"
 
 
@@ -69,7 +71,11 @@ def _agree(received: bool, pace: float) -> tuple[bool, float]:
 
 
 class StopRequest:
-  """Turns SIGTERM into a question that the loop asks between two steps.
+  """Turns signals into a question that the loop asks between two steps.
+
+  SIGTERM (a scheduler), SIGINT (Ctrl-C) and SIGHUP (a closed terminal) differ
+  in the exit code alone. Further signals while the last state is being saved
+  change nothing.
 
   A single process answers at every step. Several must answer alike, which
   costs a wait for the device, so they agree on an answer only every few
@@ -93,27 +99,62 @@ class StopRequest:
       clock: Returns seconds since any moment.
     """
     self._within, self._agree, self._clock = within, agree, clock
-    self._received = False
+    # The first signal counts: it says who wants the run to end.
+    self._received: signal.Signals | None = None
+    self._obeyed = False
     self._next: int | None = None  # step of the next agreement
     self._last = (0, 0.0)  # step and time of the last agreement
 
   @contextlib.contextmanager
   def listening(self) -> Iterator["StopRequest"]:
-    """Catches SIGTERM while the loop runs."""
-    before = signal.signal(signal.SIGTERM, self.receive)
+    """Catches signals while the loop runs."""
+    # What is ignored, as by `nohup`, stays ignored.
+    before = {
+      x: signal.signal(x, self.receive)
+      for x in _SIGNALS
+      if signal.getsignal(x) is not signal.SIG_IGN
+    }
     try:
       yield self
     finally:
-      # A process may run several stages, as tests do.
-      signal.signal(signal.SIGTERM, before)
+      for number, handler in before.items():
+        # A process may run several stages, as tests do. One that was asked to
+        # stop is about to end, and must not be killed on its way out.
+        signal.signal(number, signal.SIG_IGN if self._obeyed else handler)
 
-  def receive(self, *unused: object) -> None:
+  def receive(
+    self, number: int = signal.SIGTERM, frame: types.FrameType | None = None
+  ) -> None:
     """Notes that somebody asked to stop.
 
     Args:
-      *unused: Number and stack frame, which a signal handler is called with.
+      number: Number of the signal.
+      frame: Where the program was, which a signal handler is called with.
     """
-    self._received = True
+    del frame
+    name = signal.Signals(number).name
+    if self._received is None:
+      self._received = signal.Signals(number)
+      text = f"{name}: saving after this step.\n"
+    else:
+      text = f"{name}: already saving; please wait.\n"
+    # Python may be in the middle of a log line, whose lock is not free.
+    os.write(2, text.encode())
+
+  def obey(self) -> SystemExit:
+    """Returns what ends the process; signals are ignored from now on.
+
+    The exit code is 143 after SIGTERM, by which a scheduler starts the job
+    again, 130 after SIGINT and 129 after SIGHUP.
+    """
+    self._obeyed = True
+    # Another process may have got the signal.
+    return SystemExit(128 + (self._received or signal.SIGTERM))
+
+  @property
+  def reason(self) -> str:
+    """Name of the signal."""
+    return (self._received or signal.SIGTERM).name
 
   def pending(self, step: int) -> bool:
     """Returns whether to stop after this step, the same in all processes.
@@ -122,7 +163,7 @@ class StopRequest:
       step: The step that was dispatched, counted from 1.
     """
     if jax.process_count() == 1:
-      return self._received
+      return self._received is not None
     if self._next is not None and step < self._next:
       return False
     # Before two agreements the pace is unknown: the next step agrees again.
@@ -130,7 +171,7 @@ class StopRequest:
     if self._next is not None:
       before, then = self._last
       pace = (self._clock() - then) / max(step - before, 1)
-    stop, slowest = self._agree(self._received, pace)
+    stop, slowest = self._agree(self._received is not None, pace)
     self._last = (step, self._clock())
     # Two agreements within one tick of the clock have the pace 0, by which
     # nothing may be divided.

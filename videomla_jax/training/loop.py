@@ -85,7 +85,7 @@ class Run:
   def __call__(
     self, state: stage_lib.State, batches: batches_lib.Batches
   ) -> stage_lib.State:
-    """Trains to the last step, or until SIGTERM.
+    """Trains to the last step, or until SIGTERM or SIGINT.
 
     Args:
       state: Sharded training state.
@@ -96,7 +96,7 @@ class Run:
 
     Raises:
       ValueError: If too many updates in a row are not finite.
-      SystemExit: After SIGTERM, when the state is on disk.
+      SystemExit: After a signal, when the state is on disk.
     """
     start, total = int(state.step), self.settings.optim.steps
     programs = programs_lib.Programs(self.stage, self.settings)
@@ -114,6 +114,7 @@ class Run:
       progress_bar.Progress(total, self.stage.title, initial=start) as progress,
     ):
       clock = throughput.Clock(start)
+      owed = False  # whether a state was due while updates were skipped
       for done in range(start + 1, total + 1):
         batch = next(batches)
         state, scalars = self._dispatch(programs, done, state, batch, clock)
@@ -126,20 +127,21 @@ class Run:
           values = self._scalars(scalars, *clock.lap(done))
           writer.scalars(done, values)
           progress.update(0, loss=values["train/loss"])
-        if done == total:
-          watch.finish()  # before a bad state becomes the last one
+        updated = watch.finish() if done == total or due.save or owed else True
         if due.evaluate:
           values = evaluate(state.ema)
           if values:
             writer.scalars(done, values)
           clock.lap(done)  # This time belongs to no step.
-        if due.save:
-          self._save(done, state, batches, force=due.stop or done == total)
+        if updated and (due.save or owed):
+          self._save(done, state, batches)
+        # States of skipped steps would push out those before them.
+        owed = not updated
         if due.sample:
           self._sample(done, state.ema)
           clock.lap(done)
         if due.stop:
-          self._stop(done)
+          self._stop(done, stop, saved=updated)
     self.profile.stop()
     return state
 
@@ -214,8 +216,6 @@ class Run:
     done: int,
     state: stage_lib.State,
     batches: batches_lib.Batches,
-    *,
-    force: bool,
   ) -> None:
     """Starts to save the state and the position in the data.
 
@@ -223,10 +223,10 @@ class Run:
       done: Number of finished steps.
       state: The state.
       batches: The data.
-      force: Whether to save although the step is no multiple of `every`.
     """
+    # Steps that are no multiple of `every` are saved, too, if they are due.
     self.checkpoints.save(
-      done, state, batches.get_state(), self.record, force=force
+      done, state, batches.get_state(), self.record, force=True
     )
 
   def _sample(self, done: int, model: inputs.Network) -> None:
@@ -251,16 +251,21 @@ class Run:
           causal=self.stage.causal,
         )
 
-  def _stop(self, done: int) -> None:
+  def _stop(
+    self, done: int, stop: interrupts.StopRequest, *, saved: bool
+  ) -> None:
     """Ends the process; the same command goes on later.
 
     Args:
-      done: Number of finished steps, the last of which is being saved.
+      done: Number of finished steps.
+      stop: Who asked to stop.
+      saved: Whether the last step is being saved; a skipped one is not.
     """
     self.profile.stop()
     self.checkpoints.wait()
+    newest = done if saved else max(self.checkpoints.steps(), default=0)
     logging.warning(
-      "SIGTERM: saved step %d of %d; the same command continues there",
-      done, self.settings.optim.steps,
+      "%s: saved step %d of %d; the same command continues there",
+      stop.reason, newest, self.settings.optim.steps,
     )  # fmt: skip
-    raise SystemExit(interrupts.EXIT_CODE)
+    raise stop.obey()

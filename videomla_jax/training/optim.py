@@ -1,7 +1,7 @@
 """One update of a network: optimiser, exponential average, accumulation.
 
-An update whose loss or gradient is not finite is left out and counted
-(docs/method.md, section 13).
+An update is left out and counted if its loss, its gradient or the parameters
+after it are not finite (docs/method.md, section 13).
 """
 
 from collections.abc import Callable
@@ -100,7 +100,8 @@ def apply(
 ) -> tuple[TrainState, Metrics]:
   """Updates model, average and moments.
 
-  Where loss or gradient is not finite nothing changes but the counters.
+  Where loss, gradient or the new parameters are not finite, nothing changes but
+  the counters.
 
   Args:
     state: The state before the step.
@@ -123,6 +124,14 @@ def apply(
   # Moments see zeros as well, but what they become is dropped below.
   updates, moments = optimiser.update(safe, state.optimiser, state.model)
   model = optax.apply_updates(state.model, updates)
+  # A norm overflows before single numbers do, such as those of 1e30, which are
+  # as lost as NaN. Counters among the moments would overflow in its place.
+  floats = [
+    x
+    for x in jax.tree.leaves((model, moments))
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  ]
+  finite &= jnp.isfinite(optax.global_norm(floats))
   ema = None
   if state.ema is not None:
     ema = update_ema(state.ema, model, ema_rate(state.step, settings))

@@ -1,10 +1,23 @@
 """AdamW with its schedule, and the checks of its settings."""
 
+from collections.abc import Callable
+import math
+
 import optax
 
 from videomla_jax.training import settings as settings_lib
 
 SCHEDULES = ("constant", "cosine")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+  "learning_rate": (lambda x: 0 < x < math.inf, "positive and finite"),
+  "eps": (lambda x: 0 < x < math.inf, "positive and finite"),
+  "clip_norm": (lambda x: x > 0, "positive"),
+  "weight_decay": (lambda x: 0 <= x < math.inf, "at least 0 and finite"),
+  "final_fraction": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+  "warmup_steps": (lambda x: x >= 0, "at least 0"),
+  "b1": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+  "b2": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+}
 
 
 def make_optimiser(
@@ -79,6 +92,13 @@ def check(settings: settings_lib.Optim) -> None:
       f"warmup_steps={settings.warmup_steps}; train longer."
     )
   make_optimiser(settings)
+  for name, (fits, rule) in _RANGES.items():
+    value = getattr(settings, name)
+    # NaN fits nowhere, since it compares as false.
+    if not fits(value):
+      raise ValueError(
+        f"optim.{name}={value} must be {rule}; see configs/common.py."
+      )
   if settings.accumulate < 1:
     raise ValueError(
       f"optim.accumulate={settings.accumulate} must be at least 1; 1 takes the "

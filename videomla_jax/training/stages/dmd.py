@@ -91,10 +91,10 @@ def check(settings: Settings) -> None:
       f"optim.critic_updates={optim_settings.critic_updates} must be at least "
       "1; use 5."
     )
-  if not optim_settings.critic_learning_rate > 0:
+  if not 0 < optim_settings.critic_learning_rate < float("inf"):
     raise ValueError(
       f"optim.critic_learning_rate={optim_settings.critic_learning_rate} must "
-      "be positive; the paper's is 4e-7."
+      "be positive and finite; the paper's is 4e-7."
     )
 
 
