@@ -20,6 +20,7 @@ from tests import mutations
 
 # Where the `READER` of each kind of file is.
 READERS = {
+  "commands": "tests.runtime.fuzz_commands",
   "model_configs": "tests.storage.fuzz_model_configs",
 }
 _BATCH = 1000
