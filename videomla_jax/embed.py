@@ -10,17 +10,21 @@ Prompts that the file holds already are skipped.
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
 import numpy as np
 
 from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
+from videomla_jax.data import prompts_file
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
+from videomla_jax.storage import output_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,18 +40,12 @@ class Embedding:
     save_every: Prompts that are embedded and written together.
   """
 
-  checkpoint: str
+  checkpoint: config_values.Path
   prompts: tuple[str, ...]
-  prompts_file: str
+  prompts_file: config_values.Path
   negative_prompt: str
-  output: str
-  save_every: int
-
-  def __post_init__(self) -> None:
-    if self.save_every < 1:
-      raise ValueError(
-        f"save_every={self.save_every} must be at least 1; use 16."
-      )
+  output: config_values.Path
+  save_every: Annotated[int, config_values.Range(1, 10_000)]
 
   def all_prompts(self) -> list[str]:
     """Lists the prompts of the config and of the file, without repeats.
@@ -59,14 +57,7 @@ class Embedding:
     """
     prompts = [*self.prompts]
     if self.prompts_file:
-      try:
-        text = pathlib.Path(self.prompts_file).read_text()
-      except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-          f"prompts_file={self.prompts_file!r} cannot be read; give a text "
-          "file with one prompt per line."
-        ) from error
-      prompts += [line.strip() for line in text.splitlines()]
+      prompts += prompts_file.read(self.prompts_file)
     prompts = [*dict.fromkeys(filter(None, prompts))]
     if not prompts:
       raise ValueError(
@@ -92,6 +83,8 @@ def embed(config: config_reader.Values) -> int:
   request = config_reader.read(Embedding, config)
   prompts = request.all_prompts()
   folder = pathlib.Path(request.checkpoint)
+  # What cannot be written would cost the whole work.
+  output_folder.check_file(request.output)
   tokenizer = tokenizer_lib.Tokenizer.load(folder / "tokenizer")
   if not (folder / "umt5").is_dir():
     raise ValueError(

@@ -24,6 +24,7 @@ from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
 
 RUNNERS = ("local", "beam")
@@ -53,12 +54,12 @@ class Request:
     beam_options: Options of Beam, such as "--runner=FlinkRunner".
   """
 
-  videos: str
-  table: str
-  prompts: str
-  output: str
-  checkpoint: str
-  embeddings: str
+  videos: config_values.Path
+  table: config_values.Path
+  prompts: config_values.Path
+  output: config_values.Path
+  checkpoint: config_values.Path
+  embeddings: config_values.Path
   negative_prompt: str
   vae_dtype: str
   clip: decode.ClipShape

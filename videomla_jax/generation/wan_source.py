@@ -16,6 +16,7 @@ from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
+from videomla_jax.generation import unused
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
@@ -26,6 +27,7 @@ from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 
 RANDOM = "random:"
+_LETTERS = "the quick brown fox jumps over a lazy dog 0123456789 .,;:!?&'-"
 
 # The window of VideoMLA; the files of a release do not say it.
 _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
@@ -64,6 +66,10 @@ class WanSource:
     for i, prompt in enumerate(prompts):
       if not prompt:
         raise ValueError(f"prompts[{i}] is empty; write what to show.")
+
+  def check_negative(self, negative: str) -> None:
+    """Accepts every negative prompt."""
+    del negative
 
   def embed(
     self, prompts: Sequence[str], *, negative: str | None
@@ -122,6 +128,10 @@ def from_folders(
   Raises:
     ValueError: If a folder is missing, or the size of the video does not fit.
   """
+  unused.refuse(
+    dict(weights_seed=networks.weights_seed),
+    why="on weights that are read from files",
+  )
   folders = {
     name: pathlib.Path(given or path / name)
     for name, given in dataclasses.asdict(networks.parts).items()
@@ -154,6 +164,11 @@ def _load_codec(
 ) -> vae.Codec:
   """Loads the VAE, in tiles if they are wanted."""
   codec = released.load(folder, "vae", dtype=networks.vae_dtype)
+  return _tiled(codec, networks)
+
+
+def _tiled(codec: vae.WanVAE, networks: networks_lib.Networks) -> vae.Codec:
+  """Returns the VAE, or one that computes tile by tile if it is wanted."""
   if not networks.vae_tile:
     return codec
   return vae_tiling.TiledVAE(codec, tile=networks.vae_tile)
@@ -189,15 +204,17 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
       f"checkpoint='{RANDOM}{name}' is unknown; use one of "
       f"{[RANDOM + n for n in kinds]}."
     )
+  unused.refuse_of_random(networks)
   family = released.FAMILIES["wan_tiny"]
+  sizes = dataclasses.replace(family.vae, dtype=networks.vae_dtype)
 
   @functools.cache
   def build() -> tuple[umt5.Umt5Encoder, vae.WanVAE, wan.WanDiT]:
     # All three are made at once, so that a seed names the same weights however
     # often and in whatever order they are asked for.
-    rngs = nnx.Rngs(networks.seed)
+    rngs = nnx.Rngs(networks.weights_seed)
     encoder = umt5.Umt5Encoder(family.text_encoder, rngs=rngs)
-    codec = vae.WanVAE(family.vae, rngs=rngs)
+    codec = vae.WanVAE(sizes, rngs=rngs)
     dit = wan.WanDiT(wan_config.tiny(kind=kinds[name]), rngs=rngs)
     # Untrained networks start with a head of zeros, which predicts nothing.
     kernel = dit.head.kernel
@@ -206,13 +223,15 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     return encoder, codec, dit
 
   def encode_text(prompts: Sequence[str]) -> TextRows:
-    tokenizer = tokenizer_lib.train_tokenizer([*prompts])
+    # Its pieces are no matter of the prompts, so that one of several gives the
+    # same video alone.
+    tokenizer = tokenizer_lib.train_tokenizer([_LETTERS])
     return umt5.embed_texts(build()[0], tokenizer, [*prompts])
 
   return WanSource(
     encode_text=encode_text,
     load_dit=lambda: build()[2],
-    load_codec=lambda: build()[1],
+    load_codec=lambda: _tiled(build()[1], networks),
     pixels=_pixels(networks, family),
     fps=family.fps,
     shift=family.shift,

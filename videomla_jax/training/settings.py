@@ -12,6 +12,7 @@ import dataclasses
 
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Data:
   """
 
   kind: str
-  root: str
+  root: config_values.Path
   num_frames: int
   latent_shape: tuple[int, int, int]
   batch_size: int
@@ -215,7 +216,7 @@ class Samples:
   num_steps: int
   guidance: float
   # Models of the small world own a codec and know their frame rate.
-  codec: str = ""
+  codec: config_values.Path = ""
   fps: float = 0.0
 
 
@@ -241,8 +242,8 @@ class Training:
   """
 
   stage: str
-  seed: int
-  networks: Mapping[str, str]
+  seed: config_values.Seed
+  networks: Mapping[str, config_values.Path]
   model: Model
   network: Mapping[str, str | bool | int]
   data: Data
