@@ -187,8 +187,8 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   # Training a judge takes minutes, so mistakes are looked for before it.
   folder = output_folder.check(request.output.folder)
   name = request.output.name
-  for file in (f"{name}.md", f"{name}.json", request.judge):
-    output_folder.check_file(folder / file)
+  for file in (folder / f"{name}.md", folder / f"{name}.json", request.judge):
+    output_folder.check_file(file)
   judge, judge_report = judge_lib.load_or_train_judge(request.judge)
   # Training never showed these prompts: what is measured is not memory.
   prompts = [*prompts_lib.held_out_prompts()] * request.videos_per_prompt

@@ -26,6 +26,7 @@ from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
+from videomla_jax.storage import output_folder
 
 RUNNERS = ("local", "beam")
 
@@ -169,6 +170,8 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
   if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:
+    # What cannot be written would cost the first shard.
+    output_folder.check(request.output)
     if request.runner == "beam":
       preparation.run_beam(plan, request.beam_options)
     else:

@@ -92,7 +92,7 @@ class Output(io.TextIOBase):
     return self.raw.fileno()
 
   @property
-  def encoding(self) -> str:
+  def encoding(self) -> str:  # type: ignore[override]
     """Encoding of the stream."""
     return self.raw.encoding
 
