@@ -97,6 +97,13 @@ def embed(config: config_reader.Values) -> int:
   new = [
     p for p in prompts if embeddings.key_of(p, encoder=identity) not in known
   ]
+  for prompt in new:
+    if (tokens := tokenizer.count(prompt)) > tokenizer.max_tokens:
+      print(
+        f"prompt {prompt[:60]!r} has {tokens} tokens, of which the encoder sees"
+        f" the first {tokenizer.max_tokens}",
+        flush=True,
+      )
   print(f"prompts: {len(new)} new, {len(prompts) - len(new)} known", flush=True)
   if new:
     # The encoder (11.4 GB at full size) is loaded only if a prompt is new.

@@ -65,6 +65,12 @@ def sample(config: config_reader.Values) -> Report:
   job = job_lib.prepare(request, source)
   # What cannot be written would cost the whole generation.
   results = result_files.check(job)
+  for prompt, tokens in job.cut.items():
+    print(
+      f"prompt {prompt[:60]!r} has {tokens} tokens, of which the model sees "
+      "the first 512",
+      flush=True,
+    )
   text = job.embed(request.prompts)
   # A release has its text encoder unloaded by now, so the two never coexist.
   pipeline = source.load()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,13 @@ class Job:
     negative = self.request.negative_prompt if guided else None
     return self.source.embed(prompts, negative=negative)
 
+  @functools.cached_property
+  def cut(self) -> dict[str, int]:
+    """Tokens of prompts of which the model sees the beginning only."""
+    guided = self.sampler.guidance is not None
+    negative = [self.request.negative_prompt] if guided else []
+    return self.source.cut([*self.request.prompts, *negative])
+
   @property
   def seeds(self) -> tuple[int, ...]:
     """Seed of each video: that of the request, then the numbers after it."""
@@ -93,6 +101,7 @@ class Job:
       prompts=[*request.prompts],
       # What was not used is null: a report never states it.
       negative_prompt=request.negative_prompt if guided else None,
+      tokens_of_cut_prompts=self.cut,
       mode=request.mode,
       seed=request.seed,
       seeds=[*self.seeds],

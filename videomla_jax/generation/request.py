@@ -137,6 +137,13 @@ class Request:
       )
     if self.mode == "bidirectional":
       self._refuse_unused()
+    if self.window.sink == "first" and (
+      self.window.sink_decay != _WINDOW.sink_decay
+    ):
+      raise ValueError(
+        f"window.sink_decay={self.window.sink_decay} has no effect with"
+        " window.sink='first', which keeps frames as they are; use 'average'."
+      )
     for name in ("chunk_frames", "sink_frames", "local_frames"):
       size = getattr(self.window, name)
       if size is not None and size > _MAX_WINDOW:

@@ -63,6 +63,9 @@ class Source(Protocol):
   def check_negative(self, negative: str) -> None:
     """Raises `ValueError` for a negative prompt that would change nothing."""
 
+  def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+    """Returns the tokens of prompts that have more than the model takes."""
+
   def embed(
     self, prompts: Sequence[str], *, negative: str | None
   ) -> Float[Array, "R M E"]:
@@ -121,6 +124,11 @@ class SmallSource:
       dict(negative_prompt=negative),
       why="on a small model, whose guidance steers away from no prompt",
     )
+
+  def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+    """Returns nothing: four words are all that a prompt has."""
+    del prompts
+    return {}
 
   def embed(
     self, prompts: Sequence[str], *, negative: str | None

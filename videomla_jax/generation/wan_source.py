@@ -1,6 +1,7 @@
 """Wan as a source: networks in folders of `convert`, or random tiny ones."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -46,6 +47,7 @@ class WanSource:
     pixels: Height and width of the video.
     fps: Pixel frames per second.
     shift: Warp of the noise schedule that the model was trained with.
+    tokenizer: Loads the tokenizer; gives None where embeddings are stored.
     pixel_channels: Channels of a pixel: RGB.
     window: Window of a rollout; the files do not say what training used.
     distilled: Whether it needs a few steps only, which the files do not say.
@@ -57,6 +59,7 @@ class WanSource:
   pixels: tuple[int, int]
   fps: float | int
   shift: float | int
+  tokenizer: Callable[[], tokenizer_lib.Tokenizer | None] = lambda: None
   pixel_channels: int = 3
   window: window_lib.Window = _WINDOW
   distilled: bool = False
@@ -70,6 +73,14 @@ class WanSource:
   def check_negative(self, negative: str) -> None:
     """Accepts every negative prompt."""
     del negative
+
+  def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+    """Returns the tokens of prompts that have more than the encoder takes."""
+    tokenizer = self.tokenizer()
+    if tokenizer is None:
+      return {}
+    counts = {prompt: tokenizer.count(prompt) for prompt in prompts}
+    return {p: n for p, n in counts.items() if n > tokenizer.max_tokens}
 
   def embed(
     self, prompts: Sequence[str], *, negative: str | None
@@ -147,7 +158,13 @@ def from_folders(
       "config.parts, or give prompts embedded before in config.embeddings."
     )
   family = released.family_at(folders["dit"])
+  _check_together(folders, networks.embeddings)
   return WanSource(
+    tokenizer=lambda: (
+      None
+      if networks.embeddings
+      else tokenizer_lib.Tokenizer.load(folders["tokenizer"])
+    ),
     encode_text=functools.partial(_encode_text, folders, networks.embeddings),
     load_dit=lambda: released.load(
       folders["dit"], "dit", half_weights=networks.half_weights
@@ -165,6 +182,32 @@ def _load_codec(
   """Loads the VAE, in tiles if they are wanted."""
   codec = released.load(folder, "vae", dtype=networks.vae_dtype)
   return _tiled(codec, networks)
+
+
+def _check_together(folders: Mapping[str, pathlib.Path], stored: str) -> None:
+  """Refuses parts that do not belong together, before any is loaded.
+
+  Raises:
+    ValueError: If sizes that two parts share differ.
+  """
+  dit = released.config_at(folders["dit"])
+  codec = released.config_at(folders["vae"])
+  text = (
+    embeddings.width(stored)
+    if stored
+    else getattr(released.config_at(folders["umt5"]), "width", 0)
+  )
+  pairs = (
+    ("channels of a latent", "vae", getattr(codec, "channels", 0), "channels"),
+    ("channels of a text", "text encoder", text, "text_dim"),
+  )
+  for what, other, found, field in pairs:
+    wanted = getattr(dit, field, found)
+    if found != wanted:
+      raise ValueError(
+        f"the network {str(folders['dit'])!r} takes {wanted} {what}, but the"
+        f" {other} gives {found}; use parts of one release."
+      )
 
 
 def _tiled(codec: vae.WanVAE, networks: networks_lib.Networks) -> vae.Codec:
@@ -222,14 +265,18 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     kernel[...] = noise / np.sqrt(kernel.shape[0])
     return encoder, codec, dit
 
-  def encode_text(prompts: Sequence[str]) -> TextRows:
+  @functools.cache
+  def tokenizer() -> tokenizer_lib.Tokenizer:
     # Its pieces are no matter of the prompts, so that one of several gives the
     # same video alone.
-    tokenizer = tokenizer_lib.train_tokenizer([_LETTERS])
-    return umt5.embed_texts(build()[0], tokenizer, [*prompts])
+    return tokenizer_lib.train_tokenizer([_LETTERS])
+
+  def encode_text(prompts: Sequence[str]) -> TextRows:
+    return umt5.embed_texts(build()[0], tokenizer(), [*prompts])
 
   return WanSource(
     encode_text=encode_text,
+    tokenizer=tokenizer,
     load_dit=lambda: build()[2],
     load_codec=lambda: _tiled(build()[1], networks),
     pixels=_pixels(networks, family),

@@ -85,6 +85,14 @@ class Tokenizer:
     """Number of different token ids."""
     return self._pieces.vocab_size()
 
+  def count(self, text: str) -> int:
+    """Returns how many ids a text has, `</s>` included, if none is cut off.
+
+    Args:
+      text: Text as the user wrote it.
+    """
+    return len(self._pieces.encode(clean(text))) + 1
+
   def __call__(
     self, texts: list[str]
   ) -> tuple[Int[np.ndarray, "B M"], Int[np.ndarray, "B"]]:

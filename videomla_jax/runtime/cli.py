@@ -213,11 +213,14 @@ def run_flags(main: Callable[[], object]) -> None:
     main: What the command does.
   """
 
+  working: list[bool] = []
+
   def guarded(argv: Sequence[str]) -> None:
     del argv
     if not flags.FLAGS["verbosity"].present:
       # Libraries report every step of a checkpoint, which --verbosity=0 shows.
       logging.set_verbosity(logging.WARNING)
+    working.append(True)
     main()
     sys.stdout.flush()
 
@@ -232,4 +235,6 @@ def run_flags(main: Callable[[], object]) -> None:
     signals.ignore()
     if flags.FLAGS.is_parsed() and flags.FLAGS.verbosity > 0:
       sys.stderr.write("".join(traceback.format_exception(error)))
+    if working and isinstance(error, Exception):
+      error = distributed.missing_device() or error
     fail(error)

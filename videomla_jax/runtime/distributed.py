@@ -60,6 +60,23 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
   return changed
 
 
+def missing_device() -> RuntimeError | None:
+  """Returns what JAX says if it cannot use the devices that it is told to use.
+
+  It is asked after another error only: libraries that meet this one report
+  something else, and on a machine with a GPU the question takes seconds.
+  """
+  if not os.environ.get("JAX_PLATFORMS"):
+    return None  # JAX takes what there is.
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    return error
+  except AssertionError:  # what JAX raises when it is asked again
+    return RuntimeError("Unable to initialize backend")
+  return None
+
+
 def leave(code: int) -> NoReturn:
   """Ends the process after a failure, without waiting for the others.
 
