@@ -266,9 +266,11 @@ def prepare(request: request_lib.Request, source: sources.Source) -> Job:
   source.check(request.prompts)
   source.check_negative(request.negative_prompt)
   request.output.check_scale(source.pixels)
-  own = dict(shift=source.shift, distilled=source.distilled)
-  choice = request.sampler.settle(**own)
-  sampler = request.sampler.resolve(**own)
+  choice = request.sampler.settle(
+    shift=source.shift, distilled=source.distilled
+  )
+  # What is settled is resolved to itself.
+  sampler = choice.resolve(shift=source.shift, distilled=source.distilled)
   _check_sampler(request, sampler)
   height, width = source.pixels
   given = given_frames.read_given(

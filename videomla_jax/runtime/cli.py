@@ -212,7 +212,6 @@ def run_flags(main: Callable[[], object]) -> None:
   Args:
     main: What the command does.
   """
-
   working: list[bool] = []
 
   def guarded(argv: Sequence[str]) -> None:

@@ -66,8 +66,10 @@ def missing_device() -> RuntimeError | None:
   It is asked after another error only: libraries that meet this one report
   something else, and on a machine with a GPU the question takes seconds.
   """
-  if not os.environ.get("JAX_PLATFORMS"):
-    return None  # JAX takes what there is.
+  # Without the variable JAX takes what there is. Of several processes one that
+  # asks alone would wait for the others.
+  if not os.environ.get("JAX_PLATFORMS") or jax.distributed.is_initialized():
+    return None
   try:
     jax.devices()
   except RuntimeError as error:
