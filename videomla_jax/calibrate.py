@@ -69,7 +69,7 @@ class Calibration:
   prompts_file: config_values.Path = ""
   num_frames: Annotated[int, config_values.Range(1, 10_000)]
   levels: Annotated[int, config_values.Range(1, 1000)]
-  shift: Annotated[float | int, config_values.Range(0, 1000)]
+  shift: Annotated[float | int, config_values.Range(0.01, 1000)]
   max_tokens: Annotated[int, config_values.Range(1, 10**9)]
   seed: config_values.Seed
   compare: config_values.Path

@@ -12,7 +12,7 @@ makes data of prompts alone, which is all that stage 3 reads.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from videomla_jax.data import dataset
 from videomla_jax.data import decode
@@ -22,6 +22,8 @@ from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
+from videomla_jax.generation import unused
+from videomla_jax.models import released
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
@@ -29,6 +31,8 @@ from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import output_folder
 
 RUNNERS = ("local", "beam")
+_CLIP_FRAMES = (81, 9)  # as in configs/prepare.py
+_BEAM_OPTIONS = ("--runner=DirectRunner",)  # as in configs/prepare.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +70,8 @@ class Request:
   clip: decode.ClipShape
   max_clips: int
   filters: filters_lib.Filters
-  shard_size: int
-  test_fraction: float | int
+  shard_size: Annotated[int, config_values.Range(1, 10**6)]
+  test_fraction: Annotated[float | int, config_values.Range(0, 1)]
   runner: str
   beam_options: tuple[str, ...]
 
@@ -82,6 +86,32 @@ class Request:
       raise ValueError(
         f"prompts={self.prompts!r} and videos={self.videos!r}: give a file of"
         " prompts or a folder of videos, and not both."
+      )
+    self._refuse_unused()
+
+  def _refuse_unused(self) -> None:
+    """Refuses options of videos with prompts, and options of another runner."""
+    if self.prompts:
+      # The clip of a config has the sizes of some family.
+      size = self.clip.height, self.clip.width, float(self.clip.fps)
+      usual = {
+        (x.height, x.width, float(x.fps)) for x in released.FAMILIES.values()
+      }
+      is_usual = size in usual and self.clip.num_frames in _CLIP_FRAMES
+      unused.refuse(
+        {
+          "table": self.table,
+          "max_clips": self.max_clips if self.max_clips > 1 else 0,
+          "vae_dtype": self.vae_dtype.removeprefix("float32"),
+          "filters": sorted(self.filters.asked()),
+          "clip": "" if is_usual else dataclasses.asdict(self.clip),
+        },
+        why="with prompts in place of videos",
+      )
+    if self.runner != "beam" and self.beam_options != _BEAM_OPTIONS:
+      raise ValueError(
+        f"beam_options={self.beam_options} has no effect with"
+        f" runner={self.runner!r}; leave it out, or use 'beam'."
       )
 
   def read_inputs(self) -> table_lib.Table:

@@ -307,3 +307,81 @@ def test_decay_changes_an_averaging_sink() -> None:
     config.window.update(sink="average", sink_decay=decay)
     plans.append(_plan(config))
   assert plans[0] != plans[1]
+
+
+_CONVERT = {
+  "a size without latent attention": (dict(d_c=8), "--d_c=8 has no effect"),
+  "a start without it": (dict(init="random"), "--init='random' has no effect"),
+  "a seed of a spectral start": (dict(to="latent", seed=3), "--seed=3 has no"),
+  "inputs of a random start": (
+    dict(to="latent", init="random", activations="a"),
+    "--activations='a' has no effect",
+  ),
+  "a type of an export": (
+    dict(export="original", dtype="float32"),
+    "--dtype='float32' has no effect",
+  ),
+  "a change of an export": (
+    dict(export="original", to="latent"),
+    "--to='latent' has no effect",
+  ),
+  "negative": (dict(to="latent", d_q=-1), "--d_q=-1 must be at least 0"),
+  "a huge seed": (dict(seed=2**32), "--seed=4294967296 must be at most"),
+}
+
+
+@pytest.mark.parametrize("case", _CONVERT)
+def test_flags_of_convert_without_effect_are_refused(case: str) -> None:
+  changes, words = _CONVERT[case]
+  with pytest.raises(ValueError, match=re.escape(words)):
+    convert.Options(source="a", output="b", **changes)
+
+
+def test_component_of_what_is_no_release_is_refused(tmp_path) -> None:
+  (tmp_path / "a.safetensors").touch()
+  options = convert.Options(
+    source=str(tmp_path / "a.safetensors"),
+    output=str(tmp_path / "b"),
+    component="vae",
+  )
+  with pytest.raises(ValueError, match="--component='vae' has no effect"):
+    convert.convert(options)
+
+
+_PREPARE = {
+  "table": dict(table="a.csv"),
+  "max_clips": dict(max_clips=2),
+  "vae_dtype": dict(vae_dtype="bfloat16"),
+  "clip": dict(clip=dict(height=64)),
+  "filters": dict(filters=dict(min_height=9)),
+  "beam_options": dict(beam_options=("--x",)),
+}
+
+
+@pytest.mark.parametrize("key", _PREPARE)
+def test_options_of_videos_are_refused_with_prompts(key: str) -> None:
+  config = tiny_project.config("prepare", "tiny")
+  config.prompts = "prompts.txt"
+  config_reader.read(prepare.Request, config)
+  config.update(_PREPARE[key])
+  with pytest.raises(ValueError, match=f"{key}=.* has no effect"):
+    config_reader.read(prepare.Request, config)
+
+
+def test_steps_and_guidance_of_students_alone_are_refused() -> None:
+  config = tiny_project.config("evaluate", "models=student")
+  for key, value in (("num_steps", 3), ("guidance", 2.0)):
+    changed = config.copy_and_resolve_references()
+    changed.sampler[key] = value
+    asked = config_reader.read(evaluate.Evaluation, changed)
+    with pytest.raises(ValueError, match=f"sampler.{key}=.* has no effect"):
+      evaluate._open(asked)
+  # Beside a model that needs them they are not the student's.
+  config = tiny_project.config("evaluate", "models=latent+student,steps=3")
+  asked = config_reader.read(evaluate.Evaluation, config)
+  models = evaluate._open(asked)
+  steps = {
+    name: len(asked.sampler_of(seeds[0]).sigmas)
+    for name, seeds in models.items()
+  }
+  assert steps == {"latent": 3, "student": 4}

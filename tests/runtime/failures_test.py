@@ -41,6 +41,7 @@ _CASES = {
     2,
     "JAX finds no device",
   ),
+  "loop": (RuntimeError("Symlink loop from 'x'"), 2, "remove the link"),
   "fault": (TypeError("odd"), 70, "fault of this program: TypeError: odd"),
   "recursion": (RecursionError("deep"), 70, "--verbosity=1"),
   "Ctrl-C": (KeyboardInterrupt(), 130, "stopped by SIGINT"),

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -260,7 +261,7 @@ def _read(path: pathlib.Path) -> None:
     patch.setenv("HOME", str(home))
     command = json.loads(path.read_text())
     failure = run(command)
-  strange = [x for x in home.iterdir() if x.name.endswith(":")]
+  strange = [x for x in home.iterdir() if re.fullmatch("[a-z0-9]+:", x.name)]
   assert not strange, f"{command}: made {strange}"
   if failure is not None:
     assert failure.code == failures.MISTAKE, f"{command}: {failure}"

@@ -31,6 +31,13 @@ class SamplerChoice:
   )
   shift: Annotated[float | int, config_values.Range(0, 1000)] = 0.0
 
+  def __post_init__(self) -> None:
+    if 0 < self.shift < 0.01:  # Levels would be too close to each other.
+      raise ValueError(
+        f"sampler.shift={self.shift} must be at least 0.01; use 5, or 0 for the"
+        " model's own."
+      )
+
   def settle(self, *, shift: float | int, distilled: bool) -> "SamplerChoice":
     """Returns the choice with nothing left open, as a report states it.
 

@@ -75,6 +75,9 @@ def describe(error: BaseException) -> Failure:
     return Failure(_of_memory(text), MISTAKE)
   if "nable to initialize backend" in text or "Unknown backend" in text:
     return Failure(_of_platform(text), MISTAKE)
+  if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):
+    # This is how `pathlib` puts the system's ELOOP.
+    return Failure(f"{text}; remove the link, or give its target.", MISTAKE)
   return Failure(
     f"a fault of this program: {kind}: {text or 'no message'}; run it again"
     " with --verbosity=1 for the traceback, and report it.",

@@ -9,6 +9,7 @@ adds its own fields in a subclass in its own file.
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Annotated
 
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_reader
@@ -100,7 +101,7 @@ class Diffusion:
     shift: s of the warp S(u; s); more of it means more noise.
   """
 
-  shift: float
+  shift: Annotated[float, config_values.Range(0.01, 1000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
