@@ -16,6 +16,7 @@ from tests import tiny_videos
 from videomla_jax import prepare
 from videomla_jax.data import dataset
 from videomla_jax.data import encode
+from videomla_jax.data import plans
 from videomla_jax.data import preparation
 from videomla_jax.data import record_files
 from videomla_jax.data import shards
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
   return config, report, dataset.locate(root / "data")
 
 
-def _plan(config) -> preparation.Plan:
+def _plan(config) -> plans.Plan:
   return prepare.make_plan(config_reader.read(prepare.Request, config))
 
 
