@@ -208,7 +208,7 @@ def test_another_plan_does_not_touch_what_is_there(made, tmp_path):
     prepare.prepare(other)
   half = changed(made, tmp_path)
   plan = _plan(half)
-  preparation._begin(plan)
+  preparation.begin(plan)
   half.clip.num_frames = 5
   with pytest.raises(ValueError, match="another unfinished data set"):
     prepare.prepare(half)

@@ -74,7 +74,7 @@ def run(
     plan: The plan.
     on_item: Called with the number of inputs that were dealt with since then.
   """
-  _begin(plan)
+  begin(plan)
   for job in plan.jobs:
     if job.is_done:
       on_item(len(job.items))
@@ -100,7 +100,7 @@ def run_beam(plan: plans.Plan, options: Sequence[str]) -> None:
       "runner='beam' needs Apache Beam; install videomla-jax[beam], or use"
       " runner='local'."
     ) from error
-  _begin(plan)
+  begin(plan)
   # Beam may run a job twice or on two workers: both write the same bytes, and
   # the last rename wins.
   jobs = [job for job in plan.jobs if not job.is_done]
@@ -150,8 +150,12 @@ def finish(plan: plans.Plan) -> dict[str, Any]:
   return report
 
 
-def _begin(plan: plans.Plan) -> None:
-  """Makes the folder of the unfinished data set and says what it will be."""
+def begin(plan: plans.Plan) -> None:
+  """Makes the folder of the unfinished data set and says what it will be.
+
+  Args:
+    plan: The plan.
+  """
   plan.work.mkdir(parents=True, exist_ok=True)
   about = dict(identity=plan.identity)
   sealed_json.write(plan.work / shards.PLAN_FILE, about)
