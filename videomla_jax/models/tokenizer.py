@@ -85,6 +85,16 @@ class Tokenizer:
     """Number of different token ids."""
     return self._pieces.vocab_size()
 
+  def num_tokens(self, text: str) -> int:
+    """Returns the tokens of a whole text, `</s>` included.
+
+    More than `max_tokens` are not kept, which users are told.
+
+    Args:
+      text: A text as the user wrote it.
+    """
+    return len(self._pieces.encode(clean(text))) + 1
+
   def __call__(
     self, texts: list[str]
   ) -> tuple[Int[np.ndarray, "B M"], Int[np.ndarray, "B"]]:
