@@ -156,7 +156,11 @@ def write_model(
   if latent is not None:
     dense = _dense_config(network)
     config = to_latent.latent_config(
-      dense, d_c=latent.d_c, d_rope=latent.d_rope, d_q=latent.d_q
+      dense,
+      d_c=latent.d_c,
+      d_rope=latent.d_rope,
+      d_q=latent.d_q,
+      rope_ladder=latent.rope_ladder,
     )
     specs, replaced = _latent_specs(dense, config, specs, dtype)
     about["init"] = dataclasses.asdict(latent)
