@@ -23,6 +23,7 @@ import shutil
 from absl import flags
 from absl import logging
 
+from videomla_jax.conversion import ladder
 from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import release
 from videomla_jax.conversion import to_latent
@@ -43,7 +44,11 @@ class Options:
     output: Folder to write.
     component: Only this component of a release, or "auto" for all of them.
     select: Name of the network in a training checkpoint.
+    use_ema: True takes the averaged generator of a training checkpoint, False
+      the other one; None leaves it to `select`.
     num_heads: Heads of a DiT whose number of heads no shape tells.
+    rope_ladder: Frequencies of the positional key of latent attention, "wan" or
+      "fresh"; empty where the source tells, and for a new start Wan's.
     dtype: "float32", "bfloat16", or "source" for the type that is given.
     to: "latent" to change dense attention, else "same".
     init: How latent attention starts: "spectral" or "random".
@@ -59,7 +64,9 @@ class Options:
   output: str | None = None
   component: str = "auto"
   select: str = ""
+  use_ema: bool | None = None
   num_heads: int | None = None
+  rope_ladder: str = ""
   dtype: str = "source"
   to: str = "same"
   init: latent_layer.Method = "spectral"
@@ -80,7 +87,11 @@ def define_flags() -> None:
     "component", "auto", ["auto", *release.COMPONENTS], "Only this one."
   )
   string("select", "", "Network in a training checkpoint (generator_ema).")
+  flags.DEFINE_bool("use_ema", None, "Take generator_ema, or generator.")
   integer("num_heads", None, "Of a DiT whose heads have not 128 channels.")
+  flags.DEFINE_enum(
+    "rope_ladder", "", ["", "wan", "fresh"], "Frequencies of positional keys."
+  )
   flags.DEFINE_enum(
     "dtype", "source", ["source", "float32", "bfloat16"], "Type of weights."
   )
@@ -162,13 +173,19 @@ def _convert_network(
   """Reads one network, changes it if asked, and writes or exports it."""
   if small_model.is_model(path):
     return _convert_small(options, path, output)
+  select = _selected(options)
   with release.open_network(
-    path, select=options.select, num_heads=options.num_heads
+    path,
+    select=select,
+    num_heads=options.num_heads,
+    rope_ladder=options.rope_ladder if options.to == "same" else "",
   ) as (network, tensors):
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
     # --to=latent leaves the other components of a release as they are.
     latent = _recipe(options, network.config) if component == "dit" else None
+    if component == "dit" and latent is None and options.rope_ladder:
+      ladder.check_latent(network, options.rope_ladder)
     with progress_bar.Progress(total, "convert", unit="tensor") as progress:
       if options.export:
         release.export(
@@ -184,7 +201,7 @@ def _convert_network(
           network,
           tensors,
           dtype=options.dtype,
-          source=dict(files=str(path), select=options.select),
+          source=dict(files=str(path), select=select),
           latent=latent,
           advance=lambda: progress.update(1),
         )
@@ -222,7 +239,22 @@ def _recipe(
     d_q=options.d_q or width // 2,
     seed=options.seed,
     activations=options.activations,
+    rope_ladder=options.rope_ladder or "wan",
   )
+
+
+def _selected(options: Options) -> str:
+  """Returns the name of the network that --select and --use_ema ask for."""
+  if options.use_ema is None:
+    return options.select
+  name = "generator_ema" if options.use_ema else "generator"
+  if options.select not in ("", name):
+    flag = "--use_ema" if options.use_ema else "--nouse_ema"
+    raise ValueError(
+      f"--select={options.select} contradicts {flag}, which takes {name!r}; "
+      "give one of them."
+    )
+  return name
 
 
 def main() -> None:

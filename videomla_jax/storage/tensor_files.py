@@ -11,6 +11,8 @@ import os
 import pathlib
 from typing import Any
 
+import safetensors
+
 from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import safetensors_files
 from videomla_jax.storage import torch_pickle
@@ -59,6 +61,21 @@ def open_tensors(
       )
     _check_floats(tensors, path)
     yield tensors
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+  """Returns the free text of a safetensors file, or of the first of shards.
+
+  Args:
+    path: What `open_tensors` has opened; other formats have no such text.
+  """
+  path = _find(pathlib.Path(path))
+  if path.name.endswith(safetensors_files.INDEX):
+    path = min(path.parent.glob("*.safetensors"), default=path)
+  if path.suffix != ".safetensors":
+    return {}
+  with safetensors.safe_open(path, framework="numpy") as file:
+    return file.metadata() or {}
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
