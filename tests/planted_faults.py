@@ -114,7 +114,7 @@ FAULTS = (
   ),
   Fault(
     "cross-attention does not see the last text token",
-    "models/attention.py",
+    "models/wan_block.py",
     "jnp.ones((key.shape[0], 1), bool)",
     "jnp.ones(key.shape[:2], bool).at[:, -1].set(False)",
     ("parity/wan_dit_test.py",),
