@@ -19,12 +19,14 @@ import dataclasses
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from absl import flags
 from absl import logging
 
 from videomla_jax.conversion import ladder
 from videomla_jax.conversion import latent_layer
+from videomla_jax.conversion import lora
 from videomla_jax.conversion import release
 from videomla_jax.conversion import to_latent
 from videomla_jax.models import released
@@ -58,6 +60,10 @@ class Options:
     seed: Seed of a random start.
     activations: File that `calibrate` wrote, for a spectral start.
     export: Names to export under; empty writes a model folder.
+    lora: Files of LoRAs to merge into the DiT, separated by commas.
+    lora_scale: What their updates are multiplied by: a number for all of them,
+      or one each, separated by commas.
+    lora_strict: Whether keys that fit nothing are refused.
   """
 
   source: str | None = None
@@ -76,6 +82,9 @@ class Options:
   seed: int = 0
   activations: str = ""
   export: str = ""
+  lora: str = ""
+  lora_scale: str = "1.0"
+  lora_strict: bool = True
 
 
 def define_flags() -> None:
@@ -107,6 +116,9 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "export", "", ["", "original", "diffusers", "transformers"], "Names."
   )
+  string("lora", "", "LoRAs to merge into the DiT, separated by commas.")
+  string("lora_scale", "1.0", "One number, or one for each LoRA.")
+  flags.DEFINE_bool("lora_strict", True, "Refuse keys that fit nothing.")
 
 
 def convert(options: Options) -> None:
@@ -135,6 +147,11 @@ def convert(options: Options) -> None:
         f"{sorted(components)}."
       )
     components = {options.component: components[options.component]}
+  if options.lora and components and "dit" not in components:
+    raise ValueError(
+      f"--lora={options.lora} is merged into a DiT, but only "
+      f"{sorted(components)} are converted; give the DiT, too."
+    )
   try:
     if not components:
       _convert_network(options, source, output)
@@ -173,6 +190,7 @@ def _convert_network(
   """Reads one network, changes it if asked, and writes or exports it."""
   if small_model.is_model(path):
     return _convert_small(options, path, output)
+  loras = _loras(options) if component == "dit" else []
   select = _selected(options)
   with release.open_network(
     path,
@@ -186,12 +204,21 @@ def _convert_network(
     latent = _recipe(options, network.config) if component == "dit" else None
     if component == "dit" and latent is None and options.rope_ladder:
       ladder.check_latent(network, options.rope_ladder)
-    with progress_bar.Progress(total, "convert", unit="tensor") as progress:
+    with (
+      lora.merged(
+        network,
+        tensors,
+        loras,
+        dtype="given" if options.export else options.dtype,
+      ) as (changed, notes),
+      progress_bar.Progress(total, "convert", unit="tensor") as progress,
+    ):
+      _tell(notes)
       if options.export:
         release.export(
           output,
           network,
-          tensors,
+          changed,
           format_name=options.export,
           advance=lambda: progress.update(1),
         )
@@ -199,19 +226,52 @@ def _convert_network(
         release.write_model(
           output,
           network,
-          tensors,
+          changed,
           dtype=options.dtype,
-          source=dict(files=str(path), select=select),
+          source=dict(files=str(path), select=select)
+          | (dict(lora=notes) if notes else {}),
           latent=latent,
           advance=lambda: progress.update(1),
         )
   print(f"{path} -> {output}", flush=True)
 
 
+def _loras(options: Options) -> list[lora.Lora]:
+  """Returns the LoRAs to merge."""
+  if not options.lora:
+    if str(options.lora_scale) != "1.0" or not options.lora_strict:
+      raise ValueError(
+        "--lora_scale and --nolora_strict are of --lora, which is missing; "
+        "give it or leave them out."
+      )
+    return []
+  return lora.parse(
+    options.lora, str(options.lora_scale), strict=options.lora_strict
+  )
+
+
+def _tell(notes: list[dict[str, Any]]) -> None:
+  """Prints what was merged, and what was not."""
+  for note in notes:
+    print(
+      f"{note['file']}: merged into {note['tensors']} tensors, "
+      f"scale {note['scale']:g}",
+      flush=True,
+    )
+    if left := note["left_out"]:
+      shown = ", ".join(left[:4])
+      print(f"left out {len(left)} keys: {shown}", flush=True)
+
+
 def _convert_small(
   options: Options, path: pathlib.Path, output: pathlib.Path
 ) -> None:
   """Converts a trained small model; all that it can become is latent."""
+  if options.lora:
+    raise ValueError(
+      f"source={str(path)!r} is a small model, which takes no --lora; leave it "
+      "out."
+    )
   model = small_model.load(path)
   latent = _recipe(options, model.dit.config)
   if latent is None or options.export:

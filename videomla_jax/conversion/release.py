@@ -150,7 +150,7 @@ def write_model(
   tensors: Tensors,
   *,
   dtype: str = "source",
-  source: Mapping[str, str] | None = None,
+  source: Mapping[str, Any] | None = None,
   latent: to_latent.Recipe | None = None,
   advance: Advance = lambda: None,
 ) -> None:

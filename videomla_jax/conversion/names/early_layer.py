@@ -199,7 +199,10 @@ class Layer:
   def _check_shapes(self) -> None:
     """Raises one `ValueError` that lists every tensor of another shape."""
     s, wrong = self.sizes, []
-    wanted = {"q_norm": [(s.d_q,)], "kv_norm": [(s.d_c,)]}
+    wanted: dict[str, list[tuple[int, ...]]] = {
+      "q_norm": [(s.d_q,)],
+      "kv_norm": [(s.d_c,)],
+    }
     for role in {cut.role for cut in self._cuts.values()}:
       inputs, outputs = self._shape(role)
       wanted[role] = [(inputs, outputs), (outputs, inputs)]
