@@ -97,6 +97,7 @@ def define_flags() -> None:
   )
   string("select", "", "Network in a training checkpoint (generator_ema).")
   flags.DEFINE_bool("use_ema", None, "Take generator_ema, or generator.")
+  flags.DEFINE_alias("use-ema", "use_ema")
   integer("num_heads", None, "Of a DiT whose heads have not 128 channels.")
   flags.DEFINE_enum(
     "rope_ladder", "", ["", "wan", "fresh"], "Frequencies of positional keys."

@@ -187,7 +187,7 @@ def test_a_dense_merge_becomes_latent_in_one_run(tmp_path, seed) -> None:
   one, two = _arrays(tmp_path / "one"), _arrays(tmp_path / "two")
   for name, x in one.items():
     np.testing.assert_array_equal(x, two[name])
-  with pytest.raises(ValueError, match=r"dense self-attention.*--to=latent"):
+  with pytest.raises(ValueError, match=r"1 layers of dense self.*--to=latent"):
     _run(tmp_path / "one", tmp_path / "o", lora=lora)
   assert not (tmp_path / "o").exists()
   # What attention to itself has nothing to do with is merged there as well.

@@ -232,8 +232,8 @@ def _check_attention(
   ]
   if layers:
     raise ValueError(
-      f"lora={file!r} changes dense self-attention ({layers[0]} and "
-      f"{len(layers) - 1} more), which a latent network has in another form; "
+      f"lora={file!r} changes {len(layers)} layers of dense self-attention "
+      f"({', '.join(layers[:3])}), which a latent network has in another form; "
       "merge it into the dense network and convert that with --to=latent."
     )
 

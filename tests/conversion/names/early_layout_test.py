@@ -3,6 +3,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -176,6 +177,9 @@ def _spoil(file: early_release.Arrays, how: str) -> None:
     file[f"{name}W_kv_upsampled"] = np.zeros((10, 97), np.float32)
   elif how == "shape":
     file[f"{name}W_q_upsampled"] = np.zeros((8, 192), np.float32)
+  elif how == "narrow key":
+    file[f"{name}W_kv_downsampled"] = np.zeros((64, 10), np.float32)
+    file[f"{name}W_k_rope"] = np.zeros((3, 1), np.float32)
   elif how == "axes":
     file[f"{name}W_o"] = np.zeros((64, 64, 1), np.float32)
 
@@ -188,6 +192,7 @@ def _spoil(file: early_release.Arrays, how: str) -> None:
     ("one dense block", r"in blocks \[0\] but not in blocks \[1\]"),
     ("clash", "do not fit together.*W_kv_upsampled"),
     ("shape", r"W_q_upsampled \(8, 192\) instead of \(24, 64\)"),
+    ("narrow key", "do not fit together.*d_rope=0"),
     ("axes", r"W_o of shape \(64, 64, 1\), which must have 2 axes"),
   ],
 )
@@ -214,3 +219,24 @@ def test_every_order_of_tensors_gives_the_same(seed: int) -> None:
   _, arrays = _network(shuffled, "fresh")
   for path, x in arrays.items():
     np.testing.assert_array_equal(x, expected[path])
+
+
+def test_weights_of_half_precision_keep_their_type(seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  file, layers = early_release.draw_network(rng, variant="linear", biased=True)
+  half = {n: x.astype(ml_dtypes.bfloat16) for n, x in file.items()}
+  tensors, _ = early_layout.translate(_lazy(half))
+  for name, x in tensors.items():
+    # The bias of the output has taken that of the values in.
+    wide = name.endswith("self_attn.o.bias")
+    assert x.dtype == (np.float32 if wide else ml_dtypes.bfloat16), name
+    assert x.read().dtype == x.dtype
+  bias = layers[1]["kv_up_bias"].astype(ml_dtypes.bfloat16).reshape(4, -1)
+  out, own = (
+    layers[1][n].astype(ml_dtypes.bfloat16).astype(np.float64)
+    for n in ("out", "out_bias")
+  )
+  values = bias[:, 8:].reshape(-1).astype(np.float64)
+  tolerances.assert_close(
+    tensors["blocks.1.self_attn.o.bias"].read(), own + values @ out
+  )

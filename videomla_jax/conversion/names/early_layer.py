@@ -151,8 +151,8 @@ class Layer:
     # A head has D - d_rope content channels, and E = N D.
     role, full = ("kv_up", 2 * width) if "kv_up" in parts else ("k_up", width)
     rope = full - self._columns(role, d_c)
-    heads = rope // max(d_rope, 1)
-    if heads < 1 or rope % d_rope or width % heads or width // heads <= d_rope:
+    heads, rest = divmod(rope, d_rope) if d_rope > 0 else (0, 0)
+    if heads < 1 or rest or width % heads or width // heads <= d_rope:
       raise ValueError(
         f"source has sizes in {self._name} that do not fit together "
         f"(width={width}, d_c={d_c}, d_rope={d_rope}, {parts[role].name} "
@@ -294,9 +294,9 @@ class Layer:
     weight, values = made["o.weight"], self._bias(cut)
 
     def read() -> np.ndarray:
-      matrix, bias = (
-        np.asarray(x.read(), np.float64) for x in (weight, values)
+      matrix, bias, out = (
+        np.asarray(x.read(), np.float64) for x in (weight, values, own)
       )
-      return np.asarray(own.read() + matrix @ bias, np.float32)
+      return np.asarray(out + matrix @ bias, np.float32)
 
     return lazy_tensor.LazyTensor(own.shape, np.dtype(np.float32), read)
