@@ -60,7 +60,10 @@ def test_diffusers_describes_it_in_the_header(tmp_path) -> None:
     ([], "does not describe an adapter"),
     (dict(lora_alpha="much"), "does not describe an adapter"),
     (dict(lora_alpha=math.nan), "does not describe an adapter"),
+    (dict(alpha_pattern=3), "does not describe an adapter"),
     (dict(alpha_pattern=[3]), "does not describe an adapter"),
+    (dict(lora_alpha=10**400), "does not describe an adapter"),
+    (dict(alpha_pattern={".*q": 3}), "alpha_pattern that is no name"),
   ],
 )
 def test_other_descriptions_are_refused(about, words, tmp_path) -> None:

@@ -70,26 +70,24 @@ def read(path: pathlib.Path) -> Scaling:
   beside = path.with_name(CONFIG)
   # Another file of the folder need not be the adapter that this describes.
   if path.stem == "adapter_model" and beside.is_file():
-    try:
-      return _parse(beside, json.loads(beside.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-      if isinstance(error, _OtherMethod):
-        raise
-      raise _damaged(beside) from error
+    return _parse(beside, _load(beside, beside.read_bytes()))
   text = tensor_files.read_metadata(path).get(_HEADER)
   if not text:
     return Scaling()
+  # Keys begin with the part of the pipeline, such as `transformer.`.
+  values = _load(path, text).items()
+  return _parse(path, {key.split(".", 1)[-1]: value for key, value in values})
+
+
+def _load(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
+  """Returns the JSON object that a file describes its adapter by."""
   try:
     values = json.loads(text)
-    # Keys begin with the part of the pipeline, such as `transformer.`.
-    values = {key.split(".", 1)[-1]: value for key, value in values.items()}
-  except (AttributeError, ValueError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise _damaged(path) from error
-  return _parse(path, values)
-
-
-class _OtherMethod(ValueError):
-  """An adapter that is no LoRA."""
+  if not isinstance(values, dict):
+    raise _damaged(path)
+  return values
 
 
 def _damaged(path: pathlib.Path) -> ValueError:
@@ -98,25 +96,35 @@ def _damaged(path: pathlib.Path) -> ValueError:
   )
 
 
-def _parse(path: pathlib.Path, values: Any) -> Scaling:
-  if not isinstance(values, dict):
-    raise _damaged(path)
+def _parse(path: pathlib.Path, values: dict[str, Any]) -> Scaling:
   method = values.get("peft_type", "LORA")
   if method != "LORA" or values.get("use_dora"):
-    raise _OtherMethod(
+    raise ValueError(
       f"lora={str(path)!r} is of the method "
       f"{'DoRA' if method == 'LORA' else method}, which is not read here; give "
       "a plain LoRA, or merge it where it was trained."
     )
   alpha, patterns = values.get("lora_alpha"), values.get("alpha_pattern") or {}
+  if not isinstance(patterns, dict):
+    raise _damaged(path)
+  _check_patterns(path, patterns)
   try:
     return Scaling(
       alpha=None if alpha is None else _number(alpha),
-      patterns=tuple((str(k), _number(v)) for k, v in patterns.items()),
+      patterns=tuple((k, _number(v)) for k, v in patterns.items()),
       rank_stabilised=bool(values.get("use_rslora", False)),
     )
-  except (AttributeError, TypeError, ValueError) as error:
+  except (OverflowError, TypeError, ValueError) as error:
     raise _damaged(path) from error
+
+
+def _check_patterns(path: pathlib.Path, patterns: dict[str, Any]) -> None:
+  """Refuses expressions, which a stranger could make endless."""
+  if any(re.search(r"[^\w.-]", pattern) for pattern in patterns):
+    raise ValueError(
+      f"lora={str(path)!r} has an alpha_pattern that is no name of a layer; "
+      "write out the names of the layers."
+    )
 
 
 def _number(value: Any) -> float:
