@@ -8,6 +8,10 @@
     --export=diffusers --output=exported
   python -m videomla_jax.convert --source=runs/pretraining/model --to=latent \
     --output=runs/converted
+  python -m videomla_jax.convert --source=stage3/model.pt --use_ema \
+    --rope_ladder=fresh --output=models/stage3/dit
+  python -m videomla_jax.convert --source=Wan2.1-T2V-1.3B \
+    --lora=style.safetensors --output=models/wan_style
 
 A release folder (Wan's or diffusers') becomes a folder with dit/, vae/, umt5/
 and tokenizer/; one file becomes one model folder; a trained small model keeps

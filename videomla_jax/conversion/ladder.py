@@ -3,6 +3,7 @@
 import dataclasses
 
 from videomla_jax.conversion.names import detect
+from videomla_jax.models import attention
 from videomla_jax.models import wan_config
 
 
@@ -27,6 +28,11 @@ def settle(
       "source is in VideoMLA's early layout, whose tensors do not tell the "
       "frequencies of its positional key; give --rope_ladder=fresh, which its "
       "code had, or --rope_ladder=wan, which its paper describes."
+    )
+  if written not in ("", *attention.LADDERS):
+    raise ValueError(
+      "source names a rope_ladder that is unknown here; use the version that "
+      "wrote it."
     )
   if asked and written and asked != written:
     raise ValueError(

@@ -32,7 +32,7 @@ def write_safetensors(
     tensors: What to write; one at a time is read.
     stem: Beginning of the names of the files.
     shard_bytes: Upper bound of a file's size, unless one tensor is larger.
-    metadata: Free text to keep in every file.
+    metadata: Free text to keep in every file, and in the index.
 
   Yields:
     The name of each tensor after it is written, for a progress bar.
@@ -52,7 +52,8 @@ def write_safetensors(
   if len(shards) > 1:
     total = sum(_num_bytes(x) for x in tensors.values())
     file_of = {n: f for f, names in zip(files, shards) for n in names}
-    index = dict(metadata=dict(total_size=total), weight_map=file_of)
+    about = {"total_size": total, **(metadata or {})}
+    index = dict(metadata=about, weight_map=file_of)
     # The index comes last, so that it never names a shard that is not there.
     temporary = folder / f".{stem}.tmp"
     temporary.write_text(json.dumps(index, indent=2) + "\n")

@@ -7,6 +7,7 @@ until a tensor is asked for, and files are checked before that.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import json
 import os
 import pathlib
 from typing import Any
@@ -64,14 +65,16 @@ def open_tensors(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-  """Returns the free text of a safetensors file, or of the first of shards.
+  """Returns the free text of a safetensors file, or of an index of shards.
 
   Args:
     path: What `open_tensors` has opened; other formats have no such text.
   """
   path = _find(pathlib.Path(path))
   if path.name.endswith(safetensors_files.INDEX):
-    path = min(path.parent.glob("*.safetensors"), default=path)
+    about = json.loads(path.read_text()).get("metadata")
+    pairs = about.items() if isinstance(about, dict) else ()
+    return {k: text for k, text in pairs if isinstance(text, str)}
   if path.suffix != ".safetensors":
     return {}
   with safetensors.safe_open(path, framework="numpy") as file:
