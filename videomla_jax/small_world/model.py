@@ -43,6 +43,7 @@ class VideoModelConfig(plain_config.PlainConfig):
     window: Sink, local and chunk frames in training.
     d_c: Channels of the content latent; None takes those of the size.
     d_rope: Channels of the positional key; None takes those of the size.
+    rope_ladder: Frequencies of the positional key, see `AttentionConfig`.
   """
 
   remedy = "retrain or use the version that wrote the checkpoint"
@@ -57,6 +58,7 @@ class VideoModelConfig(plain_config.PlainConfig):
   window: window_lib.Window
   d_c: int | None = None
   d_rope: int | None = None
+  rope_ladder: str = "wan"
 
   def __post_init__(self) -> None:
     if self.size not in wan_config.SIZES:
@@ -70,7 +72,9 @@ class VideoModelConfig(plain_config.PlainConfig):
     """Config of the DiT that has this size and kind."""
     changes = dict(d_c=self.d_c, d_rope=self.d_rope)
     sizes = {name: size for name, size in changes.items() if size is not None}
-    return wan_config.SIZES[self.size](kind=self.kind, **sizes)
+    return wan_config.SIZES[self.size](
+      kind=self.kind, rope_ladder=self.rope_ladder, **sizes
+    )
 
 
 class WordEncoder(nnx.Module):
