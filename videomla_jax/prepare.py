@@ -15,13 +15,13 @@ import dataclasses
 from typing import Any
 
 from videomla_jax.data import dataset
-from videomla_jax.data import decode
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
 from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
+from videomla_jax.media import clips
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import progress_bar
@@ -61,7 +61,7 @@ class Request:
   embeddings: str
   negative_prompt: str
   vae_dtype: str
-  clip: decode.ClipShape
+  clip: clips.ClipShape
   max_clips: int
   filters: filters_lib.Filters
   shard_size: int
@@ -188,7 +188,8 @@ def _summary(plan: preparation.Plan, report: dict[str, Any]) -> str:
     left_out["unreadable"] = report["quarantined"]
   return (
     f"{plan.folder}: {clips_made} records of {report['used']} of"
-    f" {report['inputs']} inputs; left out: {left_out or 'none'}"
+    f" {report['inputs']} inputs; left out: {left_out or 'none'}; changed:"
+    f" {report.get('changed') or 'none'}"
   )
 
 

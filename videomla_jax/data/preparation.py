@@ -261,9 +261,11 @@ def _report(
   The numbers add up: used + excluded + quarantined = inputs.
   """
   excluded = collections.Counter(plan.excluded)
+  changed = collections.Counter[str]()
   quarantined = 0
   for count in counts.values():
     excluded.update(count.get("excluded", {}))
+    changed.update(count.get("changed", {}))
     quarantined += len(count.get("quarantined", ()))
   inputs = plan.num_items + sum(plan.excluded.values())
   sizes = plan.settings.sizes
@@ -273,6 +275,7 @@ def _report(
     "used": inputs - excluded.total() - quarantined,
     "excluded": dict(sorted(excluded.items())),
     "quarantined": quarantined,
+    "changed": dict(sorted(changed.items())),
     "clips": {split: clips[split] for split in dataset.SPLITS},
     "latent_shape": sizes.latents,
     "text_width": sizes.text_width,

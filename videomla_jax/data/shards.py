@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videomla_jax.data import decode
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
 from videomla_jax.data import record_files
 from videomla_jax.data import records
 from videomla_jax.data import table
+from videomla_jax.media import clips
+from videomla_jax.media import files
 from videomla_jax.storage import atomic
 
 TOO_SHORT = "too short"
@@ -47,7 +48,7 @@ class Settings:
 
   encoder: encode.EncoderConfig
   sizes: records.RecordShape
-  clip: decode.ClipShape | None
+  clip: clips.ClipShape | None
   filters: filters_lib.Filters
   max_clips: int = 1
   negative_prompt: str = ""
@@ -162,6 +163,7 @@ def _make_records(
   # once.
   texts = encoder.texts([item.caption for item in job.items])
   excluded = collections.Counter[str]()
+  changed = collections.Counter[str]()
   quarantined: list[dict[str, Any]] = []
   feature = records.features(job.settings.sizes)
 
@@ -176,6 +178,7 @@ def _make_records(
           )
         )
         continue
+      changed.update(event.changed)
       if event.excluded:
         excluded[event.excluded] += 1
       elif event.unusable:
@@ -191,6 +194,7 @@ def _make_records(
   num_records = record_files.write(path, serialised())
   return {
     "clips": num_records,
+    "changed": dict(sorted(changed.items())),
     "excluded": dict(sorted(excluded.items())),
     "inputs": len(job.items),
     "max_tokens": max(map(len, texts), default=0),
@@ -208,14 +212,16 @@ class _Event(NamedTuple):
     start: First second of the clip.
     excluded: Rule that the input fails, or empty.
     unusable: Reason why the file cannot be read, or empty.
+    changed: At the end of an input, kinds of change that its frames needed.
   """
 
   number: int
   frames: np.ndarray | None = None
-  facts: decode.Facts | None = None
+  facts: clips.Facts | None = None
   start: float = 0.0
   excluded: str = ""
   unusable: str = ""
+  changed: tuple[str, ...] = ()
 
 
 def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
@@ -241,9 +247,10 @@ def _events(job: Job) -> Iterator[_Event]:
             end = event
           else:
             yield event
-      except decode.UnusableVideo as error:
-        # Clips before the damage are good.
-        end = end if num_clips else _Event(index, unusable=str(error))
+      except files.Unusable as error:
+        end = _Event(index, unusable=str(error))
+        if num_clips:  # Clips before the damage are good.
+          end = _Event(index, changed=("damage",))
     yield end
 
 
@@ -254,7 +261,7 @@ def _clips(job: Job, index: int, item: table.Item) -> Iterator[_Event]:
   length = shape.num_frames / shape.fps
   start = item.start or 0.0
   seconds = None if item.start is None else item.seconds
-  with decode.open_video(pathlib.Path(job.videos) / item.video) as video:
+  with clips.open_video(pathlib.Path(job.videos) / item.video) as video:
     facts = video.facts()
     # The rules about length are about the segment, where there is one.
     known = facts._asdict()
@@ -275,3 +282,5 @@ def _clips(job: Job, index: int, item: table.Item) -> Iterator[_Event]:
       count += 1
     if not count:
       yield _Event(index, excluded=TOO_SHORT)
+    else:
+      yield _Event(index, changed=video.changes.kinds)
