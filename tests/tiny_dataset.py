@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 
 from videomla_jax.data import dataset
-from videomla_jax.data import decode
 from videomla_jax.data import encode
 from videomla_jax.data import filters
 from videomla_jax.data import plans
@@ -16,6 +15,7 @@ from videomla_jax.data import records
 from videomla_jax.data import sealed_json
 from videomla_jax.data import shards
 from videomla_jax.data import table
+from videomla_jax.media import clips
 
 LATENTS = (2, 3, 3, 4)
 WIDTH = 6
@@ -38,7 +38,7 @@ def write(
   settings = shards.Settings(
     encoder=encode.EncoderConfig(checkpoint=encode.RANDOM),
     sizes=_SHAPE,
-    clip=decode.ClipShape(height=24, width=24, num_frames=5, fps=8.0),
+    clip=clips.ClipShape(height=24, width=24, num_frames=5, fps=8.0),
     filters=filters.Filters(),
   )
   items = [
@@ -68,7 +68,7 @@ def _write_shard(job: shards.Job, rng: np.random.Generator) -> None:
     np.save(job.data, record_files.pack(text))
   else:
     feature = records.features(_SHAPE)
-    facts = decode.Facts(24, 24, 8.0, 1.0)
+    facts = clips.Facts(24, 24, 8.0, 1.0)
     made = [
       records.clip_example(
         item,

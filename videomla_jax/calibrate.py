@@ -29,6 +29,7 @@ from videomla_jax.generation import given_frames
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import sources
+from videomla_jax.media import fitting
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
@@ -44,7 +45,7 @@ class Calibration:
 
   Attributes:
     networks: The dense model.
-    clips: MP4 files.
+    clips: Files of video.
     prompts: What each clip shows.
     num_frames: Pixel frames of a clip that are used.
     levels: Noise levels per clip.
@@ -125,14 +126,20 @@ def calibrate(config: config_reader.Values) -> dict[str, object]:
 
 
 def _read_clips(request: Calibration, source: sources.Source) -> list[Clip]:
-  """Reads all clips in the size of the model."""
+  """Reads the beginnings of all clips, in the form of the model's frames."""
   height, width = source.pixels
-  return [
-    given_frames.read_clip(
-      clip, height=height, width=width, channels=source.pixel_channels
+  shape = fitting.FrameShape(
+    height=height, width=width, channels=source.pixel_channels
+  )
+  given = [
+    given_frames.read_start(
+      clip, shape=shape, fps=source.fps, most=request.num_frames
     )
     for clip in request.clips
   ]
+  for one in given:
+    print(*one.changes, sep="\n", end="\n" if one.changes else "", flush=True)
+  return [one.frames for one in given]
 
 
 def _noisy_clips(
@@ -145,9 +152,7 @@ def _noisy_clips(
   total = len(clips) * request.levels
   with progress_bar.Progress(total, "activations", unit="pass") as progress:
     for i, clip in enumerate(clips):
-      clip = pipeline_lib.usable_clip(
-        clip, pipeline, num_frames=request.num_frames
-      )
+      clip = pipeline_lib.usable_clip(clip, pipeline, most=len(clip))
       clean = pipeline_lib.encode(pipeline, clip[None])
       for level in range(request.levels):
         # Every clip at every level has noise of its own.

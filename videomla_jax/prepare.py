@@ -15,7 +15,6 @@ import dataclasses
 from typing import Any
 
 from videomla_jax.data import dataset
-from videomla_jax.data import decode
 from videomla_jax.data import disk
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
@@ -24,6 +23,7 @@ from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
+from videomla_jax.media import clips
 from videomla_jax.models import tokenizer
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
@@ -64,7 +64,7 @@ class Request:
   embeddings: str
   negative_prompt: str
   vae_dtype: str
-  clip: decode.ClipShape
+  clip: clips.ClipShape
   max_clips: int
   filters: filters_lib.Filters
   shard_size: int
@@ -208,7 +208,8 @@ def _summary(plan: plans.Plan, report: dict[str, Any]) -> str:
     left_out["unreadable"] = report["quarantined"]
   text = (
     f"{plan.folder}: {clips_made} records of {report['used']} of"
-    f" {report['inputs']} inputs; left out: {left_out or 'none'}"
+    f" {report['inputs']} inputs; left out: {left_out or 'none'}; changed:"
+    f" {report.get('changed') or 'none'}"
   )
   if report["quarantined"]:
     text += f"; see {dataset.QUARANTINE_FILE}"

@@ -9,6 +9,7 @@ fixed size, so any length needs the same memory.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
@@ -70,12 +71,13 @@ def sample(config: config_reader.Values) -> Report:
   # Sizes are printed before anything compiles, so that one that does not fit is
   # seen at once.
   sizes = job.needs(pipeline)
-  print(*sizes.lines(), sep="\n", flush=True)
+  given = job.describe_given(pipeline)
+  print(*sizes.lines(), *given, sep="\n", flush=True)
   files = _open_files(folder, job)
   timing = _write_videos(files, job, pipeline, text)
   sheet = folder / f"{request.output.name}-sheet.png"
   contact_sheet.write_png(sheet, files.sheet(request.prompts))
-  report = _report(folder, job, sizes, timing)
+  report = _report(folder, job, sizes, timing, given)
   path = folder / f"{request.output.name}.json"
   atomic.write_text(path, json.dumps(report, indent=2) + "\n")
   print(
@@ -136,7 +138,11 @@ def _show_steps(
 
 
 def _report(
-  folder: pathlib.Path, job: job_lib.Job, sizes: memory.Needs, timing: Timing
+  folder: pathlib.Path,
+  job: job_lib.Job,
+  sizes: memory.Needs,
+  timing: Timing,
+  given: Sequence[str],
 ) -> Report:
   """Says what was made, of which sizes and how fast."""
   request, output = job.request, job.request.output
@@ -164,6 +170,7 @@ def _report(
     sampler=config_reader.to_dict(request.sampler),
     window=config_reader.to_dict(request.window),
     seed=request.seed,
+    given=[*given],
     videos=[path.name for path in files],
   )
 

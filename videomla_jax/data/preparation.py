@@ -169,8 +169,10 @@ def _report(
   The numbers add up: used + excluded + quarantined = inputs.
   """
   excluded = collections.Counter(plan.excluded)
+  changed = collections.Counter[str]()
   for count in counts.values():
     excluded.update(count.get("excluded", {}))
+    changed.update(count.get("changed", {}))
   reasons = collections.Counter(
     about["reason"] for about in _quarantined(plan, counts)
   )
@@ -185,6 +187,7 @@ def _report(
     "quarantined": quarantined,
     "reasons": dict(reasons.most_common(_MAX_REASONS)),
     "cut": sum(count.get("cut", 0) for count in counts.values()),
+    "changed": dict(sorted(changed.items())),
     "clips": {split: clips[split] for split in dataset.SPLITS},
     "latent_shape": sizes.latents,
     "text_width": sizes.text_width,

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from videomla_jax.data import dataset
-from videomla_jax.data import decode
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
 from videomla_jax.data import ordinary_files
@@ -29,6 +28,8 @@ from videomla_jax.data import record_files
 from videomla_jax.data import records
 from videomla_jax.data import sealed_json
 from videomla_jax.data import table
+from videomla_jax.media import clips
+from videomla_jax.media import files
 from videomla_jax.storage import atomic
 
 TOO_SHORT = "too short"
@@ -53,7 +54,7 @@ class Settings:
 
   encoder: encode.EncoderConfig
   sizes: records.RecordShape
-  clip: decode.ClipShape | None
+  clip: clips.ClipShape | None
   filters: filters_lib.Filters
   max_clips: int = 1
   negative_prompt: str = ""
@@ -203,6 +204,7 @@ def _make_records(
   captions = [job.items[number].caption for number in wanted]
   texts = dict(zip(wanted, encoder.texts(captions), strict=True))
   excluded = collections.Counter[str]()
+  changed = collections.Counter[str]()
   quarantined: list[dict[str, Any]] = []
   feature = records.features(job.settings.sizes)
 
@@ -217,6 +219,7 @@ def _make_records(
           )
         )
         continue
+      changed.update(event.changed)
       if event.excluded:
         excluded[event.excluded] += 1
       elif event.unusable:
@@ -231,6 +234,7 @@ def _make_records(
   return {
     "clips": num_records,
     "cut": encoder.num_cut(captions),
+    "changed": dict(sorted(changed.items())),
     "excluded": dict(sorted(excluded.items())),
     "inputs": len(job.items),
     "max_tokens": max(map(len, texts.values()), default=0),
@@ -248,14 +252,16 @@ class _Event(NamedTuple):
     start: First second of the clip.
     excluded: Rule that the input fails, or empty.
     unusable: Reason why the file cannot be read, or empty.
+    changed: At the end of an input, kinds of change that its frames needed.
   """
 
   number: int
   frames: np.ndarray | None = None
-  facts: decode.Facts | None = None
+  facts: clips.Facts | None = None
   start: float = 0.0
   excluded: str = ""
   unusable: str = ""
+  changed: tuple[str, ...] = ()
 
 
 def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
@@ -283,7 +289,7 @@ def _looked_at(job: Job) -> dict[int, _Event]:
     try:
       with _opened(job, item) as video:
         rule = job.settings.filters.failure(_known(item, video.facts()))
-    except decode.UnusableVideo as error:
+    except files.Unusable as error:
       ends[index] = _Event(index, unusable=str(error))
     else:
       if rule is not None:
@@ -304,23 +310,25 @@ def _events(job: Job, ends: dict[int, _Event]) -> Iterator[_Event]:
     if job.settings.clip is not None and index not in ends:
       try:
         for event in _clips(job, index, item):
-          num_clips += 1
-          yield event
-        if not num_clips:
-          end = _Event(index, excluded=TOO_SHORT)
-      except decode.UnusableVideo as error:
-        # Clips before the damage are good.
-        end = end if num_clips else _Event(index, unusable=str(error))
+          num_clips += event.frames is not None
+          if event.frames is None:
+            end = event
+          else:
+            yield event
+      except files.Unusable as error:
+        end = _Event(index, unusable=str(error))
+        if num_clips:  # Clips before the damage are good.
+          end = _Event(index, changed=("damage",))
     yield end
 
 
 def _opened(
   job: Job, item: table.Item
-) -> contextlib.AbstractContextManager[decode.Video]:
-  return decode.open_video(pathlib.Path(job.videos) / item.video)
+) -> contextlib.AbstractContextManager[clips.Video]:
+  return clips.open_video(pathlib.Path(job.videos) / item.video)
 
 
-def _known(item: table.Item, facts: decode.Facts) -> dict[str, Any]:
+def _known(item: table.Item, facts: clips.Facts) -> dict[str, Any]:
   """Returns what the rules are about: the file, or its segment."""
   known = facts._asdict()
   # The rules about length are about the segment, where there is one.
@@ -330,18 +338,24 @@ def _known(item: table.Item, facts: decode.Facts) -> dict[str, Any]:
 
 
 def _clips(job: Job, index: int, item: table.Item) -> Iterator[_Event]:
-  """Yields the clips of one input."""
+  """Yields the clips of one input, and its end."""
   shape = job.settings.clip
   assert shape is not None
   length = shape.num_frames / shape.fps
   start = item.start or 0.0
   with _opened(job, item) as video:
     facts = video.facts()
-    clips = video.clips(
+    cut = video.clips(
       shape,
       start=start,
       seconds=None if item.start is None else item.seconds,
       max_clips=job.settings.max_clips,
     )
-    for count, frames in enumerate(clips):
-      yield _Event(index, frames, facts, start + count * length)
+    num_clips = 0
+    for frames in cut:
+      yield _Event(index, frames, facts, start + num_clips * length)
+      num_clips += 1
+    if num_clips:
+      yield _Event(index, changed=video.changes.kinds)
+    else:
+      yield _Event(index, excluded=TOO_SHORT)
