@@ -27,6 +27,7 @@ from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import types
+from videomla_jax.storage import plain_config
 
 # Frequencies of the positional key, docs/method.md, section 3.1.
 LADDERS = ("wan", "fresh")
@@ -71,6 +72,8 @@ class AttentionConfig:
         f"attention.kind={self.kind!r} is unknown; use one of "
         f"{sorted(SELF_ATTENTION)}."
       )
+    sizes = ("width", "num_heads", "d_c", "d_rope", "d_q")
+    plain_config.check_range(self, **dict.fromkeys(sizes, (1, 2**16)))
     if self.width % self.num_heads:
       raise ValueError(
         f"attention.num_heads={self.num_heads} must divide "

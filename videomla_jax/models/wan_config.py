@@ -48,6 +48,17 @@ class WanConfig(plain_config.PlainConfig):
   remat: bool = False
   scan_blocks: bool = True
 
+  def __post_init__(self) -> None:
+    sizes = ("ffn_width", "channels", "freq_dim", "text_dim", "text_tokens")
+    plain_config.check_range(
+      self,
+      num_layers=(1, 512),
+      patch=(1, 64),
+      learned_grid=(1, 2**12),
+      **dict.fromkeys(sizes, (1, 2**20)),
+    )
+    plain_config.check_dtype(self, "dtype")
+
   @property
   def width(self) -> int:
     """Channels E of a token, the model width."""
