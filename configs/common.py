@@ -165,6 +165,7 @@ def training(
     kind=arg["kind"],
     d_c=arg.get("d_c", 0),  # content latent; 0 is the network's own
     d_rope=arg.get("d_rope", 0),  # positional channels of a head, likewise
+    rope_ladder="",  # their frequencies: "wan", "fresh"; empty: likewise
   )
   # Replaces fields of a released network; small ones are left as they are.
   config.network = size["network"]

@@ -5,17 +5,21 @@
 
 Four videos of a minute: 20 s of processor time, compilation included.
 
-Variants (arguments: `steps=N`, `runlocal`):
+Variants (arguments: `steps=N`, `frames=N` latent frames of Wan, `runlocal`):
   latent, dense              the shipped small models of stage 1
   student                    the shipped four-step student of stage 3
   demo                       `make demo`: four prompts of a minute each by it
   wan_1p3b                   VideoMLA: latent, causal, four steps
   wan_1p3b_dense             Self-Forcing and such: dense, causal, four steps
   wan_1p3b_bidirectional     Wan2.1 itself: whole clips of 5 s, 50 UniPC steps
+  stage1, stage2, stage3     the release of VideoMLA by the names of its files;
+  stage3_la6_sink1           _laN_sinkM: N latent frames in view, M of them sink
   wan_tiny, wan_tiny_dense, wan_tiny_bidirectional   the same three with tiny
                              random networks: seconds on a laptop, no meaning
 Nothing was run at Wan's sizes, for lack of weights and a GPU.
 """
+
+import re
 
 import ml_collections
 from ml_collections import config_dict
@@ -44,6 +48,9 @@ CHECKPOINTS = {
   "wan_tiny_bidirectional": "random:wan_tiny_dense",
 }
 
+# Checkpoints of VideoMLA: its stages, perhaps with a window of their own.
+STAGES = re.compile(r"stage([123])(?:_la(\d+)_sink(\d+))?")
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config of one variant.
@@ -54,14 +61,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   Raises:
     ValueError: If one of them is unknown.
   """
-  arg = common.parse_arg(arg, variant="latent", steps=0, runlocal=False)
+  arg = common.parse_arg(
+    arg, variant="latent", steps=0, frames=0, runlocal=False
+  )
   variant = arg["variant"]
-  if variant not in CHECKPOINTS:
+  stage = STAGES.fullmatch(variant)
+  if variant not in CHECKPOINTS and not stage:
     raise ValueError(
-      f"config variant {variant!r} is unknown; use one of {list(CHECKPOINTS)}."
+      f"config variant {variant!r} is unknown; use one of "
+      f"{[*CHECKPOINTS, 'stage1', 'stage2', 'stage3', 'stage3_la6_sink1']}."
     )
   config = ml_collections.ConfigDict()
-  config.checkpoint = CHECKPOINTS[variant]  # or a folder of train or convert
+  # Or a folder of train or convert.
+  config.checkpoint = CHECKPOINTS.get(variant, f"models/{variant}")
   # Folders of Wan's parts; empty is CHECKPOINT/NAME.
   config.parts = dict(dit="", vae="", umt5="", tokenizer="")
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
@@ -104,8 +116,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     name="demo" if variant == "demo" else "sample",
     scale=12,  # screen pixels per pixel
   )
-  if variant.startswith("wan"):
+  if stage or variant.startswith("wan"):
     _wan(config, variant, arg["steps"])
+  if stage:
+    _stage(config, stage, arg["steps"])
+  if arg["frames"]:
+    config.seconds = _seconds(variant, arg["frames"])
   if arg["runlocal"]:
     config.seconds = 2.0
     config.sampler.num_steps = 2
@@ -144,3 +160,37 @@ def _wan(config: ml_collections.ConfigDict, variant: str, steps: int) -> None:
     config.seconds = min(config.seconds, 5.0)
     config.half_weights = False
     config.sampler.num_steps = steps or 4
+
+
+def _stage(
+  config: ml_collections.ConfigDict, stage: re.Match[str], steps: int
+) -> None:
+  """Sets sampler and window of a checkpoint of VideoMLA's release."""
+  config.seconds = 81 / 16  # 21 latent frames; the release has 120 and 240, too
+  # The release has the network alone; the rest is Wan's.
+  for part in ("vae", "umt5", "tokenizer"):
+    config.parts[part] = f"models/wan_1p3b/{part}"
+  if stage[1] == "1":  # not distilled: 50 steps with guidance, Causal-Forcing
+    config.sampler.update(kind="unipc", num_steps=steps or 50)
+  if not stage[2]:  # trained with every frame of 5 s in view
+    config.window.update(sink_frames=0, local_frames=21)
+    return
+  local, sink = int(stage[2]), int(stage[3])
+  # Their local size counts sink, history and chunk: la6_sink1 is 1 + 2 + 3.
+  # Here the sink is counted apart.
+  if local - sink < config.window.chunk_frames:
+    raise ValueError(
+      f"config variant {stage[0]!r} leaves {local - sink} frames beside the "
+      f"sink; a chunk alone has {config.window.chunk_frames}."
+    )
+  config.window.update(sink_frames=sink, local_frames=local - sink)
+
+
+def _seconds(variant: str, frames: int) -> float:
+  """Returns the length of a video of Wan that has so many latent frames."""
+  if frames < 1 or not variant.startswith(("wan", "stage")):
+    raise ValueError(
+      f"config argument frames={frames} must be positive and of a variant of "
+      "Wan; small models take --config.seconds."
+    )
+  return (4 * (frames - 1) + 1) / 16

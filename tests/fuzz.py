@@ -21,6 +21,10 @@ from tests import mutations
 # Where the `READER` of each kind of file is.
 READERS = {
   "commands": "tests.runtime.fuzz_commands",
+  "captions": "tests.data.fuzz_captions",
+  "embeddings": "tests.data.fuzz_embeddings",
+  "shards": "tests.data.fuzz_shards",
+  "tables": "tests.data.fuzz_tables",
   "model_configs": "tests.storage.fuzz_model_configs",
 }
 _BATCH = 1000

@@ -114,10 +114,31 @@ FAULTS = (
   ),
   Fault(
     "cross-attention does not see the last text token",
-    "models/attention.py",
+    "models/wan_block.py",
     "jnp.ones((key.shape[0], 1), bool)",
     "jnp.ones(key.shape[:2], bool).at[:, -1].set(False)",
     ("parity/wan_dit_test.py",),
+  ),
+  Fault(
+    "a ladder of its own has the denominators of Wan",
+    "models/attention.py",
+    "return rope.wan_bands(self.d_rope)",
+    "return rope.wan_bands(self.head_dim, rope_dim=self.d_rope)",
+    ("conversion/names/early_layout_test.py", "models/attention_test.py"),
+  ),
+  Fault(
+    "the bias of the early layout's values is dropped",
+    "conversion/names/early_layer.py",
+    "np.asarray(out + matrix @ bias, np.float32)",
+    "np.asarray(out, np.float32)",
+    ("conversion/names/early_layout_test.py",),
+  ),
+  Fault(
+    "a LoRA is merged without its alpha",
+    "conversion/lora_scaling.py",
+    "return (rank if alpha is None else alpha) / divisor",
+    "return 1.0",
+    ("conversion/lora_test.py", "conversion/lora_scaling_test.py"),
   ),
   Fault(
     "rotations turn the other way",

@@ -16,6 +16,7 @@ from tests import tiny_videos
 from videomla_jax import prepare
 from videomla_jax.data import dataset
 from videomla_jax.data import encode
+from videomla_jax.data import plans
 from videomla_jax.data import preparation
 from videomla_jax.data import record_files
 from videomla_jax.data import shards
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
   return config, report, dataset.locate(root / "data")
 
 
-def _plan(config) -> preparation.Plan:
+def _plan(config) -> plans.Plan:
   return prepare.make_plan(config_reader.read(prepare.Request, config))
 
 
@@ -207,7 +208,7 @@ def test_another_plan_does_not_touch_what_is_there(made, tmp_path):
     prepare.prepare(other)
   half = changed(made, tmp_path)
   plan = _plan(half)
-  preparation._begin(plan)
+  preparation.begin(plan)
   half.clip.num_frames = 5
   with pytest.raises(ValueError, match="another unfinished data set"):
     prepare.prepare(half)

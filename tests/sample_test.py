@@ -93,7 +93,11 @@ def test_same_seed_gives_the_same_files(
 
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_given_frames_come_first(
-  tmp_path: pathlib.Path, model: model_lib.VideoModel, seed: int, count: int
+  tmp_path: pathlib.Path,
+  model: model_lib.VideoModel,
+  seed: int,
+  count: int,
+  capsys,
 ) -> None:
   rng = np.random.default_rng(seed)
   given = rng.integers(0, 2, (count, 6, 6, 1), dtype=np.uint8) * 255
@@ -106,12 +110,17 @@ def test_given_frames_come_first(
     path = tmp_path / "given.mp4"
     mp4.write_mp4(path, given, fps=4, scale=2)
     source = dict(clip=str(path))
-  # Two seconds are 8 frames: the longest clip leaves nothing to generate.
-  sample.sample(_config(tmp_path, prompts="slow 3 vertical", **source))
+  # Two seconds are 8 frames: of the longest clip the window sees four.
+  report = sample.sample(_config(tmp_path, prompts="slow 3 vertical", **source))
+  given = given[-4:] if count == 8 else given
   (path,) = (tmp_path / "out").glob("*.mp4")
   frames = mp4.read_mp4(path)[0]
   assert len(frames) == 8
-  error = frames[:count, ::2, ::2].astype(int) - given
+  stored = json.loads((tmp_path / "out" / "sample.json").read_text())
+  assert stored["given"] == report["given"]
+  assert any("scaled from" in text for text in report["given"])
+  assert all(text in capsys.readouterr().out for text in report["given"][:1])
+  error = frames[: len(given), ::2, ::2].astype(int) - given
   assert np.abs(error).mean() < 8
 
 
@@ -180,7 +189,7 @@ _MISTAKES = {
   "escape": (dict(output=dict(name="a\x1bb")), "control characters"),
   "huge": (dict(output=dict(scale=1000)), "use at most 341"),
   "remote": (dict(output=dict(folder="gs://b/x")), "only local paths work"),
-  "no image": (dict(image="missing.png"), "give a PNG or JPEG"),
+  "no image": (dict(image="missing.png"), "give a PNG, JPEG"),
   "no clip": (dict(clip="missing.mp4"), "give an MP4"),
   "both": (dict(clip="a.mp4", image="a.png"), "choose one"),
 }

@@ -36,9 +36,9 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
   patch.setitem(wan_config.SIZES, "small", sizes)
 
 
-def video(kind: str, rng: np.random.Generator) -> model_lib.VideoModel:
-  """Returns a video model with random weights."""
-  config = model_lib.VideoModelConfig(
+def video_config(kind: str) -> model_lib.VideoModelConfig:
+  """Returns the config of a small video model."""
+  return model_lib.VideoModelConfig(
     size="small",
     kind=kind,
     vocabulary=prompts.vocabulary_size(),
@@ -48,6 +48,11 @@ def video(kind: str, rng: np.random.Generator) -> model_lib.VideoModel:
     shift=2.0,
     window=WINDOW,
   )
+
+
+def video(kind: str, rng: np.random.Generator) -> model_lib.VideoModel:
+  """Returns a video model with random weights."""
+  config = video_config(kind)
   model = nnx.eval_shape(lambda: model_lib.VideoModel(config, rngs=nnx.Rngs(0)))
   return tiny_model.fill(model, rng)
 

@@ -24,12 +24,13 @@ import numpy as np
 
 from videomla_jax.conversion import calibration
 from videomla_jax.conversion import moments
-from videomla_jax.data import prompts_file
+from videomla_jax.data import prompt_files
 from videomla_jax.diffusion import flow
 from videomla_jax.generation import given_frames
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import sources
+from videomla_jax.media import fitting
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
@@ -47,7 +48,7 @@ class Calibration:
 
   Attributes:
     networks: The dense model.
-    clips: MP4 files.
+    clips: Files of video.
     prompts: What each clip shows.
     prompts_file: Text file with one prompt per line, which takes the place of
       `prompts`; or empty.
@@ -77,7 +78,7 @@ class Calibration:
 
   def __post_init__(self) -> None:
     if self.prompts_file:
-      listed = prompts_file.read(self.prompts_file)
+      listed = tuple(prompt_files.read_prompts(self.prompts_file))
       # A frozen dataclass is completed in its constructor only.
       object.__setattr__(self, "prompts", listed)
     if len(self.clips) != len(self.prompts):
@@ -134,14 +135,20 @@ def calibrate(config: config_reader.Values) -> dict[str, object]:
 
 
 def _read_clips(request: Calibration, source: sources.Source) -> list[Clip]:
-  """Reads all clips in the size of the model."""
+  """Reads the beginnings of all clips, in the form of the model's frames."""
   height, width = source.pixels
-  return [
-    given_frames.read_clip(
-      clip, height=height, width=width, channels=source.pixel_channels
+  shape = fitting.FrameShape(
+    height=height, width=width, channels=source.pixel_channels
+  )
+  given = [
+    given_frames.read_start(
+      clip, shape=shape, fps=source.fps, most=request.num_frames
     )
     for clip in request.clips
   ]
+  for one in given:
+    print(*one.changes, sep="\n", end="\n" if one.changes else "", flush=True)
+  return [one.frames for one in given]
 
 
 def _noisy_clips(
@@ -154,9 +161,7 @@ def _noisy_clips(
   total = len(clips) * request.levels
   with progress_bar.Progress(total, "activations", unit="pass") as progress:
     for i, clip in enumerate(clips):
-      clip = pipeline_lib.usable_clip(
-        clip, pipeline, num_frames=request.num_frames
-      )
+      clip = pipeline_lib.usable_clip(clip, pipeline, most=len(clip))
       clean = pipeline_lib.encode(pipeline, clip[None])
       for level in range(request.levels):
         # Every clip at every level has noise of its own.

@@ -8,6 +8,10 @@
     --export=diffusers --output=exported
   python -m videomla_jax.convert --source=runs/pretraining/model --to=latent \
     --output=runs/converted
+  python -m videomla_jax.convert --source=stage3/model.pt --use_ema \
+    --rope_ladder=fresh --output=models/stage3/dit
+  python -m videomla_jax.convert --source=Wan2.1-T2V-1.3B \
+    --lora=style.safetensors --output=models/wan_style
 
 A release folder (Wan's or diffusers') becomes a folder with dit/, vae/, umt5/
 and tokenizer/; one file becomes one model folder; a trained small model keeps
@@ -19,11 +23,14 @@ import dataclasses
 import functools
 import pathlib
 import shutil
+from typing import Any
 
 from absl import flags
 from absl import logging
 
+from videomla_jax.conversion import ladder
 from videomla_jax.conversion import latent_layer
+from videomla_jax.conversion import lora
 from videomla_jax.conversion import release
 from videomla_jax.conversion import to_latent
 from videomla_jax.generation import unused
@@ -47,7 +54,11 @@ class Options:
     output: Folder to write.
     component: Only this component of a release, or "auto" for all of them.
     select: Name of the network in a training checkpoint.
+    use_ema: True takes the averaged generator of a training checkpoint, False
+      the other one; None leaves it to `select`.
     num_heads: Heads of a DiT whose number of heads no shape tells.
+    rope_ladder: Frequencies of the positional key of latent attention, "wan" or
+      "fresh"; empty where the source tells, and for a new start Wan's.
     dtype: "float32", "bfloat16", or "source" for the type that is given.
     to: "latent" to change dense attention, else "same".
     init: How latent attention starts: "spectral" or "random".
@@ -57,13 +68,19 @@ class Options:
     seed: Seed of a random start.
     activations: File that `calibrate` wrote, for a spectral start.
     export: Names to export under; empty writes a model folder.
+    lora: Files of LoRAs to merge into the DiT, separated by commas.
+    lora_scale: What their updates are multiplied by: a number for all of them,
+      or one each, separated by commas.
+    lora_strict: Whether keys that fit nothing are refused.
   """
 
   source: str | None = None
   output: str | None = None
   component: str = "auto"
   select: str = ""
+  use_ema: bool | None = None
   num_heads: int | None = None
+  rope_ladder: str = ""
   dtype: str = "source"
   to: str = "same"
   init: latent_layer.Method = "spectral"
@@ -73,6 +90,9 @@ class Options:
   seed: int = 0
   activations: str = ""
   export: str = ""
+  lora: str = ""
+  lora_scale: str = "1.0"
+  lora_strict: bool = True
 
   def __post_init__(self) -> None:
     for name in ("source", "output", "activations"):
@@ -80,6 +100,8 @@ class Options:
       if path:
         # A frozen dataclass is completed in its constructor only.
         object.__setattr__(self, name, paths.local(path, name))
+    files = [paths.local(x.strip(), "lora") for x in self.lora.split(",")]
+    object.__setattr__(self, "lora", ",".join(files))
     for name in ("d_c", "d_rope", "d_q"):
       config_values.Range(0, 2**20)(getattr(self, name), f"--{name}")
     config_values.Range(1, 2**20)(self.num_heads, "--num_heads")
@@ -114,11 +136,17 @@ def define_flags() -> None:
   string = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
   choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+  boolean = functools.partial(flags.DEFINE_bool, flag_values=values)
   string("source", None, "Release folder, checkpoint file or model folder.")
   string("output", None, "Folder to write.")
   choice("component", "auto", ["auto", *release.COMPONENTS], "Only this one.")
   string("select", "", "Network in a training checkpoint (generator_ema).")
+  boolean("use_ema", None, "Take generator_ema, or generator.")
+  flags.DEFINE_alias("use-ema", "use_ema", flag_values=values)
   integer("num_heads", None, "Of a DiT whose heads have not 128 channels.")
+  choice(
+    "rope_ladder", "", ["", "wan", "fresh"], "Frequencies of positional keys."
+  )
   choice(
     "dtype", "source", ["source", "float32", "bfloat16"], "Type of weights."
   )
@@ -132,6 +160,9 @@ def define_flags() -> None:
   integer("seed", 0, "Seed of --init=random.")
   string("activations", "", "Inputs of real latents, for --init=spectral.")
   choice("export", "", ["", "original", "diffusers", "transformers"], "Names.")
+  string("lora", "", "LoRAs to merge into the DiT, separated by commas.")
+  string("lora_scale", "1.0", "One number, or one for each LoRA.")
+  boolean("lora_strict", True, "Refuse keys that fit nothing.")
 
 
 def convert(options: Options) -> None:
@@ -165,6 +196,11 @@ def convert(options: Options) -> None:
         f"{sorted(components)}."
       )
     components = {options.component: components[options.component]}
+  if options.lora and components and "dit" not in components:
+    raise ValueError(
+      f"--lora={options.lora} is merged into a DiT, but only "
+      f"{sorted(components)} are converted; give the DiT, too."
+    )
   try:
     if not components:
       _convert_network(options, source, output)
@@ -202,19 +238,35 @@ def _convert_network(
   """Reads one network, changes it if asked, and writes or exports it."""
   if small_model.is_model(path):
     return _convert_small(options, path, output)
+  loras = _loras(options) if component == "dit" else []
+  select = _selected(options)
   with release.open_network(
-    path, select=options.select, num_heads=options.num_heads
+    path,
+    select=select,
+    num_heads=options.num_heads,
+    rope_ladder=options.rope_ladder if options.to == "same" else "",
   ) as (network, tensors):
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
     # --to=latent leaves the other components of a release as they are.
     latent = _recipe(options, network.config) if component == "dit" else None
-    with progress_bar.Progress(total, "convert", unit="tensor") as progress:
+    if component == "dit" and latent is None and options.rope_ladder:
+      ladder.check_latent(network, options.rope_ladder)
+    with (
+      lora.merged(
+        network,
+        tensors,
+        loras,
+        dtype="given" if options.export else options.dtype,
+      ) as (changed, notes),
+      progress_bar.Progress(total, "convert", unit="tensor") as progress,
+    ):
+      _tell(notes)
       if options.export:
         release.export(
           output,
           network,
-          tensors,
+          changed,
           format_name=options.export,
           advance=lambda: progress.update(1),
         )
@@ -222,13 +274,41 @@ def _convert_network(
         release.write_model(
           output,
           network,
-          tensors,
+          changed,
           dtype=options.dtype,
-          source=dict(files=str(path), select=options.select),
+          source=dict(files=str(path), select=select)
+          | (dict(lora=notes) if notes else {}),
           latent=latent,
           advance=lambda: progress.update(1),
         )
   print(f"{path} -> {output}", flush=True)
+
+
+def _loras(options: Options) -> list[lora.Lora]:
+  """Returns the LoRAs to merge."""
+  if not options.lora:
+    if str(options.lora_scale) != "1.0" or not options.lora_strict:
+      raise ValueError(
+        "--lora_scale and --nolora_strict are of --lora, which is missing; "
+        "give it or leave them out."
+      )
+    return []
+  return lora.parse(
+    options.lora, str(options.lora_scale), strict=options.lora_strict
+  )
+
+
+def _tell(notes: list[dict[str, Any]]) -> None:
+  """Prints what was merged, and what was not."""
+  for note in notes:
+    print(
+      f"{note['file']}: merged into {note['tensors']} tensors, "
+      f"scale {note['scale']:g}",
+      flush=True,
+    )
+    if left := note["left_out"]:
+      shown = ", ".join(left[:4])
+      print(f"left out {len(left)} keys: {shown}", flush=True)
 
 
 def _convert_small(
@@ -239,9 +319,15 @@ def _convert_small(
     {
       "--dtype": options.dtype.removeprefix("source"),
       "--select": options.select,
+      "--use_ema": options.use_ema,
     },
     why=f"on source={str(path)!r}, a small model",
   )
+  if options.lora:
+    raise ValueError(
+      f"source={str(path)!r} is a small model, which takes no --lora; leave it "
+      "out."
+    )
   model = small_model.load(path)
   latent = _recipe(options, model.dit.config)
   if latent is None or options.export:
@@ -269,7 +355,22 @@ def _recipe(
     d_q=options.d_q or width // 2,
     seed=options.seed,
     activations=options.activations,
+    rope_ladder=options.rope_ladder or "wan",
   )
+
+
+def _selected(options: Options) -> str:
+  """Returns the name of the network that --select and --use_ema ask for."""
+  if options.use_ema is None:
+    return options.select
+  name = "generator_ema" if options.use_ema else "generator"
+  if options.select not in ("", name):
+    flag = "--use_ema" if options.use_ema else "--nouse_ema"
+    raise ValueError(
+      f"--select={options.select} contradicts {flag}, which takes {name!r}; "
+      "give one of them."
+    )
+  return name
 
 
 def main() -> None:

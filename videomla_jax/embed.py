@@ -16,7 +16,7 @@ import numpy as np
 
 from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
-from videomla_jax.data import prompts_file
+from videomla_jax.data import prompt_files
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
@@ -57,7 +57,7 @@ class Embedding:
     """
     prompts = [*self.prompts]
     if self.prompts_file:
-      prompts += prompts_file.read(self.prompts_file)
+      prompts += prompt_files.read_prompts(self.prompts_file)
     prompts = [*dict.fromkeys(filter(None, prompts))]
     if not prompts:
       raise ValueError(
@@ -82,6 +82,7 @@ def embed(config: config_reader.Values) -> int:
   """
   request = config_reader.read(Embedding, config)
   prompts = request.all_prompts()
+  embeddings.check_output(request.output)
   folder = pathlib.Path(request.checkpoint)
   tokenizer = tokenizer_lib.Tokenizer.load(folder / "tokenizer")
   if not (folder / "umt5").is_dir():
@@ -97,17 +98,16 @@ def embed(config: config_reader.Values) -> int:
   new = [
     p for p in prompts if embeddings.key_of(p, encoder=identity) not in known
   ]
-  for prompt in new:
-    if (tokens := tokenizer.count(prompt)) > tokenizer.max_tokens:
-      print(
-        f"prompt {prompt[:60]!r} has {tokens} tokens, of which the encoder sees"
-        f" the first {tokenizer.max_tokens}",
-        flush=True,
-      )
   print(f"prompts: {len(new)} new, {len(prompts) - len(new)} known", flush=True)
   if new:
     # The encoder (11.4 GB at full size) is loaded only if a prompt is new.
-    _embed_all(request, tokenizer, identity, new)
+    cut = _embed_all(request, tokenizer, identity, new)
+    if cut:
+      print(
+        f"{cut} prompts have more than {tokenizer.max_tokens} tokens and lost"
+        " their ends",
+        flush=True,
+      )
   return len(new)
 
 
@@ -116,21 +116,36 @@ def _embed_all(
   tokenizer: tokenizer_lib.Tokenizer,
   identity: str,
   prompts: list[str],
-) -> None:
-  """Loads the encoder and embeds in batches; every batch is stored at once."""
+) -> int:
+  """Loads the encoder and embeds in batches; every batch is stored at once.
+
+  Args:
+    request: What is embedded.
+    tokenizer: Cuts prompts into tokens.
+    identity: Identity of the encoder.
+    prompts: Prompts that the file lacks.
+
+  Returns:
+    How many prompts were too long.
+  """
   encoder = released.load(pathlib.Path(request.checkpoint) / "umt5", "umt5")
   print(memory.described("text encoder", encoder), flush=True)
+  num_cut = 0
   with progress_bar.Progress(len(prompts), "embed", unit="prompt") as progress:
     for i in range(0, len(prompts), request.save_every):
       batch = prompts[i : i + request.save_every]
       rows = np.asarray(umt5.embed_texts(encoder, tokenizer, batch))
+      lengths_of = {prompt: tokenizer.num_tokens(prompt) for prompt in batch}
+      cut = {p: n for p, n in lengths_of.items() if n > tokenizer.max_tokens}
+      num_cut += len(cut)
       # Padding is not stored: most of a prompt's 512 tokens are nothing else.
       _, lengths = tokenizer(batch)
       embedded = {
         p: row[:n] for p, row, n in zip(batch, rows, lengths, strict=True)
       }
-      embeddings.add(request.output, embedded, encoder=identity)
+      embeddings.add(request.output, embedded, encoder=identity, cut=cut)
       progress.update(len(batch))
+  return num_cut
 
 
 if __name__ == "__main__":

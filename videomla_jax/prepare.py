@@ -15,20 +15,22 @@ import dataclasses
 from typing import Annotated, Any
 
 from videomla_jax.data import dataset
-from videomla_jax.data import decode
+from videomla_jax.data import disk
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
+from videomla_jax.data import plans
 from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
 from videomla_jax.generation import unused
+from videomla_jax.media import clips
 from videomla_jax.models import released
+from videomla_jax.models import tokenizer
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
-from videomla_jax.storage import output_folder
 
 RUNNERS = ("local", "beam")
 _CLIP_FRAMES = (81, 9)  # as in configs/prepare.py
@@ -67,7 +69,7 @@ class Request:
   embeddings: config_values.Path
   negative_prompt: str
   vae_dtype: str
-  clip: decode.ClipShape
+  clip: clips.ClipShape
   max_clips: int
   filters: filters_lib.Filters
   shard_size: Annotated[int, config_values.Range(1, 10**6)]
@@ -156,7 +158,7 @@ class Request:
     )
 
 
-def make_plan(request: Request) -> preparation.Plan:
+def make_plan(request: Request) -> plans.Plan:
   """Plans all shards; nothing is decoded or loaded yet.
 
   Args:
@@ -166,12 +168,15 @@ def make_plan(request: Request) -> preparation.Plan:
     ValueError: If the request cannot be met.
   """
   settings = request.settings()
-  items, excluded = filters_lib.select(request.read_inputs(), settings.filters)
+  inputs = request.read_inputs()
+  for note in inputs.notes:
+    print(note, flush=True)
+  items, excluded = filters_lib.select(inputs, settings.filters)
   captions = [*dict.fromkeys(item.caption for item in items)]
   # A caption that the file of embeddings lacks is found here, and not when
   # most of the clips have been decoded.
   settings.encoder.require_texts([*captions, settings.negative_prompt])
-  return preparation.plan_shards(
+  return plans.plan_shards(
     items,
     excluded,
     videos=request.videos,
@@ -179,6 +184,7 @@ def make_plan(request: Request) -> preparation.Plan:
     settings=settings,
     shard_size=request.shard_size,
     test_fraction=request.test_fraction,
+    set_aside=inputs.set_aside,
   )
 
 
@@ -200,8 +206,21 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
   if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:
-    # What cannot be written would cost the first shard.
-    output_folder.check(request.output)
+    with disk.explained(
+      request.output,
+      "change that and start the same command again, which keeps all shards"
+      " that are finished",
+    ):
+      report = _make(request, plan)
+  print(_summary(plan, report), flush=True)
+  return report
+
+
+def _make(request: Request, plan: plans.Plan) -> dict[str, Any]:
+  """Makes all that is missing and returns the report."""
+  with preparation.alone(plan):
+    if preparation.is_finished(plan):  # by another process, just now
+      return dataset.read_report(plan.folder)
     if request.runner == "beam":
       preparation.run_beam(plan, request.beam_options)
     else:
@@ -209,21 +228,29 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
         plan.num_items, "prepare", unit="input"
       ) as bar:
         preparation.run(plan, bar.update)
-    report = preparation.finish(plan)
-  print(_summary(plan, report), flush=True)
-  return report
+    return preparation.finish(plan)
 
 
-def _summary(plan: preparation.Plan, report: dict[str, Any]) -> str:
+def _summary(plan: plans.Plan, report: dict[str, Any]) -> str:
   """Says in one line what became of the inputs."""
   clips_made = ", ".join(f"{n} {split}" for split, n in report["clips"].items())
   left_out = dict(report["excluded"])
   if report["quarantined"]:
     left_out["unreadable"] = report["quarantined"]
-  return (
+  text = (
     f"{plan.folder}: {clips_made} records of {report['used']} of"
-    f" {report['inputs']} inputs; left out: {left_out or 'none'}"
+    f" {report['inputs']} inputs; left out: {left_out or 'none'}; changed:"
+    f" {report.get('changed') or 'none'}"
   )
+  if report["quarantined"]:
+    text += f"; see {dataset.QUARANTINE_FILE}"
+  # Reports of older versions do not count them.
+  if report.get("cut"):
+    text += (
+      f"; {report['cut']} captions have more than {tokenizer.MAX_TOKENS} tokens"
+      " and lost their ends"
+    )
+  return text
 
 
 if __name__ == "__main__":

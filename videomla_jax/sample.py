@@ -9,6 +9,7 @@ fixed size, so any length needs the same memory.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
@@ -77,7 +78,8 @@ def sample(config: config_reader.Values) -> Report:
   # Sizes are printed before anything compiles, so that one that does not fit is
   # seen at once.
   sizes = job.needs(pipeline)
-  print(*sizes.lines(), sep="\n", flush=True)
+  given = job.describe_given(pipeline)
+  print(*sizes.lines(), *given, sep="\n", flush=True)
   files = video_files.VideoFiles(
     results.videos,
     fps=source.fps,
@@ -86,7 +88,7 @@ def sample(config: config_reader.Values) -> Report:
   )
   timing = _write_videos(files, job, pipeline, text)
   contact_sheet.write_png(results.sheet, files.sheet(request.prompts))
-  report = _report(job, files, results, sizes, timing)
+  report = _report(job, files, results, sizes, timing, given=given)
   atomic.write_text(results.report, json.dumps(report, indent=2) + "\n")
   asked = f" of {job.num_frames}" if timing.stopped else ""
   print(
@@ -165,6 +167,8 @@ def _report(
   results: result_files.Results,
   sizes: memory.Needs,
   timing: Timing,
+  *,
+  given: Sequence[str],
 ) -> Report:
   """Says what was made and used, of which sizes and how fast."""
   height, width = job.source.pixels
@@ -187,6 +191,7 @@ def _report(
     decoder_bytes=sizes.decoder_bytes,
     parameters=sizes.parameters,
     predicted_peak_bytes=sizes.peak_bytes,
+    given=[*given],
     videos=[path.name for path in results.videos],
   )
 

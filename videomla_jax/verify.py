@@ -13,6 +13,7 @@ compared with anything; 2, a path is missing or of an unknown kind.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import json
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from videomla_jax.data import dataset
+from videomla_jax.data import dataset_check
 from videomla_jax.data import stored_files
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
@@ -35,7 +36,7 @@ from videomla_jax.storage import paths as paths_lib
 from videomla_jax.storage import state_digests
 
 # Yields names of bad files, relative to a path, and what is wrong with them.
-Check = Callable[[pathlib.Path], Iterator[tuple[str, str]]]
+Check = Callable[[pathlib.Path], Iterable[tuple[str, str]]]
 
 _JSON = flags.DEFINE_string("json", "", "File for the result, as JSON.")
 # Folders of Orbax and `prepare` that nobody has finished, and states that were
@@ -91,14 +92,10 @@ def _is_model(path: pathlib.Path) -> bool:
   return sum((path / name).exists() for name in found) > 1
 
 
-def _is_data(path: pathlib.Path) -> bool:
-  return (path / dataset.REPORT_FILE).is_file()
-
-
 FOLDERS: dict[str, tuple[Callable[[pathlib.Path], bool], Check]] = {
   "training state": (_is_state, _state),
   "model": (_is_model, model_folder.problems),
-  "data set": (_is_data, dataset.problems),
+  "data set": (dataset_check.is_data_set, dataset_check.check),
 }
 
 

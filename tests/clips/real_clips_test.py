@@ -17,8 +17,8 @@ from tests import tiny_project
 from tests.clips import fetch
 from videomla_jax import prepare
 from videomla_jax.data import dataset
-from videomla_jax.data import decode
 from videomla_jax.data import encode
+from videomla_jax.media import clips
 
 CLIPS = pathlib.Path(os.environ.get("VIDEOMLA_CLIPS_DIR", ".clips"))
 # Height, width, frames per second, frames: known facts of the files. The last
@@ -74,7 +74,7 @@ def records(folder):
 @pytest.mark.parametrize("name", fetch.NAMES)
 def test_files_say_what_is_known_of_them(name):
   height, width, fps, num_frames = FACTS[name]
-  with decode.open_video(CLIPS / name) as video:
+  with clips.open_video(CLIPS / name) as video:
     facts = video.facts()
   assert facts[:2] == (height, width)
   assert facts.fps == pytest.approx(fps, abs=0.01)
@@ -87,8 +87,8 @@ def test_at_the_rate_of_the_file_clips_are_its_frames(name):
   with av.open(str(CLIPS / name)) as file:
     expected = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)][:50]
     rate = float(file.streams.video[0].average_rate)
-  shape = decode.ClipShape(height=height, width=width, num_frames=50, fps=rate)
-  with decode.open_video(CLIPS / name) as video:
+  shape = clips.ClipShape(height=height, width=width, num_frames=50, fps=rate)
+  with clips.open_video(CLIPS / name) as video:
     (clip,) = video.clips(shape)
   np.testing.assert_array_equal(clip, expected)
 
@@ -110,8 +110,8 @@ def test_real_clips_become_records_and_all_else_is_counted(root, tmp_path):
     ("bikes.mp4", 2.125),
     ("bikes.mp4", 4.25),
   ]
-  shape = decode.ClipShape(height=32, width=48, num_frames=17, fps=8.0)
-  with decode.open_video(CLIPS / "bikes.mp4") as video:
+  shape = clips.ClipShape(height=32, width=48, num_frames=17, fps=8.0)
+  with clips.open_video(CLIPS / "bikes.mp4") as video:
     frames = [*video.clips(shape, max_clips=3)][2]
   encoder = encode.load(encode.EncoderConfig(checkpoint=encode.RANDOM))
   expected = encoder.latents(frames)

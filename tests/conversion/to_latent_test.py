@@ -120,6 +120,20 @@ def test_only_dense_networks_are_converted() -> None:
     model_lib.latent_config(config, d_c=8, d_rope=6, d_q=8)
 
 
+def test_a_spectral_start_keeps_the_frequencies_of_the_dense_layers(
+  seed: int,
+) -> None:
+  sizes = dict(d_c=10, d_rope=6, d_q=14, rope_ladder="fresh")
+  with pytest.raises(ValueError, match="keeps rotated pairs.*init='random'"):
+    model_lib.Recipe(method="spectral", **sizes)
+  dense = tiny_model.build("dense", np.random.default_rng(seed))
+  config = model_lib.latent_config(dense.config, **sizes)
+  with pytest.raises(ValueError, match="use 'wan', or init='random'"):
+    model_lib.to_latent(dense, config, method="spectral")
+  latent, _ = model_lib.to_latent(dense, config, method="random")
+  assert latent.config.attention.rope_ladder == "fresh"
+
+
 def test_converted_network_runs_close_to_the_dense_one(seed: int) -> None:
   # All ranks full: what is left are norms and lost rotations.
   rng = np.random.default_rng(seed)

@@ -33,7 +33,8 @@ ROWS = [
 @pytest.fixture
 def folder(tmp_path):
   (tmp_path / "videos").mkdir()
-  (tmp_path / "videos" / "a.mp4").touch()
+  for name in "abcd":
+    (tmp_path / "videos" / f"{name}.mp4").touch()
   return tmp_path
 
 
@@ -57,6 +58,7 @@ def test_csv_and_parquet_are_the_same_table(folder):
   assert one.columns == two.columns
   assert one.items[1].caption == "a dog\nrunning"
   assert one.items[3].aesthetic_score is None
+  assert one.excluded == two.excluded == {"duplicate": 1}
 
 
 def test_a_folder_is_read_with_its_captions(tmp_path):
@@ -114,11 +116,15 @@ def test_bounds_are_inclusive():
     ([], HEADER, "has no rows"),
     ([["a.mp4"]], ["video"], r"lacks the columns \['caption'\]"),
     ([["a.mp4", "x", "y"]], ["video", "caption", "Caption"], "twice"),
-    ([["a.mp4", "x", "fast"]], ["video", "caption", "fps"], "'fast' in row 1"),
-    ([["z.mp4", "x"]], ["video", "caption"], "has none of the first videos"),
+    (
+      [["a.mp4", "x", "fast"]],
+      ["video", "caption", "fps"],
+      "row 1, 'a.mp4': fps is no number",
+    ),
+    ([["z.mp4", "x"]], ["video", "caption"], "has none of the videos"),
     ([["../a.mp4", "x"]], ["video", "caption"], "not below the folder"),
     ([["/a.mp4", "x"]], ["video", "caption"], "not below the folder"),
-    ([["a.mp4", "x", -1]], ["video", "caption", "start"], "start=-1.0 in row"),
+    ([["a.mp4", "x", -1]], ["video", "caption", "start"], "start is negative"),
   ],
 )
 def test_bad_tables_are_refused(folder, rows, header, message):

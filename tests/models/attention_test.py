@@ -48,6 +48,25 @@ def _inputs(seed, kind, **kwargs):
   return layer, x, tiny_model.normal(rng, 1, K, GRID.tokens, 24)
 
 
+def test_ladders_differ_in_their_denominators():
+  for ladder, denominators in (("wan", (44, 42, 42)), ("fresh", (12, 10, 10))):
+    sizes = wan_config.wan_1p3b(rope_ladder=ladder).attention
+    for band, count, d in zip(sizes.bands, (6, 5, 5), denominators):
+      expected = [10_000 ** (-2 * i / d) for i in range(count)]
+      np.testing.assert_allclose(band, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", ["small", "wan_1p3b"])
+def test_configs_without_a_ladder_have_wans(size):
+  config = wan_config.SIZES[size](rope_ladder="fresh")
+  stored = config.to_dict()
+  assert wan_config.WanConfig.from_dict(stored) == config
+  for key in ("rope_ladder", "down_bias"):  # folders of earlier versions
+    del stored["attention"][key]
+  older = wan_config.WanConfig.from_dict(stored)
+  assert older == wan_config.SIZES[size]()
+
+
 @KINDS
 def test_order_of_key_frames_does_not_matter(seed, kind):
   layer, x, seen = _inputs(seed, kind)
@@ -142,9 +161,12 @@ def test_what_is_cached_has_passed_its_norm(seed, kind):
   [
     (dict(num_heads=5), "num_heads=5 must divide width=24"),
     (dict(kind="latent", d_rope=12), "d_rope=12 must be below the head dim 12"),
+    (dict(kind="latent", d_rope=3), "rope_dim=3 of head_dim=12 must be even"),
+    (dict(kind="latent", rope_ladder="own"), "use one of .*'wan', 'fresh'"),
+    (dict(rope_ladder="fresh"), "is of latent attention.*use 'wan'"),
   ],
 )
 def test_bad_config_is_refused_with_the_way_out(fields, message):
-  values = dict(kind="dense", width=24, num_heads=2) | fields
+  values = dict(kind="dense", width=24, num_heads=2, d_rope=6) | fields
   with pytest.raises(ValueError, match=message):
     attention.AttentionConfig(**values)

@@ -8,6 +8,8 @@ import ml_collections
 import pytest
 
 from tests import tiny_project
+from videomla_jax.diffusion import sampling
+from videomla_jax.generation import request as request_lib
 from videomla_jax.training import optimiser
 from videomla_jax.training.stages import table
 
@@ -23,6 +25,9 @@ _VARIANTS = {
     "demo,steps=4",
     *(f"wan_1p3b{mode}" for mode in ("", "_dense", "_bidirectional")),
     *(f"wan_tiny{mode}" for mode in ("", "_dense", "_bidirectional")),
+    *(f"stage{n}" for n in (1, 2, 3)),
+    *(f"stage3_la6_sink1{n}" for n in ("", ",frames=120", ",frames=240")),
+    "stage3_la12_sink3",
   ],
   "pretraining": ["", "small", "wan_1p3b", "seed=3"],
   "teacher_forcing": [
@@ -79,11 +84,31 @@ def test_arguments_reach_the_fields() -> None:
   assert len(config.prompts.split(";")) >= 3 and config.seconds == 60
 
 
+@pytest.mark.parametrize("frames", [21, 120, 240])
+def test_presets_of_the_release_count_the_sink_apart(frames: int) -> None:
+  config = tiny_project.config("sample", f"stage3_la6_sink1,frames={frames}")
+  values = request_lib.Request.from_config(config)
+  window = values.window
+  # One frame of sink, two of history and a chunk of three.
+  assert (window.sink_frames, window.history(frames)) == (1, 2)
+  assert window.chunk_frames == 3
+  seen = [f for f in range(30) if window.visible(f, next_frame=30)]
+  assert seen == [0, 28, 29]
+  pixels = request_lib.count_frames(values.seconds, 16)
+  assert pixels == 4 * (frames - 1) + 1
+  sampler = values.sampler.resolve(shift=5.0, distilled=False)
+  assert sampler == sampling.few_step(shift=5.0)
+
+
 @pytest.mark.parametrize(
   ("name", "arg", "words"),
   [
     ("sample", "sparse", "use one of .*latent"),
     ("sample", "steps=few", "of type int"),
+    ("sample", "stage4", "is unknown; use one of .*stage3_la6_sink1"),
+    ("sample", "stage3_la3_sink1", "leaves 2 frames beside the sink"),
+    ("sample", "latent,frames=21", "of a variant of Wan"),
+    ("sample", "stage3,frames=-1", "must be positive"),
     ("sample", "size=3", "use one of variant=latent"),
     ("sample", "runlocal=maybe", "true or false"),
     ("sample", "=3", "use one of"),

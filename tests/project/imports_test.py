@@ -15,6 +15,7 @@ _MAX_KERNEL_LINES = 600  # one pipeline is read in one piece
 # may import beside itself. A name may only stand in rows below its own, so
 # there is no way back up. Every other file at the top is a command.
 BELOW: dict[str, set[str]] = {
+  "media": set(),
   "storage": set(),
   "shapes": set(),
   "sharding": {"storage"},
@@ -22,13 +23,13 @@ BELOW: dict[str, set[str]] = {
   "ops": {"shapes"},
   "models": {"shapes", "sharding", "storage", "ops"},
   "diffusion": {"shapes", "sharding", "ops", "models"},
-  "data": {"storage", "models"},
+  "data": {"media", "storage", "models"},
   "small_world": {"storage", "models", "data"},
   "costs": {"shapes", "sharding", "ops", "models", "diffusion"},
   "conversion": {"storage", "ops", "models", "small_world"},
   "generation": {
-    *("shapes", "storage", "runtime", "ops", "models", "diffusion", "data"),
-    *("small_world", "costs"),
+    *("shapes", "media", "storage", "runtime", "ops", "models", "diffusion"),
+    *("data", "small_world", "costs"),
   },
   "training": {
     *("sharding", "storage", "runtime", "ops", "models", "diffusion", "data"),

@@ -102,6 +102,45 @@ def _expect_one_sentence(path: pathlib.Path) -> None:
   assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../b"])
+def test_a_list_of_files_outside_is_refused(saved, name: str) -> None:
+  (saved.parent / "secret").write_text("x")
+  digests = json.loads((saved / model_folder.DIGESTS).read_text())
+  digests[name] = "0" * 64
+  (saved / model_folder.DIGESTS).write_text(json.dumps(digests))
+  with pytest.raises(ValueError, match="outside of it"):
+    model_folder.load_model_state(saved)
+
+
+def test_a_file_that_nobody_listed_is_refused(saved) -> None:
+  (saved / model_folder.PARAMS / "more").write_text("x")
+  with pytest.raises(ValueError, match="'params/more' that nobody listed"):
+    model_folder.load_model_state(saved)
+
+
+def test_other_arrays_are_refused_before_they_are_read(
+  saved, monkeypatch, seed: int
+) -> None:
+  monkeypatch.setattr(model_folder.orbax_local, "restore", None)
+  with pytest.raises(ValueError, match="mis-shaped"):
+    model_folder.load_model_state(saved, model=_net(seed, width=6))
+
+
+def test_arrays_larger_than_their_files_are_refused_unread(
+  tmp_path, monkeypatch
+) -> None:
+  arrays = {"a": np.zeros((40_000_000,), np.float32)}
+  model_folder.save_model(tmp_path / "m", arrays, {})
+  monkeypatch.setattr(model_folder.orbax_local, "restore", None)
+  with pytest.raises(ValueError, match="160000000 bytes, which cannot come"):
+    model_folder.load_model_state(tmp_path / "m")
+
+
+def test_json_of_any_depth_is_one_sentence(saved) -> None:
+  (saved / model_folder.CONFIG).write_text("[" * 100_000)
+  _expect_one_sentence(saved)
+
+
 def test_missing_directory_names_the_path(tmp_path: pathlib.Path) -> None:
   with pytest.raises(ValueError, match="nowhere"):
     model_folder.load_model_state(tmp_path / "nowhere")

@@ -22,7 +22,9 @@ class _Outer(plain_config.PlainConfig):
   inner: _Inner
   maybe: _Inner | None = None
   pair: tuple[int, int] | None = None
-  table: dict[str, int] = dataclasses.field(default_factory=dict)
+  name: str = "a"
+  share: float = 0.5
+  flag: bool = False
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ class _Outer(plain_config.PlainConfig):
   [
     _Outer(inner=_Inner(size=1)),
     _Outer(inner=_Inner(size=1), maybe=_Inner(size=2), pair=(3, 4)),
-    _Outer(inner=_Inner(size=1), table={"a": 1}),
+    _Outer(inner=_Inner(size=1), name="b", share=1.0, flag=True),
     umt5.umt5_xxl(),
     vae_coders.wan_vae(),
     wan_config.small(kind="latent"),

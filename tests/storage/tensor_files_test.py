@@ -119,3 +119,22 @@ def test_a_failed_export_leaves_no_file(tmp_path, seed: int) -> None:
   with pytest.raises(OSError, match="No space"):
     list(safetensors_writer.write_safetensors(tmp_path / "out", lazies))
   assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 100], ids=["file", "shards"])
+def test_free_text_comes_back(shard_bytes: int, tmp_path, seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  lazies = {}
+  for name in "abc":
+    x = rng.standard_normal((4, 5)).astype(np.float32)
+    lazies[name] = lazy_tensor.LazyTensor(x.shape, x.dtype, lambda x=x: x)
+  about = {"rope_ladder": "fresh"}
+  list(
+    safetensors_writer.write_safetensors(
+      tmp_path, lazies, shard_bytes=shard_bytes, metadata=about
+    )
+  )
+  files = [*tmp_path.glob("*.safetensors")]
+  assert len(files) == (3 if shard_bytes == 100 else 1)
+  found = tensor_files.read_metadata(tmp_path)
+  assert found.items() >= about.items()

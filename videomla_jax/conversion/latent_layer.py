@@ -172,6 +172,26 @@ def _check(
       f"from a dense layer of width {width}; use latent attention of the same "
       "width."
     )
+  check_ladder(method, config.rope_ladder)
+
+
+def check_ladder(method: Method, ladder: str) -> None:
+  """Refuses frequencies that a method of conversion cannot give.
+
+  Args:
+    method: How dense attention becomes latent, see `latent_layer`.
+    ladder: `rope_ladder` of the result.
+
+  Raises:
+    ValueError: If the method keeps rotated pairs and their frequencies would
+      change.
+  """
+  if method == "spectral" and ladder != "wan":
+    raise ValueError(
+      f"rope_ladder={ladder!r} does not go with init='spectral', which keeps "
+      "rotated pairs of the dense layers with their frequencies; use 'wan', or "
+      "init='random'."
+    )
 
 
 def _random(

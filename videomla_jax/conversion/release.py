@@ -20,9 +20,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from videomla_jax.conversion import ladder
 from videomla_jax.conversion import to_latent
 from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import dit as dit_names
+from videomla_jax.conversion.names import early_layout
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer
@@ -80,7 +82,11 @@ def find_components(source: pathlib.Path) -> dict[str, pathlib.Path]:
 
 @contextlib.contextmanager
 def open_network(
-  path: PathLike, *, select: str = "", num_heads: int | None = None
+  path: PathLike,
+  *,
+  select: str = "",
+  num_heads: int | None = None,
+  rope_ladder: str = "",
 ) -> Iterator[tuple[detect.Network, Tensors]]:
   """Opens a checkpoint or a model folder and finds out what it is.
 
@@ -90,6 +96,8 @@ def open_network(
     select: Name of the network inside a training checkpoint.
     num_heads: Heads of a DiT that no released family has the sizes of and whose
       heads have not 128 channels.
+    rope_ladder: Frequencies of a latent network's positional key, see
+      `AttentionConfig`; empty where the source settles them.
 
   Yields:
     The network, and its tensors under original names, complete and of the
@@ -100,11 +108,21 @@ def open_network(
       fit are listed.
   """
   if model_folder.is_model_folder(path):
-    yield _open_folder(path)
+    network, folder_tensors = _open_folder(path)
+    ladder.check_same(network, rope_ladder)
+    yield network, folder_tensors
     return
   with tensor_files.open_tensors(path, select=select) as tensors:
+    if early := early_layout.translate(tensors):
+      tensors, num_heads = early
     shapes = {name: x.shape for name, x in tensors.items()}
     network = detect.detect(shapes, num_heads=num_heads)
+    network = ladder.settle(
+      network,
+      rope_ladder,
+      early=early is not None,
+      written=tensor_files.read_metadata(path).get("rope_ladder", ""),
+    )
     names = network.table.originals(shapes)
     # Copies of tied tensors have no original name and are left out.
     yield network, {names[n]: x for n, x in tensors.items() if n in names}
@@ -132,7 +150,7 @@ def write_model(
   tensors: Tensors,
   *,
   dtype: str = "source",
-  source: Mapping[str, str] | None = None,
+  source: Mapping[str, Any] | None = None,
   latent: to_latent.Recipe | None = None,
   advance: Advance = lambda: None,
 ) -> None:
@@ -156,7 +174,11 @@ def write_model(
   if latent is not None:
     dense = _dense_config(network)
     config = to_latent.latent_config(
-      dense, d_c=latent.d_c, d_rope=latent.d_rope, d_q=latent.d_q
+      dense,
+      d_c=latent.d_c,
+      d_rope=latent.d_rope,
+      d_q=latent.d_q,
+      rope_ladder=latent.rope_ladder,
     )
     specs, replaced = _latent_specs(dense, config, specs, dtype)
     about["init"] = dataclasses.asdict(latent)
@@ -352,5 +374,9 @@ def export(
   # The names of files that the frameworks look for.
   stem = "model" if format_name == "transformers" else "diffusion_pytorch_model"
   renamed = {name: tensors[original] for name, original in names.items()}
-  for _ in safetensors_writer.write_safetensors(output, renamed, stem=stem):
+  # No tensor tells the ladder, so the files say it beside them.
+  about = {"rope_ladder": ladder.of(network)} if ladder.of(network) else {}
+  for _ in safetensors_writer.write_safetensors(
+    output, renamed, stem=stem, metadata=about
+  ):
     advance()

@@ -42,6 +42,7 @@ class Recipe:
     seed: Seed of random parameters.
     activations: File of inputs that the layers get on real latents, written by
       `calibrate`; empty if there is none.
+    rope_ladder: Frequencies of the positional key, see `AttentionConfig`.
   """
 
   method: latent_layer.Method
@@ -50,6 +51,10 @@ class Recipe:
   d_q: int
   seed: int = 0
   activations: str = ""
+  rope_ladder: str = "wan"
+
+  def __post_init__(self) -> None:
+    latent_layer.check_ladder(self.method, self.rope_ladder)
 
   def tokens(self, n: int) -> moments.Tokens | None:
     """Reads the real inputs of layer n, where the method uses them."""
@@ -74,7 +79,12 @@ class DenseLayer(NamedTuple):
 
 
 def latent_config(
-  dense: wan_config.WanConfig, *, d_c: int, d_rope: int, d_q: int
+  dense: wan_config.WanConfig,
+  *,
+  d_c: int,
+  d_rope: int,
+  d_q: int,
+  rope_ladder: str = "wan",
 ) -> wan_config.WanConfig:
   """Returns the config of a converted network.
 
@@ -83,6 +93,7 @@ def latent_config(
     d_c: Channels of the content latent.
     d_rope: Channels of the shared positional key.
     d_q: Channels of the query latent.
+    rope_ladder: Frequencies of the positional key, see `AttentionConfig`.
 
   Raises:
     ValueError: If the network is not dense, or the sizes do not fit.
@@ -99,6 +110,7 @@ def latent_config(
     d_c=d_c,
     d_rope=d_rope,
     d_q=d_q,
+    rope_ladder=rope_ladder,
   )
   return dataclasses.replace(dense, attention=sizes)
 
@@ -223,7 +235,11 @@ def small_to_latent(
       "--activations out for a small one."
     )
   config = dataclasses.replace(
-    model.config, kind="latent", d_c=recipe.d_c, d_rope=recipe.d_rope
+    model.config,
+    kind="latent",
+    d_c=recipe.d_c,
+    d_rope=recipe.d_rope,
+    rope_ladder=recipe.rope_ladder,
   )
   # The small world's checkpoints have no field for d_q: the size fixes it.
   d_q = config.network.attention.d_q
@@ -233,7 +249,9 @@ def small_to_latent(
       "leave --d_q out."
     )
   sizes = dict(d_c=recipe.d_c, d_rope=recipe.d_rope, d_q=d_q)
-  network = latent_config(model.dit.config, **sizes)
+  network = latent_config(
+    model.dit.config, **sizes, rope_ladder=recipe.rope_ladder
+  )
   dit, reports = to_latent(
     model.dit, network, method=recipe.method, seed=recipe.seed
   )

@@ -106,9 +106,10 @@ class EncoderConfig:
       if embeddings_lib.key_of(c, encoder=encoder) not in known
     ]
     if absent:
+      shown = absent[0] if len(absent[0]) <= 60 else f"{absent[0][:57]}..."
       raise ValueError(
         f"embeddings={self.embeddings!r} lacks {len(absent)} captions, such as"
-        f" {absent[0]!r}; add them with python -m videomla_jax.embed, or give"
+        f" {shown!r}; add them with python -m videomla_jax.embed, or give"
         " none to run the text encoder here."
       )
 
@@ -204,6 +205,20 @@ class Encoder:
       _, lengths = tokenizer([caption])
       embedded.append(rows[0, : lengths[0]])
     return embedded
+
+  def num_cut(self, captions: list[str]) -> int:
+    """Returns how many captions have too many tokens and lose their ends.
+
+    Args:
+      captions: Texts as they were listed.
+    """
+    if self._config.embeddings:
+      return embeddings_lib.num_cut(self._config.embeddings, captions)
+    _, tokenizer = self._text
+    return sum(
+      tokenizer.num_tokens(caption) > tokenizer.max_tokens
+      for caption in captions
+    )
 
   # Both are loaded when they are needed: a shard of prompts alone needs no VAE,
   # and prompts that were embedded before need no text encoder.

@@ -21,7 +21,6 @@ _LISTED = (
 )  # what only a table can know
 
 NO_CAPTION = "no caption"
-DUPLICATE = "duplicate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,8 @@ def select(
     filters: Rules to apply.
 
   Returns:
-    The videos that are left, and how many each rule took out.
+    The videos that are left, and how many each rule took out, those included
+    that were counted when the table was read.
 
   Raises:
     ValueError: If a rule asks for a column that the table lacks, or nothing is
@@ -121,21 +121,26 @@ def select(
       f"{table.source!r} lacks the columns {absent} that config.filters asks"
       " for; add them to the table or set these filters to 0."
     )
-  kept, excluded = [], collections.Counter[str]()
+  kept, excluded = [], collections.Counter[str](table.excluded)
   known = set()
   for item in table.items:
     # Segments of a video differ by their start, prompts by their text.
     key = (item.video, item.start) if item.video else item.caption
-    reason = DUPLICATE if key in known else _listed_failure(item, filters)
+    reason = (
+      table_lib.DUPLICATE if key in known else _listed_failure(item, filters)
+    )
     known.add(key)
     if reason is None:
       kept.append(item)
     else:
       excluded[reason] += 1
   if not kept:
+    for about in table.set_aside:
+      excluded[about.reason] += 1
     raise ValueError(
-      f"{table.source!r} has {len(table.items)} rows and none is left:"
-      f" {dict(excluded)}; relax config.filters or complete the table."
+      f"{table.source!r} has {excluded.total()} rows and none is left:"
+      f" {dict(excluded.most_common(20))}; relax config.filters or complete the"
+      " table."
     )
   return kept, dict(excluded)
 

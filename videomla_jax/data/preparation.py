@@ -9,128 +9,72 @@ finished folder, see `dataset`, appears by one rename.
 
 import collections
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 import shutil
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from videomla_jax.data import batching
 from videomla_jax.data import dataset
+from videomla_jax.data import dataset_check
+from videomla_jax.data import locks
+from videomla_jax.data import plans
 from videomla_jax.data import record_files
 from videomla_jax.data import records
+from videomla_jax.data import sealed_json
 from videomla_jax.data import shards
-from videomla_jax.data import table
 from videomla_jax.storage import atomic
 
-_PLAN_FILE = "plan.json"
+_MAX_REASONS = 50  # in the report; quarantine.jsonl has all
 
 # What each shard counted, see `shards.read_counts`.
 type Counts = dict[shards.Job, dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """Says which shards make up a data set.
-
-  Attributes:
-    folder: Folder that the finished data set will have.
-    jobs: One job per shard, and one for the negative prompt.
-    excluded: Number of inputs that the table's facts ruled out, by rule.
-    settings: How inputs are treated.
-    identity: Digest of everything that the data depend on.
-  """
-
-  folder: pathlib.Path
-  jobs: tuple[shards.Job, ...]
-  excluded: dict[str, int]
-  settings: shards.Settings
-  identity: str
-
-  @property
-  def work(self) -> pathlib.Path:
-    """Folder of the data set until it is finished."""
-    return self.folder.with_name(self.folder.name + ".incomplete")
-
-  @property
-  def num_items(self) -> int:
-    """Number of inputs that are looked at."""
-    return sum(len(job.items) for job in self.jobs)
-
-
-def plan_shards(
-  items: Sequence[table.Item],
-  excluded: dict[str, int],
-  *,
-  videos: str,
-  output: str | os.PathLike[str],
-  settings: shards.Settings,
-  shard_size: int,
-  test_fraction: float | int,
-) -> Plan:
-  """Deals inputs out to splits and shards.
-
-  Which split an input goes to depends on its path alone, so more inputs do not
-  move those that are there.
+@contextlib.contextmanager
+def alone(plan: plans.Plan) -> Iterator[None]:
+  """Makes sure that no other process works on the same data set.
 
   Args:
-    items: Inputs that are left after the table's filters.
-    excluded: Number of inputs that are not left, by rule.
-    videos: Folder that the inputs' paths start from.
-    output: Root of TFDS data sets.
-    settings: How every input is treated.
-    shard_size: Number of inputs of a shard.
-    test_fraction: Chance of a video to be held out with all its segments, 0..1.
+    plan: The plan.
 
   Raises:
-    ValueError: If sizes are out of range, or the folder holds another data set
-      or another unfinished one.
+    ValueError: If another process does, or has begun something else there.
   """
-  if shard_size < 1:
-    raise ValueError(f"shard_size={shard_size} must be positive; use 64.")
-  batching.check_chance("test_fraction", test_fraction)
-  folder = pathlib.Path(output).absolute() / dataset.NAME / dataset.VERSION
-  work = str(folder.with_name(folder.name + ".incomplete"))
-  dealt: dict[str, list[table.Item]] = {split: [] for split in dataset.SPLITS}
-  for item in items:
-    dealt[_split_of(item, test_fraction)].append(item)
-  # The negative prompt is embedded like a shard, so that it can be resumed.
-  common = dict(videos=videos, folder=work, settings=settings)
-  jobs = [shards.Job(split=shards.NULL_TEXT, index=0, items=(), **common)]
-  for split, part in dealt.items():
-    for index, first in enumerate(range(0, len(part), shard_size)):
-      inputs = tuple(part[first : first + shard_size])
-      jobs.append(shards.Job(split=split, index=index, items=inputs, **common))
-  planned = Plan(
-    folder=folder,
-    jobs=tuple(jobs),
-    excluded=dict(excluded),
-    settings=settings,
-    identity=_identity(jobs, excluded, settings),
-  )
-  # This comes before any work: shards of two plans must never share a folder.
-  _require_same(planned)
-  return planned
+  plan.folder.parent.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(locks.alone(plan.work, wait=False))
+    except BlockingIOError as error:
+      raise ValueError(
+        f"output: another process is making {str(plan.folder)!r}; wait for it,"
+        " or give another folder."
+      ) from error
+    # It may have finished or begun something since the plan was made.
+    plans.require_same(plan)
+    yield
 
 
-def is_finished(plan: Plan) -> bool:
+def is_finished(plan: plans.Plan) -> bool:
   """Says whether the data set is there; its folder appears when complete."""
   return plan.folder.is_dir()
 
 
-def run(plan: Plan, on_item: Callable[[int], object] = lambda n: None) -> None:
+def run(
+  plan: plans.Plan, on_item: Callable[[int], object] = lambda n: None
+) -> None:
   """Makes all missing shards in this process.
 
   Args:
     plan: The plan.
     on_item: Called with the number of inputs that were dealt with since then.
   """
-  _begin(plan)
+  begin(plan)
   for job in plan.jobs:
     if job.is_done:
       on_item(len(job.items))
@@ -138,7 +82,7 @@ def run(plan: Plan, on_item: Callable[[int], object] = lambda n: None) -> None:
       shards.run(job, lambda: on_item(1))
 
 
-def run_beam(plan: Plan, options: Sequence[str]) -> None:
+def run_beam(plan: plans.Plan, options: Sequence[str]) -> None:
   """Makes all missing shards through Apache Beam, on any of its runners.
 
   Args:
@@ -156,7 +100,7 @@ def run_beam(plan: Plan, options: Sequence[str]) -> None:
       "runner='beam' needs Apache Beam; install videomla-jax[beam], or use"
       " runner='local'."
     ) from error
-  _begin(plan)
+  begin(plan)
   # Beam may run a job twice or on two workers: both write the same bytes, and
   # the last rename wins.
   jobs = [job for job in plan.jobs if not job.is_done]
@@ -167,7 +111,7 @@ def run_beam(plan: Plan, options: Sequence[str]) -> None:
     _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(shards.run)
 
 
-def finish(plan: Plan) -> dict[str, Any]:
+def finish(plan: plans.Plan) -> dict[str, Any]:
   """Puts the shards together and returns the report.
 
   Args:
@@ -183,7 +127,9 @@ def finish(plan: Plan) -> dict[str, Any]:
   report = _report(plan, counts, clips)
   # The reasons are kept even if there is no data set to keep them in.
   if not clips.total():
-    atomic.write_text(plan.work / dataset.QUARANTINE_FILE, _quarantine(counts))
+    atomic.write_text(
+      plan.work / dataset.QUARANTINE_FILE, _quarantine(plan, counts)
+    )
     raise ValueError(
       f"none of {report['inputs']} inputs is left: excluded"
       f" {report['excluded']}, quarantined {report['quarantined']}; relax"
@@ -192,78 +138,46 @@ def finish(plan: Plan) -> dict[str, Any]:
   # Everything is put together beside the shards and appears by one rename.
   with atomic.replacing_folder(plan.folder) as staged:
     _put_shards(plan, counts, staged)
-    (staged / dataset.QUARANTINE_FILE).write_text(_quarantine(counts))
+    text = _quarantine(plan, counts)
+    (staged / dataset.QUARANTINE_FILE).write_text(text)
     text = json.dumps(report, indent=1) + "\n"
     (staged / dataset.REPORT_FILE).write_text(text)
+    text = dataset_check.digests(staged)
+    (staged / dataset.DIGESTS_FILE).write_text(text)
   # From here on the data set is there, so what is left of the work may stay if
   # it cannot be removed.
   shutil.rmtree(plan.work, ignore_errors=True)
   return report
 
 
-def _split_of(item: table.Item, test_fraction: float | int) -> str:
-  """Returns the split of an input, told from a digest of its path."""
-  # All segments of a video go to one split, since they look alike.
-  text = item.video or item.caption
-  # Python's own `hash` of a text differs from process to process.
-  digest = hashlib.sha256(text.encode()).digest()
-  share = int.from_bytes(digest[:8], "big") / 2**64
-  return "test" if share < test_fraction else "train"
+def begin(plan: plans.Plan) -> None:
+  """Makes the folder of the unfinished data set and says what it will be.
 
-
-def _identity(
-  jobs: Sequence[shards.Job],
-  excluded: dict[str, int],
-  settings: shards.Settings,
-) -> str:
-  """Returns a digest of inputs, weights and settings, not of their paths."""
-  # Folders may be moved or copied between two runs of the same command.
-  about = dataclasses.asdict(settings)
-  about["encoder"] = settings.encoder.identity()
-  inputs = [
-    [job.split, [dataclasses.astuple(item) for item in job.items]]
-    for job in jobs
-  ]
-  text = json.dumps([about, excluded, inputs], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _require_same(plan: Plan) -> None:
-  """Refuses a folder that holds, or began to hold, another data set."""
-  for path, what in (
-    (plan.folder / dataset.REPORT_FILE, "another data set"),
-    (plan.work / _PLAN_FILE, "another unfinished data set"),
-  ):
-    if not path.exists():
-      continue
-    if json.loads(path.read_text())["identity"] != plan.identity:
-      raise ValueError(
-        f"output: {str(path.parent)!r} is {what} (other inputs, encoders or"
-        " settings); give another folder, or delete that one."
-      )
-
-
-def _begin(plan: Plan) -> None:
-  """Makes the folder of the unfinished data set and says what it will be."""
+  Args:
+    plan: The plan.
+  """
   plan.work.mkdir(parents=True, exist_ok=True)
-  atomic.write_text(
-    plan.work / _PLAN_FILE, json.dumps(dict(identity=plan.identity)) + "\n"
-  )
+  about = dict(identity=plan.identity)
+  sealed_json.write(plan.work / shards.PLAN_FILE, about)
 
 
 def _report(
-  plan: Plan, counts: Counts, clips: collections.Counter[str]
+  plan: plans.Plan, counts: Counts, clips: collections.Counter[str]
 ) -> dict[str, Any]:
   """Returns what became of every input.
 
   The numbers add up: used + excluded + quarantined = inputs.
   """
   excluded = collections.Counter(plan.excluded)
-  quarantined = 0
+  changed = collections.Counter[str]()
   for count in counts.values():
     excluded.update(count.get("excluded", {}))
-    quarantined += len(count.get("quarantined", ()))
-  inputs = plan.num_items + sum(plan.excluded.values())
+    changed.update(count.get("changed", {}))
+  reasons = collections.Counter(
+    about["reason"] for about in _quarantined(plan, counts)
+  )
+  quarantined = reasons.total()
+  inputs = plan.num_items + sum(plan.excluded.values()) + len(plan.set_aside)
   sizes = plan.settings.sizes
   return {
     "identity": plan.identity,
@@ -271,6 +185,9 @@ def _report(
     "used": inputs - excluded.total() - quarantined,
     "excluded": dict(sorted(excluded.items())),
     "quarantined": quarantined,
+    "reasons": dict(reasons.most_common(_MAX_REASONS)),
+    "cut": sum(count.get("cut", 0) for count in counts.values()),
+    "changed": dict(sorted(changed.items())),
     "clips": {split: clips[split] for split in dataset.SPLITS},
     "latent_shape": sizes.latents,
     "text_width": sizes.text_width,
@@ -297,7 +214,7 @@ def _final_names(counts: Counts) -> dict[shards.Job, str]:
   return names | {null_text: dataset.NULL_TEXT_FILE}
 
 
-def _put_shards(plan: Plan, counts: Counts, staged: pathlib.Path) -> None:
+def _put_shards(plan: plans.Plan, counts: Counts, staged: pathlib.Path) -> None:
   """Puts shards and what TFDS wants to know of them into a folder."""
   names = _final_names(counts)
   for job, name in names.items():
@@ -328,13 +245,14 @@ def _put_shards(plan: Plan, counts: Counts, staged: pathlib.Path) -> None:
   )
 
 
-def _quarantine(counts: Counts) -> str:
+def _quarantined(plan: plans.Plan, counts: Counts) -> list[dict[str, Any]]:
+  """Returns index, name and reason of every input that could not be read."""
+  listed = [dataclasses.asdict(about) for about in plan.set_aside]
+  found = [x for count in counts.values() for x in count.get("quarantined", ())]
+  return sorted(listed + found, key=lambda about: about["index"])
+
+
+def _quarantine(plan: plans.Plan, counts: Counts) -> str:
   """Returns a line of JSON for every input that could not be read."""
-  lines = [
-    json.dumps(about, sort_keys=True)
-    for count in counts.values()
-    for about in sorted(
-      count.get("quarantined", ()), key=lambda about: about["index"]
-    )
-  ]
-  return "".join(line + "\n" for line in lines)
+  about = _quarantined(plan, counts)
+  return "".join(json.dumps(x, sort_keys=True) + "\n" for x in about)

@@ -8,18 +8,17 @@ and dropout are functions of seed and position, see `batching`.
 from collections.abc import Sequence
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import grain
 from jaxtyping import Float
 import numpy as np
-import tensorflow_datasets as tfds
 
 from videomla_jax.data import batching
 from videomla_jax.data import dataset
 from videomla_jax.data import example_shape
 from videomla_jax.data import record_files
+from videomla_jax.data import record_source
 
 # A clip has megabytes, which one thread could not read while training runs.
 _READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
@@ -97,16 +96,17 @@ def read_captions(
   """
   # Captions that training has not seen come first, if any were held out.
   root = dataset.locate(folder)
-  splits = tfds.builder_from_directory(root).info.splits
-  source = _open(root, "test" if "test" in splits else "train", {"latents"})
+  splits = record_source.open_builder(root).info.splits
+  split = "test" if "test" in splits else "train"
+  source = record_source.open_split(root, split, skipped={"latents"})
   found: dict[str, np.ndarray] = {}
   for i in range(len(source)):
     if len(found) == count:
       break
-    record, tokens = source[i], shapes.text[0]
-    text = record_files.unpack(record["text"], num_tokens=tokens)
+    record = source[i]
     # Clips of one video share its caption.
-    found.setdefault(record["caption"].decode(), text)
+    caption = record["caption"].decode("utf-8", "replace")
+    found.setdefault(caption, _unpacked(record, shapes))
   negative = record_files.unpack(
     dataset.read_null_text(root), num_tokens=shapes.text[0]
   )
@@ -127,7 +127,7 @@ def open_records(
     ValueError: If there is no such split.
   """
   root = dataset.locate(folder)
-  builder = tfds.builder_from_directory(root)
+  builder = record_source.open_builder(root)
   if split not in builder.info.splits:
     raise ValueError(
       f"data.root={str(folder)!r} has no clips in split {split!r}; prepare more"
@@ -135,20 +135,8 @@ def open_records(
       " eval.batches=0."
     )
   wanted = {"text"} | ({"latents"} if shapes.latents is not None else set())
-  return _open(root, split, set(builder.info.features) - wanted)
-
-
-def _open(
-  root: pathlib.Path, split: str, skipped: set[str]
-) -> Sequence[dict[str, Any]]:
-  """Opens a split of a data set and leaves some fields as they lie."""
-  builder = tfds.builder_from_directory(root)
-  # Latents are megabytes: they are not decoded where nobody wants them.
-  decoders = {
-    name: tfds.decode.SkipDecoding()
-    for name in skipped & set(builder.info.features)
-  }
-  return builder.as_data_source(split, decoders=decoders)
+  skipped = set(builder.info.features) - wanted
+  return record_source.open_split(root, split, skipped=skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +151,29 @@ class _Example(grain.transforms.RandomMap):
     self, element: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, np.ndarray]:
     """Returns the example of one record; Grain gives each its own rng."""
-    text = record_files.unpack(element["text"], num_tokens=self.shapes.text[0])
+    text = _unpacked(element, self.shapes)
     if rng.random() < self.prompt_dropout:
       text = self.negative
     example = {"text": text}
     if self.shapes.latents is not None:
-      example["latents"] = element["latents"][: self.shapes.latents[0]]
+      latents = element["latents"][: self.shapes.latents[0]]
+      if latents.shape != self.shapes.latents:
+        raise ValueError(
+          f"a record has latents of shape {latents.shape} in place of"
+          f" {self.shapes.latents}; make the data set again."
+        )
+      example["latents"] = latents
     return example
+
+
+def _unpacked(
+  element: dict[str, Any], shapes: example_shape.ExampleShape
+) -> Float[np.ndarray, "M E"]:
+  """Returns the padded text of a record, which must fit."""
+  text, (tokens, width) = element["text"], shapes.text
+  if text.shape[0] > tokens or text.shape[1] != width:
+    raise ValueError(
+      f"a record has a text of shape {text.shape}, which does not fit into"
+      f" {shapes.text}; make the data set again."
+    )
+  return record_files.unpack(text, num_tokens=tokens)

@@ -1,6 +1,8 @@
 """Files of records: how they are packed, named, written and shared."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
+import contextlib
 import os
 import pathlib
 import shutil
@@ -9,6 +11,8 @@ from array_record.python import array_record_module
 from jaxtyping import Float, UInt16
 import ml_dtypes
 import numpy as np
+
+from videomla_jax.data import disk
 
 
 def pack(text: Float[np.ndarray, "m E"]) -> UInt16[np.ndarray, "m E"]:
@@ -38,19 +42,36 @@ def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
   Args:
     path: File to write.
     records: Serialised records.
+
+  Raises:
+    OSError: If the disk takes no more.
   """
   # A group has one record, since records are read in random order.
   writer = array_record_module.ArrayRecordWriter(
     os.fspath(path), "group_size:1"
   )
   count = 0
+  closed = False
   try:
     for record in records:
-      writer.write(record)
+      _or_error(lambda record=record: writer.write(record))
       count += 1
+    closed = True
+    _or_error(writer.close)
   finally:
-    writer.close()
+    if not closed:
+      # What is written is thrown away, and so is what closing says of it.
+      with contextlib.suppress(RuntimeError):
+        writer.close()
   return count
+
+
+def _or_error(write: Callable[[], object]) -> None:
+  """Calls a function of the library, which knows one kind of error."""
+  try:
+    write()
+  except RuntimeError as error:
+    raise disk.error_of(str(error)) from error
 
 
 def file_name(split: str, index: int, count: int, *, dataset: str) -> str:

@@ -13,9 +13,9 @@ from jaxtyping import Float
 import numpy as np
 import tensorflow_datasets as tfds
 
-from videomla_jax.data import decode
 from videomla_jax.data import record_files
 from videomla_jax.data import table
+from videomla_jax.media import clips
 
 _SCORES = ("aesthetic_score", "motion_score", "temporal_consistency_score")
 
@@ -86,7 +86,7 @@ def clip_example(
   item: table.Item,
   text: Float[np.ndarray, "m E"],
   latents: Float[np.ndarray, "F H W C"],
-  facts: decode.Facts,
+  facts: clips.Facts,
   *,
   start: float | int,
 ) -> dict[str, Any]:

@@ -11,23 +11,30 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
-import json
+import io
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from videomla_jax.data import decode
+from videomla_jax.data import dataset
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
+from videomla_jax.data import ordinary_files
 from videomla_jax.data import record_files
 from videomla_jax.data import records
+from videomla_jax.data import sealed_json
 from videomla_jax.data import table
+from videomla_jax.media import clips
+from videomla_jax.media import files
 from videomla_jax.storage import atomic
 
 TOO_SHORT = "too short"
+PLAN_FILE = "plan.json"
+_MAX_COUNTS = 64 * ordinary_files.MIB
 NULL_TEXT = "null_text"  # "split" of the job that embeds the negative prompt
 
 
@@ -47,7 +54,7 @@ class Settings:
 
   encoder: encode.EncoderConfig
   sizes: records.RecordShape
-  clip: decode.ClipShape | None
+  clip: clips.ClipShape | None
   filters: filters_lib.Filters
   max_clips: int = 1
   negative_prompt: str = ""
@@ -86,8 +93,12 @@ class Job:
 
   @property
   def is_done(self) -> bool:
-    """Whether the shard is finished, which its file of counts tells."""
-    return self.counts.exists()
+    """Whether the shard is finished and whole; one that is not is made anew."""
+    try:
+      read_counts(self)
+    except ValueError:
+      return False
+    return True
 
   @property
   def _stem(self) -> str:
@@ -112,7 +123,7 @@ def run(job: Job, on_item: Callable[[], object] = lambda: None) -> None:
     with temporary.open("rb") as file:
       counts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     counts["bytes"] = temporary.stat().st_size
-  atomic.write_text(job.counts, json.dumps(counts, sort_keys=True) + "\n")
+  sealed_json.write(job.counts, counts)
 
 
 def read_counts(job: Job) -> dict[str, Any]:
@@ -125,13 +136,34 @@ def read_counts(job: Job) -> dict[str, Any]:
     ValueError: If the shard is damaged.
   """
   try:
-    counts = json.loads(job.counts.read_text())
-    size = job.data.stat().st_size
-  except (OSError, ValueError) as error:
-    raise _damaged(job, str(error)) from error
-  if size != counts["bytes"]:
-    raise _damaged(job, f"has {size} of {counts['bytes']} bytes")
+    counts = sealed_json.read(job.counts, limit=_MAX_COUNTS)
+  except ordinary_files.BadFile as error:
+    raise _damaged(job, f"its file of counts {error}") from error
+  reason = dataset.fault_of_shard(job.data, counts, digests=False)
+  if reason:
+    raise _damaged(job, f"it {reason}")
   return counts
+
+
+def faults(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Yields name and reason of each damaged file of an unfinished data set.
+
+  Args:
+    folder: Where an unfinished data set keeps its shards.
+  """
+  for path in sorted(folder.glob("*.json")):
+    try:
+      counts = sealed_json.read(path, limit=_MAX_COUNTS)
+    except ordinary_files.BadFile as error:
+      yield path.name, str(error)
+      continue
+    if path.name == PLAN_FILE:
+      continue
+    is_text = path.name.startswith(NULL_TEXT)
+    data = path.with_suffix(".npy" if is_text else ".array_record")
+    reason = dataset.fault_of_shard(data, counts, digests=True)
+    if reason:
+      yield data.name, reason
 
 
 def _damaged(job: Job, reason: str) -> ValueError:
@@ -148,9 +180,16 @@ def _make_null_text(
   del on_item
   encoder = encode.load(job.settings.encoder)
   (text,) = encoder.texts([job.settings.negative_prompt])
-  with path.open("wb") as file:
-    np.save(file, record_files.pack(text))
-  return {"clips": 0, "inputs": 0, "max_tokens": len(text)}
+  # NumPy hides what the disk says, so the bytes are written here.
+  file = io.BytesIO()
+  np.save(file, record_files.pack(text))
+  path.write_bytes(file.getvalue())
+  return {
+    "clips": 0,
+    "cut": encoder.num_cut([job.settings.negative_prompt]),
+    "inputs": 0,
+    "max_tokens": len(text),
+  }
 
 
 def _make_records(
@@ -158,17 +197,21 @@ def _make_records(
 ) -> dict[str, Any]:
   """Writes the records of a job; returns its counts."""
   encoder = encode.load(job.settings.encoder)
+  ends = _looked_at(job)
+  wanted = [number for number in range(len(job.items)) if number not in ends]
   # All texts come first, so that the text encoder and the VAE take turns only
-  # once.
-  texts = encoder.texts([item.caption for item in job.items])
+  # once; nobody reads those of inputs that have no clip.
+  captions = [job.items[number].caption for number in wanted]
+  texts = dict(zip(wanted, encoder.texts(captions), strict=True))
   excluded = collections.Counter[str]()
+  changed = collections.Counter[str]()
   quarantined: list[dict[str, Any]] = []
   feature = records.features(job.settings.sizes)
 
   def serialised() -> Iterator[bytes]:
-    for event in _one_ahead(_events(job)):
+    for event in _one_ahead(_events(job, ends)):
+      item = job.items[event.number]
       if event.frames is not None:
-        item = job.items[event.number]
         latents = encoder.latents(event.frames)
         yield feature.serialize_example(
           records.clip_example(
@@ -176,14 +219,13 @@ def _make_records(
           )
         )
         continue
+      changed.update(event.changed)
       if event.excluded:
         excluded[event.excluded] += 1
       elif event.unusable:
-        item = job.items[event.number]
         about = dict(index=item.index, video=item.video, reason=event.unusable)
         quarantined.append(about)
       elif job.settings.clip is None:
-        item = job.items[event.number]
         example = records.prompt_example(item, texts[event.number])
         yield feature.serialize_example(example)
       on_item()
@@ -191,9 +233,11 @@ def _make_records(
   num_records = record_files.write(path, serialised())
   return {
     "clips": num_records,
+    "cut": encoder.num_cut(captions),
+    "changed": dict(sorted(changed.items())),
     "excluded": dict(sorted(excluded.items())),
     "inputs": len(job.items),
-    "max_tokens": max(map(len, texts), default=0),
+    "max_tokens": max(map(len, texts.values()), default=0),
     "quarantined": quarantined,
   }
 
@@ -208,14 +252,16 @@ class _Event(NamedTuple):
     start: First second of the clip.
     excluded: Rule that the input fails, or empty.
     unusable: Reason why the file cannot be read, or empty.
+    changed: At the end of an input, kinds of change that its frames needed.
   """
 
   number: int
   frames: np.ndarray | None = None
-  facts: decode.Facts | None = None
+  facts: clips.Facts | None = None
   start: float = 0.0
   excluded: str = ""
   unusable: str = ""
+  changed: tuple[str, ...] = ()
 
 
 def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
@@ -228,12 +274,40 @@ def _one_ahead(events: Iterator[_Event]) -> Iterator[_Event]:
       yield event
 
 
-def _events(job: Job) -> Iterator[_Event]:
-  """Yields all clips of a job, and the end of every input."""
+def _looked_at(job: Job) -> dict[int, _Event]:
+  """Opens every file of a job; returns the ends of those without clips."""
+  if job.settings.clip is None:
+    return {}
+  if not pathlib.Path(job.videos).is_dir():
+    # A disk that is gone must not make all of its videos unreadable.
+    raise ValueError(
+      f"videos={job.videos!r} is no folder any more; bring it back and start"
+      " the same command again."
+    )
+  ends: dict[int, _Event] = {}
   for index, item in enumerate(job.items):
-    end = _Event(index)
+    try:
+      with _opened(job, item) as video:
+        rule = job.settings.filters.failure(_known(item, video.facts()))
+    except files.Unusable as error:
+      ends[index] = _Event(index, unusable=str(error))
+    else:
+      if rule is not None:
+        ends[index] = _Event(index, excluded=rule)
+  return ends
+
+
+def _events(job: Job, ends: dict[int, _Event]) -> Iterator[_Event]:
+  """Yields all clips of a job, and the end of every input.
+
+  Args:
+    job: The job.
+    ends: Ends of the inputs that have no clips, as is known already.
+  """
+  for index, item in enumerate(job.items):
+    end = ends.get(index, _Event(index))
     num_clips = 0
-    if job.settings.clip is not None:
+    if job.settings.clip is not None and index not in ends:
       try:
         for event in _clips(job, index, item):
           num_clips += event.frames is not None
@@ -241,37 +315,47 @@ def _events(job: Job) -> Iterator[_Event]:
             end = event
           else:
             yield event
-      except decode.UnusableVideo as error:
-        # Clips before the damage are good.
-        end = end if num_clips else _Event(index, unusable=str(error))
+      except files.Unusable as error:
+        end = _Event(index, unusable=str(error))
+        if num_clips:  # Clips before the damage are good.
+          end = _Event(index, changed=("damage",))
     yield end
 
 
+def _opened(
+  job: Job, item: table.Item
+) -> contextlib.AbstractContextManager[clips.Video]:
+  return clips.open_video(pathlib.Path(job.videos) / item.video)
+
+
+def _known(item: table.Item, facts: clips.Facts) -> dict[str, Any]:
+  """Returns what the rules are about: the file, or its segment."""
+  known = facts._asdict()
+  # The rules about length are about the segment, where there is one.
+  if item.start is not None and item.seconds is not None:
+    known["seconds"] = item.seconds
+  return known
+
+
 def _clips(job: Job, index: int, item: table.Item) -> Iterator[_Event]:
-  """Yields the clips of one input, or which rule it fails."""
+  """Yields the clips of one input, and its end."""
   shape = job.settings.clip
   assert shape is not None
   length = shape.num_frames / shape.fps
   start = item.start or 0.0
-  seconds = None if item.start is None else item.seconds
-  with decode.open_video(pathlib.Path(job.videos) / item.video) as video:
+  with _opened(job, item) as video:
     facts = video.facts()
-    # The rules about length are about the segment, where there is one.
-    known = facts._asdict()
-    if seconds is not None:
-      known["seconds"] = seconds
-    rule = job.settings.filters.failure(known)
-    if rule is not None:
-      yield _Event(index, excluded=rule)
-      return
-    count = 0
-    for frames in video.clips(
+    cut = video.clips(
       shape,
       start=start,
-      seconds=seconds,
+      seconds=None if item.start is None else item.seconds,
       max_clips=job.settings.max_clips,
-    ):
-      yield _Event(index, frames, facts, start + count * length)
-      count += 1
-    if not count:
+    )
+    num_clips = 0
+    for frames in cut:
+      yield _Event(index, frames, facts, start + num_clips * length)
+      num_clips += 1
+    if num_clips:
+      yield _Event(index, changed=video.changes.kinds)
+    else:
       yield _Event(index, excluded=TOO_SHORT)

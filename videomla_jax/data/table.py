@@ -3,38 +3,31 @@
 Tables have the columns of OpenVid-1M (arXiv:2407.02371): video, caption,
 aesthetic score, motion score, temporal consistency score, camera motion, frame,
 fps, seconds. Only the first two are needed. With a column `start` a row is a
-segment of its video, which begins at second `start` and lasts `seconds`.
+segment of its video, which begins at second `start` and lasts `seconds`, or
+ends at second `end`.
+
+What is wrong with one row concerns that row: it is set aside with the reason. A
+row whose video is not there is counted alone, since most people have a part of
+a data set.
 """
 
-from collections.abc import Iterable
+import collections
 from collections.abc import Mapping
-import csv
+from collections.abc import Sequence
 import dataclasses
-import itertools
-import math
 import os
 import pathlib
-import sys
-from typing import Any
 
-import pyarrow
-from pyarrow import parquet
+from videomla_jax.data import ordinary_files
+from videomla_jax.data import prompt_files
+from videomla_jax.data import table_files
+from videomla_jax.data import table_rows
+from videomla_jax.data import video_folder
 
 type PathLike = str | os.PathLike[str]
-type Cell = str | float | int | bool | None
-type Row = Mapping[str, Cell]  # by name of the column
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".m4v")
-_NUMBERS = (
-  "start",
-  "aesthetic_score",
-  "motion_score",
-  "temporal_consistency_score",
-  "frame",
-  "fps",
-  "seconds",
-)
-_TEXTS = ("video", "caption", "camera_motion")
+NO_FILE = "no such file"
+DUPLICATE = "duplicate"
 
 
 # A table may have a million rows, as OpenVid-1M has, and an item with slots is
@@ -71,6 +64,21 @@ class Item:
   seconds: float | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SetAside:
+  """An input that cannot be used.
+
+  Attributes:
+    index: Number of the row in the list, from 0.
+    video: What the list calls it.
+    reason: What is wrong, in a few words that many inputs may share.
+  """
+
+  index: int
+  video: str
+  reason: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
   """A list of items that was read.
@@ -79,15 +87,23 @@ class Table:
     items: Rows in the order of the source.
     columns: Fields of `Item` that the list has values of.
     source: Path of what was read, for messages.
+    excluded: Number of rows that are counted alone, by rule.
+    set_aside: Rows that cannot be used.
+    notes: Sentences about the list for the user.
   """
 
   items: tuple[Item, ...]
   columns: frozenset[str]
   source: str
+  excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  set_aside: tuple[SetAside, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def read_folder(folder: PathLike) -> Table:
   """Lists the videos below a folder; `a/b.mp4` has its caption in `a/b.txt`.
+
+  A video whose name or caption cannot be read is set aside.
 
   Args:
     folder: Folder of videos.
@@ -95,29 +111,34 @@ def read_folder(folder: PathLike) -> Table:
   Raises:
     ValueError: If there is no such folder or there are no videos in it.
   """
-  root = pathlib.Path(folder)
-  _require_folder(root)
-  paths = sorted(
-    path
-    for path in root.rglob("*")
-    if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
-  )
+  found = video_folder.VideoFolder(folder)
+  unusable = {
+    path: reason
+    for path, reason in found.unusable.items()
+    if video_folder.is_video(path) or video_folder.is_folder_reason(reason)
+  }
+  paths = sorted([*found.videos(), *unusable], key=lambda path: path.split("/"))
   if not paths:
     raise ValueError(
-      f"videos={str(root)!r} has no videos; put files ending in"
-      f" {', '.join(VIDEO_SUFFIXES)} there, each beside a .txt with its"
-      " caption, or give a table."
+      f"videos={str(folder)!r} has no videos; put files ending in"
+      f" {', '.join(video_folder.SUFFIXES)} there, each beside a .txt with its"
+      f" caption, or give a table.{_archives(found)}"
     )
-  items = tuple(
-    Item(
-      index=i,
-      video=path.relative_to(root).as_posix(),
-      caption=_sidecar(path.with_suffix(".txt")),
-    )
-    for i, path in enumerate(paths)
+  items, set_aside = [], []
+  for index, path in enumerate(paths):
+    try:
+      if path in unusable:
+        raise ordinary_files.BadFile(unusable[path])
+      items.append(Item(index=index, video=path, caption=_beside(found, path)))
+    except ordinary_files.BadFile as error:
+      about = SetAside(index=index, video=path, reason=str(error))
+      set_aside.append(about)
+  return Table(
+    items=tuple(items),
+    columns=frozenset({"video", "caption"}),
+    source=str(folder),
+    set_aside=tuple(set_aside),
   )
-  columns = frozenset({"video", "caption"})
-  return Table(items=items, columns=columns, source=str(root))
 
 
 def read_table(path: PathLike, *, videos: PathLike) -> Table:
@@ -126,32 +147,42 @@ def read_table(path: PathLike, *, videos: PathLike) -> Table:
   Args:
     path: File ending in .csv or .parquet; spaces, underscores and case in
       names of columns do not matter.
-    videos: Folder that the paths in column `video` start from.
+    videos: Folder that the paths in column `video` start from, see
+      `video_folder.VideoFolder.find`.
 
   Raises:
-    ValueError: If the file cannot be read or is empty, columns are missing, a
-      number is none, a path leads out of the folder, or none of the first
-      videos exists.
+    ValueError: If the file cannot be read or is empty, columns are missing,
+      none of the videos exists, or no row can be used.
   """
   path = pathlib.Path(path)
-  _require_folder(pathlib.Path(videos))
-  readers = {".csv": _read_csv, ".parquet": _read_parquet}
-  if path.suffix.lower() not in readers:
+  if path.suffix.lower() not in (".csv", ".parquet"):
     raise ValueError(
       f"table={str(path)!r} is of an unknown kind; give .csv or .parquet."
     )
+  folder = video_folder.VideoFolder(videos)
   try:
-    names, rows = readers[path.suffix.lower()](path)
-  except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as e:
+    file = table_files.open_table(path, is_header=table_rows.is_header)
+    try:
+      columns = table_rows.find_columns(path, file.names)
+      found = _Rows(folder, [*columns])
+      for index, row in enumerate(file.rows([*columns.values()])):
+        found.add(index, row)
+    finally:
+      file.close()
+  except ordinary_files.BadFile as error:
     raise ValueError(
-      f"table={str(path)!r} cannot be read ({e}); give a table in UTF-8."
-    ) from e
-  columns = _find_columns(path, names)
-  items = tuple(_item(path, i, row, columns) for i, row in enumerate(rows))
-  if not items:
-    raise ValueError(f"table={str(path)!r} has no rows; list some videos.")
-  _require_some_video(items, pathlib.Path(videos), path)
-  return Table(items=items, columns=frozenset(columns), source=str(path))
+      f"table={str(path)!r} cannot be read: it {error}; give a table in UTF-8"
+      " with the columns video and caption."
+    ) from error
+  found.check(path)
+  return Table(
+    items=tuple(found.items),
+    columns=frozenset(columns) & {f.name for f in dataclasses.fields(Item)},
+    source=str(path),
+    excluded=dict(found.excluded),
+    set_aside=tuple(found.set_aside),
+    notes=found.notes(path),
+  )
 
 
 def read_prompts(path: PathLike) -> Table:
@@ -163,16 +194,7 @@ def read_prompts(path: PathLike) -> Table:
   Raises:
     ValueError: If it cannot be read or has no prompts.
   """
-  try:
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(
-      f"prompts={str(path)!r} cannot be read ({error}); give a text file in"
-      " UTF-8 with one prompt per line."
-    ) from error
-  prompts = [line.strip() for line in lines if line.strip()]
-  if not prompts:
-    raise ValueError(f"prompts={str(path)!r} is empty; write one per line.")
+  prompts = prompt_files.read_prompts(path, field="prompts")
   return Table(
     items=tuple(Item(index=i, caption=p) for i, p in enumerate(prompts)),
     columns=frozenset({"caption"}),
@@ -180,123 +202,106 @@ def read_prompts(path: PathLike) -> Table:
   )
 
 
-def _sidecar(path: pathlib.Path) -> str:
-  """Returns the caption beside a video, empty if there is none."""
-  try:
-    return " ".join(path.read_text(encoding="utf-8").split())
-  except FileNotFoundError:
-    return ""
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(
-      f"caption {str(path)!r} cannot be read ({error}); write it in UTF-8."
-    ) from error
+class _Rows:
+  """Collects the rows of a table: to use, to count, and to set aside."""
 
+  def __init__(
+    self, folder: video_folder.VideoFolder, fields: Sequence[str]
+  ) -> None:
+    self.items: list[Item] = []
+    self.excluded = collections.Counter[str]()
+    self.set_aside: list[SetAside] = []
+    self._folder = folder
+    self._fields = fields
+    self._absent = ""  # a video that is not there
+    self._known: set[tuple[str, float | None]] = set()
 
-def _read_csv(path: pathlib.Path) -> tuple[list[str], Iterable[Row]]:
-  # Captions may be longer than the 128 kB that the module allows by default.
-  # The limit is a C long, which has 32 bits on some systems.
-  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-  # Spreadsheets write a byte order mark, which plain UTF-8 would keep.
-  with path.open(encoding="utf-8-sig", newline="") as file:
-    reader = csv.DictReader(file)
-    rows = list(reader)
-    return list(reader.fieldnames or []), rows
+  def add(self, index: int, row: table_files.Row) -> None:
+    """Takes one row.
 
+    Args:
+      index: Its number, from 0.
+      row: Its cells, in the order of the fields, or the reason why not.
+    """
+    named = ""
+    try:
+      if isinstance(row, str):
+        raise ordinary_files.BadFile(row)
+      cells = dict(zip(self._fields, row, strict=True))
+      named = table_rows.text(cells, "video")
+      video = self._folder.find(named) if named else None
+      if video is None:
+        self.excluded[NO_FILE] += 1
+        self._absent = self._absent or named
+        return
+      values = table_rows.values(cells)
+      key = (video, values.get("start"))
+      # Of a table that repeats one row for ever, one row is kept.
+      if key in self._known:
+        self.excluded[DUPLICATE] += 1
+        return
+      self._known.add(key)
+      self.items.append(Item(index=index, **values | {"video": video}))
+    except ordinary_files.BadFile as error:
+      about = SetAside(index=index, video=named[:300], reason=str(error))
+      self.set_aside.append(about)
 
-def _read_parquet(path: pathlib.Path) -> tuple[list[str], Iterable[Row]]:
-  with parquet.ParquetFile(path) as file:
-    names = list(file.schema_arrow.names)
-    wanted = [n for n in names if _normal(n) in _NUMBERS + _TEXTS]
-    return names, file.read(columns=wanted).to_pylist()
+  def check(self, path: pathlib.Path) -> None:
+    """Refuses a table of which nothing is left.
 
+    Args:
+      path: The table.
 
-def _normal(name: str) -> str:
-  return "_".join(name.lower().replace("_", " ").split())
-
-
-def _find_columns(path: pathlib.Path, names: list[str]) -> dict[str, str]:
-  """Returns the column of each field, or refuses the table."""
-  columns: dict[str, str] = {}
-  for name in names:
-    field = _normal(name or "")
-    if field in columns:
+    Raises:
+      ValueError: If so.
+    """
+    if self.items:
+      return
+    if self.set_aside:
+      first = self.set_aside[0]
       raise ValueError(
-        f"table={str(path)!r} has the column {field!r} twice; rename one."
+        f"table={str(path)!r} has no row that can be used, such as row"
+        f" {first.index + 1}, {first.video!r}: {first.reason}; correct it."
       )
-    if field in _NUMBERS + _TEXTS:
-      columns[field] = name
-  missing = [n for n in ("video", "caption") if n not in columns]
-  if missing:
-    raise ValueError(
-      f"table={str(path)!r} lacks the columns {missing} and has {names}; rename"
-      " its columns to video and caption."
-    )
-  return columns
+    if self.excluded[NO_FILE]:
+      raise ValueError(
+        f"videos={str(self._folder.root)!r} has none of the videos of"
+        f" {str(path)!r}, such as {self._absent!r}; give the folder that the"
+        f" paths start from.{_archives(self._folder)}"
+      )
+    raise ValueError(f"table={str(path)!r} has no rows; list some videos.")
 
+  def notes(self, path: pathlib.Path) -> tuple[str, ...]:
+    """Returns what the user should know about the table.
 
-def _item(
-  path: pathlib.Path, index: int, row: Row, columns: dict[str, str]
-) -> Item:
-  """Returns one row as an item."""
-  values: dict[str, Any] = {}
-  for field, name in columns.items():
-    if field in _TEXTS:
-      values[field] = str(row[name] or "").strip()
-    else:
-      values[field] = _number(path, index, name, row[name])
-  _require_inside(path, index, values)
-  return Item(index=index, **values)
-
-
-def _require_inside(
-  path: pathlib.Path, index: int, values: dict[str, Any]
-) -> None:
-  """Refuses paths out of the folder: the table may be anybody's."""
-  video = pathlib.PurePath(values["video"])
-  if video.is_absolute() or ".." in video.parts:
-    raise ValueError(
-      f"table={str(path)!r} has the video {str(video)!r} in row {index + 1},"
-      " which is not below the folder of videos; give paths from there."
-    )
-  start = values.get("start")
-  if start is not None and start < 0:
-    raise ValueError(
-      f"table={str(path)!r} has start={start} in row {index + 1}; segments"
-      " start at second 0 or later."
+    Args:
+      path: The table.
+    """
+    absent = self.excluded[NO_FILE]
+    if not absent:
+      return ()
+    total = len(self.items) + self.excluded.total() + len(self.set_aside)
+    return (
+      f"{path}: {absent} of {total} rows are left out, for their videos, such"
+      f" as {self._absent!r}, are not in"
+      f" {str(self._folder.root)!r}.{_archives(self._folder)}",
     )
 
 
-def _number(
-  path: pathlib.Path, index: int, name: str, value: Cell
-) -> float | None:
-  """Returns a number of the table, None if it is unknown."""
-  if value is None or value == "":
-    return None
+def _beside(folder: video_folder.VideoFolder, path: str) -> str:
+  """Returns the caption beside a video, empty if there is none."""
+  caption = (folder.root / path).with_suffix(".txt")
   try:
-    number = float(value)
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"table={str(path)!r} has {value!r} in row {index + 1} of column"
-      f" {name!r}, which holds numbers; correct it or leave it empty."
-    ) from error
-  # NaN is how tables of numbers say that one is unknown.
-  return number if math.isfinite(number) else None
+    return prompt_files.read_caption(caption)
+  except ordinary_files.BadFile as error:
+    raise ordinary_files.BadFile(f"caption {error}") from error
 
 
-def _require_folder(folder: pathlib.Path) -> None:
-  if not folder.is_dir():
-    raise ValueError(
-      f"videos={str(folder)!r} is no folder; give the folder of the videos."
-    )
-
-
-def _require_some_video(
-  items: tuple[Item, ...], folder: pathlib.Path, path: pathlib.Path
-) -> None:
-  """Refuses a wrong folder, in which none of the first videos exists."""
-  first = itertools.islice(items, 100)
-  if not any((folder / item.video).is_file() for item in first):
-    raise ValueError(
-      f"videos={str(folder)!r} has none of the first videos of {str(path)!r},"
-      f" such as {items[0].video!r}; give the folder that the paths start from."
-    )
+def _archives(folder: video_folder.VideoFolder) -> str:
+  """Says that archives lie in a folder that should be unpacked."""
+  if not folder.archives:
+    return ""
+  return (
+    f" It has {len(folder.archives)} archives, such as"
+    f" {min(folder.archives)!r}; unpack them."
+  )

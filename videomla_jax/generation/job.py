@@ -33,6 +33,7 @@ from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
 from videomla_jax.generation import unused
+from videomla_jax.media import fitting
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
@@ -51,8 +52,9 @@ class Job:
     sampler: How chunks are denoised.
     choice: The same in the words of a config, nothing left open.
     num_frames: Pixel frames of every video, given ones included.
-    given: All frames of the given picture or clip, resized; None if there is
-      neither.
+    given: The given picture, or the newest frames of the given clip, in the
+      form of the model's; None if there is neither.
+    given_changes: What was done to the given file, in sentences.
   """
 
   request: request_lib.Request
@@ -61,6 +63,7 @@ class Job:
   choice: sampler_choice.SamplerChoice
   num_frames: int
   given: UInt8[np.ndarray, "t h w c"] | None
+  given_changes: tuple[str, ...] = ()
 
   def embed(self, prompts: Sequence[str]) -> Text:
     """Embeds prompts, and with guidance as many negative ones after them."""
@@ -223,9 +226,39 @@ class Job:
     """Cuts the given frames to what the codec can encode."""
     if self.given is None:
       return None
-    return pipeline_lib.usable_clip(
-      self.given, pipeline, num_frames=self.num_frames
-    )
+    most, window = len(self.given), self.request.window
+    if most >= self.num_frames:
+      # The clip is at least as long as the video. What the window sees of it is
+      # kept, and room is left for a chunk, so that new frames follow its end.
+      stride = pipeline.codec.temporal_stride
+      visible = given_frames.visible_frames(window, stride=stride)
+      room = self.num_frames - window.chunk_frames * stride
+      most = max(1, min(visible, room))
+    return pipeline_lib.usable_clip(self.given, pipeline, most=most)
+
+  def describe_given(self, pipeline: pipeline_lib.Pipeline) -> list[str]:
+    """Says what was done to the given picture or clip.
+
+    Args:
+      pipeline: Gives the codec, which can encode some lengths only.
+
+    Returns:
+      One sentence per change, without a full stop.
+    """
+    frames = self._usable(pipeline)
+    if self.given is None or frames is None:
+      return []
+    sentences = [*self.given_changes]
+    if self.request.clip:
+      # A longer clip was cut while it was read, to as many frames as the video.
+      whole = len(self.given) < self.num_frames
+      of = f" of {len(self.given)}" if whole else ""
+      why = "" if whole else ", which is as long as the video or longer"
+      sentences.append(
+        f"the last {len(frames)}{of} frames of the clip{why} are continued by "
+        f"{self.num_frames - len(frames)} new ones"
+      )
+    return sentences
 
 
 def _check_sampler(
@@ -249,12 +282,18 @@ def _check_sampler(
     )
 
 
-def prepare(request: request_lib.Request, source: sources.Source) -> Job:
+def prepare(
+  request: request_lib.Request,
+  source: sources.Source,
+  *,
+  endless: bool = False,
+) -> Job:
   """Checks a request against its model and reads the given frames.
 
   Args:
     request: What is asked for.
     source: The model that `request.networks` names.
+    endless: Whether frames come for ever, whatever `request.seconds` says.
 
   Returns:
     The generation, ready to run.
@@ -272,19 +311,30 @@ def prepare(request: request_lib.Request, source: sources.Source) -> Job:
   # What is settled is resolved to itself.
   sampler = choice.resolve(shift=source.shift, distilled=source.distilled)
   _check_sampler(request, sampler)
+  num_frames = request_lib.count_frames(request.seconds, source.fps)
   height, width = source.pixels
   given = given_frames.read_given(
     image=request.image,
     clip=request.clip,
-    height=height,
-    width=width,
-    channels=source.pixel_channels,
+    shape=fitting.FrameShape(
+      height=height, width=width, channels=source.pixel_channels
+    ),
+    fps=source.fps,
+    most=None if endless else num_frames,
   )
+  if given is not None and endless:
+    num_frames = len(given.frames) + 1  # Nothing is cut to a length.
+  if given is not None and num_frames < 2:
+    raise ValueError(
+      f"seconds={request.seconds} is one frame, and that one is given; ask for "
+      "more."
+    )
   return Job(
     request=request,
     source=source,
     sampler=sampler,
     choice=choice,
-    num_frames=request_lib.count_frames(request.seconds, source.fps),
-    given=given,
+    num_frames=num_frames,
+    given=None if given is None else given.frames,
+    given_changes=() if given is None else given.changes,
   )

@@ -250,10 +250,14 @@ def stream(
   endless = seconds is None
   # Any length will do for an endless video: nothing is cut to it.
   length = 1.0 if seconds is None else seconds
-  job = _job(model, prompts, seconds=length, mode="causal", options=options)
-  if endless and job.given is not None:
-    # An endless video continues the end of a clip, however long that is.
-    job = dataclasses.replace(job, num_frames=len(job.given))
+  job = _job(
+    model,
+    prompts,
+    seconds=length,
+    mode="causal",
+    options=options,
+    endless=endless,
+  )
   return VideoStream(job, model.pipeline, endless=endless)
 
 
@@ -269,6 +273,7 @@ def _job(
   seconds: float | int,
   mode: str,
   options: Options,
+  endless: bool = False,
 ) -> job_lib.Job:
   """Reads arguments as a config is read, and checks them against the model."""
   # Names of `load` are known to a request, too, but come too late here.
@@ -291,4 +296,4 @@ def _job(
   request = config_reader.read(request_lib.Request, values)
   # Only the name went through the reader; the model was opened with more.
   request = dataclasses.replace(request, networks=model.networks)
-  return job_lib.prepare(request, model.source)
+  return job_lib.prepare(request, model.source, endless=endless)

@@ -18,6 +18,8 @@ from jaxtyping import UInt8
 import numpy as np
 
 from videomla_jax.generation import pixels
+from videomla_jax.media import clips
+from videomla_jax.media import files
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 
@@ -259,17 +261,16 @@ def read_mp4(
     ValueError: If the file is missing or no video.
   """
   try:
-    with av.open(str(path)) as container:
-      stream = container.streams.video[0]
-      frames = [x.to_ndarray(format="rgb24") for x in container.decode(stream)]
-      rate = stream.average_rate
-  except (av.error.FFmpegError, OSError, IndexError) as error:
+    with clips.open_video(path) as video:
+      rate = video.facts().fps
+      frames = np.stack([*video.stored()])
+  except files.Unusable as error:
     raise ValueError(
       f"video {str(path)!r} cannot be read ({error}); give an MP4 file."
     ) from error
-  if not frames or rate is None:
-    raise ValueError(f"video {str(path)!r} holds no frames; write it again.")
-  return np.stack(frames), float(rate)
+  if rate is None:
+    raise ValueError(f"video {str(path)!r} has no frame rate; write it again.")
+  return frames, rate
 
 
 def _to_yuv420(

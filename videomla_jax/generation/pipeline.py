@@ -94,7 +94,7 @@ class Decoder:
 
 
 def usable_clip(
-  given: UInt8[np.ndarray, "T h w c"], pipeline: Pipeline, *, num_frames: int
+  given: UInt8[np.ndarray, "T h w c"], pipeline: Pipeline, *, most: int
 ) -> UInt8[np.ndarray, "t h w c"]:
   """Cuts a given clip to frames that the codec can encode.
 
@@ -104,8 +104,8 @@ def usable_clip(
   Args:
     given: First frames of a video.
     pipeline: Gives the codec.
-    num_frames: Frames of the video, to which the clip is cut first.
+    most: Most frames that are used, at least 1.
   """
-  given = given[:num_frames]
+  given = given[-most:]
   # What is dropped is what one frame and whole strides leave over.
   return given[(len(given) - 1) % pipeline.codec.temporal_stride :]

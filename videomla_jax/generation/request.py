@@ -8,7 +8,7 @@ fields and no config. The fields have the names of the keys in
 import dataclasses
 import math
 
-from videomla_jax.data import prompts_file
+from videomla_jax.data import prompt_files
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.models import window as window_lib
@@ -114,7 +114,7 @@ class Request:
   def __post_init__(self) -> None:
     # What no model could do is refused before any model is opened.
     if self.prompts_file:
-      listed = prompts_file.read(self.prompts_file)
+      listed = tuple(prompt_files.read_prompts(self.prompts_file))
       # A frozen dataclass is completed in its constructor only.
       object.__setattr__(self, "prompts", listed)
       object.__setattr__(self, "prompts_file", "")

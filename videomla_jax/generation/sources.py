@@ -185,6 +185,7 @@ def open_small(path: str | os.PathLike[str]) -> SmallSource:
   model = model_lib.load(folder)
   about = model_folder.read_config(folder)
   # A model that `convert` made has no stage of training.
-  stage = about.get("training", {}).get("stage", "")
-  distilled = about.get("distilled", stage in _DISTILLED)
+  training = about.get("training")
+  stage = training.get("stage") if isinstance(training, dict) else None
+  distilled = bool(about.get("distilled", stage in _DISTILLED))
   return SmallSource(model=model, distilled=distilled)

@@ -79,7 +79,7 @@ class WanSource:
     tokenizer = self.tokenizer()
     if tokenizer is None:
       return {}
-    counts = {prompt: tokenizer.count(prompt) for prompt in prompts}
+    counts = {prompt: tokenizer.num_tokens(prompt) for prompt in prompts}
     return {p: n for p, n in counts.items() if n > tokenizer.max_tokens}
 
   def embed(

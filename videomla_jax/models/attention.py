@@ -1,4 +1,4 @@
-"""Self-attention, dense or latent behind one interface, and cross-attention.
+"""Self-attention, dense or latent behind one interface.
 
 Self-attention has two steps, which training, rollout and given frames share:
 
@@ -27,6 +27,10 @@ from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import types
+from videomla_jax.storage import plain_config
+
+# Frequencies of the positional key, docs/method.md, section 3.1.
+LADDERS = ("wan", "fresh")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,11 @@ class AttentionConfig:
     d_rope: Channels of the shared positional key, which is cached (latent
       attention).
     d_q: Channels of the query latent, which is never cached (latent attention).
+    rope_ladder: Frequencies of the positional key (latent attention): "wan"
+      takes the highest of each axis of Wan's, as the paper does; "fresh" has a
+      ladder of its own for the fewer channels, as the first code had.
+    down_bias: Whether the projections to both latents have biases (latent
+      attention), as some checkpoints have.
     form: Order of the products, see `api.latent_attention`.
     implementation: Name in the table of `api`; None takes the best one that
       runs.
@@ -52,6 +61,8 @@ class AttentionConfig:
   d_c: int = 192
   d_rope: int = 32
   d_q: int = 768
+  rope_ladder: str = "wan"
+  down_bias: bool = False
   form: types.Form = "auto"
   implementation: str | None = None
 
@@ -61,6 +72,8 @@ class AttentionConfig:
         f"attention.kind={self.kind!r} is unknown; use one of "
         f"{sorted(SELF_ATTENTION)}."
       )
+    sizes = ("width", "num_heads", "d_c", "d_rope", "d_q")
+    plain_config.check_range(self, **dict.fromkeys(sizes, (1, 2**16)))
     if self.width % self.num_heads:
       raise ValueError(
         f"attention.num_heads={self.num_heads} must divide "
@@ -71,6 +84,20 @@ class AttentionConfig:
         f"attention.d_rope={self.d_rope} must be below the head dim "
         f"{self.head_dim}, since content takes the rest of the head."
       )
+    self._check_ladder()
+
+  def _check_ladder(self) -> None:
+    if self.rope_ladder not in LADDERS:
+      raise ValueError(
+        f"attention.rope_ladder={self.rope_ladder!r} is unknown; use one of "
+        f"{list(LADDERS)}."
+      )
+    if self.kind == "dense" and self.rope_ladder != "wan":
+      raise ValueError(
+        f"attention.rope_ladder={self.rope_ladder!r} is of latent attention, "
+        "but kind='dense'; use 'wan'."
+      )
+    self.bands  # noqa: B018  Refuses sizes that the axes cannot share.
 
   @property
   def head_dim(self) -> int:
@@ -85,6 +112,9 @@ class AttentionConfig:
   @property
   def bands(self) -> rope.Bands:
     """Frequencies by which the positional channels are rotated."""
+    if self.rope_ladder == "fresh":
+      # Wan's own rule, for a head that has the positional channels only.
+      return rope.wan_bands(self.d_rope)
     dim = self.head_dim if self.kind == "dense" else self.d_rope
     return rope.wan_bands(self.head_dim, rope_dim=dim)
 
@@ -233,6 +263,7 @@ class LatentSelfAttention(nnx.Module):
   the content latent is cached after it. Queries and the positional key have
   biases, since Wan's have. Content keys and values have none: a bias of keys
   cannot change a softmax, and one of values is a bias of the output projection.
+  The latents have biases if `down_bias` says so.
   """
 
   def __init__(
@@ -244,9 +275,9 @@ class LatentSelfAttention(nnx.Module):
     def linear(inputs: int, outputs: int, bias: bool) -> nnx.Linear:
       return layers.linear(inputs, outputs, dtype=dtype, rngs=rngs, bias=bias)
 
-    self.w_dkv = linear(width, config.d_c, False)
+    self.w_dkv = linear(width, config.d_c, config.down_bias)
     self.w_kr = linear(width, config.d_rope, True)
-    self.w_dq = linear(width, config.d_q, False)
+    self.w_dq = linear(width, config.d_q, config.down_bias)
     self.w_uk = linear(config.d_c, heads * config.d_nope, False)
     self.w_uv = linear(config.d_c, heads * config.head_dim, False)
     self.w_uq = linear(config.d_q, heads * config.d_nope, True)
@@ -352,49 +383,6 @@ class LatentSelfAttention(nnx.Module):
       for w in (self.w_uk, self.w_uv)
     )
     return types.UpProjections(key, value)
-
-
-class CrossAttention(nnx.Module):
-  """Attention from video tokens to text tokens: RMSNorm, no RoPE, no mask."""
-
-  def __init__(
-    self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-  ) -> None:
-    self.num_heads = num_heads
-    self.query, self.key, self.value, self.out = (
-      layers.linear(width, width, dtype=dtype, rngs=rngs) for _ in range(4)
-    )
-    self.query_norm = layers.RMSNorm(width)
-    self.key_norm = layers.RMSNorm(width)
-
-  def __call__(
-    self, x: Float[Array, "B G T P E"], text: Float[Array, "B M E"]
-  ) -> Float[Array, "B G T P E"]:
-    """Attends from every video token to every text token.
-
-    Padding is seen as well: its embedding is that of zeros, as in Wan.
-    """
-    query = self.query_norm(self.query(x))
-    key = self.key_norm(self.key(text))
-    query, key, value = (
-      y.reshape(*y.shape[:-1], self.num_heads, -1)
-      for y in (query, key, self.value(text))
-    )
-
-    def run(query: Array, key: Array, value: Array) -> Array:
-      out = api.dense_attention(
-        rearrange(query, "B G T P N D -> B (G T P) N D"),
-        key,
-        value,
-        jnp.ones((key.shape[0], 1), bool),
-        scale=1 / math.sqrt(query.shape[-1]),
-      )
-      return out.reshape(query.shape)
-
-    out = sharding.per_device(
-      run, ("chunk_queries", query), ("text_keys", key), ("text_keys", value)
-    )
-    return self.out(out.reshape(x.shape))
 
 
 SELF_ATTENTION = {"dense": DenseSelfAttention, "latent": LatentSelfAttention}

@@ -181,12 +181,12 @@ def config_at(path: PathLike) -> Config:
   """
   about = model_folder.read_config(pathlib.Path(path))
   architecture = about.get("architecture", "video model")
-  if architecture not in ARCHITECTURES:
+  if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
     raise ValueError(
-      f"checkpoint={str(path)!r} holds a {architecture!r}; give a folder that "
-      "convert wrote."
+      f"checkpoint={str(path)!r} holds a {architecture!r:.80}; give a folder "
+      "that convert wrote."
     )
-  return ARCHITECTURES[architecture].config.from_dict(about["config"])
+  return ARCHITECTURES[architecture].config.from_dict(about.get("config"))
 
 
 @overload
@@ -239,21 +239,22 @@ def load(
   Raises:
     ValueError: If the folder is missing, damaged or holds something else.
   """
-  # The arrays are checked byte by byte before a network is built from them.
-  arrays, about = model_folder.load_model_state(path)
+  about = model_folder.read_config(path)
   found = about.get("architecture", "video model")
-  row = ARCHITECTURES.get(found)
+  row = ARCHITECTURES.get(found) if isinstance(found, str) else None
   if row is None or needed not in (found, row.component):
     raise ValueError(
-      f"checkpoint={str(path)!r} holds a {found!r} where a {needed!r} is "
+      f"checkpoint={str(path)!r} holds a {found!r:.80} where a {needed!r} is "
       "needed; give the folder that convert wrote for it."
     )
-  sizes: Any = row.config.from_dict(about["config"])
+  sizes: Any = row.config.from_dict(about.get("config"))
   config = dataclasses.replace(sizes, **changes)
   # The network is made of shapes: random weights would take its memory twice.
   model = nnx.eval_shape(lambda: row.module(config, rngs=nnx.Rngs(0)))
   if half_weights:
     halve(model)
+  # What is there is compared with what the network needs before it is read.
+  arrays, _ = model_folder.load_model_state(path, model=model)
   model_folder.update_model(model, arrays)
   return model
 

@@ -85,11 +85,13 @@ class Tokenizer:
     """Number of different token ids."""
     return self._pieces.vocab_size()
 
-  def count(self, text: str) -> int:
-    """Returns how many ids a text has, `</s>` included, if none is cut off.
+  def num_tokens(self, text: str) -> int:
+    """Returns the tokens of a whole text, `</s>` included.
+
+    More than `max_tokens` are not kept, which users are told.
 
     Args:
-      text: Text as the user wrote it.
+      text: A text as the user wrote it.
     """
     return len(self._pieces.encode(clean(text))) + 1
 

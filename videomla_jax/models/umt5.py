@@ -53,6 +53,17 @@ class Umt5Config(plain_config.PlainConfig):
   dtype: str = "bfloat16"
   param_dtype: str = "bfloat16"
 
+  def __post_init__(self) -> None:
+    sizes = ("width", "num_heads", "head_dim", "ffn_width", "num_buckets")
+    plain_config.check_range(
+      self,
+      vocabulary=(1, 2**20),
+      num_layers=(1, 512),
+      max_distance=(1, 2**20),
+      **dict.fromkeys(sizes, (1, 2**16)),
+    )
+    plain_config.check_dtype(self, "dtype", "param_dtype")
+
 
 def umt5_xxl(**changes: Any) -> Umt5Config:
   """Returns the encoder of Wan2.1, which has 5,680,910,336 parameters.

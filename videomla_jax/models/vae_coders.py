@@ -22,6 +22,9 @@ from videomla_jax.storage import plain_config
 Video = Float[Array, "B T H W C"]
 
 
+_MAX_RESOLUTIONS = 8  # that of Wan2.1 has 4
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeConfig(plain_config.PlainConfig):
   """Describes a VAE: its layers, and what its latents are.
@@ -49,6 +52,21 @@ class VaeConfig(plain_config.PlainConfig):
   dtype: str = "float32"
 
   def __post_init__(self) -> None:
+    plain_config.check_range(
+      self,
+      width=(1, 2**14),
+      channels=(1, 2**14),
+      multipliers=(1, 64),
+      num_blocks=(1, 64),
+      mean=(-1e6, 1e6),
+      std=(1e-6, 1e6),
+    )
+    plain_config.check_dtype(self, "dtype")
+    if not 0 < len(self.multipliers) <= _MAX_RESOLUTIONS:
+      raise ValueError(
+        f"vae.multipliers={self.multipliers} must have 1 to {_MAX_RESOLUTIONS} "
+        "entries."
+      )
     if len(self.temporal) != len(self.multipliers) - 1:
       raise ValueError(
         f"vae.temporal={self.temporal} must have one entry per halving, "

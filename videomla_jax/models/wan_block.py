@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
 
+from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, PyTree
 
 from videomla_jax import sharding
@@ -13,6 +16,7 @@ from videomla_jax.models import attention
 from videomla_jax.models import feed_forward
 from videomla_jax.models import layers
 from videomla_jax.models import wan_config
+from videomla_jax.ops.latent_attention import api
 
 # (own entries [B G T P ...], the layer's history [B slots P ...]) -> the
 # entries that each chunk attends to, a list whose frames [B G . P ...] add up
@@ -54,6 +58,49 @@ def _merge(x: Array) -> Array:
   return x.reshape(-1, *x.shape[2:])
 
 
+class CrossAttention(nnx.Module):
+  """Attention from video tokens to text tokens: RMSNorm, no RoPE, no mask."""
+
+  def __init__(
+    self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ) -> None:
+    self.num_heads = num_heads
+    self.query, self.key, self.value, self.out = (
+      layers.linear(width, width, dtype=dtype, rngs=rngs) for _ in range(4)
+    )
+    self.query_norm = layers.RMSNorm(width)
+    self.key_norm = layers.RMSNorm(width)
+
+  def __call__(
+    self, x: Float[Array, "B G T P E"], text: Float[Array, "B M E"]
+  ) -> Float[Array, "B G T P E"]:
+    """Attends from every video token to every text token.
+
+    Padding is seen as well: its embedding is that of zeros, as in Wan.
+    """
+    query = self.query_norm(self.query(x))
+    key = self.key_norm(self.key(text))
+    query, key, value = (
+      y.reshape(*y.shape[:-1], self.num_heads, -1)
+      for y in (query, key, self.value(text))
+    )
+
+    def run(query: Array, key: Array, value: Array) -> Array:
+      out = api.dense_attention(
+        rearrange(query, "B G T P N D -> B (G T P) N D"),
+        key,
+        value,
+        jnp.ones((key.shape[0], 1), bool),
+        scale=1 / math.sqrt(query.shape[-1]),
+      )
+      return out.reshape(query.shape)
+
+    out = sharding.per_device(
+      run, ("chunk_queries", query), ("text_keys", key), ("text_keys", value)
+    )
+    return self.out(out.reshape(x.shape))
+
+
 class Block(nnx.Module):
   """One block of the network, docs/method.md, section 2.5."""
 
@@ -63,7 +110,7 @@ class Block(nnx.Module):
     kind = attention.SELF_ATTENTION[config.attention.kind]
     self.self_attention = kind(config.attention, dtype=dtype, rngs=rngs)
     self.cross_norm = layers.AffineLayerNorm(width)
-    self.cross_attention = attention.CrossAttention(
+    self.cross_attention = CrossAttention(
       width, config.attention.num_heads, dtype=dtype, rngs=rngs
     )
     sizes = (width, config.ffn_width, width)

@@ -8,6 +8,9 @@ from videomla_jax.storage import plain_config
 
 MAX_TIMESTEP = 1000.0  # what the network is told at pure noise; 0 is clean
 
+# Fields of `AttentionConfig` that a size may change.
+_SIZES = ("d_c", "d_rope", "d_q", "rope_ladder")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanConfig(plain_config.PlainConfig):
@@ -45,6 +48,17 @@ class WanConfig(plain_config.PlainConfig):
   remat: bool = False
   scan_blocks: bool = True
 
+  def __post_init__(self) -> None:
+    sizes = ("ffn_width", "channels", "freq_dim", "text_dim", "text_tokens")
+    plain_config.check_range(
+      self,
+      num_layers=(1, 512),
+      patch=(1, 64),
+      learned_grid=(1, 2**12),
+      **dict.fromkeys(sizes, (1, 2**20)),
+    )
+    plain_config.check_dtype(self, "dtype")
+
   @property
   def width(self) -> int:
     """Channels E of a token, the model width."""
@@ -57,7 +71,7 @@ def wan_1p3b(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
     kind=kind,
     width=1536,
     num_heads=12,
-    **{k: kwargs.pop(k) for k in ("d_c", "d_rope", "d_q") if k in kwargs},
+    **{k: kwargs.pop(k) for k in _SIZES if k in kwargs},
   )
   return WanConfig(attention=sizes, num_layers=30, ffn_width=8960, **kwargs)
 
@@ -71,11 +85,22 @@ def wan_14b(*, kind: str = "dense", **kwargs: Any) -> WanConfig:
 
 
 def small(
-  *, kind: str = "latent", d_c: int = 16, d_rope: int = 8, **kwargs: Any
+  *,
+  kind: str = "latent",
+  d_c: int = 16,
+  d_rope: int = 8,
+  rope_ladder: str = "wan",
+  **kwargs: Any,
 ) -> WanConfig:
   """Returns the small world's network, latents in the paper's proportions."""
   sizes = attention.AttentionConfig(
-    kind=kind, width=128, num_heads=4, d_c=d_c, d_rope=d_rope, d_q=64
+    kind=kind,
+    width=128,
+    num_heads=4,
+    d_c=d_c,
+    d_rope=d_rope,
+    d_q=64,
+    rope_ladder=rope_ladder,
   )
   # Unrolled float32 blocks run fastest on a CPU, where this network lives.
   values = dict(

@@ -43,6 +43,7 @@ class VideoModelConfig(plain_config.PlainConfig):
     window: Sink, local and chunk frames in training.
     d_c: Channels of the content latent; None takes those of the size.
     d_rope: Channels of the positional key; None takes those of the size.
+    rope_ladder: Frequencies of the positional key, see `AttentionConfig`.
   """
 
   remedy = "retrain or use the version that wrote the checkpoint"
@@ -57,6 +58,7 @@ class VideoModelConfig(plain_config.PlainConfig):
   window: window_lib.Window
   d_c: int | None = None
   d_rope: int | None = None
+  rope_ladder: str = "wan"
 
   def __post_init__(self) -> None:
     if self.size not in wan_config.SIZES:
@@ -64,13 +66,30 @@ class VideoModelConfig(plain_config.PlainConfig):
         f"model.size={self.size!r} is unknown; use one of "
         f"{sorted(wan_config.SIZES)}."
       )
+    plain_config.check_range(
+      self,
+      vocabulary=(1, 2**20),
+      latent_height=(1, 2**12),
+      latent_width=(1, 2**12),
+      fps=(0.1, 240),
+      shift=(1e-3, 1e3),
+    )
+    grid, patch = self.network.learned_grid, self.network.patch
+    latent = self.latent_height, self.latent_width
+    if grid is not None and latent != (grid[0] * patch, grid[1] * patch):
+      raise ValueError(
+        f"latent_height and latent_width are {latent} but size={self.size!r} "
+        f"has a grid of {grid} tokens of {patch} x {patch}."
+      )
 
   @property
   def network(self) -> wan_config.WanConfig:
     """Config of the DiT that has this size and kind."""
     changes = dict(d_c=self.d_c, d_rope=self.d_rope)
     sizes = {name: size for name, size in changes.items() if size is not None}
-    return wan_config.SIZES[self.size](kind=self.kind, **sizes)
+    return wan_config.SIZES[self.size](
+      kind=self.kind, rope_ladder=self.rope_ladder, **sizes
+    )
 
 
 class WordEncoder(nnx.Module):
@@ -227,15 +246,22 @@ def load(path: str | os.PathLike[str]) -> VideoModel:
   Raises:
     ValueError: If the directory is missing, damaged or of another model.
   """
-  arrays, config = model_folder.load_model_state(checkpoint_path(path))
+  folder = checkpoint_path(path)
+  config = model_folder.read_config(folder)
   if "model" not in config:
     raise ValueError(
       f"checkpoint={str(path)!r} has no model config; give the folder of a "
       "video model."
     )
   model_config = VideoModelConfig.from_dict(config["model"])
+  if model_config.vocabulary < prompts.vocabulary_size():
+    raise ValueError(
+      f"checkpoint={str(path)!r} knows {model_config.vocabulary} words but the "
+      f"prompts have {prompts.vocabulary_size()}; {model_config.remedy}."
+    )
   # Only shapes are needed, since the arrays are those of the file.
   model = nnx.eval_shape(lambda: VideoModel(model_config, rngs=nnx.Rngs(0)))
+  arrays, _ = model_folder.load_model_state(folder, model=model)
   model_folder.update_model(model, arrays)
   return model
 

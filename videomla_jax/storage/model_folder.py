@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
-import orbax.checkpoint as ocp
 
 from videomla_jax.storage import atomic
+from videomla_jax.storage import orbax_local
 from videomla_jax.storage import state_digests
 from videomla_jax.storage import temporary_names
 from videomla_jax.storage import tree_names
@@ -30,7 +30,15 @@ Arrays = dict[str, PyTree]  # nested dictionaries of arrays
 CONFIG = "config.json"
 DIGESTS = "sha256.json"
 PARAMS = "params"
+# Trained weights hardly get smaller when they are compressed. Only constant
+# arrays do, which are small ones such as biases.
+_RATIO = 16
+_SLACK = 64 * 2**20
 _MAKE_AGAIN = "restore it from git, or train and save the model again"
+
+
+class MismatchError(ValueError):
+  """The arrays are not those of the model; nothing of them was read."""
 
 
 def save_model(
@@ -66,7 +74,7 @@ def save_model(
   with replacing(path) as temporary:
     # One database instead of a file per array keeps a shipped model to a
     # handful of files.
-    with local_checkpointer(use_ocdbt=True) as checkpointer:
+    with orbax_local.checkpointer(use_ocdbt=True) as checkpointer:
       checkpointer.save(temporary / PARAMS, arrays)
     finish_folder(temporary, config)
 
@@ -117,29 +125,6 @@ def check_finite(name: str, value: np.ndarray) -> None:
     )
 
 
-def local_checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
-  """Makes a checkpointer of this process, which does not wait for the others.
-
-  One of several processes may save a model, and each may load one. Orbax waits
-  for all processes otherwise, for ever.
-
-  Args:
-    use_ocdbt: Whether all arrays go into one database; a folder each otherwise.
-  """
-  options = ocp.options.MultiprocessingOptions()
-  if jax.process_count() > 1:
-    index = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
-      primary_host=index,
-      active_processes={index},
-      barrier_sync_key_prefix=f"process_{index}",
-    )
-  handler = ocp.PyTreeCheckpointHandler(
-    use_ocdbt=use_ocdbt, multiprocessing_options=options
-  )
-  return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
 def config_text(config: Json) -> str:
   """Returns the text of `config.json`.
 
@@ -172,27 +157,38 @@ def finish_folder(folder: pathlib.Path, config: Json) -> None:
 
 
 def load_model_state(
-  path: str | os.PathLike[str],
+  path: str | os.PathLike[str], *, model: nnx.Module | None = None
 ) -> tuple[Arrays, Json]:
   """Reads what `save_model` wrote, after checking every byte of it.
 
   Args:
     path: Directory of one model.
+    model: Module that the arrays are for, which may be abstract. With it, other
+      arrays are refused before any of them is read.
 
   Returns:
     Nested dictionary of arrays with string keys, in the types in which they are
     stored, and the config. `update_model` puts the arrays into a module.
 
   Raises:
-    ValueError: If the directory is missing, incomplete or damaged.
+    ValueError: If the directory is missing, incomplete or damaged, or of
+      another model.
   """
   path = pathlib.Path(path).absolute()
   config = check_folder(path)
+  # A platform that does not start is no fault of the folder.
+  jax.local_devices()
   try:
-    return _restore_arrays(path / PARAMS), config
-  # The digests are right, so it is of another kind. A platform that is missing
-  # raises RuntimeError, which has nothing to do with the folder.
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    with orbax_local.checkpointer(use_ocdbt=True) as checkpointer:
+      arrays = orbax_local.described(checkpointer, path / PARAMS)
+      if model is not None:
+        _check_fits(model, {n: tuple(x.shape) for n, x in arrays.items()})
+      _check_bytes(path, arrays)
+      return orbax_local.restore(checkpointer, path / PARAMS), config
+  except MismatchError:
+    raise
+  # The digests are right, so it is of another kind; libraries raise many.
+  except Exception as error:
     raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
 
 
@@ -248,10 +244,18 @@ def problems(path: pathlib.Path) -> Iterator[tuple[str, str]]:
   if CONFIG not in digests:
     yield DIGESTS, f"has an incomplete file {DIGESTS!r}"
   for name, digest in digests.items():
-    if not (path / name).is_file():
+    # Anybody may have written the list, and it must not make us read elsewhere.
+    if not _is_inside(name):
+      yield DIGESTS, f"lists {name[:80]!r}, which is outside of it,"
+    elif not (path / name).is_file():
       yield name, f"lacks the file {name!r}"
     elif state_digests.sha256(path / name) != digest:
       yield name, f"has a file {name!r} with the wrong checksum"
+  # A file that nobody wrote could stand for an array, or for a part of one.
+  for file in sorted((path / PARAMS).rglob("*")):
+    name = file.relative_to(path).as_posix()
+    if not file.is_dir() and name not in digests:
+      yield name, f"has a file {name!r} that nobody listed"
 
 
 def is_model_folder(path: str | os.PathLike[str]) -> bool:
@@ -266,7 +270,7 @@ def is_model_folder(path: str | os.PathLike[str]) -> bool:
       isinstance(json.loads(text), dict)
       and (pathlib.Path(path) / DIGESTS).exists()
     )
-  except (OSError, ValueError):
+  except (OSError, RecursionError, ValueError):
     return False
 
 
@@ -283,14 +287,33 @@ def update_model(model: nnx.Module, params: Arrays) -> None:
   state = nnx.state(model, nnx.Not(nnx.RngState))
   expected = tree_names.flat_dict(nnx.to_pure_dict(state))
   loaded = tree_names.flat_dict(params)
-  tree_names.check_same(
-    {name: value.shape for name, value in expected.items()},
-    {name: np.shape(value) for name, value in loaded.items()},
-    what="parameters of the checkpoint",
-  )
+  _check_fits(model, {name: np.shape(value) for name, value in loaded.items()})
   cast = {n: jnp.asarray(loaded[n], x.dtype) for n, x in expected.items()}
   nnx.replace_by_pure_dict(state, tree_names.nested_dict(cast))
   nnx.update(model, state)
+
+
+def _check_bytes(path: pathlib.Path, arrays: dict[str, typing.Any]) -> None:
+  """Refuses arrays that are much larger than the files that hold them."""
+  files = (x for x in (path / PARAMS).rglob("*") if x.is_file())
+  stored = sum(x.stat().st_size for x in files)
+  total = sum(orbax_local.num_bytes(x) for x in arrays.values())
+  if total > _RATIO * stored + _SLACK:
+    raise MismatchError(
+      f"checkpoint={str(path)!r} describes arrays of {total} bytes, which "
+      f"cannot come out of files of {stored} bytes; {_MAKE_AGAIN}"
+    )
+
+
+def _check_fits(model: nnx.Module, shapes: dict[str, tuple[int, ...]]) -> None:
+  """Refuses arrays of other names or shapes than those of a module."""
+  expected = tree_names.flat_dict(model_arrays(model))
+  tree_names.check_same(
+    {name: value.shape for name, value in expected.items()},
+    shapes,
+    what="parameters of the checkpoint",
+    error=MismatchError,
+  )
 
 
 def model_arrays(
@@ -314,15 +337,6 @@ def _portable(tree: PyTree, *, keep_dtypes: bool) -> PyTree:
   )
 
 
-def _restore_arrays(path: pathlib.Path) -> Arrays:
-  """Reads an Orbax tree as NumPy arrays, whichever devices wrote it."""
-  with local_checkpointer(use_ocdbt=True) as checkpointer:
-    tree = checkpointer.metadata(path).item_metadata.tree
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    restore_args = jax.tree.map(lambda _: as_numpy, tree)
-    return checkpointer.restore(path, restore_args=restore_args)
-
-
 def _may_be_replaced(folder: pathlib.Path) -> bool:
   """Tells whether a folder is a model, which may be damaged."""
   described = any((folder / name).is_file() for name in (CONFIG, DIGESTS))
@@ -339,13 +353,23 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
   }
 
 
+def _is_inside(name: str) -> bool:
+  """Tells whether a listed name stays inside of its folder."""
+  parts = pathlib.PurePosixPath(name).parts
+  return (
+    bool(parts)
+    and name.isprintable()
+    and not ({"..", "/"} & {*parts} or "\\" in name)
+  )
+
+
 def _read_json(path: pathlib.Path, name: str) -> Json:
   """Reads one of the two JSON files of a model directory."""
   try:
     value = json.loads((path / name).read_bytes())
   except FileNotFoundError as error:
     raise _damaged(path, f"lacks the file {name!r}") from error
-  except (OSError, ValueError) as error:
+  except (OSError, RecursionError, ValueError) as error:
     raise _damaged(path, f"has an unreadable file {name!r}") from error
   if not isinstance(value, dict):
     raise _damaged(path, f"has no JSON object in {name!r}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomla_jax.storage import model_folder
+from videomla_jax.storage import orbax_local
 from videomla_jax.storage import tree_names
 
 # Bytes of a piece on disk, and of its copy in memory while it is written.
@@ -38,7 +38,7 @@ def file_name(name: str) -> str:
 def write_skeleton(path: pathlib.Path, specs: Mapping[str, Parameter]) -> None:
   """Lets Orbax describe the tree, with one number in place of every array."""
   tree = tree_names.nested_dict(dict.fromkeys(specs, np.zeros((), np.float32)))
-  with model_folder.local_checkpointer(use_ocdbt=False) as checkpointer:
+  with orbax_local.checkpointer(use_ocdbt=False) as checkpointer:
     checkpointer.save(path, tree)
 
 

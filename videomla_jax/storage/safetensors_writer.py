@@ -23,6 +23,7 @@ def write_safetensors(
   *,
   stem: str = "diffusion_pytorch_model",
   shard_bytes: int = 5 * 10**9,
+  metadata: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
   """Writes tensors one by one, each file complete or not at all.
 
@@ -32,6 +33,7 @@ def write_safetensors(
     tensors: What to write; one at a time is read.
     stem: Beginning of the names of the files.
     shard_bytes: Upper bound of a file's size, unless one tensor is larger.
+    metadata: Free text to keep in every file, and in the index.
 
   Yields:
     The name of each tensor after it is written, for a progress bar.
@@ -46,11 +48,13 @@ def write_safetensors(
       for i in range(len(shards))
     ]
   for file, names in zip(files, shards, strict=True):
-    yield from _write_file(folder / file, {n: tensors[n] for n in names})
+    own = {n: tensors[n] for n in names}
+    yield from _write_file(folder / file, own, metadata or {})
   if len(shards) > 1:
     total = sum(_num_bytes(x) for x in tensors.values())
     file_of = {n: f for f, names in zip(files, shards) for n in names}
-    index = dict(metadata=dict(total_size=total), weight_map=file_of)
+    about = {"total_size": total, **(metadata or {})}
+    index = dict(metadata=about, weight_map=file_of)
     # The index comes last, so that it never names a shard that is not there.
     atomic.write_text(
       folder / f"{stem}{safetensors_files.INDEX}",
@@ -77,11 +81,13 @@ def _shards(
 
 
 def _write_file(
-  path: pathlib.Path, tensors: safetensors_files.Tensors
+  path: pathlib.Path,
+  tensors: safetensors_files.Tensors,
+  metadata: Mapping[str, str],
 ) -> Iterator[str]:
   """Writes one file, which appears when it is complete."""
   # Versions of transformers refuse a file that names no framework here.
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
   offset = 0
   for name, tensor in tensors.items():
     header[name] = dict(

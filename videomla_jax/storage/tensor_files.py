@@ -7,9 +7,12 @@ until a tensor is asked for, and files are checked before that.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import json
 import os
 import pathlib
 from typing import Any
+
+import safetensors
 
 from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import safetensors_files
@@ -59,6 +62,23 @@ def open_tensors(
       )
     _check_floats(tensors, path)
     yield tensors
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+  """Returns the free text of a safetensors file, or of an index of shards.
+
+  Args:
+    path: What `open_tensors` has opened; other formats have no such text.
+  """
+  path = _find(pathlib.Path(path))
+  if path.name.endswith(safetensors_files.INDEX):
+    about = json.loads(path.read_text()).get("metadata")
+    pairs = about.items() if isinstance(about, dict) else ()
+    return {k: text for k, text in pairs if isinstance(text, str)}
+  if path.suffix != ".safetensors":
+    return {}
+  with safetensors.safe_open(path, framework="numpy") as file:
+    return file.metadata() or {}
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:

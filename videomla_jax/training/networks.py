@@ -84,6 +84,7 @@ def _small_config(
     kind=model.kind,
     d_c=model.d_c or None,
     d_rope=model.d_rope or None,
+    rope_ladder=model.rope_ladder or "wan",
     vocabulary=prompts.vocabulary_size(),
     latent_height=latent,
     latent_width=latent,
@@ -112,14 +113,14 @@ def prepare(
       f"networks.model has {attention.kind} attention but model.kind="
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
-  # A dense network has no such sizes; 0 takes whatever the folder holds.
-  sizes = {"d_c": wanted.d_c, "d_rope": wanted.d_rope}
+  # A dense network has no such sizes; 0 or "" takes what the folder holds.
+  sizes = {n: getattr(wanted, n) for n in ("d_c", "d_rope", "rope_ladder")}
   for name, size in sizes.items() if attention.kind != "dense" else ():
     found = getattr(attention, name)
     if size and found != size:
       raise ValueError(
-        f"networks.model has {name}={found} but model.{name}={size}; "
-        "convert again with that size, or leave it 0."
+        f"networks.model has {name}={found!r} but model.{name}={size!r}; "
+        f"convert again with that value, or leave it {type(size)()!r}."
       )
   if isinstance(model, model_lib.VideoModel):
     changed = dataclasses.replace(

@@ -25,12 +25,15 @@ class Model:
     kind: Attention, "latent" or "dense".
     d_c: Channels of the content latent; 0 is whatever the network has.
     d_rope: Positional channels of a head; 0 is whatever the network has.
+    rope_ladder: Frequencies of the positional key, "wan" or "fresh", see
+      `AttentionConfig`; empty is whatever the network has.
   """
 
   size: str
   kind: str
   d_c: int
   d_rope: int
+  rope_ladder: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

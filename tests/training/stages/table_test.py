@@ -147,6 +147,10 @@ def test_another_architecture_than_asked_for_is_refused(folders) -> None:
     (dict(kind="dense"), "has latent attention but model.kind='dense'"),
     (dict(d_c=8), "d_c=16 but model.d_c=8"),
     (dict(d_rope=4), "d_rope=8 but model.d_rope=4"),
+    (
+      dict(rope_ladder="fresh"),
+      "rope_ladder='wan' but model.rope_ladder='fresh'.*leave it ''",
+    ),
   ):
     config = folders["configs"]["consistency"].copy_and_resolve_references()
     config.model.update(changes)

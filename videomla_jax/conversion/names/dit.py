@@ -7,6 +7,7 @@ names (VideoMLA, arXiv:2605.30351), since no names of a release are known here.
 
 from collections.abc import Mapping
 import re
+from typing import Any
 
 from flax import nnx
 import numpy as np
@@ -133,11 +134,11 @@ def self_attention(config: wan_config.WanConfig, n: int) -> Tensors:
   # The softmax does not see a bias of content keys, and that of values moves
   # into the bias of W_o.
   bare = {
-    "w_dkv": (width, sizes.d_c),
-    "w_dq": (width, d_q),
     "w_uk": (sizes.d_c, heads * sizes.d_nope),
     "w_uv": (sizes.d_c, width),
   }
+  down = {"w_dkv": (width, sizes.d_c), "w_dq": (width, d_q)}
+  (biased if sizes.down_bias else bare).update(down)
   tensors = tensor_table.linear(
     f"{name}.o", f"{path}/w_o", width, width, block=n
   )
@@ -174,11 +175,12 @@ def attention_of(
   name = "blocks.0.self_attn."
   if f"{name}w_dkv.weight" not in shapes:
     return attention.AttentionConfig(kind="dense", **sizes)
-  found = {
+  found: dict[str, Any] = {
     size: shapes[f"{name}{part}.weight"][0]
     for size, part in dict(d_c="w_dkv", d_rope="w_kr", d_q="w_dq").items()
     if f"{name}{part}.weight" in shapes
   }
+  found["down_bias"] = f"{name}w_dkv.bias" in shapes
   return attention.AttentionConfig(kind="latent", **sizes, **found)
 
 

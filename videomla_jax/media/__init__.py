@@ -1,0 +1,1 @@
+"""Pictures and clips that users have, read safely and brought to one form."""
