@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
+from videomla_jax.generation import job
 from videomla_jax.generation import mp4
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
@@ -111,7 +112,7 @@ def moment(report: dict[str, object]) -> Moment:
   """Rolls a video of the demo out to the moment of the still.
 
   Args:
-    report: The report of `make demo`: its model, prompts and seed.
+    report: The report of `make demo`: its model, prompts and seeds.
   """
   model = model_lib.load(str(report["checkpoint"]))
   window = model.config.window
@@ -119,7 +120,7 @@ def moment(report: dict[str, object]) -> Moment:
   video = stream.Stream(
     model.dit,
     model.encode_text(tokens),
-    jax.random.key(report["seed"]),
+    job.keys_of(report["seeds"]),
     frame=model.latent_shape(),
     window=window,
     sampler=sampling.few_step(shift=model.config.shift),

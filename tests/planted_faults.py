@@ -292,8 +292,8 @@ FAULTS = (
   Fault(
     "noise depends on the place of a prompt in its batch",
     "generation/job.py",
-    "jax.random.fold_in(jax.random.key(x), 0) for x in self.seeds",
-    "jax.random.fold_in(jax.random.key(x), i) for i, x in enumerate(self.seeds)",
+    "jax.random.fold_in(jax.random.key(x), 0) for x in seeds",
+    "jax.random.fold_in(jax.random.key(x), i) for i, x in enumerate(seeds)",
     ("sample_test.py",),
   ),
 )

@@ -42,7 +42,15 @@ def test_other_names_stay_as_they_are(path: str, tmp_path, monkeypatch) -> None:
   "path",
   [
     *("gs://b/x", "s3://b", "hf://a/b", "http://h/x", "https://h", "file:///x"),
-    *("GS://b/x", "  s3://b", "abfss://c@a/x", "gs:/b/x", "tcp://1:2", "r2:/b"),
+    *(
+      "GS://b/x",
+      "  s3://b",
+      "abfss://c@a/x",
+      "gs:/b/x",
+      "gs:",
+      "tcp://1:2",
+      "r2:/b",
+    ),
   ],
 )
 def test_addresses_are_refused(path: str) -> None:

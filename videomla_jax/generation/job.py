@@ -90,8 +90,7 @@ class Job:
 
   def keys(self) -> Key[Array, "B"]:
     """Returns the random key of each video, made of its own seed alone."""
-    keys = [jax.random.fold_in(jax.random.key(x), 0) for x in self.seeds]
-    return jnp.stack(keys)
+    return keys_of(self.seeds)
 
   def described(self) -> dict[str, object]:
     """Returns what makes the videos, as a report states it: what was used."""
@@ -259,6 +258,17 @@ class Job:
         f"{self.num_frames - len(frames)} new ones"
       )
     return sentences
+
+
+def keys_of(seeds: Sequence[int]) -> Key[Array, "B"]:
+  """Returns the random key of each video.
+
+  Args:
+    seeds: Their seeds, as a report states them.
+  """
+  # A video has the key of the first one of a request with its seed.
+  keys = [jax.random.fold_in(jax.random.key(x), 0) for x in seeds]
+  return jnp.stack(keys)
 
 
 def _check_sampler(

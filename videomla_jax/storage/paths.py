@@ -7,7 +7,8 @@ import re
 # so that schemes that people use are known by name.
 _ADDRESS = re.compile(
   r"\s*([a-z][a-z0-9+.-]*://|(gs|s3|hf|https?|file|ftp|hdfs|abfss?|az|wasbs?"
-  r"|r2|oci|dbfs|ssh|sftp|memory|gcs|data|zip|tcp|udp|rtsp|rtmp|ws|wss):/)",
+  r"|r2|oci|dbfs|ssh|sftp|memory|gcs|data|zip|tcp|udp|rtsp|rtmp|ws|wss):"
+  r"(/|\s*$))",
   re.IGNORECASE,
 )
 
