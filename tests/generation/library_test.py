@@ -67,7 +67,11 @@ def test_small_videos_are_those_of_the_command_bit_for_bit(
 @pytest.mark.parametrize(
   ("variant", "checkpoint", "options"),
   [
-    ("wan_tiny", "random:wan_tiny", dict(sampler=dict(kind="few_step"))),
+    (
+      "wan_tiny",
+      "random:wan_tiny",
+      dict(sampler=dict(kind="few_step", num_steps=2)),
+    ),
     (
       "wan_tiny_bidirectional",
       "random:wan_tiny_dense",

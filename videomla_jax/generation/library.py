@@ -283,7 +283,9 @@ def _job(
       f"{unknown[0]} is unknown; use one of "
       f"{', '.join(Options.__annotations__)}."
     )
-  window = dataclasses.asdict(model.source.window)
+  # A clip that is made at once has no window, and refuses any but the usual one.
+  causal = mode == "causal"
+  window = dataclasses.asdict(model.source.window) if causal else {}
   values = dict(options) | dict(
     checkpoint=model.networks.checkpoint,
     prompts=_as_tuple(prompts),
