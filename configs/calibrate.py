@@ -29,6 +29,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
   config.clips = ""  # MP4 files, separated by semicolons
   config.prompts = ""  # one per clip
+  config.prompts_file = ""  # in place of them: text, one prompt per line
   config.num_frames = 81  # pixel frames of a clip, 5 s
   config.height, config.width = 480, 832
   config.levels = 4  # noise levels per clip, evenly spread, then warped

@@ -11,6 +11,7 @@ have several checkpoints, separated by semicolons: training seeds. Arguments:
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 import common
 
@@ -25,7 +26,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ValueError: If one of them is unknown.
   """
   arg = common.parse_arg(
-    arg, models="latent+dense+student", steps=10, runlocal=False
+    arg, models="latent+dense+student", steps=0, runlocal=False
   )
   config = ml_collections.ConfigDict()
   config.checkpoints = {  # name of the row -> checkpoints
@@ -41,8 +42,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
   config.sampler = dict(
     kind="auto",  # "few_step" for distilled students, else "euler"
-    num_steps=arg["steps"],
-    guidance=3.0,  # of models that are not distilled
+    # Network calls per chunk and guidance of models that are not distilled;
+    # None is 10 and 3.
+    num_steps=config_dict.FieldReference(arg["steps"] or None, field_type=int),
+    guidance=config_dict.placeholder(float),
     shift=0.0,  # warp of the noise schedule; 0 is the model's own
   )
   config.output = dict(folder="out", name="evaluate")

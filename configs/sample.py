@@ -22,6 +22,7 @@ Nothing was run at Wan's sizes, for lack of weights and a GPU.
 import re
 
 import ml_collections
+from ml_collections import config_dict
 
 import common
 
@@ -76,11 +77,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Folders of Wan's parts; empty is CHECKPOINT/NAME.
   config.parts = dict(dit="", vae="", umt5="", tokenizer="")
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
-  config.prompts = DEMO_PROMPTS  # separated by semicolons
+  # Separated by semicolons; one that belongs to a prompt is written "\\;"
+  config.prompts = DEMO_PROMPTS
+  config.prompts_file = ""  # in place of them: text, one prompt per line
   # What guidance steers away from; Wan's own text is in its repository.
   config.negative_prompt = ""
   config.seconds = 60.0
-  config.seed = 0
+  config.seed = 0  # of the first video; the others have 1, 2 and so on
   config.image = ""  # first frame: a picture file
   config.clip = ""  # frames to continue: an MP4 file
   config.mode = "causal"  # "bidirectional": whole clips at once
@@ -89,10 +92,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.half_weights = False  # True holds kernels in bfloat16: half memory
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
+  config.weights_seed = 0  # of random:NAME
   config.sampler = dict(
     kind="auto",  # "few_step" for distilled students, else "euler"; "unipc"
-    num_steps=arg["steps"] or 10,
-    guidance=3.0,  # w in uncond + w (cond - uncond); 0 runs without guidance
+    # Network calls per chunk; None is 4 of "few_step", else 10.
+    num_steps=_or_none(int, arg["steps"] or None),
+    # w in uncond + w (cond - uncond); None is 3, 0 runs without guidance.
+    guidance=_or_none(float),
     shift=0.0,  # warp of the noise schedule; 0 is the model's own
   )
   # The window of training; a rollout may use another one.
@@ -121,6 +127,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.sampler.num_steps = 2
     config.output.scale = 2
   return config
+
+
+def _or_none(
+  kind: type[float | int], value: float | int | None = None
+) -> config_dict.FieldReference:
+  """Returns a value that may be None or, by a flag, a number."""
+  return config_dict.FieldReference(value, field_type=kind)
 
 
 def _wan(config: ml_collections.ConfigDict, variant: str, steps: int) -> None:

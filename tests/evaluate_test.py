@@ -83,7 +83,7 @@ def test_mistakes_are_refused_before_a_judge_is_trained(
 ) -> None:
   monkeypatch.setattr(judge, "load_or_train_judge", None)
   config.videos_per_prompt = 0
-  with pytest.raises(ValueError, match="must be positive"):
+  with pytest.raises(ValueError, match="videos_per_prompt=0 must be"):
     evaluate.evaluate(config)
   config.videos_per_prompt = 1
   config.output.folder = str(tmp_path / "latent" / "config.json" / "out")

@@ -1,7 +1,9 @@
 """Tests of sampling: real files from a tiny model, and every user mistake."""
 
 import json
+import os
 import pathlib
+import signal
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from videomla_jax.generation import mp4
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import video_files
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import signals
 from videomla_jax.small_world import model as model_lib
 
 _PROMPTS = "a slow three moving horizontally; fast 7 vertical"
@@ -180,6 +183,12 @@ _MISTAKES = {
     "takes no first frames",
   ),
   "no scale": (dict(output=dict(scale=0)), "output.scale=0"),
+  "name too long": (dict(output=dict(name="x" * 121)), "120 bytes"),
+  "hidden name": (dict(output=dict(name=".x")), "must not be empty, begin"),
+  "a flag": (dict(output=dict(name="-x")), "must not be empty, begin"),
+  "escape": (dict(output=dict(name="a\x1bb")), "control characters"),
+  "huge": (dict(output=dict(scale=1000)), "use at most 341"),
+  "remote": (dict(output=dict(folder="gs://b/x")), "only local paths work"),
   "no image": (dict(image="missing.png"), "give a PNG, JPEG"),
   "no clip": (dict(clip="missing.mp4"), "give an MP4"),
   "both": (dict(clip="a.mp4", image="a.png"), "choose one"),
@@ -280,10 +289,87 @@ def test_failure_on_the_way_leaves_no_file(
   def failing(self, frames):
     calls.append(frames)
     if len(calls) == 2:
-      raise KeyboardInterrupt
+      raise RuntimeError("a fault")
     return append(self, frames)
 
   monkeypatch.setattr(video_files.VideoFiles, "append", failing)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(RuntimeError):
     sample.sample(_config(tmp_path))
   assert _names(tmp_path) == []
+
+
+def test_a_stopped_video_is_finished_with_the_frames_so_far(
+  tmp_path: pathlib.Path,
+  model: model_lib.VideoModel,
+  monkeypatch: pytest.MonkeyPatch,
+  capsys,
+) -> None:
+  append, writer = video_files.VideoFiles.append, mp4.Mp4Writer.append
+
+  def stopped(self, frames):
+    count = append(self, frames)
+    if count:  # while the next chunk is computed
+      os.kill(os.getpid(), signal.SIGTERM)
+    return count
+
+  def slow(self, frames):
+    # The second signal comes between two files: all get the same frames.
+    if len(frames):
+      os.kill(os.getpid(), signal.SIGTERM)
+    writer(self, frames)
+
+  monkeypatch.setattr(video_files.VideoFiles, "append", stopped)
+  monkeypatch.setattr(mp4.Mp4Writer, "append", slow)
+  with signals.raised(), pytest.raises(signals.Interrupted) as end:
+    sample.sample(_config(tmp_path, seconds=6.0))
+  assert end.value.code == 143
+  videos = sorted((tmp_path / "out").glob("*.mp4"))
+  assert [len(mp4.read_mp4(path)[0]) for path in videos] == [3, 3]
+  Image.open(tmp_path / "out" / "sample-sheet.png").verify()
+  report = json.loads((tmp_path / "out" / "sample.json").read_text())
+  assert (report["frames"], report["frames_asked"]) == (3, 24)
+  assert report["interrupted"] == "stopped by SIGTERM"
+  assert len(_names(tmp_path)) == 4
+  assert "2 videos of 3 of 24 frames" in capsys.readouterr().out
+
+
+def test_a_prompt_of_several_is_made_again_alone_with_its_own_seed(
+  tmp_path: pathlib.Path, model: model_lib.VideoModel
+) -> None:
+  prompts = ["slow 3 vertical", "fast 1 diagonal", "slow 7 vertical"]
+  config = _config(tmp_path, seconds=1.5, prompts="; ".join(prompts), seed=5)
+  report = sample.sample(config)
+  assert report["seeds"] == [5, 6, 7]
+  together = (tmp_path / "out" / report["videos"][2]).with_name(
+    "sample-2-slow-7-vertical-seed7.mp4"
+  )
+  alone = _config(
+    tmp_path, seconds=1.5, prompts=prompts[2], seed=report["seeds"][2]
+  )
+  alone.output.name = "alone"
+  (name,) = sample.sample(alone)["videos"]
+  videos = [
+    mp4.read_mp4(x)[0].astype(int) for x in (together, together.with_name(name))
+  ]
+  # Programs of other batch sizes round in other orders.
+  assert np.abs(videos[0] - videos[1]).mean() < 1
+  assert np.abs(videos[0] - np.roll(videos[1], 1, axis=0)).mean() > 1
+
+
+def test_another_seed_keeps_the_earlier_video_and_says_what_it_replaces(
+  tmp_path: pathlib.Path, model: model_lib.VideoModel, capsys
+) -> None:
+  def run(**changes):
+    config = _config(tmp_path, seconds=0.5, prompts="slow 3 vertical")
+    config.update(changes)
+    sample.sample(config)
+    return capsys.readouterr().out
+
+  assert "replaces" not in run()
+  first = tmp_path / "out" / "sample-0-slow-3-vertical.mp4"
+  before = first.read_bytes()
+  assert "replaces 1 files of another request" in run(seed=9)
+  assert first.read_bytes() == before
+  assert first.with_stem("sample-0-slow-3-vertical-seed9").exists()
+  assert "replaces" not in run(seed=9)
+  assert "such as sample-0-slow-3-vertical.mp4" in run(seconds=0.75)

@@ -13,8 +13,7 @@ run or compiled for it.
 from collections.abc import Mapping
 import dataclasses
 import json
-import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import ml_collections
@@ -31,6 +30,7 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
@@ -50,11 +50,11 @@ class RolloutSuite:
     json: File for the report; empty for none.
   """
 
-  checkpoint: str
-  seconds: float
-  batch: int
-  num_steps: int
-  json: str
+  checkpoint: config_values.Path
+  seconds: config_values.Seconds
+  batch: Annotated[int, config_values.Range(1, 10_000)]
+  num_steps: Annotated[int, config_values.Range(1, 1000)]
+  json: config_values.Path
 
   def run(self) -> dict[str, Any]:
     """Runs the rollout and returns the report.
@@ -130,7 +130,7 @@ class KernelSuite:
 
   targets: tuple[str, ...]
   shapes: tuple[str, ...]
-  json: str
+  json: config_values.Path
 
   def run(self) -> list[kernel_row.Row]:
     """Prints a table and returns its rows.
@@ -163,9 +163,9 @@ class TrainingSuite:
   """
 
   targets: tuple[str, ...]
-  utilisation: float
+  utilisation: float | int
   stages: Mapping[str, ml_collections.ConfigDict]
-  json: str
+  json: config_values.Path
 
   def run(self) -> list[dict[str, Any]]:
     """Prints operations and seconds of each stage and returns them.
@@ -231,8 +231,11 @@ def suite_of(config: ml_collections.ConfigDict) -> Suite:
   Args:
     config: What `configs/benchmark.py` returns.
   """
-  values = {key: x for key, x in config.items() if key != "suite"}
-  return config_reader.read(SUITES[config.suite], values)
+  values = dict(config.items())
+  name = values.pop("suite", None)
+  if name not in SUITES:
+    raise ValueError(f"suite={name!r} is unknown; use one of {[*SUITES]}.")
+  return config_reader.read(SUITES[name], values)
 
 
 def benchmark(
@@ -249,7 +252,7 @@ def benchmark(
   suite = suite_of(config)
   # A folder that cannot be written to would cost the whole measurement.
   if suite.json:
-    output_folder.check(pathlib.Path(suite.json).parent)
+    output_folder.check_file(suite.json)
   return suite.run()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import json
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import numpy as np
 
 from videomla_jax.conversion import calibration
 from videomla_jax.conversion import moments
+from videomla_jax.data import prompt_files
 from videomla_jax.diffusion import flow
 from videomla_jax.generation import given_frames
 from videomla_jax.generation import networks as networks_lib
@@ -33,8 +34,10 @@ from videomla_jax.media import fitting
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
+from videomla_jax.storage import output_folder
 
 Clip = UInt8[np.ndarray, "t h w c"]
 
@@ -47,6 +50,8 @@ class Calibration:
     networks: The dense model.
     clips: Files of video.
     prompts: What each clip shows.
+    prompts_file: Text file with one prompt per line, which takes the place of
+      `prompts`; or empty.
     num_frames: Pixel frames of a clip that are used.
     levels: Noise levels per clip.
     shift: Warp of the noise levels, as in training.
@@ -60,25 +65,27 @@ class Calibration:
   networks: networks_lib.Networks = dataclasses.field(
     metadata=config_reader.INLINE
   )
-  clips: tuple[str, ...]
+  clips: tuple[config_values.Path, ...]
   prompts: tuple[str, ...]
-  num_frames: int
-  levels: int
-  shift: float | int
-  max_tokens: int
-  seed: int
-  compare: str
-  output: str
+  prompts_file: config_values.Path = ""
+  num_frames: Annotated[int, config_values.Range(1, 10_000)]
+  levels: Annotated[int, config_values.Range(1, 1000)]
+  shift: Annotated[float | int, config_values.Range(0.01, 1000)]
+  max_tokens: Annotated[int, config_values.Range(1, 10**9)]
+  seed: config_values.Seed
+  compare: config_values.Path
+  output: config_values.Path
 
   def __post_init__(self) -> None:
+    if self.prompts_file:
+      listed = tuple(prompt_files.read_prompts(self.prompts_file))
+      # A frozen dataclass is completed in its constructor only.
+      object.__setattr__(self, "prompts", listed)
     if len(self.clips) != len(self.prompts):
       raise ValueError(
         f"clips are {len(self.clips)} and prompts {len(self.prompts)}; give "
         "one prompt per clip, separated by semicolons."
       )
-    for name in ("num_frames", "levels", "max_tokens"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
 
 class NoisyClip(NamedTuple):
@@ -110,6 +117,8 @@ def calibrate(config: config_reader.Values) -> dict[str, object]:
   request = config_reader.read(Calibration, config)
   source = sources.open_source(request.networks)
   source.check(request.prompts)
+  # What cannot be written would cost the whole work.
+  output_folder.check_file(request.output)
   clips = _read_clips(request, source)
   # As in `sample`, the text encoder is gone before the network is loaded.
   text = source.embed(request.prompts, negative=None)

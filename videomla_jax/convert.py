@@ -20,6 +20,7 @@ running anything in them.
 """
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 from typing import Any
@@ -32,13 +33,16 @@ from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import lora
 from videomla_jax.conversion import release
 from videomla_jax.conversion import to_latent
+from videomla_jax.generation import unused
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import model as small_model
 from videomla_jax.storage import atomic
+from videomla_jax.storage import paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,27 +94,62 @@ class Options:
   lora_scale: str = "1.0"
   lora_strict: bool = True
 
+  def __post_init__(self) -> None:
+    for name in ("source", "output", "activations"):
+      path = getattr(self, name)
+      if path:
+        # A frozen dataclass is completed in its constructor only.
+        object.__setattr__(self, name, paths.local(path, name))
+    for name in ("d_c", "d_rope", "d_q"):
+      config_values.Range(0, 2**20)(getattr(self, name), f"--{name}")
+    config_values.Range(1, 2**20)(self.num_heads, "--num_heads")
+    config_values.Range(0, config_values.MAX_SEED)(self.seed, "--seed")
+    self._refuse_unused()
+
+  def _refuse_unused(self) -> None:
+    """Refuses options that another option makes useless."""
+    start = {"--seed": self.seed, "--activations": self.activations}
+    if self.to != "latent":
+      sizes = {f"--{n}": getattr(self, n) for n in ("d_c", "d_rope", "d_q")}
+      start["--init"] = self.init.removeprefix("spectral")
+      unused.refuse(sizes | start, why="without --to=latent")
+    elif self.init == "random":
+      unused.refuse(
+        {"--activations": self.activations}, why="with --init=random"
+      )
+    else:
+      unused.refuse({"--seed": self.seed}, why="without --init=random")
+    if self.export:
+      changes = {
+        "--to": self.to.removeprefix("same"),
+        "--dtype": self.dtype.removeprefix("source"),
+      }
+      why = f"with --export={self.export}, which only renames"
+      unused.refuse(changes, why=f"{why}; convert first")
+
 
 def define_flags() -> None:
   """Defines the flags of the command line, one per field of `Options`."""
-  string, integer = flags.DEFINE_string, flags.DEFINE_integer
+  values = flags.FLAGS  # looked up here, since tests have others
+  string = functools.partial(flags.DEFINE_string, flag_values=values)
+  integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+  choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+  boolean = functools.partial(flags.DEFINE_bool, flag_values=values)
   string("source", None, "Release folder, checkpoint file or model folder.")
   string("output", None, "Folder to write.")
-  flags.DEFINE_enum(
-    "component", "auto", ["auto", *release.COMPONENTS], "Only this one."
-  )
+  choice("component", "auto", ["auto", *release.COMPONENTS], "Only this one.")
   string("select", "", "Network in a training checkpoint (generator_ema).")
-  flags.DEFINE_bool("use_ema", None, "Take generator_ema, or generator.")
-  flags.DEFINE_alias("use-ema", "use_ema")
+  boolean("use_ema", None, "Take generator_ema, or generator.")
+  flags.DEFINE_alias("use-ema", "use_ema", flag_values=values)
   integer("num_heads", None, "Of a DiT whose heads have not 128 channels.")
-  flags.DEFINE_enum(
+  choice(
     "rope_ladder", "", ["", "wan", "fresh"], "Frequencies of positional keys."
   )
-  flags.DEFINE_enum(
+  choice(
     "dtype", "source", ["source", "float32", "bfloat16"], "Type of weights."
   )
-  flags.DEFINE_enum("to", "same", ["same", "latent"], "Kind of attention.")
-  flags.DEFINE_enum(
+  choice("to", "same", ["same", "latent"], "Kind of attention.")
+  choice(
     "init", "spectral", ["spectral", "random"], "Latent attention's start."
   )
   integer("d_c", 0, "Content latent; 0 is an eighth of the width.")
@@ -118,12 +157,10 @@ def define_flags() -> None:
   integer("d_q", 0, "Query latent; 0 is half of the width.")
   integer("seed", 0, "Seed of --init=random.")
   string("activations", "", "Inputs of real latents, for --init=spectral.")
-  flags.DEFINE_enum(
-    "export", "", ["", "original", "diffusers", "transformers"], "Names."
-  )
+  choice("export", "", ["", "original", "diffusers", "transformers"], "Names.")
   string("lora", "", "LoRAs to merge into the DiT, separated by commas.")
   string("lora_scale", "1.0", "One number, or one for each LoRA.")
-  flags.DEFINE_bool("lora_strict", True, "Refuse keys that fit nothing.")
+  boolean("lora_strict", True, "Refuse keys that fit nothing.")
 
 
 def convert(options: Options) -> None:
@@ -145,6 +182,11 @@ def convert(options: Options) -> None:
       f"output={str(output)!r} is the source; choose another folder."
     )
   components = release.find_components(source)
+  if options.component != "auto" and not components:
+    unused.refuse(
+      {"--component": options.component},
+      why=f"on source={str(source)!r}, which is no release folder",
+    )
   if options.component != "auto" and components:
     if options.component not in components:
       raise ValueError(
@@ -271,11 +313,14 @@ def _convert_small(
   options: Options, path: pathlib.Path, output: pathlib.Path
 ) -> None:
   """Converts a trained small model; all that it can become is latent."""
-  if options.lora:
-    raise ValueError(
-      f"source={str(path)!r} is a small model, which takes no --lora; leave it "
-      "out."
-    )
+  unused.refuse(
+    {
+      "--dtype": options.dtype.removeprefix("source"),
+      "--select": options.select,
+      "--lora": options.lora,
+    },
+    why=f"on source={str(path)!r}, a small model",
+  )
   model = small_model.load(path)
   latent = _recipe(options, model.dit.config)
   if latent is None or options.export:

@@ -10,6 +10,7 @@ Prompts that the file holds already are skipped.
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
+from videomla_jax.storage import output_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,18 +40,12 @@ class Embedding:
     save_every: Prompts that are embedded and written together.
   """
 
-  checkpoint: str
+  checkpoint: config_values.Path
   prompts: tuple[str, ...]
-  prompts_file: str
+  prompts_file: config_values.Path
   negative_prompt: str
-  output: str
-  save_every: int
-
-  def __post_init__(self) -> None:
-    if self.save_every < 1:
-      raise ValueError(
-        f"save_every={self.save_every} must be at least 1; use 16."
-      )
+  output: config_values.Path
+  save_every: Annotated[int, config_values.Range(1, 10_000)]
 
   def all_prompts(self) -> list[str]:
     """Lists the prompts of the config and of the file, without repeats.
@@ -93,6 +90,8 @@ def embed(config: config_reader.Values) -> int:
       f"checkpoint={str(folder)!r} has no folder umt5; give the folder that "
       "convert wrote."
     )
+  # What cannot be written would cost the whole work.
+  output_folder.check_file(request.output)
   # Embeddings of another encoder must not be taken for those of this one.
   identity = embeddings.encoder_identity(folder / "umt5")
   known = embeddings.known(request.output, encoder=identity)

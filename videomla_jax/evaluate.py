@@ -17,6 +17,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from typing import Annotated
 
 import jax
 from jaxtyping import Float
@@ -29,8 +30,10 @@ from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
+from videomla_jax.generation import unused
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import judge as judge_lib
 from videomla_jax.small_world import measures as measures_lib
@@ -57,24 +60,36 @@ class Evaluation:
     output: Where the results go.
   """
 
-  checkpoints: Mapping[str, str]
-  videos_per_prompt: int
-  seconds: float | int
-  seed: int
-  judge: str
+  checkpoints: Mapping[str, tuple[config_values.Path, ...]]
+  videos_per_prompt: Annotated[int, config_values.Range(1, 10_000)]
+  seconds: config_values.Seconds
+  seed: config_values.Seed
+  judge: config_values.Path
   sampler: sampler_choice.SamplerChoice
   output: request_lib.Output
 
   def __post_init__(self) -> None:
-    if self.videos_per_prompt < 1 or self.seconds <= 0:
+    if not self.checkpoints or not self.judge:
       raise ValueError(
-        f"videos_per_prompt={self.videos_per_prompt} and "
-        f"seconds={self.seconds} must be positive."
+        "checkpoints or judge is empty; name a checkpoint for each row of the"
+        " table, and a file for the judge."
       )
+    for row in self.checkpoints:
+      # A row has a contact sheet under its name.
+      output_folder.check_name(row, field="name of a row in checkpoints")
 
   def sampler_of(self, source: sources.Source) -> sampling.Sampler:
     """Builds the sampler for a model; raises `ValueError` if none is known."""
-    return self.sampler.resolve(shift=source.shift, distilled=source.distilled)
+    return self.choice_for(source).resolve(
+      shift=source.shift, distilled=source.distilled
+    )
+
+  def choice_for(self, source: sources.Source) -> sampler_choice.SamplerChoice:
+    """Returns what of the choice concerns a model."""
+    if source.distilled and self.sampler.kind == "auto":
+      # Number of steps and guidance are those of models that need many steps.
+      return sampler_choice.SamplerChoice(shift=self.sampler.shift)
+    return self.sampler
 
 
 def generate_videos(
@@ -115,11 +130,20 @@ def generate_videos(
 def _open(request: Evaluation) -> dict[str, list[sources.SmallSource]]:
   """Opens the models of each row, one per training seed."""
   models = {
-    name: [sources.open_small(path) for path in config_reader.split(paths)]
+    name: [sources.open_small(path) for path in paths]
     for name, paths in request.checkpoints.items()
   }
-  for seeds in models.values():
-    request.sampler_of(seeds[0])  # An unknown sampler is refused here.
+  every = [source for seeds in models.values() for source in seeds]
+  for source in every:
+    request.sampler_of(source)  # An unknown sampler is refused here.
+  if all(request.choice_for(source) != request.sampler for source in every):
+    unused.refuse(
+      {
+        f"sampler.{name}": getattr(request.sampler, name)
+        for name in ("num_steps", "guidance")
+      },
+      why="on models that are all distilled",
+    )
   return models
 
 
@@ -162,6 +186,9 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   models = _open(request)
   # Training a judge takes minutes, so mistakes are looked for before it.
   folder = output_folder.check(request.output.folder)
+  name = request.output.name
+  for file in (folder / f"{name}.md", folder / f"{name}.json", request.judge):
+    output_folder.check_file(file)
   judge, judge_report = judge_lib.load_or_train_judge(request.judge)
   # Training never showed these prompts: what is measured is not memory.
   prompts = [*prompts_lib.held_out_prompts()] * request.videos_per_prompt
@@ -189,8 +216,15 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   report = dict(
     videos=len(prompts),
     frames=num_frames,
-    sampler=config_reader.to_dict(request.sampler),
-    checkpoints=dict(request.checkpoints),
+    sampler={
+      name: config_reader.to_dict(
+        request.choice_for(seeds[0]).settle(
+          shift=seeds[0].shift, distilled=seeds[0].distilled
+        )
+      )
+      for name, seeds in models.items()
+    },
+    checkpoints={n: "; ".join(x) for n, x in request.checkpoints.items()},
     seed=request.seed,
     judge=dataclasses.asdict(judge_report),
     generation_seconds=seconds,

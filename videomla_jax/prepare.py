@@ -12,7 +12,7 @@ makes data of prompts alone, which is all that stage 3 reads.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from videomla_jax.data import dataset
 from videomla_jax.data import disk
@@ -23,13 +23,19 @@ from videomla_jax.data import preparation
 from videomla_jax.data import records
 from videomla_jax.data import shards
 from videomla_jax.data import table as table_lib
+from videomla_jax.generation import unused
 from videomla_jax.media import clips
+from videomla_jax.models import released
 from videomla_jax.models import tokenizer
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
+from videomla_jax.storage import output_folder
 
 RUNNERS = ("local", "beam")
+_CLIP_FRAMES = (81, 9)  # as in configs/prepare.py
+_BEAM_OPTIONS = ("--runner=DirectRunner",)  # as in configs/prepare.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,19 +62,19 @@ class Request:
     beam_options: Options of Beam, such as "--runner=FlinkRunner".
   """
 
-  videos: str
-  table: str
-  prompts: str
-  output: str
-  checkpoint: str
-  embeddings: str
+  videos: config_values.Path
+  table: config_values.Path
+  prompts: config_values.Path
+  output: config_values.Path
+  checkpoint: config_values.Path
+  embeddings: config_values.Path
   negative_prompt: str
   vae_dtype: str
   clip: clips.ClipShape
   max_clips: int
   filters: filters_lib.Filters
-  shard_size: int
-  test_fraction: float | int
+  shard_size: Annotated[int, config_values.Range(1, 10**6)]
+  test_fraction: Annotated[float | int, config_values.Range(0, 1)]
   runner: str
   beam_options: tuple[str, ...]
 
@@ -83,6 +89,32 @@ class Request:
       raise ValueError(
         f"prompts={self.prompts!r} and videos={self.videos!r}: give a file of"
         " prompts or a folder of videos, and not both."
+      )
+    self._refuse_unused()
+
+  def _refuse_unused(self) -> None:
+    """Refuses options of videos with prompts, and options of another runner."""
+    if self.prompts:
+      # The clip of a config has the sizes of some family.
+      size = self.clip.height, self.clip.width, float(self.clip.fps)
+      usual = {
+        (x.height, x.width, float(x.fps)) for x in released.FAMILIES.values()
+      }
+      is_usual = size in usual and self.clip.num_frames in _CLIP_FRAMES
+      unused.refuse(
+        {
+          "table": self.table,
+          "max_clips": self.max_clips if self.max_clips > 1 else 0,
+          "vae_dtype": self.vae_dtype.removeprefix("float32"),
+          "filters": sorted(self.filters.asked()),
+          "clip": "" if is_usual else dataclasses.asdict(self.clip),
+        },
+        why="with prompts in place of videos",
+      )
+    if self.runner != "beam" and self.beam_options != _BEAM_OPTIONS:
+      raise ValueError(
+        f"beam_options={self.beam_options} has no effect with"
+        f" runner={self.runner!r}; leave it out, or use 'beam'."
       )
 
   def read_inputs(self) -> table_lib.Table:
@@ -175,6 +207,8 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
   if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:
+    # What cannot be written would cost the first shard.
+    output_folder.check(request.output)
     with disk.explained(
       request.output,
       "change that and start the same command again, which keeps all shards"

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
-import pathlib
 import time
 
 from jaxtyping import Array, Float
@@ -23,13 +22,13 @@ from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import job as job_lib
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import request as request_lib
+from videomla_jax.generation import result_files
 from videomla_jax.generation import sources
 from videomla_jax.generation import video_files
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
-from videomla_jax.storage import output_folder
 
 Report = dict[str, object]
 
@@ -41,10 +40,12 @@ class Timing:
   Attributes:
     total: Seconds until every file was complete.
     first_chunk: Seconds until the first chunk was decoded.
+    stopped: What stopped it before its end, if anything did.
   """
 
   total: float
   first_chunk: float
+  stopped: KeyboardInterrupt | None = None
 
 
 def sample(config: config_reader.Values) -> Report:
@@ -63,8 +64,14 @@ def sample(config: config_reader.Values) -> Report:
   request = request_lib.Request.from_config(config)
   source = sources.open_source(request.networks)
   job = job_lib.prepare(request, source)
-  # A folder that cannot be written to would cost the whole generation.
-  folder = output_folder.check(request.output.folder)
+  # What cannot be written would cost the whole generation.
+  results = result_files.check(job)
+  for prompt, tokens in job.cut.items():
+    print(
+      f"prompt {prompt[:60]!r} has {tokens} tokens, of which the model sees "
+      "the first 512",
+      flush=True,
+    )
   text = job.embed(request.prompts)
   # A release has its text encoder unloaded by now, so the two never coexist.
   pipeline = source.load()
@@ -73,32 +80,25 @@ def sample(config: config_reader.Values) -> Report:
   sizes = job.needs(pipeline)
   given = job.describe_given(pipeline)
   print(*sizes.lines(), *given, sep="\n", flush=True)
-  files = _open_files(folder, job)
-  timing = _write_videos(files, job, pipeline, text)
-  sheet = folder / f"{request.output.name}-sheet.png"
-  contact_sheet.write_png(sheet, files.sheet(request.prompts))
-  report = _report(folder, job, sizes, timing, given)
-  path = folder / f"{request.output.name}.json"
-  atomic.write_text(path, json.dumps(report, indent=2) + "\n")
-  print(
-    f"{len(request.prompts)} videos of {job.num_frames} frames in "
-    f"{timing.total:.1f} s: {folder}/{request.output.name}-*",
-    flush=True,
-  )
-  return report
-
-
-def _open_files(
-  folder: pathlib.Path, job: job_lib.Job
-) -> video_files.VideoFiles:
-  """Opens one MP4 per prompt."""
-  output = job.request.output
-  return video_files.VideoFiles(
-    video_files.paths(folder, job.request.prompts, name=output.name),
-    fps=job.source.fps,
-    scale=output.scale,
+  files = video_files.VideoFiles(
+    results.videos,
+    fps=source.fps,
+    scale=request.output.scale,
     num_frames=job.num_frames,
   )
+  timing = _write_videos(files, job, pipeline, text)
+  contact_sheet.write_png(results.sheet, files.sheet(request.prompts))
+  report = _report(job, files, results, sizes, timing, given)
+  atomic.write_text(results.report, json.dumps(report, indent=2) + "\n")
+  asked = f" of {job.num_frames}" if timing.stopped else ""
+  print(
+    f"{len(request.prompts)} videos of {files.num_frames}{asked} frames in "
+    f"{timing.total:.1f} s: {results.report.parent}/{request.output.name}-*",
+    flush=True,
+  )
+  if timing.stopped:
+    raise timing.stopped
+  return report
 
 
 def _write_videos(
@@ -109,7 +109,32 @@ def _write_videos(
 ) -> Timing:
   """Writes all frames as they come, under a progress bar."""
   # Compilation counts: it is what a person waits for.
-  started, first = time.monotonic(), 0.0
+  started = time.monotonic()
+  arrived: list[float] = []
+  stopped = None
+  try:
+    _write_frames(
+      files, job, pipeline, text, lambda: arrived.append(time.monotonic())
+    )
+  except KeyboardInterrupt as error:
+    if not files.num_frames:
+      raise  # There is nothing to keep.
+    stopped = error
+  return Timing(
+    total=time.monotonic() - started,
+    first_chunk=arrived[0] - started if arrived else 0.0,
+    stopped=stopped,
+  )
+
+
+def _write_frames(
+  files: video_files.VideoFiles,
+  job: job_lib.Job,
+  pipeline: pipeline_lib.Pipeline,
+  text: Float[Array, "R M E"],
+  on_chunk: Callable[[], object],
+) -> None:
+  """Writes all frames; `on_chunk` is called when one is decoded."""
   with contextlib.ExitStack() as stack:
     stack.enter_context(files)
     progress = stack.enter_context(
@@ -119,9 +144,8 @@ def _write_videos(
     progress.update(files.append(job.first_frames(pipeline)))
     on_step = _show_steps(stack, job)
     for frames in job.chunks(pipeline, text, on_step=on_step):
-      first = first or time.monotonic() - started
+      on_chunk()
       progress.update(files.append(frames))
-  return Timing(total=time.monotonic() - started, first_chunk=first)
 
 
 def _show_steps(
@@ -138,21 +162,21 @@ def _show_steps(
 
 
 def _report(
-  folder: pathlib.Path,
   job: job_lib.Job,
+  files: video_files.VideoFiles,
+  results: result_files.Results,
   sizes: memory.Needs,
   timing: Timing,
   given: Sequence[str],
 ) -> Report:
-  """Says what was made, of which sizes and how fast."""
-  request, output = job.request, job.request.output
+  """Says what was made and used, of which sizes and how fast."""
   height, width = job.source.pixels
-  frames = len(request.prompts) * job.num_frames
-  files = video_files.paths(folder, request.prompts, name=output.name)
+  frames = len(job.request.prompts) * files.num_frames
   return dict(
-    prompts=[*request.prompts],
-    mode=request.mode,
-    frames=job.num_frames,
+    **job.described(),
+    frames=files.num_frames,
+    frames_asked=job.num_frames,
+    interrupted=str(timing.stopped) if timing.stopped else None,
     height=height,
     width=width,
     fps=job.source.fps,
@@ -166,12 +190,8 @@ def _report(
     decoder_bytes=sizes.decoder_bytes,
     parameters=sizes.parameters,
     predicted_peak_bytes=sizes.peak_bytes,
-    checkpoint=request.networks.checkpoint,
-    sampler=config_reader.to_dict(request.sampler),
-    window=config_reader.to_dict(request.window),
-    seed=request.seed,
     given=[*given],
-    videos=[path.name for path in files],
+    videos=[path.name for path in results.videos],
   )
 
 

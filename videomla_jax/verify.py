@@ -31,6 +31,8 @@ from videomla_jax.runtime import distributed
 from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
 from videomla_jax.storage import model_folder
+from videomla_jax.storage import output_folder
+from videomla_jax.storage import paths as paths_lib
 from videomla_jax.storage import state_digests
 
 # Yields names of bad files, relative to a path, and what is wrong with them.
@@ -152,7 +154,7 @@ def verify(paths: Sequence[str]) -> tuple[int, list[Bad]]:
   if not paths:
     raise ValueError("no path is given; name files or folders to verify.")
   parts: list[Part] = []
-  for path in map(pathlib.Path, paths):
+  for path in (pathlib.Path(paths_lib.local(x, "PATH")) for x in paths):
     if not path.exists():
       raise ValueError(f"{str(path)!r} does not exist; name a file or folder.")
     found = [*find(path.absolute())]
@@ -177,17 +179,18 @@ def main(paths: Sequence[str]) -> None:
     paths: Files and folders.
   """
   started = time.monotonic()
-  if _JSON.value:
-    atomic.check_replaceable(_JSON.value)
+  json_file = paths_lib.local(_JSON.value, "json")
+  if json_file:
+    output_folder.check_file(json_file)
   count, bad = verify(paths)
   for path, reason in bad:
     print(f"{path}: {reason}")
   seconds = time.monotonic() - started
   result = f"{len(bad)} bad files" if bad else "all whole"
   print(f"verified {count} parts in {seconds:.1f} s: {result}", flush=True)
-  if _JSON.value:
+  if json_file:
     report = dict(parts=count, bad=[x._asdict() for x in bad])
-    atomic.write_text(_JSON.value, json.dumps(report, indent=1) + "\n")
+    atomic.write_text(json_file, json.dumps(report, indent=1) + "\n")
   if bad:
     distributed.leave(1)
 

@@ -1,6 +1,8 @@
 """Tests of MP4 files, by decoding them again."""
 
+from collections.abc import Iterator
 import pathlib
+import resource
 
 import av
 import numpy as np
@@ -137,3 +139,32 @@ def test_unwritable_folder_is_refused_before_the_first_frame(
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match="choose a folder"):
     mp4.Mp4Writer(tmp_path / "file" / "out" / "a.mp4", fps=4)
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+  """Files may have 20,000 bytes, as if the disk were full then."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+  yield
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(
+  tmp_path: pathlib.Path, seed: int, limited: None
+) -> None:
+  rng = np.random.default_rng(seed)
+  frames = rng.integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
+  with pytest.raises(OSError, match="File too large.*a.mp4"):
+    mp4.write_mp4(tmp_path / "a.mp4", frames, fps=4)
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_have_the_name_is_refused_before_the_first_frame(
+  tmp_path: pathlib.Path,
+) -> None:
+  (tmp_path / "a.mp4").mkdir()
+  with pytest.raises(ValueError, match="is a folder"):
+    mp4.Mp4Writer(tmp_path / "a.mp4", fps=4)
+  with pytest.raises(ValueError, match="255 bytes"):
+    mp4.Mp4Writer(tmp_path / ("狐" * 90 + ".mp4"), fps=4)

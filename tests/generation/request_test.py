@@ -37,9 +37,10 @@ def test_every_key_of_the_config_reaches_a_field(variant: str) -> None:
   assert fields == plain
 
 
-def test_seed_is_that_of_noise_and_of_random_weights() -> None:
-  request = request_lib.Request.from_config(_values(seed=5))
-  assert (request.seed, request.networks.seed) == (5, 5)
+def test_seed_of_noise_is_not_that_of_random_weights() -> None:
+  values = _values(seed=5, weights_seed=7)
+  request = request_lib.Request.from_config(values)
+  assert (request.seed, request.networks.weights_seed) == (5, 7)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ _PROMPTS = ["slow 1 vertical", "fast 2 diagonal"]
 @pytest.mark.parametrize("name", ["small_latent", "small_dense"])
 def test_shipped_model_tells_what_it_was_trained_on(name: str) -> None:
   source = sources.open_source(
-    networks_lib.Networks(checkpoint=f"shipped:{name}", height=480, width=832)
+    networks_lib.Networks(checkpoint=f"shipped:{name}", height=24, width=0)
   )
   assert isinstance(source, sources.Source)
   assert (source.pixels, source.pixel_channels) == ((24, 24), 1)

@@ -45,4 +45,43 @@ def test_names_are_readable_unique_and_inside_the_folder() -> None:
     f"x-3-{'狐' * 9}.mp4",
   ]
   assert all(len(p.name) < 80 for p in paths)
+  assert all(len(p.name.encode()) <= 255 for p in paths)
   assert all(p.parent == pathlib.Path("out") for p in paths)
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "狐", "🦊狐"])
+def test_names_are_cut_at_whole_letters_within_255_bytes(letter: str) -> None:
+  prompt, name = letter * 200, "n" * 120
+  for seeds in (None, [0], [7]):
+    (path,) = video_files.paths(
+      pathlib.Path(), [prompt], name=name, seeds=seeds
+    )
+    assert 150 < len(path.name.encode()) <= 255
+    path.name.encode().decode()
+
+
+def test_seeds_are_named_unless_the_first_is_zero() -> None:
+  def names(seeds):
+    paths = video_files.paths(pathlib.Path(), ["a", "b"], name="x", seeds=seeds)
+    return [p.name for p in paths]
+
+  assert names([0, 1]) == names(None) == ["x-0-a.mp4", "x-1-b.mp4"]
+  assert names([8, 9]) == ["x-0-a-seed8.mp4", "x-1-b-seed9.mp4"]
+
+
+def test_an_interrupt_keeps_frames_and_an_error_does_not(
+  tmp_path, seed: int
+) -> None:
+  rng = np.random.default_rng(seed)
+  frames = rng.integers(0, 256, (1, 3, 16, 16, 1), dtype=np.uint8)
+  for error, kept in ((KeyboardInterrupt(), True), (OSError(), False)):
+    path = tmp_path / f"{kept}.mp4"
+    with pytest.raises(type(error)):
+      with video_files.VideoFiles(
+        [path], fps=4, scale=1, num_frames=6
+      ) as files:
+        files.append(frames)
+        raise error
+    assert path.exists() == kept
+  assert len(mp4.read_mp4(tmp_path / "True.mp4")[0]) == 3
+  assert len(list(tmp_path.iterdir())) == 1

@@ -24,6 +24,7 @@ ALLOWED: dict[str, str] = {
   "generation/contact_sheet": _GIVEN,
   "generation/mp4": "FFmpeg writes by itself, under a temporary name",
   "runtime/metrics": "appends lines to a log",
+  "runtime/terminal": "opens the device that forgets everything",
   "small_world/judge": _GIVEN,
   "storage/model_folder": _INSIDE,
   "storage/model_writer": _INSIDE,

@@ -16,6 +16,7 @@ import sys
 import pytest
 import yaml
 
+from videomla_jax.runtime import distributed
 from videomla_jax.runtime import launch_local
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -299,6 +300,17 @@ def test_environment_of_a_process_keeps_what_was_there() -> None:
   assert made["XLA_FLAGS"] == "--a=1 --xla_force_host_platform_device_count=4"
   assert made["VIDEOMLA_COORDINATOR"] == "127.0.0.1:99"
   assert made["VIDEOMLA_PROCESS_ID"] == "1"
+  # A proxy could not reach the coordinator.
+  assert made["no_proxy"] == made["NO_PROXY"] == "127.0.0.1,localhost,::1"
+
+
+def test_hosts_that_need_no_proxy_are_kept() -> None:
+  given = {"no_proxy": "a.org, localhost", "no_grpc_proxy": "b.org"}
+  assert distributed.without_proxy(given) == {
+    "no_proxy": "a.org,localhost,127.0.0.1,::1",
+    "NO_PROXY": "127.0.0.1,localhost,::1",
+    "no_grpc_proxy": "b.org,127.0.0.1,localhost,::1",
+  }
 
 
 @pytest.mark.parametrize(
@@ -307,6 +319,8 @@ def test_environment_of_a_process_keeps_what_was_there() -> None:
     (["--processes=0", "--", "-c", ""], "processes=0 must be at least 1"),
     (["--devices=0", "--", "-c", ""], "devices=0 must be at least 1"),
     (["--grace_seconds=-1", "--", "-c", ""], "must be 0 or more"),
+    (["--grace_seconds=inf", "--", "-c", ""], "at most a day"),
+    (["--devices=99999999999", "--", "-c", ""], "must be at most 1024"),
     (["--processes=many", "--", "-c", ""], "'many'; see --help"),
     (["--bogus", "--", "-c", ""], "--bogus; see --help"),
     (["--processes=2"], "arguments of python are missing"),

@@ -65,7 +65,7 @@ def read(cubin: bytes) -> list[Kernel]:
     cubin: The binary.
 
   Raises:
-    RuntimeError: If NVIDIA's tools are not installed.
+    NotImplementedError: If NVIDIA's tools are not installed.
   """
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "code.cubin"
@@ -176,7 +176,7 @@ def tool(name: str) -> str:
     name: Name of the program.
 
   Raises:
-    RuntimeError: If it is not installed.
+    NotImplementedError: If it is not installed.
   """
   # XLA writes PTX for the ptxas of its own CUDA, and an older one refuses it.
   cuda = importlib.util.find_spec("nvidia") if name == "ptxas" else None
@@ -189,7 +189,7 @@ def tool(name: str) -> str:
     path = pathlib.Path(folder) / "backends" / "nvidia" / "bin" / name
     if path.is_file():
       return str(path)
-  raise RuntimeError(
+  raise NotImplementedError(
     f"{name} comes with Triton, which is not installed; run "
     "pip install 'videomla-jax[aot]'."
   )

@@ -10,10 +10,10 @@ XLA_DUMPS = "xla"  # name of a folder inside of that of `dump_environment`
 
 
 def check_toolchain() -> None:
-  """Raises `RuntimeError` if the cross-compiler is not installed."""
+  """Raises `NotImplementedError` if the cross-compiler is not installed."""
   for name in ("jax_cuda13_plugin", "nvidia"):
     if importlib.util.find_spec(name) is None:
-      raise RuntimeError(
+      raise NotImplementedError(
         "compiling for a GPU needs JAX's CUDA plugin and ptxas; run "
         "pip install 'videomla-jax[aot]'."
       )

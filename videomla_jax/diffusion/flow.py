@@ -94,7 +94,7 @@ def sigma_table(num_steps: int, *, s: float) -> Float[np.ndarray, "n"]:
 
 
 def few_step_sigmas(
-  steps: tuple[int, ...], *, s: float
+  steps: tuple[float | int, ...], *, s: float | int
 ) -> Float[np.ndarray, "n"]:
   """Warps a list of timesteps such as (1000, 750, 500, 250), Eq. (6.9)."""
   return shift(np.asarray(steps, np.float64) / wan_config.MAX_TIMESTEP, s)

@@ -68,7 +68,9 @@ class Sampler:
 
 
 def few_step(
-  steps: tuple[int, ...] = (1000, 750, 500, 250), *, shift: float = 5.0
+  steps: tuple[float | int, ...] = (1000, 750, 500, 250),
+  *,
+  shift: float | int = 5.0,
 ) -> Sampler:
   """Returns the distilled student's sampler, docs/method.md, section 7.2.
 

@@ -6,17 +6,17 @@ import pathlib
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from videomla_jax.generation import fonts
 from videomla_jax.generation import pixels
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
 _HEAD = 13  # A sheet shows every one of the first frames: four chunks and one.
 _MARGIN = 4  # Pixels around the parts of a sheet.
 _FONT_SIZE = 12
+_LONGEST = 400  # letters of a label
 
 
 def chosen_frames(num_frames: int, *, columns: int) -> list[int]:
@@ -76,8 +76,13 @@ def draw(
   # Times tell how far into a long video a frame lies.
   stamps = [time_stamp(index / fps) for index in frame_indices]
   rows = [
-    _sheet_row([pixels.enlarge(video[i], scale) for i in chosen], stamps, label)
-    for video, label in zip(videos, labels, strict=True)
+    _sheet_row(
+      [pixels.enlarge(video[i], scale) for i in chosen],
+      stamps,
+      label,
+      number=number,
+    )
+    for number, (video, label) in enumerate(zip(videos, labels, strict=True))
   ]
   sheet = Image.new(
     "RGB", (rows[0].width, sum(row.height for row in rows)), "white"
@@ -113,21 +118,30 @@ def time_stamp(seconds: float | int) -> str:
 
 
 def _sheet_row(
-  cells: list[UInt8[np.ndarray, "h w 3"]], stamps: list[str], label: str
+  cells: list[UInt8[np.ndarray, "h w 3"]],
+  stamps: list[str],
+  label: str,
+  *,
+  number: int,
 ) -> Image.Image:
   """Draws one video: its label, its frames, and the time below each frame."""
-  font = ImageFont.load_default(size=_FONT_SIZE)
-  small = ImageFont.load_default(size=_FONT_SIZE - 2)
+  if len(label) > _LONGEST:
+    label = f"{label[:_LONGEST]} ..."
+  font, drawn = fonts.choose(label, size=_FONT_SIZE)
+  if drawn != label:
+    # The report has all letters, under the same number.
+    drawn = f"{number}: {drawn}"
+  small, _ = fonts.choose("0:00.0", size=_FONT_SIZE - 2)
   height, width = cells[0].shape[:2]
   stamp_width = max(round(small.getlength(x)) for x in stamps)
   # A frame may be narrower than the time below it.
   pitch = max(width, stamp_width) + _MARGIN
   # A label needs some room even above a single small frame.
-  lines = _wrap(label, font, max(pitch * len(cells), 160))
+  lines = _wrap(drawn, font, max(pitch * len(cells), 160))
   line_height = _FONT_SIZE + _MARGIN
   top = line_height * len(lines) + _MARGIN
   longest = max(round(font.getlength(x)) for x in lines)
-  # One word may be longer than the frames are wide.
+  # The first letter of a line always has its place.
   row_width = max(pitch * len(cells), longest) + 2 * _MARGIN
   size = (row_width, top + height + line_height + _MARGIN)
   row = Image.new("RGB", size, "white")
@@ -141,13 +155,21 @@ def _sheet_row(
   return row
 
 
-def _wrap(text: str, font: Font, width: int) -> list[str]:
-  """Breaks a text between words into lines of at most `width` pixels."""
+def _wrap(text: str, font: fonts.Font, width: int) -> list[str]:
+  """Breaks a text into lines of at most `width` pixels, between words at best.
+
+  Chinese has no spaces, and a word may be longer than a line.
+  """
   lines = [""]
   for word in text.split():
     longer = f"{lines[-1]} {word}".strip()
-    if font.getlength(longer) <= width or not lines[-1]:
+    if font.getlength(longer) <= width:
       lines[-1] = longer
-    else:
-      lines.append(word)
+      continue
+    if lines[-1]:
+      lines.append("")
+    for letter in word:
+      if lines[-1] and font.getlength(lines[-1] + letter) > width:
+        lines.append("")
+      lines[-1] += letter
   return lines

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 import jax
-from jaxtyping import Array, Float, UInt8
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from videomla_jax import shapes
@@ -28,9 +30,13 @@ from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import pixel_stream
 from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
+from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
+from videomla_jax.generation import unused
 from videomla_jax.media import fitting
 from videomla_jax.models import window as window_lib
+from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 
 Videos = UInt8[np.ndarray, "B t h w c"]
 Text = Float[Array, "R M E"]
@@ -44,6 +50,7 @@ class Job:
     request: What is asked for.
     source: The model, not loaded yet.
     sampler: How chunks are denoised.
+    choice: The same in the words of a config, nothing left open.
     num_frames: Pixel frames of every video, given ones included.
     given: The given picture, or the newest frames of the given clip, in the
       form of the model's; None if there is neither.
@@ -53,6 +60,7 @@ class Job:
   request: request_lib.Request
   source: sources.Source
   sampler: sampling.Sampler
+  choice: sampler_choice.SamplerChoice
   num_frames: int
   given: UInt8[np.ndarray, "t h w c"] | None
   given_changes: tuple[str, ...] = ()
@@ -62,6 +70,52 @@ class Job:
     guided = self.sampler.guidance is not None
     negative = self.request.negative_prompt if guided else None
     return self.source.embed(prompts, negative=negative)
+
+  @functools.cached_property
+  def cut(self) -> dict[str, int]:
+    """Tokens of prompts of which the model sees the beginning only."""
+    guided = self.sampler.guidance is not None
+    negative = [self.request.negative_prompt] if guided else []
+    return self.source.cut([*self.request.prompts, *negative])
+
+  @property
+  def seeds(self) -> tuple[int, ...]:
+    """Seed of each video: that of the request, then the numbers after it."""
+    first = self.request.seed
+    # A prompt alone, with its own seed, gives its video again.
+    return tuple(
+      (first + i) % (config_values.MAX_SEED + 1)
+      for i in range(len(self.request.prompts))
+    )
+
+  def keys(self) -> Key[Array, "B"]:
+    """Returns the random key of each video, made of its own seed alone."""
+    keys = [jax.random.fold_in(jax.random.key(x), 0) for x in self.seeds]
+    return jnp.stack(keys)
+
+  def described(self) -> dict[str, object]:
+    """Returns what makes the videos, as a report states it: what was used."""
+    request, causal = self.request, self.request.mode == "causal"
+    guided = self.sampler.guidance is not None
+    sampler = config_reader.to_dict(self.choice)
+    return dict(
+      checkpoint=request.networks.checkpoint,
+      networks=config_reader.to_dict(request.networks),
+      prompts=[*request.prompts],
+      # What was not used is null: a report never states it.
+      negative_prompt=request.negative_prompt if guided else None,
+      tokens_of_cut_prompts=self.cut,
+      mode=request.mode,
+      seed=request.seed,
+      seeds=[*self.seeds],
+      sampler=sampler | dict(sigmas=[*self.sampler.sigmas]),
+      window=config_reader.to_dict(request.window) if causal else None,
+      cache_dtype=request.cache_dtype or None,
+      image=request.image or None,
+      clip=request.clip or None,
+      seconds=request.seconds,
+      scale=request.output.scale,
+    )
 
   def needs(self, pipeline: pipeline_lib.Pipeline) -> memory.Needs:
     """Computes what the generation needs, before anything compiles.
@@ -121,7 +175,7 @@ class Job:
     return pixel_stream.PixelStream(
       pipeline,
       text,
-      jax.random.key(self.request.seed),
+      self.keys(),
       window=self.request.window,
       sampler=self.sampler,
       num_frames=None if endless else self.num_frames,
@@ -157,7 +211,7 @@ class Job:
       pieces = pixel_stream.whole_clip(
         pipeline,
         text,
-        jax.random.key(self.request.seed),
+        self.keys(),
         sampler=self.sampler,
         num_frames=self.num_frames,
         on_step=on_step,
@@ -207,6 +261,27 @@ class Job:
     return sentences
 
 
+def _check_sampler(
+  request: request_lib.Request, sampler: sampling.Sampler
+) -> None:
+  """Refuses a sampler that cannot be, or cannot use what is asked.
+
+  Raises:
+    ValueError: If a few-step sampler makes a whole clip, or a negative prompt
+      has no guidance.
+  """
+  if request.mode == "bidirectional" and sampler.step_rule.adds_noise:
+    raise ValueError(
+      "sampler.kind='few_step' is for causal students; use 'unipc' or 'euler' "
+      "with mode='bidirectional'."
+    )
+  if sampler.guidance is None:
+    unused.refuse(
+      dict(negative_prompt=request.negative_prompt),
+      why="without guidance",
+    )
+
+
 def prepare(
   request: request_lib.Request,
   source: sources.Source,
@@ -228,9 +303,14 @@ def prepare(
   """
   # The cheapest checks come first: a wrong word is told at once.
   source.check(request.prompts)
-  sampler = request.sampler.resolve(
+  source.check_negative(request.negative_prompt)
+  request.output.check_scale(source.pixels)
+  choice = request.sampler.settle(
     shift=source.shift, distilled=source.distilled
   )
+  # What is settled is resolved to itself.
+  sampler = choice.resolve(shift=source.shift, distilled=source.distilled)
+  _check_sampler(request, sampler)
   num_frames = request_lib.count_frames(request.seconds, source.fps)
   height, width = source.pixels
   given = given_frames.read_given(
@@ -253,6 +333,7 @@ def prepare(
     request=request,
     source=source,
     sampler=sampler,
+    choice=choice,
     num_frames=num_frames,
     given=None if given is None else given.frames,
     given_changes=() if given is None else given.changes,

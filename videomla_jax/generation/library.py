@@ -175,18 +175,18 @@ def load(
   Raises:
     ValueError: If it is no model, or files of it are missing or damaged.
   """
-  folders = config_reader.read(networks_lib.Folders, parts or {}, at="parts.")
-  networks = networks_lib.Networks(
-    checkpoint=str(checkpoint),
-    parts=folders,
-    embeddings=embeddings,
+  values = dict(
+    checkpoint=os.fspath(checkpoint),
+    parts=parts or {},
+    embeddings=os.fspath(embeddings),
     height=height,
     width=width,
     half_weights=half_weights,
     vae_tile=vae_tile,
     vae_dtype=vae_dtype,
-    seed=seed,
+    weights_seed=seed,
   )
+  networks = config_reader.read(networks_lib.Networks, values)
   return Model(networks, sources.open_source(networks))
 
 

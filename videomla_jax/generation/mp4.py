@@ -5,6 +5,8 @@ leaves nothing behind and a reader never sees half a file.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
 import fractions
 import os
 import pathlib
@@ -18,6 +20,7 @@ import numpy as np
 from videomla_jax.generation import pixels
 from videomla_jax.media import clips
 from videomla_jax.media import files
+from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 
 PathLike = str | os.PathLike[str]
@@ -52,24 +55,24 @@ class Mp4Writer:
       scale: Number of times that every pixel is repeated along each side.
 
     Raises:
-      ValueError: If a number is out of range or the folder is not writable.
+      ValueError: If a number is out of range, the folder is not writable, or
+        the file cannot have its name.
     """
     if fps <= 0:
       raise ValueError(f"fps={fps} must be positive; give frames per second.")
     if scale < 1:
       raise ValueError(f"scale={scale} must be at least 1; use 1 or more.")
     self._path = pathlib.Path(path)
-    output_folder.check(self._path.parent)
-    # It lies in the same folder, since renaming does not work across file
-    # systems. FFmpeg tells the format by the suffix, so .tmp stands before it.
-    self._temporary = self._path.with_name(
-      f".{self._path.stem}.{os.getpid()}.tmp{self._path.suffix}"
-    )
+    output_folder.check_file(self._path)
+    self._stack = contextlib.ExitStack()
     # MP4 counts time in fractions; 1001 is the denominator of 29.97.
     self._fps = fractions.Fraction(fps).limit_denominator(1001)
     self._scale = scale
     self._shape: tuple[int, ...] | None = None
     self._encoder: _Encoder | None = None
+    # It is made with the first frame, so that nothing has to be tidied up after
+    # a video that never begins.
+    self._temporary: pathlib.Path | None = None
     self.num_frames = 0
 
   def append(self, frames: Frames) -> None:
@@ -80,40 +83,48 @@ class Mp4Writer:
 
     Raises:
       ValueError: If channels or size do not fit.
+      OSError: If the frames cannot be written, as on a full disk.
     """
     pixels.check_frames(frames)
     if not len(frames):
       return  # A container that got no frame cannot be closed.
     if self._encoder is None:
-      self._shape = frames.shape[1:]
-      self._encoder = _open(
-        self._temporary, self._shape, fps=self._fps, scale=self._scale
-      )
+      self._begin(frames.shape[1:])
     elif frames.shape[1:] != self._shape:
       raise ValueError(
         f"frames of shape {frames.shape[1:]} follow frames of shape"
         f" {self._shape}; give every chunk the same size."
       )
-    for frame in frames:
-      planes = _to_yuv420(pixels.enlarge(frame, self._scale))
-      image = av.VideoFrame.from_ndarray(planes, "yuv420p")
-      image.pts = self.num_frames
-      image.time_base = 1 / self._fps
-      self._encoder.container.mux(self._encoder.stream.encode(image))
-      self.num_frames += 1
+    assert self._encoder is not None
+    with _told(self._path):
+      for frame in frames:
+        planes = _to_yuv420(pixels.enlarge(frame, self._scale))
+        image = av.VideoFrame.from_ndarray(planes, "yuv420p")
+        image.pts = self.num_frames
+        image.time_base = 1 / self._fps
+        self._encoder.container.mux(self._encoder.stream.encode(image))
+        self.num_frames += 1
+
+  def _begin(self, shape: tuple[int, ...]) -> None:
+    """Opens the file when the size of the frames is known."""
+    self._shape = shape
+    # Nothing with the final name is ever half a file, not even after SIGKILL.
+    self._temporary = self._stack.enter_context(atomic.replacing(self._path))
+    with _told(self._path):
+      self._encoder = _open(
+        self._temporary, shape, fps=self._fps, scale=self._scale
+      )
 
   def abort(self) -> None:
     """Drops what was written; an older file at the path stays."""
-    if self._encoder is not None:
-      self._encoder.container.close()
-      self._encoder = None
-    self._temporary.unlink(missing_ok=True)
+    self._end(RuntimeError("the video is dropped"))
 
   def close(self) -> None:
     """Completes the file and puts it in place.
 
     Raises:
       ValueError: If no frame was appended.
+      OSError: If it cannot be written, as on a full disk.
     """
     if self._encoder is None or self.num_frames == 0:
       self.abort()
@@ -121,14 +132,28 @@ class Mp4Writer:
         f"video {str(self._path)!r} has no frames; append at least one."
       )
     try:
-      # Encoding nothing makes the encoder give out the frames it holds back.
-      self._encoder.container.mux(self._encoder.stream.encode(None))
-      self._encoder.container.close()
-      self._encoder = None
-      self._temporary.replace(self._path)
-    except BaseException:
-      self.abort()
+      with _told(self._path):
+        # Encoding nothing makes the encoder give out what it holds back.
+        self._encoder.container.mux(self._encoder.stream.encode(None))
+        self._encoder.container.close()
+    except BaseException as error:
+      self._end(error)
       raise
+    self._encoder = None
+    self._end(None)
+
+  def _end(self, error: BaseException | None) -> None:
+    """Puts the temporary file in place, or removes it after an error."""
+    encoder, self._encoder = self._encoder, None
+    if encoder is not None:
+      # The end of a file does not fit on a full disk either.
+      with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+        encoder.container.close()
+    if error is None:
+      self._stack.close()
+    else:
+      with contextlib.suppress(type(error)):
+        self._stack.__exit__(type(error), error, error.__traceback__)
 
   def __enter__(self) -> "Mp4Writer":
     return self
@@ -144,6 +169,15 @@ class Mp4Writer:
       self.close()
     else:
       self.abort()
+
+
+@contextlib.contextmanager
+def _told(path: pathlib.Path) -> Iterator[None]:
+  """Turns FFmpeg's errors into those of the system, with the file's name."""
+  try:
+    yield
+  except av.error.FFmpegError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class _Encoder(NamedTuple):
@@ -162,7 +196,9 @@ def _open(
 ) -> _Encoder:
   """Opens a file for frames of shape `[h, w, c]`."""
   # The index goes first (faststart), so playing starts while loading.
-  container = av.open(str(path), "w", options={"movflags": "+faststart"})
+  container = av.open(
+    str(path), "w", format="mp4", options={"movflags": "+faststart"}
+  )
   stream = container.add_stream("libx264", rate=fps)
   # 4:2:0 stores colour for 2x2 blocks: sides are padded to even.
   stream.height, stream.width = (pixels.even(x * scale) for x in shape[:2])

@@ -1,6 +1,15 @@
 """Which networks a command opens, as its config names them."""
 
 import dataclasses
+from typing import Annotated
+
+from videomla_jax.runtime import config_values
+
+_DTYPES = ("float32", "bfloat16")
+# Sides of a frame in pixels; the codec of the files takes no larger ones.
+MAX_SIDE = 8192
+
+Side = Annotated[int, config_values.Range(0, MAX_SIDE)]
 
 
 # Configs call this group `parts`.
@@ -11,14 +20,14 @@ class Folders:
   Attributes:
     dit: The network; an empty name is `CHECKPOINT/dit`, and so on.
     vae: The VAE.
-    umt5: The text encoder.
+    umt5: The text encoder; stored embeddings take its place.
     tokenizer: The tokenizer of the text encoder.
   """
 
-  dit: str = ""
-  vae: str = ""
-  umt5: str = ""
-  tokenizer: str = ""
+  dit: config_values.Path = ""
+  vae: config_values.Path = ""
+  umt5: config_values.Path = ""
+  tokenizer: config_values.Path = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,20 +40,35 @@ class Networks:
     parts: Folders of a converted release that lie elsewhere.
     embeddings: File of `embed` that replaces the text encoder, or empty.
     height: Pixel rows; 0 is the usual size of the release. Small models have
-      their own and ignore it.
+      their own, and refuse another one.
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
     vae_dtype: Number format in which the VAE computes.
-    seed: Seed of the weights of `random:NAME`.
+    weights_seed: Seed of the weights of `random:NAME`.
   """
 
-  checkpoint: str
+  checkpoint: config_values.Path
   parts: Folders = Folders()
-  embeddings: str = ""
-  height: int = 0
-  width: int = 0
+  embeddings: config_values.Path = ""
+  height: Side = 0
+  width: Side = 0
   half_weights: bool = False
-  vae_tile: int = 0
+  vae_tile: Side = 0
   vae_dtype: str = "float32"
-  seed: int = 0
+  weights_seed: config_values.Seed = 0
+
+  def __post_init__(self) -> None:
+    if not self.checkpoint:
+      raise ValueError(
+        "checkpoint is empty; name a folder, shipped:NAME or random:NAME."
+      )
+    # Tiles overlap by four, and must advance.
+    if 0 < self.vae_tile < 5:
+      raise ValueError(
+        f"vae_tile={self.vae_tile} must be at least 5 latent pixels; use 16."
+      )
+    if self.vae_dtype not in _DTYPES:
+      raise ValueError(
+        f"vae_dtype={self.vae_dtype!r} is unknown; use one of {_DTYPES}."
+      )

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
+from videomla_jax.generation import unused
 from videomla_jax.generation import wan_source
 from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
@@ -58,6 +59,12 @@ class Source(Protocol):
 
   def check(self, prompts: Sequence[str]) -> None:
     """Raises `ValueError` for prompts that the model cannot take."""
+
+  def check_negative(self, negative: str) -> None:
+    """Raises `ValueError` for a negative prompt that would change nothing."""
+
+  def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+    """Returns the tokens of prompts that have more than the model takes."""
 
   def embed(
     self, prompts: Sequence[str], *, negative: str | None
@@ -111,6 +118,18 @@ class SmallSource:
     """Raises `ValueError` unless every word of the prompts is known."""
     prompts_lib.tokenize_batch(prompts)
 
+  def check_negative(self, negative: str) -> None:
+    """Raises `ValueError` for any words: guidance runs against padding."""
+    unused.refuse(
+      dict(negative_prompt=negative),
+      why="on a small model, whose guidance steers away from no prompt",
+    )
+
+  def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+    """Returns nothing: four words are all that a prompt has."""
+    del prompts
+    return {}
+
   def embed(
     self, prompts: Sequence[str], *, negative: str | None
   ) -> Float[Array, "R M E"]:
@@ -148,7 +167,9 @@ def open_source(networks: networks_lib.Networks) -> Source:
   found = {p.name for p in path.glob("*")}
   if found & {"dit", "vae"} or any(dataclasses.astuple(networks.parts)):
     return wan_source.from_folders(path, networks)
-  return open_small(path)
+  source = open_small(path)
+  unused.refuse_of_releases(networks, pixels=source.pixels)
+  return source
 
 
 def open_small(path: str | os.PathLike[str]) -> SmallSource:

@@ -12,13 +12,19 @@ from PIL import Image
 
 from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
+from videomla_jax.runtime import signals
 
+_MAX_BYTES = 255  # of a file name on most disks
 # Widths of frames in a sheet: smaller ones are enlarged, larger ones shrunk.
 _SMALL, _LARGE = 48, 240
 
 
 def paths(
-  folder: pathlib.Path, prompts: Sequence[str], *, name: str
+  folder: pathlib.Path,
+  prompts: Sequence[str],
+  *,
+  name: str,
+  seeds: Sequence[int] | None = None,
 ) -> list[pathlib.Path]:
   """Names one MP4 per prompt in a folder, readable and unique.
 
@@ -26,21 +32,32 @@ def paths(
     folder: Where the videos will lie.
     prompts: One per video; their words become part of the names.
     name: First word of every file name.
+    seeds: Seed of each video, which is part of the name if the first one is not
+      0: another seed does not replace a video. None names none.
   """
-  # Prompts may hold anything, such as slashes; 60 letters stay readable.
-  slugs = [re.sub(r"[\W_]+", "-", p.lower()).strip("-") for p in prompts]
-  return [
+  named = seeds is not None and seeds[0] != 0
+  files = []
+  for i, prompt in enumerate(prompts):
+    # Prompts may hold anything, such as slashes; 60 letters stay readable.
+    slug = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60].strip("-")
     # The number keeps two videos of one prompt apart.
-    folder / f"{name}-{i}-{slug[:60]}.mp4"
-    for i, slug in enumerate(slugs)
-  ]
+    head = f"{name}-{i}"
+    tail = (f"-seed{seeds[i]}" if seeds is not None and named else "") + ".mp4"
+    room = _MAX_BYTES - len(f"{head}-{tail}".encode())
+    # Disks count bytes; half a letter at the end is dropped.
+    slug = slug.encode()[: max(0, room)].decode(errors="ignore")
+    files.append(folder / f"{head}-{slug}{tail}")
+  return files
 
 
 class VideoFiles:
   """Writes every video as it arrives and keeps the frames of the sheet.
 
-  Use it in a `with` block: files appear under their names only if it ends
-  well.
+  Attributes:
+    num_frames: Frames of each video that were written.
+
+  Use it in a `with` block: files appear under their names if it ends well, and
+  with the frames so far if somebody interrupts it.
   """
 
   def __init__(
@@ -65,18 +82,16 @@ class VideoFiles:
       ValueError: If a folder is not writable, or a number is not positive.
     """
     self._stack = contextlib.ExitStack()
-    self._writers = [
-      self._stack.enter_context(mp4.Mp4Writer(p, fps=fps, scale=scale))
-      for p in files
-    ]
+    self._writers = [mp4.Mp4Writer(p, fps=fps, scale=scale) for p in files]
     self._fps = fps
     self._wanted = {*contact_sheet.chosen_frames(num_frames, columns=columns)}
-    self._num_frames, self._written = num_frames, 0
+    self._wanted_frames, self.num_frames = num_frames, 0
     # Only the sheet's frames stay in memory: a video may be hours long.
     self._kept: list[tuple[int, UInt8[np.ndarray, "V h w c"]]] = []
 
   def __enter__(self) -> "VideoFiles":
-    self._stack.__enter__()
+    for writer in self._writers:
+      self._stack.enter_context(writer)
     return self
 
   def __exit__(
@@ -85,18 +100,34 @@ class VideoFiles:
     error: BaseException | None,
     traceback: TracebackType | None,
   ) -> None:
-    self._stack.__exit__(kind, error, traceback)
+    # A person, or a scheduler, who stops a long video keeps what is there.
+    if isinstance(error, KeyboardInterrupt) and self.num_frames:
+      self._stack.close()
+    else:
+      self._stack.__exit__(kind, error, traceback)
 
   def append(self, frames: UInt8[np.ndarray, "V t h w c"]) -> int:
-    """Writes the next frames of every video and returns how many it wrote."""
-    frames = frames[:, : self._num_frames - self._written]
+    """Writes the next frames of every video and returns how many it wrote.
+
+    Args:
+      frames: Frames of all videos.
+
+    Raises:
+      signals.Interrupted: If somebody asked to stop; all videos have the same
+        frames then.
+    """
+    with signals.held():
+      return self._append(frames)
+
+  def _append(self, frames: UInt8[np.ndarray, "V t h w c"]) -> int:
+    frames = frames[:, : self._wanted_frames - self.num_frames]
     for writer, video in zip(self._writers, frames, strict=True):
       writer.append(video)
     count = frames.shape[1]
     for i in range(count):
-      if self._written + i in self._wanted:
-        self._kept.append((self._written + i, _thumbnails(frames[:, i])))
-    self._written += count
+      if self.num_frames + i in self._wanted:
+        self._kept.append((self.num_frames + i, _thumbnails(frames[:, i])))
+    self.num_frames += count
     return count
 
   def sheet(self, prompts: Sequence[str]) -> Image.Image:

@@ -1,6 +1,7 @@
 """Wan as a source: networks in folders of `convert`, or random tiny ones."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -16,6 +17,7 @@ from videomla_jax.costs import memory
 from videomla_jax.data import embeddings
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
+from videomla_jax.generation import unused
 from videomla_jax.models import released
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
@@ -26,6 +28,7 @@ from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 
 RANDOM = "random:"
+_LETTERS = "the quick brown fox jumps over a lazy dog 0123456789 .,;:!?&'-"
 
 # The window of VideoMLA; the files of a release do not say it.
 _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
@@ -44,6 +47,7 @@ class WanSource:
     pixels: Height and width of the video.
     fps: Pixel frames per second.
     shift: Warp of the noise schedule that the model was trained with.
+    tokenizer: Loads the tokenizer; gives None where embeddings are stored.
     pixel_channels: Channels of a pixel: RGB.
     window: Window of a rollout; the files do not say what training used.
     distilled: Whether it needs a few steps only, which the files do not say.
@@ -55,6 +59,7 @@ class WanSource:
   pixels: tuple[int, int]
   fps: float | int
   shift: float | int
+  tokenizer: Callable[[], tokenizer_lib.Tokenizer | None] = lambda: None
   pixel_channels: int = 3
   window: window_lib.Window = _WINDOW
   distilled: bool = False
@@ -64,6 +69,18 @@ class WanSource:
     for i, prompt in enumerate(prompts):
       if not prompt:
         raise ValueError(f"prompts[{i}] is empty; write what to show.")
+
+  def check_negative(self, negative: str) -> None:
+    """Accepts every negative prompt."""
+    del negative
+
+  def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+    """Returns the tokens of prompts that have more than the encoder takes."""
+    tokenizer = self.tokenizer()
+    if tokenizer is None:
+      return {}
+    counts = {prompt: tokenizer.num_tokens(prompt) for prompt in prompts}
+    return {p: n for p, n in counts.items() if n > tokenizer.max_tokens}
 
   def embed(
     self, prompts: Sequence[str], *, negative: str | None
@@ -122,6 +139,10 @@ def from_folders(
   Raises:
     ValueError: If a folder is missing, or the size of the video does not fit.
   """
+  unused.refuse(
+    dict(weights_seed=networks.weights_seed),
+    why="on weights that are read from files",
+  )
   folders = {
     name: pathlib.Path(given or path / name)
     for name, given in dataclasses.asdict(networks.parts).items()
@@ -137,7 +158,13 @@ def from_folders(
       "config.parts, or give prompts embedded before in config.embeddings."
     )
   family = released.family_at(folders["dit"])
+  _check_together(folders, networks.embeddings)
   return WanSource(
+    tokenizer=lambda: (
+      None
+      if networks.embeddings
+      else tokenizer_lib.Tokenizer.load(folders["tokenizer"])
+    ),
     encode_text=functools.partial(_encode_text, folders, networks.embeddings),
     load_dit=lambda: released.load(
       folders["dit"], "dit", half_weights=networks.half_weights
@@ -154,6 +181,37 @@ def _load_codec(
 ) -> vae.Codec:
   """Loads the VAE, in tiles if they are wanted."""
   codec = released.load(folder, "vae", dtype=networks.vae_dtype)
+  return _tiled(codec, networks)
+
+
+def _check_together(folders: Mapping[str, pathlib.Path], stored: str) -> None:
+  """Refuses parts that do not belong together, before any is loaded.
+
+  Raises:
+    ValueError: If sizes that two parts share differ.
+  """
+  dit = released.config_at(folders["dit"])
+  codec = released.config_at(folders["vae"])
+  text = (
+    embeddings.width(stored)
+    if stored
+    else getattr(released.config_at(folders["umt5"]), "width", 0)
+  )
+  pairs = (
+    ("channels of a latent", "vae", getattr(codec, "channels", 0), "channels"),
+    ("channels of a text", "text encoder", text, "text_dim"),
+  )
+  for what, other, found, field in pairs:
+    wanted = getattr(dit, field, found)
+    if found != wanted:
+      raise ValueError(
+        f"the network {str(folders['dit'])!r} takes {wanted} {what}, but the"
+        f" {other} gives {found}; use parts of one release."
+      )
+
+
+def _tiled(codec: vae.WanVAE, networks: networks_lib.Networks) -> vae.Codec:
+  """Returns the VAE, or one that computes tile by tile if it is wanted."""
   if not networks.vae_tile:
     return codec
   return vae_tiling.TiledVAE(codec, tile=networks.vae_tile)
@@ -189,15 +247,17 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
       f"checkpoint='{RANDOM}{name}' is unknown; use one of "
       f"{[RANDOM + n for n in kinds]}."
     )
+  unused.refuse_of_random(networks)
   family = released.FAMILIES["wan_tiny"]
+  sizes = dataclasses.replace(family.vae, dtype=networks.vae_dtype)
 
   @functools.cache
   def build() -> tuple[umt5.Umt5Encoder, vae.WanVAE, wan.WanDiT]:
     # All three are made at once, so that a seed names the same weights however
     # often and in whatever order they are asked for.
-    rngs = nnx.Rngs(networks.seed)
+    rngs = nnx.Rngs(networks.weights_seed)
     encoder = umt5.Umt5Encoder(family.text_encoder, rngs=rngs)
-    codec = vae.WanVAE(family.vae, rngs=rngs)
+    codec = vae.WanVAE(sizes, rngs=rngs)
     dit = wan.WanDiT(wan_config.tiny(kind=kinds[name]), rngs=rngs)
     # Untrained networks start with a head of zeros, which predicts nothing.
     kernel = dit.head.kernel
@@ -205,14 +265,20 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     kernel[...] = noise / np.sqrt(kernel.shape[0])
     return encoder, codec, dit
 
+  @functools.cache
+  def tokenizer() -> tokenizer_lib.Tokenizer:
+    # Its pieces are no matter of the prompts, so that one of several gives the
+    # same video alone.
+    return tokenizer_lib.train_tokenizer([_LETTERS])
+
   def encode_text(prompts: Sequence[str]) -> TextRows:
-    tokenizer = tokenizer_lib.train_tokenizer([*prompts])
-    return umt5.embed_texts(build()[0], tokenizer, [*prompts])
+    return umt5.embed_texts(build()[0], tokenizer(), [*prompts])
 
   return WanSource(
     encode_text=encode_text,
+    tokenizer=tokenizer,
     load_dit=lambda: build()[2],
-    load_codec=lambda: build()[1],
+    load_codec=lambda: _tiled(build()[1], networks),
     pixels=_pixels(networks, family),
     fps=family.fps,
     shift=family.shift,

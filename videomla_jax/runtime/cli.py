@@ -1,9 +1,15 @@
-"""How every command starts, and how it reports mistakes of the user."""
+"""How every command starts and ends: flags, messages, exit codes.
+
+`failures` lists the exit codes. A command that fails says why in one sentence;
+--verbosity=1 adds the traceback.
+"""
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import sys
+import traceback
 from typing import Any
+import warnings
 
 from absl import app
 from absl import flags
@@ -12,21 +18,12 @@ from ml_collections import config_flags
 
 from videomla_jax.runtime import config_files
 from videomla_jax.runtime import distributed
+from videomla_jax.runtime import failures
+from videomla_jax.runtime import signals
+from videomla_jax.runtime import terminal
+from videomla_jax.storage import paths
 
-# Mistakes of the user. Any other error is a fault of ours and keeps its
-# traceback.
-USER_ERRORS = (ValueError, NotImplementedError)
-
-# Flags raise many kinds of errors, and a config file, which is Python, any.
-_FLAG_ERRORS = (
-  flags.Error,
-  AttributeError,
-  KeyError,
-  OSError,
-  SyntaxError,
-  TypeError,
-  *USER_ERRORS,
-)
+USER_ERRORS = failures.USER_ERRORS
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -39,6 +36,7 @@ class _ConfigParser(flags.ArgumentParser):
   # `Any` is what absl's flags hold.
   def parse(self, argument: str) -> Any:
     """Returns the config of `configs/NAME.py[:ARGUMENTS]`."""
+    argument = paths.local(argument, "config")
     path, colon, arguments = argument.partition(":")
     file = config_files.find_config(path)
     with config_files.importing_from(file.parent):
@@ -50,15 +48,17 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def fail(error: BaseException) -> None:
-  """Prints an error in one line and ends the process with code 2.
+  """Prints an error in one line and ends the process with its exit code.
 
   Args:
-    error: The user's mistake.
+    error: What ended the command, see `failures`.
   """
-  message = " ".join(str(error).split())
+  failure = failures.describe(error)
+  prefix = "" if isinstance(error, KeyboardInterrupt) else "error: "
   # It is written at once, since other threads and processes write there, too.
-  sys.stderr.write(f"error: {message}\n")
-  distributed.leave(2)
+  if sys.stderr is not None:
+    sys.stderr.write(f"{prefix}{terminal.sentence(failure.sentence)}\n")
+  distributed.leave(failure.code)
 
 
 def explain(error: BaseException) -> BaseException:
@@ -85,18 +85,64 @@ def explain(error: BaseException) -> BaseException:
       f"config field {name!r} is unknown; use a field that the config file "
       "sets."
     )
-  return error
+  if isinstance(error, (*USER_ERRORS, flags.Error)) and " " in str(error):
+    return ValueError(str(error))
+  # A config file is Python, which may raise anything.
+  return ValueError(
+    f"the flags or the config file cannot be read: {type(error).__name__}:"
+    f" {error}; correct what this names."
+  )
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-  """Parses flags and the config file; mistakes end the process."""
+def parse(argv: Sequence[str]) -> list[str]:
+  """Parses flags and the config file.
+
+  Args:
+    argv: Name of the program and its arguments.
+
+  Returns:
+    What is no flag, behind the name of the program.
+
+  Raises:
+    ValueError: If an argument, a flag or the config file is wrong.
+  """
   try:
-    rest = flags.FLAGS(argv)
+    check_arguments(argv[1:])
+    with warnings.catch_warnings():
+      # A value such as 1_ is tried as Python, which would warn of it.
+      warnings.simplefilter("ignore", SyntaxWarning)
+      rest = flags.FLAGS(argv)
     _check_config()
-    return rest
-  except _FLAG_ERRORS as error:
-    fail(explain(error))
-  return []
+  # Python that a user wrote runs here, and parsers of other libraries.
+  except Exception as error:
+    raise explain(error) from error
+  if len(rest) > 1:
+    raise ValueError(f"unexpected argument {rest[1]!r}; use --name=value.")
+  return rest
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+  """Refuses what no flag can mean.
+
+  Args:
+    arguments: What stands behind the name of the program.
+
+  Raises:
+    ValueError: If one is not UTF-8, or a flag has two values.
+  """
+  given: dict[str, str] = {}
+  for argument in arguments:
+    # Python reads bytes that are not UTF-8 as halves of a pair.
+    if any("\ud800" <= x <= "\udfff" for x in argument):
+      raise ValueError(f"argument {argument!r} is not UTF-8; encode it again.")
+    if argument == "--":
+      return
+    name, equals, value = argument.partition("=")
+    if equals and given.setdefault(name.strip("-"), value) != value:
+      raise ValueError(
+        f"flag {name} is given twice, as {given[name.strip('-')]!r} and as"
+        f" {value!r}; give it once."
+      )
 
 
 def _check_config() -> None:
@@ -110,51 +156,84 @@ def _check_config() -> None:
   config.items  # noqa: B018
 
 
-def run(main: Callable[..., object], *, workdir: bool = False) -> None:
-  """Parses flags and calls `main(config)`, or `main(config, workdir)`.
-
-  Bad flags, bad config fields and `ValueError`s give one sentence on standard
-  error and exit code 2; there is no traceback to read.
+def define(*, workdir: bool = False) -> None:
+  """Defines the flags --config and, if it is wanted, --workdir.
 
   Args:
-    main: What the command does.
     workdir: Whether the command has the flag --workdir.
   """
-  config_flags.DEFINE_config_file("config", lock_config=True)
+  config_flags.DEFINE_config_file(
+    "config", lock_config=True, flag_values=flags.FLAGS
+  )
   flag = flags.FLAGS["config"]
   # ml_collections has no place for a search in front of its loader, so its
   # parser is wrapped.
   flag.parser = _ConfigParser(flag.parser)
   if workdir:
-    flags.DEFINE_string("workdir", None, "Folder of this run.")
+    flags.DEFINE_string(
+      "workdir", None, "Folder of this run.", flag_values=flags.FLAGS
+    )
 
-  def call() -> None:
-    values = [flags.FLAGS.config]
-    if workdir:
-      values.append(flags.FLAGS.workdir)
-    if None in values[1:]:
+
+def given(*, workdir: bool = False) -> list[Any]:
+  """Returns the parsed values of the flags of `define`.
+
+  Args:
+    workdir: Whether the command has the flag --workdir.
+
+  Raises:
+    ValueError: If the folder is missing or not on this machine.
+  """
+  values = [flags.FLAGS.config]
+  if workdir:
+    if not flags.FLAGS.workdir:
       raise ValueError("--workdir is missing; name a folder for this run.")
-    main(*values)
+    values.append(paths.local(flags.FLAGS.workdir, "workdir"))
+  return values
 
-  run_flags(call)
+
+def run(main: Callable[..., object], *, workdir: bool = False) -> None:
+  """Parses flags and calls `main(config)`, or `main(config, workdir)`.
+
+  Args:
+    main: What the command does; its errors are shown as by `run_flags`.
+    workdir: Whether the command has the flag --workdir.
+  """
+  define(workdir=workdir)
+  run_flags(lambda: main(*given(workdir=workdir)))
 
 
 def run_flags(main: Callable[[], object]) -> None:
   """Parses flags that are already defined and calls `main()`.
 
+  Whatever ends the command gives one sentence on standard error and the exit
+  code of `failures`; there is no traceback to read unless it is asked for.
+
   Args:
-    main: What the command does; its errors are shown as by `run`.
+    main: What the command does.
   """
+  working: list[bool] = []
 
   def guarded(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-      fail(ValueError(f"unexpected argument {argv[1]!r}; use --name=value."))
+    del argv
     if not flags.FLAGS["verbosity"].present:
       # Libraries report every step of a checkpoint, which --verbosity=0 shows.
       logging.set_verbosity(logging.WARNING)
-    try:
-      main()
-    except USER_ERRORS as error:
-      fail(error)
+    working.append(True)
+    main()
+    sys.stdout.flush()
 
-  app.run(guarded, flags_parser=_parse)
+  # Neither is put back: what Python prints at its end goes through them, too.
+  terminal.guard()
+  signals.install()
+  logging.get_absl_handler().python_handler.stream = sys.stderr
+  try:
+    app.run(guarded, flags_parser=parse)
+  except (Exception, KeyboardInterrupt) as error:
+    # A second signal must not cut the message or the clean-up at the end.
+    signals.ignore()
+    if flags.FLAGS.is_parsed() and flags.FLAGS.verbosity > 0:
+      sys.stderr.write("".join(traceback.format_exception(error)))
+    if working and isinstance(error, Exception):
+      error = distributed.missing_device() or error
+    fail(error)

@@ -6,8 +6,12 @@ config's keys; what lies below the command sees only those.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
+import html.entities
+import math
+import re
 import typing
 from typing import Any
 
@@ -17,6 +21,10 @@ type Values = Mapping[str, object] | ml_collections.ConfigDict
 
 # Metadata of a field whose own keys lie beside the others, in no group.
 INLINE = {"inline": True}
+
+# What may be a separator, or may only look like one.
+_SEMICOLON = re.compile(r"(\\;|&#?\w+;|;)")
+_LARGEST = 2**63 - 1  # of what arrays and files can count
 
 
 def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
@@ -44,8 +52,38 @@ def read[T](kind: type[T], config: Values, *, at: str = "") -> T:
 
 
 def split(text: str) -> tuple[str, ...]:
-  """Splits one string at its semicolons; those at the end do not count."""
-  return tuple(part.strip() for part in text.rstrip("; ").split(";"))
+  r"""Splits one string at its semicolons; those at the end do not count.
+
+  This is the rule of every key that holds a list in one string. A semicolon
+  that belongs to a text is written `\;`. One that ends a character reference of
+  HTML, such as `&amp;`, belongs to it without that.
+
+  Args:
+    text: What the user wrote.
+  """
+  parts = [""]
+  for piece in _SEMICOLON.split(text):
+    is_reference = piece[1:] in html.entities.html5 or piece.startswith("&#")
+    if piece.endswith(";") and piece != r"\;" and not is_reference:
+      # "&roll;" is no character: its semicolon separates like any other.
+      parts[-1] += piece[:-1]
+      parts.append("")
+    else:
+      parts[-1] += piece.replace(r"\;", ";")
+  parts = [part.strip() for part in parts]
+  while len(parts) > 1 and not parts[-1]:
+    parts.pop()
+  return tuple(parts)
+
+
+def join(texts: Iterable[str]) -> str:
+  """Writes texts as one string that `split` takes apart again.
+
+  Args:
+    texts: Texts without white space at their ends.
+  """
+  # Those of character references separate nothing, but an escape does no harm.
+  return "; ".join(text.replace(";", r"\;") for text in texts)
 
 
 def to_dict(group: object) -> dict[str, object]:
@@ -89,6 +127,12 @@ def _build(kind: object, values: dict[str, object], at: str) -> object:
 def _value(kind: object, value: object, name: str) -> object:
   """Checks one value against its field's annotation, and freezes it."""
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin is typing.Annotated:
+    value = _value(arguments[0], value, name)
+    # What lies beside the type are functions that check or complete a value.
+    for change in arguments[1:]:
+      value = change(value, name)
+    return value
   if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     if isinstance(value, kind):
       return value
@@ -105,6 +149,7 @@ def _value(kind: object, value: object, name: str) -> object:
     if isinstance(value, (list, tuple)):
       return tuple(_value(arguments[0], x, name) for x in value)
   elif _fits(arguments or (typing.cast(type, kind),), value):
+    _check_plain(value, name)
     return value
   raise ValueError(f"{name}={value!r} must be {_described(kind)}.")
 
@@ -116,8 +161,23 @@ def _fits(allowed: tuple[type, ...], value: object) -> bool:
   return isinstance(value, allowed)
 
 
+def _check_plain(value: object, name: str) -> None:
+  """Refuses numbers and texts that nothing can work with."""
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f"{name}={value} must be finite; write a number.")
+  if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+    raise ValueError(f"{name}={value!r} must be at most {_LARGEST:.0e}.")
+  # A character that stands for a byte which is not UTF-8 cannot be written.
+  if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+    raise ValueError(
+      f"{name}={value!r} has characters that no text may have; remove them."
+    )
+
+
 def _described(kind: object) -> str:
   """Words an annotation for a message."""
+  if typing.get_origin(kind) is typing.Annotated:
+    return _described(typing.get_args(kind)[0])
   if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is Mapping:
     return "a group of keys"
   if typing.get_origin(kind) is tuple:

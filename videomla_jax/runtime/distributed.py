@@ -1,5 +1,6 @@
 """Joins the processes of one run, and ends one of them after a failure."""
 
+from collections.abc import Mapping
 import os
 import sys
 import types
@@ -9,6 +10,8 @@ from absl import logging
 import jax
 
 from videomla_jax.runtime import scheduler
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def initialize() -> None:
@@ -25,6 +28,7 @@ def initialize() -> None:
   group = scheduler.find(os.environ)
   if group is None or group.num_processes == 1:
     return
+  os.environ.update(without_proxy(os.environ))
   # The service would take SIGTERM for itself, and nobody could save upon it.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(**group.arguments())
@@ -32,6 +36,47 @@ def initialize() -> None:
   # end waits for the others.
   sys.excepthook = _end_at_once
   logging.info("joined the other processes, by %s", group.source)
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+  """Returns variables that keep connections inside this machine off a proxy.
+
+  The processes of a run on one machine talk to each other; a proxy that
+  `http_proxy` names cannot reach them, and they would wait for ever.
+
+  Args:
+    environment: Names and values so far.
+  """
+  changed = {}
+  # Programs look at either spelling.
+  for name in ("no_proxy", "NO_PROXY"):
+    hosts = [x.strip() for x in environment.get(name, "").split(",")]
+    hosts += [x for x in _LOOPBACK if x not in hosts]
+    changed[name] = ",".join(filter(None, hosts))
+  # gRPC asks for this one first.
+  own = environment.get("no_grpc_proxy")
+  if own:
+    changed["no_grpc_proxy"] = ",".join([own, *_LOOPBACK])
+  return changed
+
+
+def missing_device() -> RuntimeError | None:
+  """Returns what JAX says if it cannot use the devices that it is told to use.
+
+  It is asked after another error only: libraries that meet this one report
+  something else, and on a machine with a GPU the question takes seconds.
+  """
+  # Without the variable JAX takes what there is. Of several processes one that
+  # asks alone would wait for the others.
+  if not os.environ.get("JAX_PLATFORMS") or jax.distributed.is_initialized():
+    return None
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    return error
+  except AssertionError:  # what JAX raises when it is asked again
+    return RuntimeError("Unable to initialize backend")
+  return None
 
 
 def leave(code: int) -> NoReturn:

@@ -19,9 +19,12 @@ import sys
 from typing import NoReturn
 
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import distributed
 from videomla_jax.runtime import scheduler
 from videomla_jax.runtime import supervisor
 
+_MOST = 1024  # processes or devices of one machine
+_DAY = 24 * 3600
 _DEVICES_FLAG = "--xla_force_host_platform_device_count="
 
 
@@ -51,6 +54,7 @@ def process_environment(
   address = f"127.0.0.1:{port}"
   return {
     **environment,
+    **distributed.without_proxy(environment),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": " ".join([*flags, f"{_DEVICES_FLAG}{devices}"]),
     # No other machine needs to reach process 0.
@@ -125,9 +129,12 @@ def _check(
   for name, value in (("processes", processes), ("devices", devices)):
     if value < 1:
       raise ValueError(f"{name}={value} must be at least 1; use --{name}=2.")
-  if not grace_seconds >= 0:
+    if value > _MOST:
+      raise ValueError(f"{name}={value} must be at most {_MOST}; use 2.")
+  if not 0 <= grace_seconds <= _DAY:
     raise ValueError(
-      f"grace_seconds={grace_seconds} must be 0 or more; use 30."
+      f"grace_seconds={grace_seconds} must be 0 or more, and at most a day; use"
+      " 30."
     )
   if not command:
     raise ValueError("the command is missing; give it after --.")
@@ -179,5 +186,6 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
   try:
     sys.exit(main(sys.argv[1:]))
-  except ValueError as error:
+  # Signals are passed on; they end this process when its children have ended.
+  except (Exception, KeyboardInterrupt) as error:
     cli.fail(error)

@@ -9,6 +9,8 @@ import typing
 import tqdm
 
 from videomla_jax.runtime import metrics
+from videomla_jax.runtime import signals
+from videomla_jax.runtime import terminal
 
 
 class Progress:
@@ -36,9 +38,10 @@ class Progress:
       file: File to write to; standard error by default.
       clock: Returns seconds since any origin; tests replace it.
     """
-    self._file: typing.Any = sys.stderr if file is None else file
+    # A bar moves the cursor, so it goes past what escapes control characters.
+    self._file: typing.Any = terminal.raw(file or sys.stderr)
     self._total, self._initial, self._done = total, initial, initial
-    self._description, self._unit = description, unit
+    self._description, self._unit = terminal.printable(description), unit
     self._clock, self._plain_seconds = clock, plain_seconds
     self._started = self._last_line = clock()
     self._fields = ""
@@ -47,14 +50,19 @@ class Progress:
       self._bar = tqdm.tqdm(
         total=total,
         initial=initial,
-        desc=description,
+        desc=self._description,
         unit=unit,
         file=self._file,
         dynamic_ncols=True,
       )
 
   def update(self, count: int = 1, **fields: metrics.Scalar | str) -> None:
-    """Counts finished units and shows fields such as `loss=0.1`."""
+    """Counts finished units and shows fields such as `loss=0.1`.
+
+    Raises:
+      signals.Interrupted: If a signal came that was swallowed on its way.
+    """
+    signals.check()
     self._done += count
     if fields:
       self._fields = ", ".join(f"{k} {_show(v)}" for k, v in fields.items())

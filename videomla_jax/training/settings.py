@@ -9,9 +9,11 @@ adds its own fields in a subclass in its own file.
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Annotated
 
 from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Data:
   """
 
   kind: str
-  root: str
+  root: config_values.Path
   num_frames: int
   latent_shape: tuple[int, int, int]
   batch_size: int
@@ -102,7 +104,7 @@ class Diffusion:
     shift: s of the warp S(u; s); more of it means more noise.
   """
 
-  shift: float
+  shift: Annotated[float, config_values.Range(0.01, 1000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ class Samples:
   num_steps: int
   guidance: float
   # Models of the small world own a codec and know their frame rate.
-  codec: str = ""
+  codec: config_values.Path = ""
   fps: float = 0.0
 
 
@@ -244,8 +246,8 @@ class Training:
   """
 
   stage: str
-  seed: int
-  networks: Mapping[str, str]
+  seed: config_values.Seed
+  networks: Mapping[str, config_values.Path]
   model: Model
   network: Mapping[str, str | bool | int]
   data: Data
