@@ -20,8 +20,8 @@ from tests import mutations
 
 # Where the `READER` of each kind of file is.
 READERS = {
-  "captions": "tests.data.fuzz_captions",
   "commands": "tests.runtime.fuzz_commands",
+  "captions": "tests.data.fuzz_captions",
   "embeddings": "tests.data.fuzz_embeddings",
   "shards": "tests.data.fuzz_shards",
   "tables": "tests.data.fuzz_tables",

@@ -268,6 +268,34 @@ FAULTS = (
     '(r"_attention/(out|w_o)/kernel\\b", P())',
     ("sharding_test.py::test_every_large_parameter_of_wan_is_split",),
   ),
+  Fault(
+    "a second signal cuts the clean-up short",
+    "runtime/signals.py",
+    "    return  # The first one is being dealt with.",
+    "    raise Interrupted(number)",
+    ("runtime/signals_test.py",),
+  ),
+  Fault(
+    "an address is taken for a local path",
+    "storage/paths.py",
+    "  if _ADDRESS.match(text):",
+    "  if _ADDRESS.fullmatch(text):",
+    ("storage/paths_test.py",),
+  ),
+  Fault(
+    "guidance of a distilled model is ignored",
+    "generation/sampler_choice.py",
+    "    if few and guidance:",
+    "    if False and few and guidance:",
+    ("project/options_test.py",),
+  ),
+  Fault(
+    "noise depends on the place of a prompt in its batch",
+    "generation/job.py",
+    "jax.random.fold_in(jax.random.key(x), 0) for x in self.seeds",
+    "jax.random.fold_in(jax.random.key(x), i) for i, x in enumerate(self.seeds)",
+    ("sample_test.py",),
+  ),
 )
 
 

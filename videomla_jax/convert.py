@@ -100,6 +100,8 @@ class Options:
       if path:
         # A frozen dataclass is completed in its constructor only.
         object.__setattr__(self, name, paths.local(path, name))
+    files = [paths.local(x.strip(), "lora") for x in self.lora.split(",")]
+    object.__setattr__(self, "lora", ",".join(files))
     for name in ("d_c", "d_rope", "d_q"):
       config_values.Range(0, 2**20)(getattr(self, name), f"--{name}")
     config_values.Range(1, 2**20)(self.num_heads, "--num_heads")
@@ -317,10 +319,15 @@ def _convert_small(
     {
       "--dtype": options.dtype.removeprefix("source"),
       "--select": options.select,
-      "--lora": options.lora,
+      "--use_ema": options.use_ema,
     },
     why=f"on source={str(path)!r}, a small model",
   )
+  if options.lora:
+    raise ValueError(
+      f"source={str(path)!r} is a small model, which takes no --lora; leave it "
+      "out."
+    )
   model = small_model.load(path)
   latent = _recipe(options, model.dit.config)
   if latent is None or options.export:

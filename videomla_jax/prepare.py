@@ -31,7 +31,6 @@ from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
-from videomla_jax.storage import output_folder
 
 RUNNERS = ("local", "beam")
 _CLIP_FRAMES = (81, 9)  # as in configs/prepare.py
@@ -207,8 +206,6 @@ def prepare(config: config_reader.Values) -> dict[str, Any]:
   if preparation.is_finished(plan):
     report = dataset.read_report(plan.folder)
   else:
-    # What cannot be written would cost the first shard.
-    output_folder.check(request.output)
     with disk.explained(
       request.output,
       "change that and start the same command again, which keeps all shards"

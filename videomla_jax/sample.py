@@ -88,7 +88,7 @@ def sample(config: config_reader.Values) -> Report:
   )
   timing = _write_videos(files, job, pipeline, text)
   contact_sheet.write_png(results.sheet, files.sheet(request.prompts))
-  report = _report(job, files, results, sizes, timing, given)
+  report = _report(job, files, results, sizes, timing, given=given)
   atomic.write_text(results.report, json.dumps(report, indent=2) + "\n")
   asked = f" of {job.num_frames}" if timing.stopped else ""
   print(
@@ -167,6 +167,7 @@ def _report(
   results: result_files.Results,
   sizes: memory.Needs,
   timing: Timing,
+  *,
   given: Sequence[str],
 ) -> Report:
   """Says what was made and used, of which sizes and how fast."""

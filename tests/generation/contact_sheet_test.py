@@ -70,3 +70,14 @@ def test_unwritable_folder_is_refused(tmp_path: pathlib.Path) -> None:
     contact_sheet.write_png(
       tmp_path / "file" / "out" / "a.png", Image.new("L", (1, 1))
     )
+
+
+def test_a_long_label_does_not_widen_the_sheet(seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  frames = rng.integers(0, 256, (1, 2, 24, 24, 1), dtype=np.uint8)
+  sheets = [
+    contact_sheet.draw(frames, [label], fps=4)
+    for label in ("a fox", "x" * 5000, "狐狸" * 2500)
+  ]
+  assert {sheet.width for sheet in sheets[1:]} <= set(range(100, 200))
+  assert all(sheet.height < 600 for sheet in sheets)

@@ -168,3 +168,18 @@ def test_what_cannot_have_the_name_is_refused_before_the_first_frame(
     mp4.Mp4Writer(tmp_path / "a.mp4", fps=4)
   with pytest.raises(ValueError, match="255 bytes"):
     mp4.Mp4Writer(tmp_path / ("狐" * 90 + ".mp4"), fps=4)
+
+
+def test_two_writers_of_one_file_leave_one_whole_video(
+  tmp_path: pathlib.Path, seed: int
+) -> None:
+  rng = np.random.default_rng(seed)
+  path = tmp_path / "a.mp4"
+  writers = [mp4.Mp4Writer(path, fps=4) for _ in range(2)]
+  for count, writer in zip((3, 5), writers, strict=True):
+    writer.append(_digits(rng, count, 16, 16, 1))
+  for writer in writers:
+    writer.close()
+  # The last one wins.
+  assert len(mp4.read_mp4(path)[0]) == 5
+  assert list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 import gc
 import pathlib
+import types
 from typing import Any
 import weakref
 
@@ -161,6 +162,41 @@ def test_parts_may_lie_elsewhere(release, tmp_path) -> None:
   config.checkpoint = str(release / "wan")
   report = sample.sample(config)
   assert report["cache_scalars_per_token_layer"] == 8 + 4
+
+
+def test_a_prompt_of_too_many_tokens_is_cut_and_told(
+  release, tmp_path, capsys
+) -> None:
+  long = "fox " * 600
+  config = _config(release, tmp_path, prompts=f"a fox; {long}")
+  report = sample.sample(config)
+  ((prompt, tokens),) = report["tokens_of_cut_prompts"].items()
+  assert prompt == long.strip() and tokens > 600
+  assert f"has {tokens} tokens, of which" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("part", "field", "said"),
+  [
+    ("vae", "channels", "takes 4 channels of a latent, but the vae gives 5"),
+    ("umt5", "width", "channels of a text, but the text encoder gives 33"),
+  ],
+)
+def test_parts_of_two_releases_are_refused_before_any_is_loaded(
+  release, tmp_path, part, field, said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  config_at = released.config_at
+
+  def other(path):
+    sizes = config_at(path)
+    if pathlib.Path(path).name != part:
+      return sizes
+    # What may be read of it is enough here.
+    return types.SimpleNamespace(**{field: getattr(sizes, field) + 1})
+
+  monkeypatch.setattr(released, "config_at", other)
+  with pytest.raises(ValueError, match=said):
+    sample.sample(_config(release, tmp_path))
 
 
 _MISTAKES = {

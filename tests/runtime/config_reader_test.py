@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
+import hypothesis
+import hypothesis.strategies as st
 import ml_collections
 import pytest
 
 from videomla_jax.runtime import config_reader
+from videomla_jax.runtime import config_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,3 +99,71 @@ def test_plain_values_come_back_sorted_as_a_config_sorts_them() -> None:
   config = ml_collections.ConfigDict(values)
   assert [*values.items()] == [*config.to_dict().items()]
   assert config_reader.read(_Place, values) == _Place(name="a", depth=2)
+
+
+@pytest.mark.parametrize(
+  ("text", "parts"),
+  [
+    ("a; b ;c", ("a", "b", "c")),
+    ("a;;b;; ", ("a", "", "b")),
+    ("", ("",)),
+    (r"one\; two; three", ("one; two", "three")),
+    ("salt &amp; pepper; a &#38; b", ("salt &amp; pepper", "a &#38; b")),
+    ("rock&roll; jazz", ("rock&roll", "jazz")),
+    ("AT&T; &; &#;", ("AT&T", "&", "&#;")),
+    ('say "hi";\n  it\'s ok\n', ('say "hi"', "it's ok")),
+  ],
+)
+def test_one_rule_separates_texts_in_a_string(
+  text: str, parts: tuple[str, ...]
+) -> None:
+  assert config_reader.split(text) == parts
+
+
+@hypothesis.given(
+  st.lists(st.text(alphabet=r"a&;#\x ", max_size=6), min_size=1)
+)
+def test_joined_texts_come_apart_again(texts: list[str]) -> None:
+  # A backslash in front of a semicolon is what the rule itself is made of.
+  clean = [t.replace("\\", "").strip() for t in texts]
+  hypothesis.assume(clean[-1])
+  assert config_reader.split(config_reader.join(clean)) == tuple(clean)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Numbers:
+  seed: config_values.Seed = 0
+  steps: Annotated[int | None, config_values.Range(1, 9)] = None
+  share: float | int = 0.5
+  word: str = ""
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    (dict(seed=-1), "seed=-1 must be at least 0"),
+    (dict(seed=2**32), "seed=4294967296 must be at most 4294967295"),
+    (dict(seed=2**70), "must be at most"),
+    (dict(seed=None), "seed=None must be int"),
+    (dict(steps=0), "steps=0 must be at least 1"),
+    (dict(steps=10), "steps=10 must be at most 9"),
+    (dict(share=float("inf")), "share=inf must be finite"),
+    (dict(share=float("nan")), "share=nan must be finite"),
+    (dict(share=1e300), "share=1e.300 must be at most"),
+    (dict(word="a\0"), "characters that no text may have"),
+    (dict(word="\udcff"), "characters that no text may have"),
+    (dict(word=["a"]), r"word=\['a'\] must be str"),
+  ],
+)
+def test_values_that_nothing_works_with_are_refused(
+  changes: dict[str, Any], said: str
+) -> None:
+  with pytest.raises(ValueError, match=said):
+    config_reader.read(_Numbers, changes)
+
+
+def test_values_at_the_bounds_pass() -> None:
+  values = dict(seed=2**32 - 1, steps=9, share=-1e18, word="狐\n")
+  read = config_reader.read(_Numbers, values)
+  assert dataclasses.asdict(read) == values
+  assert config_reader.read(_Numbers, dict(steps=None)).steps is None
