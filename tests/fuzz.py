@@ -25,6 +25,8 @@ READERS = {
   "embeddings": "tests.data.fuzz_embeddings",
   "shards": "tests.data.fuzz_shards",
   "tables": "tests.data.fuzz_tables",
+  "clips": "tests.media.fuzz_clips",
+  "pictures": "tests.media.fuzz_pictures",
   "model_configs": "tests.storage.fuzz_model_configs",
 }
 _BATCH = 1000
