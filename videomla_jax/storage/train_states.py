@@ -97,6 +97,8 @@ class TrainCheckpoints:
       save_interval_steps=save_every,
       enable_async_checkpointing=True,
       create=True,
+      # What killed processes left; only one run is in the folder.
+      cleanup_tmp_directories=True,
       temporary_path_class=state_commit.ListedPath,
     )
     self._manager = self._open()
