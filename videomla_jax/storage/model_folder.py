@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from videomla_jax.storage import atomic
+from videomla_jax.storage import devices
 from videomla_jax.storage import state_digests
 from videomla_jax.storage import temporary_names
 from videomla_jax.storage import tree_names
@@ -185,13 +186,14 @@ def load_model_state(
 
   Raises:
     ValueError: If the directory is missing, incomplete or damaged.
+    NotImplementedError: If JAX finds no device.
   """
   path = pathlib.Path(path).absolute()
   config = check_folder(path)
+  devices.check()
   try:
     return _restore_arrays(path / PARAMS), config
-  # The digests are right, so it is of another kind. A platform that is missing
-  # raises RuntimeError, which has nothing to do with the folder.
+  # The digests are right, so Orbax does not know what it has written.
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise _damaged(path, f"cannot be read ({type(error).__name__})") from error
 
