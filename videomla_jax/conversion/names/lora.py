@@ -129,6 +129,9 @@ def _check_kind(keys: list[str], file: str) -> None:
 
 def _split(key: str) -> tuple[str, str]:
   """Returns the kind of a key, empty if it has none, and its module."""
+  # LightX2V's difference of a table of modulation is named for its block.
+  if key.endswith(".diff_m"):
+    return "diff", key.removesuffix("diff_m") + "modulation"
   for kind, pattern in _KEY.items():
     if found := pattern.fullmatch(key):
       # Old diffusers put their layers into a `processor`.
