@@ -22,9 +22,14 @@ from tests import mutations
 READERS = {
   "captions": "tests.data.fuzz_captions",
   "embeddings": "tests.data.fuzz_embeddings",
+  "indexes": "tests.storage.fuzz_indexes",
+  "model_configs": "tests.storage.fuzz_model_configs",
+  "pickles": "tests.storage.fuzz_pickles",
+  "releases": "tests.conversion.fuzz_releases",
+  "safetensors": "tests.storage.fuzz_safetensors",
   "shards": "tests.data.fuzz_shards",
   "tables": "tests.data.fuzz_tables",
-  "model_configs": "tests.storage.fuzz_model_configs",
+  "tokenizers": "tests.models.fuzz_tokenizers",
 }
 _BATCH = 1000
 _SECONDS = 1800  # for a batch; one file may take 60
