@@ -111,7 +111,7 @@ class _Csv:
     delimiter = found[0] if found else ","
     # The header may go on in the second line, inside quotes.
     self._rows = self._parse(itertools.chain([first], lines), delimiter)
-    self.names = next(self._rows, [])
+    self.names: list[str] = next(self._rows, [])
     if len(self.names) > _MAX_COLUMNS:
       raise ordinary_files.BadFile(f"has more than {_MAX_COLUMNS} columns")
 
