@@ -13,6 +13,7 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_release
 from videomla_jax import convert
+from videomla_jax.conversion import export
 from videomla_jax.conversion import release
 from videomla_jax.conversion import to_latent as init_model
 from videomla_jax.conversion.names import umt5 as umt5_names
@@ -107,7 +108,7 @@ def test_large_exports_come_in_shards_with_an_index(tmp_path, seed) -> None:
   with release.open_network(
     tmp_path / "given.safetensors", num_heads=tiny_release.HEADS
   ) as (_, tensors):
-    written = release.safetensors_writer.write_safetensors(
+    written = export.safetensors_writer.write_safetensors(
       tmp_path / "out", tensors, shard_bytes=200_000
     )
     assert [*written] == [*tensors]
@@ -309,7 +310,7 @@ def _damage(path: pathlib.Path, how: str) -> None:
     ("empty", "damaged or incomplete"),
     ("missing", r"missing: blocks\.1\.ffn\.0\.weight"),
     ("unmatched", r"unmatched: blocks\.0\.lora\.weight"),
-    ("mis-shaped", r"head\.modulation \(1, 3, 64\) instead of \(1, 2, 64\)"),
+    ("mis-shaped", r"head\.modulation \(1, 3, 64\) not \(1, 2, 64\)"),
     ("quantised", "quantised"),
     ("another", "no network known here"),
   ],

@@ -20,12 +20,19 @@ from tests import mutations
 
 # Where the `READER` of each kind of file is.
 READERS = {
-  "commands": "tests.runtime.fuzz_commands",
   "captions": "tests.data.fuzz_captions",
+  "clips": "tests.media.fuzz_clips",
+  "commands": "tests.runtime.fuzz_commands",
   "embeddings": "tests.data.fuzz_embeddings",
+  "indexes": "tests.storage.fuzz_indexes",
+  "model_configs": "tests.storage.fuzz_model_configs",
+  "pickles": "tests.storage.fuzz_pickles",
+  "pictures": "tests.media.fuzz_pictures",
+  "releases": "tests.conversion.fuzz_releases",
+  "safetensors": "tests.storage.fuzz_safetensors",
   "shards": "tests.data.fuzz_shards",
   "tables": "tests.data.fuzz_tables",
-  "model_configs": "tests.storage.fuzz_model_configs",
+  "tokenizers": "tests.models.fuzz_tokenizers",
 }
 _BATCH = 1000
 _SECONDS = 1800  # for a batch; one file may take 60

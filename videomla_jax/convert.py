@@ -14,35 +14,43 @@
     --lora=style.safetensors --output=models/wan_style
 
 A release folder (Wan's or diffusers') becomes a folder with dit/, vae/, umt5/
-and tokenizer/; one file becomes one model folder; a trained small model keeps
-its words. Tensors pass through memory one by one. Pickles are read without
-running anything in them.
+and tokenizer/, of which --parts=dit,vae takes some; one file becomes one model
+folder; a trained small model keeps its words. Everything is opened and checked
+before anything is written, and tensors pass through memory one by one. Pickles
+are read without running anything in them.
 """
 
+from collections.abc import Callable
+import contextlib
 import dataclasses
 import functools
 import pathlib
-import shutil
 from typing import Any
 
 from absl import flags
 from absl import logging
 
+from videomla_jax.conversion import components
+from videomla_jax.conversion import export
 from videomla_jax.conversion import ladder
 from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import lora
 from videomla_jax.conversion import release
+from videomla_jax.conversion import targets
 from videomla_jax.conversion import to_latent
+from videomla_jax.conversion.names import detect
 from videomla_jax.generation import unused
 from videomla_jax.models import released
-from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import model as small_model
-from videomla_jax.storage import atomic
 from videomla_jax.storage import paths
+from videomla_jax.storage import printable
+
+type Opened = tuple[detect.Network, release.Tensors]
+type Job = Callable[[], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +60,8 @@ class Options:
   Attributes:
     source: Release folder, checkpoint file or model folder.
     output: Folder to write.
-    component: Only this component of a release, or "auto" for all of them.
+    parts: Components of a release, with commas; empty for all, of which none
+      may then be missing.
     select: Name of the network in a training checkpoint.
     use_ema: True takes the averaged generator of a training checkpoint, False
       the other one; None leaves it to `select`.
@@ -76,7 +85,7 @@ class Options:
 
   source: str | None = None
   output: str | None = None
-  component: str = "auto"
+  parts: str = ""
   select: str = ""
   use_ema: bool | None = None
   num_heads: int | None = None
@@ -139,7 +148,9 @@ def define_flags() -> None:
   boolean = functools.partial(flags.DEFINE_bool, flag_values=values)
   string("source", None, "Release folder, checkpoint file or model folder.")
   string("output", None, "Folder to write.")
-  choice("component", "auto", ["auto", *release.COMPONENTS], "Only this one.")
+  string("parts", "", "Only these of dit,vae,umt5,tokenizer.")
+  # Its name when it took one.
+  flags.DEFINE_alias("component", "parts", flag_values=values)
   string("select", "", "Network in a training checkpoint (generator_ema).")
   boolean("use_ema", None, "Take generator_ema, or generator.")
   flags.DEFINE_alias("use-ema", "use_ema", flag_values=values)
@@ -177,93 +188,133 @@ def convert(options: Options) -> None:
   if not options.source or not options.output:
     name = "output" if options.source else "source"
     raise ValueError(f"--{name} is missing; see the top of convert.py.")
+  if options.num_heads is not None and options.num_heads < 1:
+    raise ValueError(f"--num_heads={options.num_heads} must be positive.")
   source, output = pathlib.Path(options.source), pathlib.Path(options.output)
-  # Tensors are written while others are still to be read.
-  if source.absolute() == output.absolute():
-    raise ValueError(
-      f"output={str(output)!r} is the source; choose another folder."
-    )
-  components = release.find_components(source)
-  if options.component != "auto" and not components:
-    unused.refuse(
-      {"--component": options.component},
-      why=f"on source={str(source)!r}, which is no release folder",
-    )
-  if options.component != "auto" and components:
-    if options.component not in components:
+  with contextlib.ExitStack() as stack:
+    try:
+      jobs = _plan(options, source, output, stack)
+    except OSError as error:
       raise ValueError(
-        f"source={str(source)!r} holds no {options.component!r}; it holds "
-        f"{sorted(components)}."
-      )
-    components = {options.component: components[options.component]}
-  if options.lora and components and "dit" not in components:
-    raise ValueError(
-      f"--lora={options.lora} is merged into a DiT, but only "
-      f"{sorted(components)} are converted; give the DiT, too."
-    )
-  try:
-    if not components:
-      _convert_network(options, source, output)
-    for component, path in components.items():
-      _convert_component(options, component, path, output / component)
-  except OSError as error:
-    raise ValueError(
-      f"output={str(output)!r} cannot be written ({error}); free space or "
-      "choose another folder."
-    ) from error
+        f"source={str(source)!r} cannot be read ({error.strerror or error}); "
+        "give files that you may read."
+      ) from error
+    # From here on files are written; those that are still read are named by
+    # their readers.
+    try:
+      for job in jobs:
+        job()
+    except OSError as error:
+      raise ValueError(
+        f"output={str(output)!r} cannot be written ({error}); free space or "
+        "choose another folder."
+      ) from error
 
 
-def _convert_component(
-  options: Options, component: str, path: pathlib.Path, output: pathlib.Path
-) -> None:
-  """Converts one component of a release; the tokenizer is copied."""
-  if component == "tokenizer":
-    tokenizer_lib.Tokenizer.load(path)  # raises for a file that is none
-    output.mkdir(parents=True, exist_ok=True)
-    # A killed copy must not pass for a vocabulary.
-    with atomic.replacing(output / tokenizer_lib.FILE) as temporary:
-      shutil.copyfile(path, temporary)
-    print(f"{path} -> {output}", flush=True)
-    return
-  _convert_network(options, path, output, component=component)
-
-
-def _convert_network(
+def _plan(
   options: Options,
+  source: pathlib.Path,
+  output: pathlib.Path,
+  stack: contextlib.ExitStack,
+) -> list[Job]:
+  """Opens and checks everything, and returns what is then to be done.
+
+  Args:
+    options: What to convert and how.
+    source: Release folder, checkpoint file or model folder.
+    output: Folder to write.
+    stack: Keeps files open until all is done.
+
+  Raises:
+    ValueError: If anything cannot work.
+  """
+  targets.check_names(source, output)
+  parts = components.named(options.parts)
+  found = components.choose(source, parts)
+  folders = [output / c for c in found if c != "tokenizer"] or [output]
+  targets.check(source, output, folders, export=bool(options.export))
+  if not found:
+    if small_model.is_model(source):
+      return [_small_job(options, source, output)]
+    opened = _open(options, source, stack)
+    components.check_part(opened[0], parts, source)
+    return [_network_job(options, opened, source, output, stack)]
+  if options.lora and "dit" not in found:
+    raise ValueError(
+      f"--lora={options.lora} is merged into a DiT, but only {','.join(found)} "
+      "are converted; give the DiT, too."
+    )
+  networks, jobs = {}, []
+  for component, path in found.items():
+    if component == "tokenizer":
+      continue
+    opened = _open(options, path, stack)
+    networks[component] = opened[0]
+    place = output / component
+    jobs.append(
+      _network_job(options, opened, path, place, stack, component=component)
+    )
+  tokenizer = components.open_tokenizer(found)
+  components.check_fit(networks, tokenizer, source)
+  if tokenizer is not None:
+    jobs.append(_tokenizer_job(found["tokenizer"], output / "tokenizer"))
+  return jobs
+
+
+def _open(
+  options: Options, path: pathlib.Path, stack: contextlib.ExitStack
+) -> Opened:
+  """Opens one network, which must be as complete as it was released."""
+  return stack.enter_context(
+    release.open_network(
+      path,
+      select=_selected(options),
+      num_heads=options.num_heads,
+      rope_ladder=options.rope_ladder if options.to == "same" else "",
+    )
+  )
+
+
+def _tokenizer_job(path: pathlib.Path, output: pathlib.Path) -> Job:
+  def job() -> None:
+    components.copy_tokenizer(path, output)
+    print(f"{path} -> {output}", flush=True)
+
+  return job
+
+
+def _network_job(
+  options: Options,
+  opened: Opened,
   path: pathlib.Path,
   output: pathlib.Path,
+  stack: contextlib.ExitStack,
   *,
   component: str = "dit",
-) -> None:
-  """Reads one network, changes it if asked, and writes or exports it."""
-  if small_model.is_model(path):
-    return _convert_small(options, path, output)
+) -> Job:
+  """Checks changes and an export, and returns what writes the network."""
+  network, tensors = opened
+  # --to=latent leaves the other components of a release as they are.
+  latent = _recipe(options, network.config) if component == "dit" else None
+  if component == "dit" and latent is None and options.rope_ladder:
+    ladder.check_latent(network, options.rope_ladder)
+  if options.export:
+    export.check_names(network, options.export)
+  elif latent is not None:
+    release.check_latent(network, latent)
+  dtype = "given" if options.export else options.dtype
   loras = _loras(options) if component == "dit" else []
-  select = _selected(options)
-  with release.open_network(
-    path,
-    select=select,
-    num_heads=options.num_heads,
-    rope_ladder=options.rope_ladder if options.to == "same" else "",
-  ) as (network, tensors):
+  changed, notes = stack.enter_context(
+    lora.merged(network, tensors, loras, dtype=dtype)
+  )
+
+  def job() -> None:
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
-    # --to=latent leaves the other components of a release as they are.
-    latent = _recipe(options, network.config) if component == "dit" else None
-    if component == "dit" and latent is None and options.rope_ladder:
-      ladder.check_latent(network, options.rope_ladder)
-    with (
-      lora.merged(
-        network,
-        tensors,
-        loras,
-        dtype="given" if options.export else options.dtype,
-      ) as (changed, notes),
-      progress_bar.Progress(total, "convert", unit="tensor") as progress,
-    ):
+    with progress_bar.Progress(total, "convert", unit="tensor") as progress:
       _tell(notes)
       if options.export:
-        release.export(
+        export.export(
           output,
           network,
           changed,
@@ -276,12 +327,14 @@ def _convert_network(
           network,
           changed,
           dtype=options.dtype,
-          source=dict(files=str(path), select=select)
+          source=dict(files=str(path), select=_selected(options))
           | (dict(lora=notes) if notes else {}),
           latent=latent,
           advance=lambda: progress.update(1),
         )
-  print(f"{path} -> {output}", flush=True)
+    print(f"{path} -> {output}", flush=True)
+
+  return job
 
 
 def _loras(options: Options) -> list[lora.Lora]:
@@ -307,19 +360,19 @@ def _tell(notes: list[dict[str, Any]]) -> None:
       flush=True,
     )
     if left := note["left_out"]:
-      shown = ", ".join(left[:4])
-      print(f"left out {len(left)} keys: {shown}", flush=True)
+      print(f"left out {len(left)} keys: {printable.names(left)}", flush=True)
 
 
-def _convert_small(
+def _small_job(
   options: Options, path: pathlib.Path, output: pathlib.Path
-) -> None:
-  """Converts a trained small model; all that it can become is latent."""
+) -> Job:
+  """Loads a trained small model; all that it can become is latent."""
   unused.refuse(
     {
       "--dtype": options.dtype.removeprefix("source"),
       "--select": options.select,
       "--use_ema": options.use_ema,
+      "--parts": options.parts,
     },
     why=f"on source={str(path)!r}, a small model",
   )
@@ -335,8 +388,12 @@ def _convert_small(
       f"source={str(path)!r} is a small model, which can only be converted "
       "with --to=latent."
     )
-  to_latent.convert_small(output, model, latent, source=str(path))
-  print(f"{path} -> {output}", flush=True)
+
+  def job() -> None:
+    to_latent.convert_small(output, model, latent, source=str(path))
+    print(f"{path} -> {output}", flush=True)
+
+  return job
 
 
 def _recipe(
@@ -350,9 +407,9 @@ def _recipe(
     width, head_dim = config.width, config.attention.head_dim
   return to_latent.Recipe(
     method=options.init,
-    d_c=options.d_c or width // 8,
-    d_rope=options.d_rope or head_dim // 4,
-    d_q=options.d_q or width // 2,
+    d_c=options.d_c or max(width // 8, 1),
+    d_rope=options.d_rope or (head_dim and to_latent.usual_d_rope(head_dim)),
+    d_q=options.d_q or max(width // 2, 1),
     seed=options.seed,
     activations=options.activations,
     rope_ladder=options.rope_ladder or "wan",

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 import numpy as np
 
+from videomla_jax.storage import devices as devices_lib
 from videomla_jax.storage import tree_names
 
 # The devices, or only their number.
@@ -84,8 +85,11 @@ def make_mesh(
 
   Raises:
     ValueError: If the numbers do not multiply to the devices.
+    NotImplementedError: If JAX finds no device.
   """
-  devices = jax.devices() if devices is None else devices
+  if devices is None:
+    devices_lib.check()
+    devices = jax.devices()
   sizes = dict(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)

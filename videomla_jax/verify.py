@@ -132,9 +132,10 @@ def check(part: Part) -> list[Bad]:
   """
   try:
     found = [(str(part.path / n), why) for n, why in part.check(part.path)]
-  except (OSError, ValueError) as error:
-    # What cannot even be read as a list of files is bad as a whole.
-    found = [(str(part.path), str(error))]
+  except MemoryError:
+    raise  # The file may be whole.
+  except Exception as error:  # readers of many libraries raise many kinds
+    found = [(str(part.path), f"cannot be read ({error})")]
   return [Bad(path, " ".join(reason.split())) for path, reason in found]
 
 

@@ -1,5 +1,6 @@
 """Tests of converted networks: a trained one, on clips it was not fitted to."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,8 @@ from tests import tolerances
 from videomla_jax.conversion import calibration
 from videomla_jax.conversion import moments
 from videomla_jax.conversion import to_latent as model_lib
+from videomla_jax.models import attention
+from videomla_jax.models import wan_config
 from videomla_jax.small_world import model
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
@@ -153,3 +156,28 @@ def test_converted_network_runs_close_to_the_dense_one(seed: int) -> None:
   tolerances.assert_close(
     latent.head_modulation[...], dense.head_modulation[...]
   )
+
+
+@pytest.mark.parametrize("head_dim", [4, 6, 8, 10, 12, 20, 128])
+def test_usual_positional_channels_work(head_dim: int) -> None:
+  """They are pairs, and a quarter of a head may be odd."""
+  d_rope = model_lib.usual_d_rope(head_dim)
+  assert d_rope % 2 == 0 and abs(d_rope - head_dim / 4) <= 1
+  sizes = attention.AttentionConfig(
+    kind="dense", width=2 * head_dim, num_heads=2
+  )
+  dense = wan_config.tiny(kind="dense", learned_grid=None)
+  dense = dataclasses.replace(dense, attention=sizes)
+  latent = model_lib.latent_config(dense, d_c=4, d_rope=d_rope, d_q=4)
+  assert sum(map(len, latent.attention.bands)) == d_rope // 2
+  for bad in (head_dim // 4 * 2 + 1, head_dim, head_dim + 2):
+    with pytest.raises(
+      ValueError, match=f"d_rope={bad} .*use --d_rope={d_rope}"
+    ):
+      model_lib.latent_config(dense, d_c=4, d_rope=bad, d_q=4)
+
+
+@pytest.mark.parametrize("head_dim", [1, 2, 3, 7])
+def test_heads_without_pairs_are_refused(head_dim: int) -> None:
+  with pytest.raises(ValueError, match=f"the source has {head_dim}"):
+    model_lib.usual_d_rope(head_dim)

@@ -1,11 +1,15 @@
 """Tests of embeddings on disk: exact, complete, never mistaken."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+import safetensors.numpy
 
 from videomla_jax.data import embeddings
 
@@ -83,3 +87,144 @@ def test_damaged_and_missing_files_are_refused(tmp_path, seed: int) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read"):
       embeddings.read(path, ["a red fox"])
+
+
+_ADDS = """
+import sys
+import numpy as np
+from videomla_jax.data import embeddings
+for i in range(8):
+  made = {f"{sys.argv[2]} {i}": np.full((2, 3), i + 1.0, np.float32)}
+  embeddings.add(sys.argv[1], made, encoder="e")
+"""
+
+
+def test_two_processes_lose_nothing_of_either(tmp_path) -> None:
+  path = tmp_path / "p.safetensors"
+  command = [sys.executable, "-c", _ADDS, str(path)]
+  running = [subprocess.Popen([*command, name]) for name in "ab"]
+  assert [process.wait() for process in running] == [0, 0]
+  prompts = [f"{name} {i}" for name in "ab" for i in range(8)]
+  rows = embeddings.read(path, prompts)
+  assert [row[0, 0] for row in rows] == [i + 1 for _ in "ab" for i in range(8)]
+  assert embeddings.check(path) == []
+  assert [p.name for p in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+_KILLED = """
+import os, signal, sys
+import numpy as np
+from videomla_jax.data import embeddings
+events = []
+def see(event, args):
+  if event in ("os.rename", "os.remove") and str(args[0]).startswith(sys.argv[1]):
+    events.append(event)
+    if len(events) == int(sys.argv[2]):
+      os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(see)
+folder = sys.argv[1]
+for i in range(3):
+  made = {f"late {i}": np.ones((2, 3), np.float32)}
+  embeddings.add(folder + "/p.safetensors", made, encoder="e")
+"""
+
+
+def test_a_killed_process_leaves_all_that_was_there(tmp_path, seed) -> None:
+  path = tmp_path / "p.safetensors"
+  made = _embeddings(np.random.default_rng(seed))
+  made = {prompt: x[:, :3] for prompt, x in made.items()}
+  embeddings.add(path, made, encoder="e")
+  last = int(np.random.default_rng(seed).integers(1, 7))
+  done = subprocess.run([sys.executable, "-c", _KILLED, tmp_path, str(last)])
+  assert done.returncode == -signal.SIGKILL
+  embeddings.read(path, _PROMPTS)
+  embeddings.add(path, {"after": made[""]}, encoder="e")
+  assert len(embeddings.known(path, encoder="e")) >= 4
+  assert embeddings.check(path) == []
+
+
+def test_each_flipped_bit_is_found_or_harmless(tmp_path, seed) -> None:
+  path = tmp_path / "p.safetensors"
+  rng = np.random.default_rng(seed)
+  embeddings.add(path, _embeddings(rng), encoder="e")
+  before, good = path.read_bytes(), embeddings.read(path, _PROMPTS)
+  for _ in range(200):
+    data = bytearray(before)
+    data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+    try:
+      found = embeddings.read(path, _PROMPTS)
+    except ValueError as error:
+      assert str(path) in str(error)
+    else:
+      np.testing.assert_array_equal(found, good)
+
+
+def test_files_of_older_versions_are_read_and_extended(tmp_path, seed) -> None:
+  path = tmp_path / "p.safetensors"
+  made = _embeddings(np.random.default_rng(seed))
+  key = embeddings.key_of("a red fox", encoder="e")
+  x = made["a red fox"].astype(ml_dtypes.bfloat16)
+  safetensors.numpy.save_file({key: x}, path, metadata={"encoder": "e"})
+  embeddings.add(path, {"": made[""]}, encoder="e")
+  rows = embeddings.read(path, ["a red fox", ""])
+  np.testing.assert_array_equal(rows[0, : len(x)], x.astype(np.float32))
+  assert embeddings.check(path) == []
+
+
+@pytest.mark.parametrize(
+  ("shape", "dtype", "value"),
+  [
+    ((3,), np.float32, 1.0),
+    ((513, 2), np.float32, 1.0),
+    ((0, 2), np.float32, 1.0),
+    ((3, 2), np.int64, 1),
+    ((3, 2), np.float32, np.nan),
+    ((1, 100_000), np.float16, 1.0),
+  ],
+)
+def test_what_is_no_embedding_is_refused(tmp_path, shape, dtype, value) -> None:
+  path = tmp_path / "p.safetensors"
+  key = embeddings.key_of("a", encoder="e")
+  x = np.full(shape, value, dtype)
+  safetensors.numpy.save_file({key: x}, path, metadata={"encoder": "e"})
+  with pytest.raises(ValueError, match="cannot be read"):
+    embeddings.read(path, ["a"])
+
+
+def test_places_that_cannot_be_written_are_refused_first(tmp_path) -> None:
+  (tmp_path / "file").touch()
+  for name, message in (
+    ("n" * 256, "whose 256 bytes exceed"),
+    ("雪" * 86, "whose 258 bytes exceed"),
+    (".", "is a folder"),
+    ("file/p.safetensors", "cannot be written"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      embeddings.check_output(tmp_path / name)
+  embeddings.check_output(tmp_path / ("n" * 255))
+  assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+_FULL_DISK = """
+import resource, sys
+import numpy as np
+from videomla_jax.data import embeddings
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+  made = {"large": np.ones((500, 64), np.float32)}
+  embeddings.add(sys.argv[1], made, encoder="e")
+except ValueError as error:
+  print(error)
+"""
+
+
+def test_a_full_disk_is_one_sentence(tmp_path) -> None:
+  path = tmp_path / "p.safetensors"
+  embeddings.add(path, {"a": np.ones((2, 64), np.float32)}, encoder="e")
+  before = path.read_bytes()
+  command = [sys.executable, "-c", _FULL_DISK, str(path)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert "cannot be written (File too large)" in done.stdout, done.stderr
+  assert path.read_bytes() == before
+  assert [*tmp_path.iterdir()] == [path]

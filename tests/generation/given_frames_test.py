@@ -74,6 +74,10 @@ def test_a_chunk_sees_the_sink_and_the_history() -> None:
   assert given_frames.visible_frames(window, stride=4) == 1 + 3 * 4
   alone = window_lib.Window(chunk_frames=3, sink_frames=0, local_frames=3)
   assert given_frames.visible_frames(alone, stride=4) == 1
+  everything = window_lib.Window(
+    chunk_frames=3, sink_frames=0, local_frames=None
+  )
+  assert given_frames.visible_frames(everything, stride=4) is None
 
 
 def test_nothing_given_is_none() -> None:

@@ -66,7 +66,7 @@ def write(
     describe: Is given the codec and every frame, to set their colours.
   """
   source = source or ("rgba" if frames.shape[-1] == 4 else "rgb24")
-  base = fractions.Fraction(1, 1000)
+  base = fractions.Fraction(1, 1000 if times is not None else rate)
   with av.open(str(path), "w", format=container) as file:
     stream = file.add_stream(codec, rate=rate)
     height = frames.shape[1] * 2 // 3 if source in _PLANES else frames.shape[1]
@@ -77,8 +77,8 @@ def write(
     describe(stream.codec_context)
     for i, pixel in enumerate(frames):
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixel), source)
-      time = i / rate if times is None else times[i]
-      frame.pts, frame.time_base = round(time * 1000), base
+      frame.pts = i if times is None else round(times[i] * 1000)
+      frame.time_base = base
       describe(frame)
       file.mux(stream.encode(frame))
     file.mux(stream.encode(None))

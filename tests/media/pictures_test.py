@@ -246,7 +246,7 @@ def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path, kind):
     made = io.BytesIO()
     Image.new("RGB", (80, 60)).save(made, kind, **_LOSSLESS.get(kind, {}))
     path.write_bytes(_enlarge(made.getvalue(), kind, side))
-  with pytest.raises(files.Unusable, match="make it smaller than 67 megapixel"):
+  with pytest.raises(files.Unusable, match="smaller than (67|33) megapixels"):
     _read(path)
 
 

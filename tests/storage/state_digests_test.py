@@ -57,6 +57,20 @@ def test_hidden_files_of_the_system_do_no_harm(pristine, tmp_path):
   assert damage.restore(tmp_path / "states") == 6
 
 
+def test_what_killed_processes_left_goes(pristine, tmp_path):
+  folder = tmp_path / "states"
+  shutil.copytree(pristine, folder)
+  left = ("8.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-listed")
+  for name in left:
+    shutil.copytree(folder / "6", folder / name)
+  with train_states.TrainCheckpoints(folder, keep=3) as saved:
+    # It may still be there when the same step is saved again.
+    shutil.copytree(folder / "6", folder / left[1], dirs_exist_ok=True)
+    saved.save(8, damage.state(8), {"next_index": 8}, {})
+  assert {x.name for x in folder.iterdir()} == {"4", "6", "8"}
+  assert damage.restore(folder) == 8
+
+
 def test_a_state_of_an_earlier_version_is_taken_with_a_warning(
   pristine, tmp_path, caplog, monkeypatch
 ):

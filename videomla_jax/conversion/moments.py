@@ -8,6 +8,7 @@ they are measured on tokens of real latents.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
+import pathlib
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from safetensors import numpy as safetensors_numpy
 from videomla_jax.models import layers
 from videomla_jax.models import wan_config
 from videomla_jax.storage import atomic
+from videomla_jax.storage import foreign_files
 
 Dense = Mapping[str, np.ndarray]
 Tokens = Float[np.ndarray, "n E"]
@@ -161,11 +163,19 @@ def load(path: str | os.PathLike[str], layer: int) -> Tokens:
   Raises:
     ValueError: If the file is missing, damaged or lacks the layer.
   """
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      return np.asarray(file.get_tensor(str(layer)), np.float64)
-  except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(
-      f"activations={str(path)!r} has no tokens of layer {layer} ({error}); "
-      "write them with python -m videomla_jax.calibrate."
-    ) from error
+  path, name = pathlib.Path(path), str(layer)
+  with (
+    foreign_files.reading(
+      path,
+      field="activations",
+      way_out="write them with python -m videomla_jax.calibrate",
+      also=(safetensors.SafetensorError,),
+    ),
+    safetensors.safe_open(path, framework="numpy") as file,
+  ):
+    if name in file.keys():  # noqa: SIM118, it is no dictionary
+      return np.asarray(file.get_tensor(name), np.float64)
+  raise ValueError(
+    f"activations={str(path)!r} has no tokens of layer {layer}; write them "
+    "with python -m videomla_jax.calibrate for this network."
+  )

@@ -26,17 +26,19 @@ from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import early_layout
 from videomla_jax.conversion.names import tensor_table
+from videomla_jax.conversion.names import wrappers
 from videomla_jax.models import released
-from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import wan_config
+from videomla_jax.storage import foreign_files
 from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import model_reader
 from videomla_jax.storage import model_writer
 from videomla_jax.storage import params_skeleton
-from videomla_jax.storage import safetensors_writer
+from videomla_jax.storage import printable
 from videomla_jax.storage import tensor_files
+from videomla_jax.storage import tree_names
 
 type PathLike = str | os.PathLike[str]
 type Tensors = Mapping[str, lazy_tensor.LazyTensor]
@@ -44,40 +46,8 @@ type Advance = Callable[[], None]
 type Specs = dict[str, params_skeleton.Parameter]
 
 REPORT = "init_report.json"
-
-# Where the components of a release lie, in diffusers' layout and in ours. The
-# layouts of the releases themselves stand in `released.FAMILIES`.
-COMPONENTS = {
-  "dit": ("transformer", "dit"),
-  "vae": ("vae",),
-  "umt5": ("text_encoder", "umt5"),
-  "tokenizer": (f"tokenizer/{tokenizer.FILE}",),
-}
-
-
-def find_components(source: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns where the components of a release lie, by name.
-
-  Args:
-    source: Folder of a release, or anything else that holds networks.
-
-  Returns:
-    Files or folders; empty if the source is one checkpoint and no release.
-  """
-  if not source.is_dir() or model_folder.is_model_folder(source):
-    return {}
-  found = {}
-  for component, folders in COMPONENTS.items():
-    files = [f.files.get(component) for f in released.FAMILIES.values()]
-    for pattern in (*filter(None, files), *folders):
-      paths = sorted(source.glob(pattern))
-      if paths:
-        # Several files are shards of one network; their index lies beside them.
-        found[component] = source if len(paths) > 1 else paths[0]
-        break
-  # A network at the top and nothing else is one checkpoint.
-  top = found.get("dit") in (source, *source.glob("*.safetensors*"))
-  return {} if top and len(found) == 1 else found
+_CONVERT_AGAIN = "convert or train it again"
+_LONGEST = 400  # characters of what is wrong with a file
 
 
 @contextlib.contextmanager
@@ -104,8 +74,8 @@ def open_network(
     right shapes.
 
   Raises:
-    ValueError: If it is damaged, unknown or incomplete; all names that do not
-      fit are listed.
+    ValueError: If it is damaged, unknown, incomplete or of a family that is not
+      supported; the file is named.
   """
   if model_folder.is_model_folder(path):
     network, folder_tensors = _open_folder(path)
@@ -113,6 +83,21 @@ def open_network(
     yield network, folder_tensors
     return
   with tensor_files.open_tensors(path, select=select) as tensors:
+    yield _recognised(
+      tensor_files.find(pathlib.Path(path)), tensors, num_heads, rope_ladder
+    )
+
+
+def _recognised(
+  path: pathlib.Path,
+  tensors: Tensors,
+  num_heads: int | None,
+  rope_ladder: str,
+) -> tuple[detect.Network, Tensors]:
+  """Returns the network of a file, and its tensors under original names."""
+  try:
+    names = wrappers.unwrapped(tensors, detect.known_modules())
+    tensors = {names[name]: x for name, x in tensors.items()}
     if early := early_layout.translate(tensors):
       tensors, num_heads = early
     shapes = {name: x.shape for name, x in tensors.items()}
@@ -123,19 +108,34 @@ def open_network(
       early=early is not None,
       written=tensor_files.read_metadata(path).get("rope_ladder", ""),
     )
-    names = network.table.originals(shapes)
-    # Copies of tied tensors have no original name and are left out.
-    yield network, {names[n]: x for n, x in tensors.items() if n in names}
+    originals = network.table.originals(shapes)
+  except ValueError as error:
+    text = printable.text(error, most=_LONGEST)
+    about, mark = f"source={str(path)!r}", ": "
+    if text.startswith("source "):
+      text, mark = text.removeprefix("source "), " "
+    raise ValueError(f"{about}{mark}{text}") from error
+  # Copies of tied tensors have no original name and are left out.
+  return network, {
+    originals[n]: x for n, x in tensors.items() if n in originals
+  }
 
 
 def _open_folder(path: PathLike) -> tuple[detect.Network, Tensors]:
   """Opens a model folder as if it held tensors of PyTorch."""
   reader = model_reader.ModelReader(path)
   network = detect.network_of(released.config_at(path))
+  # The sizes are two files' word, and arrays of another size are never read.
+  tree_names.check_same(
+    network.table.our_shapes(),
+    {name: reader.shape(name) for name in reader.names()},
+    what=f"parameters of {str(path)!r}",
+  )
 
   def lazy(tensor: tensor_table.Tensor) -> lazy_tensor.LazyTensor:
     def read() -> np.ndarray:
-      value = reader.read(tensor.path, block=tensor.block)
+      with foreign_files.reading(pathlib.Path(path), way_out=_CONVERT_AGAIN):
+        value = reader.read(tensor.path, block=tensor.block)
       return tensor.layout.to_torch(value, tensor.shape)
 
     dtype = reader.dtype(tensor.path)
@@ -183,7 +183,7 @@ def write_model(
     specs, replaced = _latent_specs(dense, config, specs, dtype)
     about["init"] = dataclasses.asdict(latent)
   about |= dict(architecture=network.architecture, config=config.to_dict())
-  _check_room(output, specs)
+  check_room(output, specs)
   # Each tensor is written before the next one is read, so the memory is that
   # of the largest: 54 MiB of the 5.7 GB of Wan2.1-T2V-1.3B.
   with model_writer.ModelWriter(output, specs, about) as writer:
@@ -197,6 +197,35 @@ def write_model(
       # The report is added before the folder is finished, so it has a digest,
       # too.
       writer.add_file(REPORT, json.dumps(reports, indent=1) + "\n")
+
+
+def check_latent(network: detect.Network, recipe: to_latent.Recipe) -> None:
+  """Refuses a change to latent attention that cannot work.
+
+  Args:
+    network: The network to change.
+    recipe: How to change it.
+
+  Raises:
+    ValueError: If it is no dense DiT, if sizes do not fit, or if a file of
+      activations has no tokens of a layer.
+  """
+  dense = _dense_config(network)
+  to_latent.latent_config(
+    dense,
+    d_c=recipe.d_c,
+    d_rope=recipe.d_rope,
+    d_q=recipe.d_q,
+    rope_ladder=recipe.rope_ladder,
+  )
+  for n in (0, dense.num_layers - 1):
+    tokens = recipe.tokens(n)
+    if tokens is not None and tokens.shape[1:] != (dense.width,):
+      raise ValueError(
+        f"activations={recipe.activations!r} has tokens of shape "
+        f"{tokens.shape} and not [tokens, {dense.width}]; write them with "
+        "python -m videomla_jax.calibrate for this network."
+      )
 
 
 def _as_stored(config: released.Config, specs: Specs) -> released.Config:
@@ -238,8 +267,16 @@ def _specs(table: tensor_table.Table, tensors: Tensors, option: str) -> Specs:
   }
 
 
-def _check_room(output: PathLike, specs: Specs) -> None:
-  """Refuses what cannot fit before anything is written."""
+def check_room(output: PathLike, specs: Specs) -> None:
+  """Refuses what cannot fit before anything is written.
+
+  Args:
+    output: Folder to create or replace.
+    specs: Shape and type of all that is to be written.
+
+  Raises:
+    ValueError: If the disk has less room.
+  """
   size = sum(int(np.prod(s.shape)) * s.dtype.itemsize for s in specs.values())
   # The folder itself may not exist yet; an existing parent tells the disk.
   folder = pathlib.Path(output).absolute()
@@ -343,40 +380,3 @@ def _write_latent(
     for _ in dit_names.self_attention(dense, n):
       advance()
   return reports
-
-
-def export(
-  output: PathLike,
-  network: detect.Network,
-  tensors: Tensors,
-  *,
-  format_name: str,
-  advance: Advance = lambda: None,
-) -> None:
-  """Writes a network as safetensors under the names of one format.
-
-  Args:
-    output: Folder for one file, or for shards and their index.
-    network: What the tensors are.
-    tensors: Tensors under original names, see `open_network`.
-    format_name: "original", or another that the network has.
-    advance: Called after every tensor.
-
-  Raises:
-    ValueError: If the network has no such names, or there is no room.
-  """
-  names = network.table.names(format_name)
-  specs = {
-    n: params_skeleton.Parameter(x.shape, x.dtype, False)
-    for n, x in tensors.items()
-  }
-  _check_room(output, specs)
-  # The names of files that the frameworks look for.
-  stem = "model" if format_name == "transformers" else "diffusion_pytorch_model"
-  renamed = {name: tensors[original] for name, original in names.items()}
-  # No tensor tells the ladder, so the files say it beside them.
-  about = {"rope_ladder": ladder.of(network)} if ladder.of(network) else {}
-  for _ in safetensors_writer.write_safetensors(
-    output, renamed, stem=stem, metadata=about
-  ):
-    advance()

@@ -22,6 +22,7 @@ from videomla_jax.conversion import moments
 from videomla_jax.models import attention
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
+from videomla_jax.ops import rope
 from videomla_jax.small_world import model as small_model
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
@@ -98,10 +99,22 @@ def latent_config(
   Raises:
     ValueError: If the network is not dense, or the sizes do not fit.
   """
+  if min(d_c, d_rope, d_q) < 1:
+    raise ValueError(
+      f"{d_c=}, {d_rope=} and {d_q=} must be positive; leave them out for the "
+      "usual sizes."
+    )
   if dense.attention.kind != "dense":
     raise ValueError(
       f"attention.kind={dense.attention.kind!r} must be 'dense' to be "
       "converted; give the dense network."
+    )
+  head_dim = dense.attention.head_dim
+  if not _works(head_dim, d_rope):
+    usual = usual_d_rope(head_dim)
+    raise ValueError(
+      f"d_rope={d_rope} does not fit heads of {head_dim} channels, whose "
+      f"positional channels are pairs below {head_dim}; use --d_rope={usual}."
     )
   sizes = attention.AttentionConfig(
     kind="latent",
@@ -113,6 +126,34 @@ def latent_config(
     rope_ladder=rope_ladder,
   )
   return dataclasses.replace(dense, attention=sizes)
+
+
+def usual_d_rope(head_dim: int) -> int:
+  """Returns the size of the positional key: about a quarter of a head.
+
+  Args:
+    head_dim: Channels of a head of the dense network.
+
+  Raises:
+    ValueError: If no size works, since heads are too narrow.
+  """
+  # Channels are rotated in pairs, of which each axis has a share of its own.
+  working = [d for d in range(2, head_dim, 2) if _works(head_dim, d)]
+  if not working:
+    raise ValueError(
+      f"--to=latent needs heads of at least 4 channels, and of an even number; "
+      f"the source has {head_dim}."
+    )
+  return min(working, key=lambda d: (abs(4 * d - head_dim), -d))
+
+
+def _works(head_dim: int, d_rope: int) -> bool:
+  """Says whether so many channels of a head can be rotated."""
+  try:
+    rope.wan_bands(head_dim, rope_dim=d_rope)
+  except ValueError:
+    return False
+  return d_rope < head_dim
 
 
 def convert_layers(

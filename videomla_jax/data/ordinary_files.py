@@ -5,10 +5,11 @@ gigabytes would fill the memory, and a link may lead to either. What cannot be
 read raises `BadFile` with the reason alone; whoever asked names the file.
 """
 
+import io
 import json
 import os
 import stat
-from typing import Any, BinaryIO
+from typing import Any
 
 MIB = 2**20
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
@@ -18,7 +19,7 @@ class BadFile(ValueError):
   """Says why a file cannot be read, in words that follow its name."""
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
   """Opens an ordinary file for reading; links are followed.
 
   Args:

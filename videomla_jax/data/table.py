@@ -213,6 +213,7 @@ class _Rows:
     self.set_aside: list[SetAside] = []
     self._folder = folder
     self._fields = fields
+    self._video = fields.index("video")
     self._absent = ""  # a video that is not there
     self._known: set[tuple[str, float | None]] = set()
 
@@ -224,6 +225,10 @@ class _Rows:
       row: Its cells, in the order of the fields, or the reason why not.
     """
     named = ""
+    # Millions of empty lines cost a second, and not a minute.
+    if not isinstance(row, str) and row[self._video] in ("", None):
+      self.excluded[NO_FILE] += 1
+      return
     try:
       if isinstance(row, str):
         raise ordinary_files.BadFile(row)
@@ -232,7 +237,7 @@ class _Rows:
       video = self._folder.find(named) if named else None
       if video is None:
         self.excluded[NO_FILE] += 1
-        self._absent = self._absent or named
+        self._absent = self._absent or named[:80]
         return
       values = table_rows.values(cells)
       key = (video, values.get("start"))
@@ -263,6 +268,10 @@ class _Rows:
         f"table={str(path)!r} has no row that can be used, such as row"
         f" {first.index + 1}, {first.video!r}: {first.reason}; correct it."
       )
+    if self.excluded[NO_FILE] and not self._absent:
+      raise ValueError(
+        f"table={str(path)!r} names no video in any row; fill its column video."
+      )
     if self.excluded[NO_FILE]:
       raise ValueError(
         f"videos={str(self._folder.root)!r} has none of the videos of"
@@ -278,7 +287,7 @@ class _Rows:
       path: The table.
     """
     absent = self.excluded[NO_FILE]
-    if not absent:
+    if not absent or not self._absent:
       return ()
     total = len(self.items) + self.excluded.total() + len(self.set_aside)
     return (

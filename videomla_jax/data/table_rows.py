@@ -91,7 +91,9 @@ def text(cells: Cells, field: str) -> str:
   if "\0" in value:
     raise ordinary_files.BadFile(f"{field} has NUL characters")
   try:
-    value.encode()
+    # Most texts need no look at every letter.
+    if not value.isascii():
+      value.encode()
   except UnicodeEncodeError as error:
     raise ordinary_files.BadFile(f"{field} is not in UTF-8") from error
   return value

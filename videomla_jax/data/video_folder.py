@@ -14,6 +14,8 @@ from videomla_jax.data import ordinary_files
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".m4v")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".7z", ".rar")
 _PART = re.compile(r"_part[a-z0-9]+$")  # of an archive cut into pieces
+_MAX_FOUND = 10_000
+_OUTSIDE = "video is not below the folder of videos"
 _CLOSED = "folder cannot be listed"
 NO_UTF_8 = "name is not in UTF-8"
 
@@ -43,11 +45,13 @@ class VideoFolder:
       raise ValueError(
         f"videos={str(root)!r} is no folder; give the folder of the videos."
       )
+    self._absolute = os.path.abspath(self.root)
     self.files: set[str] = set()
     self.unusable: dict[str, str] = {}
     self.archives: list[str] = []
     self._linked: list[str] = []  # folders behind links, which are not walked
     self._by_name: dict[str, list[str]] = {}
+    self._found: dict[str, str | ordinary_files.BadFile | None] = {}
     self._walk()
 
   def videos(self) -> list[str]:
@@ -68,6 +72,24 @@ class VideoFolder:
     Raises:
       BadFile: If the name leads out of the folder or is no single file.
     """
+    # Most lists call most videos by their whole path.
+    if name in self.files:
+      return name
+    if name not in self._found:
+      # Rows are often segments of one video; a list may not fill the memory.
+      if len(self._found) >= _MAX_FOUND:
+        self._found.clear()
+      try:
+        self._found[name] = self._search(name)
+      except ordinary_files.BadFile as error:
+        self._found[name] = error
+    found = self._found[name]
+    if isinstance(found, ordinary_files.BadFile):
+      raise found.with_traceback(None)
+    return found
+
+  def _search(self, name: str) -> str | None:
+    """Looks for a name that is no whole path; see `find`."""
     name = self._inside(name)
     # A name such as `clip.0` has no ending that is one of a video.
     wanted = [name]
@@ -89,14 +111,15 @@ class VideoFolder:
     """Returns a path below the folder; a list of videos may be anybody's."""
     if "\0" in name or "://" in name or not _is_utf_8(name):
       raise ordinary_files.BadFile("video is an address or no path")
-    path = pathlib.PurePosixPath(name)
-    if ".." not in path.parts and path.is_absolute():
-      absolute = pathlib.PurePosixPath(os.path.abspath(self.root))
-      if path.is_relative_to(absolute):
-        path = path.relative_to(absolute)
-    if ".." in path.parts or path.is_absolute():
-      raise ordinary_files.BadFile("video is not below the folder of videos")
-    return path.as_posix()
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/"):
+      above = [part for part in self._absolute.split("/") if part]
+      if parts[: len(above)] != above or len(parts) == len(above):
+        raise ordinary_files.BadFile(_OUTSIDE)
+      parts = parts[len(above) :]
+    if ".." in parts:
+      raise ordinary_files.BadFile(_OUTSIDE)
+    return "/".join(parts)
 
   def _is_behind_link(self, path: str) -> bool:
     """Says whether a path is that of a file in a folder behind a link."""

@@ -90,13 +90,18 @@ def read_start(
   return Given(part.frames, _sentences("clip", path, part.changes))
 
 
-def visible_frames(window: window_lib.Window, *, stride: int) -> int:
+def visible_frames(window: window_lib.Window, *, stride: int) -> int | None:
   """Counts the pixel frames that a chunk sees before itself.
 
   Args:
     window: What a chunk sees.
     stride: Pixel frames per latent frame.
+
+  Returns:
+    The number; None if it sees all of them.
   """
+  if window.local_frames is None:
+    return None
   seen = window.sink_frames + window.local_frames - window.chunk_frames
   return shapes.pixel_frames(max(seen, 1), stride=stride)
 

@@ -232,7 +232,7 @@ class Job:
       stride = pipeline.codec.temporal_stride
       visible = given_frames.visible_frames(window, stride=stride)
       room = self.num_frames - window.chunk_frames * stride
-      most = max(1, min(visible, room))
+      most = max(1, room if visible is None else min(visible, room))
     return pipeline_lib.usable_clip(self.given, pipeline, most=most)
 
   def describe_given(self, pipeline: pipeline_lib.Pipeline) -> list[str]:

@@ -36,8 +36,8 @@ class Options(TypedDict, total=False):
   Attributes:
     seed: Seed of the noise; 0 by default.
     negative_prompt: Text that guidance steers away from; empty by default.
-    image: Picture file of the first frame.
-    clip: MP4 file of a clip to continue.
+    image: Picture file of the first frame: PNG, JPEG, WebP or GIF.
+    clip: File of a clip to continue, such as an MP4.
     sampler: Any of `kind`, `num_steps`, `guidance` and `shift`; the model's own
       by default.
     window: Any of the fields of `Window`; that of training by default.
@@ -223,6 +223,7 @@ def generate(
     pixels=np.concatenate(chunks, axis=1),
     fps=model.source.fps,
     prompts=job.request.prompts,
+    given=tuple(job.describe_given(model.pipeline)),
   )
 
 

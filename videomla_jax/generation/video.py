@@ -28,11 +28,13 @@ class Video:
     pixels: Grey or RGB frames, 0..255.
     fps: Frames per second.
     prompts: What each video shows.
+    given: What was done to the given picture or clip, in sentences.
   """
 
   pixels: Pixels
   fps: float | int
   prompts: tuple[str, ...]
+  given: tuple[str, ...] = ()
 
   def __repr__(self) -> str:
     shape = " x ".join(map(str, self.pixels.shape))

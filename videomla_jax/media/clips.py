@@ -98,17 +98,22 @@ class Video:
     changes: What has been changed so far.
   """
 
-  def __init__(self, container: av.container.InputContainer) -> None:
+  def __init__(
+    self,
+    container: av.container.InputContainer,
+    path: str | os.PathLike[str],
+  ) -> None:
     """Decodes the first frame of an open file.
 
     Args:
       container: The file as PyAV opened it.
+      path: The same file.
 
     Raises:
       files.Unusable: If it has no video or no frame.
     """
     self.changes = changes_lib.Changes()
-    self._container = container
+    self._container, self._path = container, path
     self._frames = decoding.Frames(container, self.changes)
     self._film = film_frames.FilmFrames(self.changes)
     with containers.explained():
@@ -169,7 +174,10 @@ class Video:
       files.Unusable: If not even one frame can be read.
     """
     # A long clip is not decoded from its beginning, if its length is known.
-    seconds = (self._seconds() or 0.0) - _MARGIN - most / fps
+    seconds = self._seconds()
+    if seconds is None:
+      seconds = decoding.measure(self._path)
+    seconds = min(seconds or 0.0, _LONGEST) - _MARGIN - most / fps
     skipped = max(0, math.floor(seconds * fps))
     if skipped / fps <= _SEEK_FROM:
       skipped = 0
@@ -263,6 +271,7 @@ class Video:
       picture = None  # scaled at first use
       while (due := start + count / fps) < min(until - _TICK, end):
         if picture is None:
+          self._frames.spend(frame.width * frame.height)
           with containers.explained():
             picture = self._film.fitted(frame, shape, aspect=self._aspect)
         self._frames.spend(_REPEAT)
@@ -339,4 +348,4 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[Video]:
       while it is decoded inside the `with` block.
   """
   with containers.open_container(path) as container:
-    yield Video(container)
+    yield Video(container, path)

@@ -125,6 +125,7 @@ def open_container(
         timeout=_OPENING,
         io_open=_refuse,
       )
+    assert isinstance(container, av.container.InputContainer)
     with container:
       yield container
 
@@ -181,6 +182,7 @@ def decoder(
   with_alpha = _WITH_ALPHA.get(context.codec.name)
   if with_alpha and stream.metadata.get("alpha_mode") == "1":
     context = av.CodecContext.create(with_alpha, "r")
+  assert isinstance(context, av.video.codeccontext.VideoCodecContext)
   context.options = {"max_pixels": str(MOST_PIXELS)}
   # FFmpeg decodes frames and slices in threads only if asked to. Each thread
   # holds a frame.

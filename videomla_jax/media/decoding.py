@@ -6,6 +6,7 @@ refused alike on every machine.
 
 from collections.abc import Iterator
 import contextlib
+import os
 
 import av
 
@@ -13,14 +14,17 @@ from videomla_jax.media import changes as changes_lib
 from videomla_jax.media import containers
 from videomla_jax.media import files
 
-# Pixels that are decoded for one result: 9,600 frames of 1080p, which take most
-# of a minute. A file of 10 MB can hold a hundred times as many.
-_MOST_WORK = 2 * 10**10
-_PACKET = 1 << 15  # pixels that cost as much as a packet without any
+# Pixels that are decoded for one result, 4,800 frames of 1080p in 30 s,
+# and the bytes of a file that allow so many. Honest files have fewer pixels a
+# byte; a hundred times as many fit into 10 MB.
+_MOST_WORK = 10**10
+_WORTH = 10**7
+_PACKET = 1 << 16  # pixels that cost as much as a packet without any
+_SKIPPED = 1 << 10  # pixels that cost as much as a packet that is passed over
 # Seconds. A longer pause, or a step back, is a fault of the time stamps: files
 # that were joined start again, damaged ones jump anywhere.
 _LONGEST_SHOWN = 3600.0
-_STEP_BACK = 1.0
+_STEP_BACK = 0.1
 _FASTEST = 1000.0  # frames per second; files with more are damaged
 _USUAL_RATE = 25.0
 
@@ -60,6 +64,7 @@ class Frames(Iterator[tuple[float, av.VideoFrame]]):
       start, tick = self.stream.start_time, self.stream.time_base
       # Streams need not start at 0; players count from their first frame.
       self._origin = float((start or 0) * (tick or 0))
+      self._most_work = _MOST_WORK * max(1, (container.size or 0) / _WORTH)
     self._begin()
 
   def __next__(self) -> tuple[float, av.VideoFrame]:
@@ -85,7 +90,7 @@ class Frames(Iterator[tuple[float, av.VideoFrame]]):
       TooMuchWork: If it is too much for one result.
     """
     self._work += pixels
-    if self._work > _MOST_WORK:
+    if self._work > self._most_work:
       raise TooMuchWork(
         "it takes too long to decode; cut out the part that is wanted"
       )
@@ -114,7 +119,7 @@ class Frames(Iterator[tuple[float, av.VideoFrame]]):
   def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
     """Yields frames; damage before the first one is passed over."""
     packets, damage = self._container.demux(self.stream), None
-    while (packet := self._packet(packets)) is not None:
+    while (packet := _next_packet(packets)) is not None:
       self.spend(_PACKET)
       try:
         with containers.explained():
@@ -132,10 +137,6 @@ class Frames(Iterator[tuple[float, av.VideoFrame]]):
         yield self.last, frame
     if self.last is None:
       raise damage or files.Unusable("it holds no frames")
-
-  def _packet(self, packets: Iterator[av.Packet]) -> av.Packet | None:
-    with containers.explained():
-      return next(packets, None)
 
   def _time(self, frame: av.VideoFrame) -> float:
     """Returns the second at which a frame begins, never before another one."""
@@ -163,3 +164,29 @@ def _rate(stream: av.video.stream.VideoStream) -> float | None:
       if rate and 0 < float(rate) <= _FASTEST:
         return float(rate)
   return None
+
+
+def measure(path: str | os.PathLike[str]) -> float | None:
+  """Returns how long a file is that does not say it; nothing is decoded.
+
+  Args:
+    path: The file.
+
+  Raises:
+    files.Unusable: If it cannot be read.
+  """
+  with containers.open_container(path) as container:
+    frames = Frames(container, changes_lib.Changes())
+    start, newest = frames.stream.start_time or 0, None
+    packets = container.demux(frames.stream)
+    while (packet := _next_packet(packets)) is not None:
+      frames.spend(_SKIPPED)
+      if packet.pts is not None:
+        newest = max(newest or 0, packet.pts - start)
+    tick = frames.stream.time_base
+    return None if newest is None or tick is None else float(newest * tick)
+
+
+def _next_packet(packets: Iterator[av.Packet]) -> av.Packet | None:
+  with containers.explained():
+    return next(packets, None)

@@ -13,7 +13,7 @@ from videomla_jax.media import hdr
 from videomla_jax.media import orientation
 
 # Transfer functions of high dynamic range (H.273): PQ and HLG.
-_HDR = {
+_HDR: dict[int, str] = {
   reformatter.ColorTrc.SMPTE2084: "PQ",
   reformatter.ColorTrc.ARIB_STD_B67: "HLG",
 }
@@ -62,8 +62,7 @@ class FilmFrames:
     converted = self._reformatter.reformat(frame, threads=1, format=target)
     picture = Image.fromarray(np.ascontiguousarray(converted.to_ndarray()))
     if mode == "RGBA":
-      lowest, _ = picture.getchannel("A").getextrema()
-      if lowest == 255:
+      if not fitting.hides(picture):
         return picture.convert("RGB")
       self._changes.add(
         "background", f"transparent pixels laid on {fitting.BACKGROUND}"

@@ -64,6 +64,17 @@ def fit(
   return picture.resize((shape.width, shape.height), resample, box=box)
 
 
+def hides(picture: Image.Image) -> bool:
+  """Says whether any pixel is transparent.
+
+  Args:
+    picture: RGBA.
+  """
+  return picture.getchannel("A").tobytes().count(255) < (
+    picture.width * picture.height
+  )
+
+
 def to_frame(picture: Image.Image, shape: FrameShape) -> Frame:
   """Lays a picture on the background and makes it grey or RGB.
 

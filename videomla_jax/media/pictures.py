@@ -19,9 +19,10 @@ from videomla_jax.media import fitting
 from videomla_jax.media import orientation
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MOST_PIXELS = 1 << 26  # 67 megapixels: half a gigabyte while it is converted
+# Half a gigabyte while a picture is converted. Pillow holds a WebP four times.
+MOST_PIXELS = 1 << 26
+_MOST_OF_FORMAT = {"WEBP": 1 << 25}
 MOST_BYTES = 1 << 28  # of the file
-_AT_MOST = f"make it smaller than {MOST_PIXELS // 10**6} megapixels"
 # Every scan of a JPEG visits every block, however few bytes it has. Programs
 # write about ten.
 _MOST_SCANS = 200
@@ -66,7 +67,7 @@ def read(path: str | os.PathLike[str], shape: fitting.FrameShape) -> Picture:
     except files.Unusable:
       raise
     except Image.DecompressionBombError as error:
-      raise files.Unusable(f"it has too many pixels; {_AT_MOST}") from error
+      raise files.Unusable(_too_large(MOST_PIXELS)) from error
     except Image.UnidentifiedImageError as error:
       raise files.Unusable("it is no PNG, JPEG, WebP or GIF") from error
     # On damaged files Pillow raises whatever its code runs into: IndexError,
@@ -110,12 +111,17 @@ def _decode(
 def _check_cost(picture: Image.Image, data: bytes) -> None:
   """Refuses what would take too much memory or time, before it is decoded."""
   width, height = picture.size
-  if width * height > MOST_PIXELS:
-    raise files.Unusable(f"it has {width} x {height} pixels; {_AT_MOST}")
+  most = _MOST_OF_FORMAT.get(picture.format or "", MOST_PIXELS)
+  if width * height > most:
+    raise files.Unusable(_too_large(most))
   if picture.format == "JPEG" and data.count(_SCAN) > _MOST_SCANS:
     raise files.Unusable(
       f"it is a JPEG of more than {_MOST_SCANS} scans; save it anew"
     )
+
+
+def _too_large(most: int) -> str:
+  return f"it is too large; make it smaller than {most // 10**6} megapixels"
 
 
 def _turn(picture: Image.Image) -> orientation.Turn:
@@ -142,8 +148,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     # `convert` copies even what needs no conversion.
     rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
     # Many files have a channel of transparency that is opaque everywhere.
-    lowest, _ = rgba.getchannel("A").getextrema()
-    return rgba if lowest < 255 else rgba.convert("RGB")
+    return rgba if fitting.hides(rgba) else rgba.convert("RGB")
   kept = picture.mode in ("RGB", "CMYK")
   return picture if kept else picture.convert("RGB")
 

@@ -14,9 +14,13 @@ from jaxtyping import Int
 import numpy as np
 import sentencepiece
 
+from videomla_jax.storage import foreign_files
+from videomla_jax.storage import printable
+
 MAX_TOKENS = 512  # M of every Wan
 FILE = "spiece.model"
 _PAD, _EOS = 0, 1
+_MOST_BYTES = 64 * 2**20  # Wan's has 4.5 MB
 
 
 def clean(text: str) -> str:
@@ -40,13 +44,13 @@ class Tokenizer:
       ValueError: If it is no such model, or has other special ids.
     """
     try:
-      if not model:
-        raise RuntimeError("empty")
+      if not 0 < len(model) <= _MOST_BYTES:
+        raise ValueError("empty" if not model else "more than 64 MiB")
       self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
+    except foreign_files.ERRORS as error:
       raise ValueError(
-        f"tokenizer is no SentencePiece model ({len(model)} bytes); give the "
-        f"{FILE} of the release."
+        f"tokenizer is no SentencePiece model ({printable.text(error)}); give "
+        f"the {FILE} of the release."
       ) from error
     special = self._pieces.pad_id(), self._pieces.eos_id()
     if special != (_PAD, _EOS):
@@ -72,13 +76,19 @@ class Tokenizer:
     path = pathlib.Path(path)
     path = path / FILE if path.is_dir() else path
     try:
-      model = path.read_bytes()
+      with path.open("rb") as file:
+        model = file.read(_MOST_BYTES + 1)
     except OSError as error:
       raise ValueError(
         f"tokenizer={str(path)!r} cannot be read; give the {FILE} of the "
         "release (google/umt5-xxl)."
       ) from error
-    return cls(model, max_tokens=max_tokens)
+    foreign_files.check_kind(path, field="tokenizer")
+    try:
+      return cls(model, max_tokens=max_tokens)
+    except ValueError as error:
+      text = str(error).removeprefix("tokenizer ")
+      raise ValueError(f"tokenizer={str(path)!r} {text}") from error
 
   @property
   def vocabulary(self) -> int:

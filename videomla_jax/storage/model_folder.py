@@ -13,12 +13,12 @@ import pathlib
 import typing
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
 from videomla_jax.storage import atomic
+from videomla_jax.storage import devices
 from videomla_jax.storage import orbax_local
 from videomla_jax.storage import state_digests
 from videomla_jax.storage import temporary_names
@@ -173,11 +173,11 @@ def load_model_state(
   Raises:
     ValueError: If the directory is missing, incomplete or damaged, or of
       another model.
+    NotImplementedError: If JAX finds no device.
   """
   path = pathlib.Path(path).absolute()
   config = check_folder(path)
-  # A platform that does not start is no fault of the folder.
-  jax.local_devices()
+  devices.check()  # A platform that does not start is no fault of the folder.
   try:
     with orbax_local.checkpointer(use_ocdbt=True) as checkpointer:
       arrays = orbax_local.described(checkpointer, path / PARAMS)

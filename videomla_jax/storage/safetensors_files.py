@@ -5,7 +5,6 @@ header alone is read first, so that a network larger than memory passes through
 it tensor by tensor.
 """
 
-import json
 import math
 import pathlib
 from typing import Any
@@ -14,7 +13,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from videomla_jax.storage import foreign_files
 from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import printable
 
 Tensors = dict[str, lazy_tensor.LazyTensor]
 
@@ -26,6 +27,11 @@ DTYPES = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+_LENGTH = 8  # bytes that hold the length of the header
+_MOST_HEADER = 64 * 2**20
+MOST_TENSORS = 2**17
+_MOST_AXES = 16
+
 
 def read_file(path: pathlib.Path) -> Tensors:
   """Reads the header of a file, whose tensors are then read one by one.
@@ -34,45 +40,55 @@ def read_file(path: pathlib.Path) -> Tensors:
     path: The file.
 
   Raises:
-    ValueError: If the file is damaged, or has numbers of eight bits.
+    BadFileError: If the file is damaged, or has numbers of eight bits.
   """
-  try:
+  foreign_files.check_kind(path)
+  with foreign_files.reading(path, also=(safetensors.SafetensorError,)):
+    header, start = _read_header(path)
+    if len(header) > MOST_TENSORS:
+      raise ValueError(f"it has more than {MOST_TENSORS} tensors")
     with safetensors.safe_open(path, framework="numpy"):
       pass  # this checks the header against the length of the file
-    with path.open("rb") as file:
-      length = int.from_bytes(file.read(8), "little")
-      header = json.loads(file.read(length))
-  except (safetensors.SafetensorError, OSError, ValueError) as error:
-    raise ValueError(
-      f"source={str(path)!r} is damaged or incomplete ({error}); download it "
-      "again."
-    ) from error
-  # Free text of the writer stands in the header as if it were a tensor.
-  header.pop("__metadata__", None)
-  return {
-    name: _from_header(path, 8 + length, about, name)
-    for name, about in header.items()
-  }
+    # Free text of the writer stands in the header as if it were a tensor.
+    header.pop("__metadata__", None)
+    return {
+      name: _from_header(path, start, about, name)
+      for name, about in header.items()
+    }
+
+
+def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+  """Returns the header, and where the values begin."""
+  with path.open("rb") as file:
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    left = path.stat().st_size - _LENGTH
+    # A length that a stranger chose is compared before memory is asked for.
+    if not 0 < length <= left or length > _MOST_HEADER:
+      raise ValueError(f"its header has {length} bytes of {max(left, 0)}")
+    return foreign_files.parse_json(file.read(length)), _LENGTH + length
 
 
 def _from_header(
   path: pathlib.Path, start: int, about: dict[str, Any], name: str
 ) -> lazy_tensor.LazyTensor:
-  if about["dtype"] not in DTYPES:
-    raise ValueError(
-      f"source={str(path)!r} has {name} in {about['dtype']}; quantised and "
-      "8-bit weights are not supported, give float32, bfloat16 or float16."
+  kind = about["dtype"]
+  if kind not in DTYPES:
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} has {printable.text(name)} in "
+      f"{printable.text(kind)}; quantised and 8-bit weights are not supported, "
+      "give float32, bfloat16 or float16."
     )
-  shape, dtype = tuple(about["shape"]), DTYPES[about["dtype"]]
+  shape, dtype = tuple(about["shape"]), DTYPES[kind]
+  if len(shape) > _MOST_AXES:
+    raise ValueError(f"a tensor has {len(shape)} axes")
   offset = start + about["data_offsets"][0]
 
   def read() -> np.ndarray:
     count = math.prod(shape)
-    flat = np.fromfile(path, dtype, count, offset=offset)
-    if flat.size != count:
-      raise ValueError(
-        f"source={str(path)!r} became shorter while it was read."
-      )
+    with foreign_files.reading(path):
+      flat = np.fromfile(path, dtype, count, offset=offset)
+      if flat.size != count:
+        raise ValueError("it became shorter while it was read")
     return flat.reshape(shape)
 
   return lazy_tensor.LazyTensor(shape, dtype, read)
@@ -85,31 +101,53 @@ def read_shards(path: pathlib.Path) -> Tensors:
     path: The index, beside its shards.
 
   Raises:
-    ValueError: If the index or a shard is damaged or missing.
+    BadFileError: If the index or a shard is damaged or missing.
   """
-  try:
-    shards = json.loads(path.read_text())["weight_map"]
-  except (OSError, ValueError, KeyError) as error:
-    raise ValueError(
-      f"source={str(path)!r} is no index of shards; download it again."
-    ) from error
+  shards = _weight_map(path)
   files = sorted(set(shards.values()))
   # Anybody may have written the index, and it must not make us read elsewhere.
-  outside = [f for f in files if pathlib.PurePath(f).name != f]
+  outside = [f for f in files if pathlib.PurePath(f).name != f or "\0" in f]
   if outside:
-    raise ValueError(
-      f"source={str(path)!r} names shards outside its folder: {outside}."
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} names shards outside its folder: "
+      f"{printable.names(map(repr, outside))}; download it again."
     )
-  missing = [f for f in files if not (path.parent / f).is_file()]
+  missing = [f for f in files if not _exists(path.parent / f)]
   if missing:
-    raise ValueError(
-      f"source={str(path)!r} lacks the shards {missing}; download them."
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} lacks the shards "
+      f"[{printable.names(map(repr, missing))}]; download them."
     )
   opened = {file: read_file(path.parent / file) for file in files}
   absent = sorted(n for n, file in shards.items() if n not in opened[file])
   if absent:
-    raise ValueError(
-      f"source={str(path)!r} has shards without {absent[:6]}; download them "
-      "again."
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} has shards without "
+      f"[{printable.names(map(repr, absent))}]; download them again."
     )
   return {name: opened[file][name] for name, file in shards.items()}
+
+
+def _weight_map(path: pathlib.Path) -> dict[str, str]:
+  """Returns the shard of each tensor."""
+  foreign_files.check_kind(path)
+  shards = foreign_files.read_json(path).get("weight_map")
+  if not isinstance(shards, dict) or not shards:
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} is no index of shards (it has no weight_map); "
+      "download it again."
+    )
+  if not all(isinstance(file, str) for file in shards.values()):
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} is no index of shards (a tensor has no file); "
+      "download it again."
+    )
+  return shards
+
+
+def _exists(path: pathlib.Path) -> bool:
+  """Says whether a file is there; a name too long for the disk is not."""
+  try:
+    return path.is_file()
+  except OSError:
+    return False

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pathlib
+import shutil
 
 from orbax.checkpoint import path as orbax_path
 
@@ -27,6 +28,8 @@ class ListedPath(orbax_path.atomicity.AtomicRenameTemporaryPath):
     # Orbax adds to some files here and renames, in one go. So it renames to
     # another name that it takes for a temporary one.
     staged = final.with_name(f"{self._tmp_path.name}-listed")
+    # A process may have been killed right here.
+    await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
     self._final_path = staged
     try:
       await super().finalize()

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
+from videomla_jax.storage import devices
 from videomla_jax.storage import state_commit
 from videomla_jax.storage import state_digests
 from videomla_jax.storage import state_leaves
@@ -87,7 +88,9 @@ class TrainCheckpoints:
 
     Raises:
       ValueError: If a number is below 1.
+      NotImplementedError: If JAX finds no device.
     """
+    devices.check()
     for name, value in (("keep", keep), ("save_every", save_every)):
       if value < 1:
         raise ValueError(f"{name}={value} must be at least 1; use 1 or more")
@@ -97,6 +100,8 @@ class TrainCheckpoints:
       save_interval_steps=save_every,
       enable_async_checkpointing=True,
       create=True,
+      # What killed processes left; only one run is in the folder.
+      cleanup_tmp_directories=True,
       temporary_path_class=state_commit.ListedPath,
     )
     self._manager = self._open()
@@ -167,8 +172,6 @@ class TrainCheckpoints:
         files cannot be opened, or if no state at all is whole.
     """
     self._manager.wait_until_finished()
-    # A device that is missing must not be taken for a damaged state.
-    jax.devices()
     broken: list[int] = []
     for step in self.steps():
       reason, restored = self._damage(step), None

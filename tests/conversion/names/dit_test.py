@@ -124,21 +124,21 @@ def test_other_names_load_the_same_network(rename, seed: int) -> None:
     np.testing.assert_array_equal(a[path], b[path])
 
 
-def test_all_wrong_names_are_listed_together(seed: int) -> None:
+def test_all_kinds_of_wrong_names_are_told_together(seed: int) -> None:
   tensors = _tensors(seed)
   missing = [k for k in tensors if k.startswith("blocks.1.cross_attn")]
   for name in missing:
     del tensors[name]
   tensors["blocks.0.norm2.weight"] = tensors["blocks.7.ffn.0.bias"] = np.ones(3)
   tensors["head.modulation"] = np.ones((1, 2, 5))
-  with pytest.raises(
-    ValueError, match="unmatched.*missing.*mis-shaped"
-  ) as info:
+  with pytest.raises(ValueError) as info:
     names.load_dense(_CONFIG, tensors)
   message = str(info.value)
-  for name in (*missing, "blocks.0.norm2.weight", "blocks.7.ffn.0.bias"):
-    assert name in message
-  assert "head.modulation (1, 2, 5) instead of (1, 2, 12)" in message
+  assert "2 unmatched: blocks.0.norm2.weight, blocks.7.ffn.0.bias;" in message
+  assert f"{len(missing)} missing: {sorted(missing)[0]}, " in message
+  assert f" and {len(missing) - 3} more" in message
+  assert "1 mis-shaped: head.modulation (1, 2, 5) not (1, 2, 12)" in message
+  assert len(message) < 500
 
 
 def test_affine_norm_of_the_wrong_name_is_unmatched(seed: int) -> None:
@@ -151,7 +151,7 @@ def test_affine_norm_of_the_wrong_name_is_unmatched(seed: int) -> None:
 def test_two_networks_in_one_file_are_refused(seed: int) -> None:
   tensors = _tensors(seed)
   both = tensors | {f"model.{k}": x for k, x in tensors.items()}
-  with pytest.raises(ValueError, match="given twice"):
+  with pytest.raises(ValueError, match=r"unmatched: model\.blocks"):
     names.load_dense(_CONFIG, both)
 
 

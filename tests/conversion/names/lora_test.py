@@ -39,6 +39,7 @@ _KEYS = {
   "transformer.blocks.1.norm2.diff_b": ("blocks.1.norm3", "diff_bias"),
   "diffusion_model.blocks.1.norm3.diff": ("blocks.1.norm3", "diff"),
   "lora_unet_blocks_0_norm3.b_norm": ("blocks.0.norm3", "diff_bias"),
+  "diffusion_model.blocks.1.diff_m": ("blocks.1.modulation", "diff"),
   "diffusion_model.head.modulation.diff": ("head.modulation", "diff"),
 }
 

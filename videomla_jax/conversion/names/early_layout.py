@@ -24,7 +24,7 @@ import re
 from typing import NamedTuple
 
 from videomla_jax.conversion.names import early_layer
-from videomla_jax.conversion.names import tensor_table
+from videomla_jax.conversion.names import wrappers
 from videomla_jax.storage import lazy_tensor
 
 type Tensors = Mapping[str, lazy_tensor.LazyTensor]
@@ -105,7 +105,7 @@ def _layers(
   layers: dict[int, Parts] = {}
   others = {}
   for name, tensor in tensors.items():
-    match = _LAYER.fullmatch(tensor_table.unwrapped(name))
+    match = _LAYER.fullmatch(wrappers.without_private(name))
     if match:
       parts, role = layers.setdefault(int(match[1]), {}), _role(match[2])
       if role and role not in parts:

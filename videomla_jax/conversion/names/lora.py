@@ -19,6 +19,7 @@ import re
 from typing import NamedTuple
 
 from videomla_jax.conversion.names import tensor_table
+from videomla_jax.conversion.names import wrappers
 
 # Kind -> end of a key. PEFT puts the name of the adapter before the last word.
 _DOWN = r"[._]lora(?:_A|_down|\.down|_linear_layer\.down)"
@@ -94,7 +95,7 @@ def match(
   prefixes: dict[str, str] = {}
   for key in keys:
     kind, module = _split(key)
-    found = _find(tensor_table.unwrapped(module), layers) if kind else None
+    found = _find(wrappers.without_private(module), layers) if kind else None
     if found is None:
       unmatched.append(key)
       continue
@@ -129,6 +130,9 @@ def _check_kind(keys: list[str], file: str) -> None:
 
 def _split(key: str) -> tuple[str, str]:
   """Returns the kind of a key, empty if it has none, and its module."""
+  # LightX2V's difference of a table of modulation is named for its block.
+  if key.endswith(".diff_m"):
+    return "diff", key.removesuffix("diff_m") + "modulation"
   for kind, pattern in _KEY.items():
     if found := pattern.fullmatch(key):
       # Old diffusers put their layers into a `processor`.

@@ -11,12 +11,13 @@ right.
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from videomla_jax.conversion.names import layout as layout_lib
+from videomla_jax.conversion.names import wrappers
+from videomla_jax.storage import printable
 from videomla_jax.storage import tree_names
 
 Shape = tuple[int, ...]
@@ -24,8 +25,7 @@ Arrays = dict[str, np.ndarray]
 
 ORIGINAL = "original"
 
-# Prefixes that training code around a network leaves in its checkpoints.
-_WRAPPERS = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
+_SHOWN = 3  # names of each kind of difference that a message lists
 
 
 class Tensor(NamedTuple):
@@ -85,6 +85,12 @@ class Table:
     rename = self.formats[format_name]
     return {rename(name): name for name in self.tensors}
 
+  def tree(self) -> wrappers.Tree:
+    """Returns the modules of all names, of whatever format."""
+    formats = (ORIGINAL, *self.formats)
+    names = {name for f in formats for name in self.names(f)}
+    return wrappers.tree_of(names | self.copies)
+
   def originals(self, shapes: Mapping[str, Shape]) -> dict[str, str]:
     """Finds which original tensor each tensor of a checkpoint is.
 
@@ -98,9 +104,9 @@ class Table:
 
     Raises:
       ValueError: If names are unmatched, missing, given twice or mis-shaped;
-        the message lists all of them.
+        the message counts them and begins with the first of each.
     """
-    bare = {name: unwrapped(name) for name in shapes}
+    bare = wrappers.unwrapped(shapes, self.tree())
     bare = {name: b for name, b in bare.items() if b not in self.copies}
     # The format that knows most of the names is meant, so that the message
     # lists only what is wrong with the others.
@@ -115,7 +121,7 @@ class Table:
   def _check(
     self, shapes: Mapping[str, Shape], found: Mapping[str, str]
   ) -> None:
-    """Raises one `ValueError` that lists every difference."""
+    """Raises one `ValueError` that tells of every kind of difference."""
     taken: dict[str, list[str]] = {}
     for name, original in found.items():
       taken.setdefault(original, []).append(name)
@@ -124,13 +130,16 @@ class Table:
       "missing": sorted(self.tensors.keys() - taken.keys()),
       "given twice": [" = ".join(t) for t in taken.values() if len(t) > 1],
       "mis-shaped": [
-        f"{name} {tuple(shapes[name])} instead of"
-        f" {self.tensors[original].shape}"
+        f"{name} {tuple(shapes[name])} not {self.tensors[original].shape}"
         for name, original in sorted(found.items())
         if tuple(shapes[name]) != self.tensors[original].shape
       ],
     }
-    listed = [f"{k}: {', '.join(v)}" for k, v in differences.items() if v]
+    listed = [
+      f"{len(names)} {kind}: {printable.names(names, most=_SHOWN)}"
+      for kind, names in differences.items()
+      if names
+    ]
     if listed:
       raise ValueError(
         f"tensors do not fit the network ({'; '.join(listed)}); give one "
@@ -194,14 +203,6 @@ class Table:
       value = np.asarray(arrays[tensor.path])[index]
       result[name] = tensor.layout.to_torch(value, tensor.shape)
     return result
-
-
-def unwrapped(name: str) -> str:
-  """Returns a name without the prefixes of training code."""
-  # Wrappers may be nested, and removing one may bring up the next.
-  while (bare := _WRAPPERS.sub("", name)) != name:
-    name = bare
-  return name
 
 
 def linear(
