@@ -284,7 +284,7 @@ def _job(
       f"{unknown[0]} is unknown; use one of "
       f"{', '.join(Options.__annotations__)}."
     )
-  # A clip that is made at once has no window, and refuses any but the usual one.
+  # A clip that is made at once has no window, and refuses one.
   causal = mode == "causal"
   window = dataclasses.asdict(model.source.window) if causal else {}
   values = dict(options) | dict(
