@@ -316,6 +316,41 @@ FAULTS = (
     "jax.random.fold_in(jax.random.key(x), i) for i, x in enumerate(seeds)",
     ("sample_test.py",),
   ),
+  Fault(
+    "a clip that is as long as the video keeps its beginning",
+    "generation/pipeline.py",
+    "given = given[-most:]",
+    "given = given[:most]",
+    ("generation/job_test.py",),
+  ),
+  Fault(
+    "frames of a clip keep their number and not their time",
+    "media/clips.py",
+    "due := start + count / fps",
+    "due := start + count * self._frames.period",
+    ("media/clips_test.py",),
+  ),
+  Fault(
+    "pictures are squashed into the frame",
+    "media/fitting.py",
+    "scale = max(shape.width / width, shape.height / rows)",
+    "scale = min(shape.width / width, shape.height / rows)",
+    ("media/pictures_test.py",),
+  ),
+  Fault(
+    "transparent pixels show what lies below them",
+    "media/fitting.py",
+    "picture = Image.alpha_composite(background, picture)",
+    "picture = picture.copy()",
+    ("media/pictures_test.py",),
+  ),
+  Fault(
+    "the cover of a film is its video",
+    "media/containers.py",
+    "if not s.disposition & _NOT_VIDEO",
+    "if s is not None",
+    ("media/clips_test.py",),
+  ),
 )
 
 
