@@ -225,6 +225,13 @@ FAULTS = (
     ("models/tokenizer_test.py",),
   ),
   Fault(
+    "two processes that embed lose prompts of each other",
+    "data/embeddings.py",
+    "with locks.alone(path, wait=True):",
+    "with contextlib.nullcontext():",
+    ("data/embeddings_test.py",),
+  ),
+  Fault(
     "prompts of prepared clips are never dropped",
     "data/reader.py",
     "if rng.random() < self.prompt_dropout:",
