@@ -25,7 +25,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 from absl import flags
 from absl import logging
@@ -41,13 +40,12 @@ from videomla_jax.conversion import to_latent
 from videomla_jax.conversion.names import detect
 from videomla_jax.generation import unused
 from videomla_jax.models import released
-from videomla_jax.models import wan_config
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import model as small_model
 from videomla_jax.storage import paths
-from videomla_jax.storage import printable
+from videomla_jax.storage import tensor_files
 
 type Opened = tuple[detect.Network, release.Tensors]
 type Job = Callable[[], None]
@@ -115,6 +113,8 @@ class Options:
       config_values.Range(0, 2**20)(getattr(self, name), f"--{name}")
     config_values.Range(1, 2**20)(self.num_heads, "--num_heads")
     config_values.Range(0, config_values.MAX_SEED)(self.seed, "--seed")
+    name = tensor_files.network_name(self.select, use_ema=self.use_ema)
+    object.__setattr__(self, "select", name)
     self._refuse_unused()
 
   def _refuse_unused(self) -> None:
@@ -130,6 +130,10 @@ class Options:
       )
     else:
       unused.refuse({"--seed": self.seed}, why="without --init=random")
+    if not self.lora:
+      scale = str(self.lora_scale).removeprefix("1.0")
+      strict = {"--lora_scale": scale, "--nolora_strict": not self.lora_strict}
+      unused.refuse(strict, why="without --lora")
     if self.export:
       changes = {
         "--to": self.to.removeprefix("same"),
@@ -188,8 +192,6 @@ def convert(options: Options) -> None:
   if not options.source or not options.output:
     name = "output" if options.source else "source"
     raise ValueError(f"--{name} is missing; see the top of convert.py.")
-  if options.num_heads is not None and options.num_heads < 1:
-    raise ValueError(f"--num_heads={options.num_heads} must be positive.")
   source, output = pathlib.Path(options.source), pathlib.Path(options.output)
   with contextlib.ExitStack() as stack:
     try:
@@ -199,8 +201,7 @@ def convert(options: Options) -> None:
         f"source={str(source)!r} cannot be read ({error.strerror or error}); "
         "give files that you may read."
       ) from error
-    # From here on files are written; those that are still read are named by
-    # their readers.
+    # Files that are still read from here on are named by their readers.
     try:
       for job in jobs:
         job()
@@ -257,7 +258,8 @@ def _plan(
   tokenizer = components.open_tokenizer(found)
   components.check_fit(networks, tokenizer, source)
   if tokenizer is not None:
-    jobs.append(_tokenizer_job(found["tokenizer"], output / "tokenizer"))
+    copied = found["tokenizer"], output / "tokenizer"
+    jobs.append(functools.partial(components.copy_tokenizer, *copied))
   return jobs
 
 
@@ -268,19 +270,11 @@ def _open(
   return stack.enter_context(
     release.open_network(
       path,
-      select=_selected(options),
+      select=options.select,
       num_heads=options.num_heads,
       rope_ladder=options.rope_ladder if options.to == "same" else "",
     )
   )
-
-
-def _tokenizer_job(path: pathlib.Path, output: pathlib.Path) -> Job:
-  def job() -> None:
-    components.copy_tokenizer(path, output)
-    print(f"{path} -> {output}", flush=True)
-
-  return job
 
 
 def _network_job(
@@ -303,7 +297,11 @@ def _network_job(
   elif latent is not None:
     release.check_latent(network, latent)
   dtype = "given" if options.export else options.dtype
-  loras = _loras(options) if component == "dit" else []
+  loras = lora.parse(
+    options.lora if component == "dit" else "",
+    str(options.lora_scale),
+    strict=options.lora_strict,
+  )
   changed, notes = stack.enter_context(
     lora.merged(network, tensors, loras, dtype=dtype)
   )
@@ -312,7 +310,8 @@ def _network_job(
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
     with progress_bar.Progress(total, "convert", unit="tensor") as progress:
-      _tell(notes)
+      for line in lora.report(notes):
+        print(line, flush=True)
       if options.export:
         export.export(
           output,
@@ -327,7 +326,7 @@ def _network_job(
           network,
           changed,
           dtype=options.dtype,
-          source=dict(files=str(path), select=_selected(options))
+          source=dict(files=str(path), select=options.select)
           | (dict(lora=notes) if notes else {}),
           latent=latent,
           advance=lambda: progress.update(1),
@@ -337,32 +336,6 @@ def _network_job(
   return job
 
 
-def _loras(options: Options) -> list[lora.Lora]:
-  """Returns the LoRAs to merge."""
-  if not options.lora:
-    if str(options.lora_scale) != "1.0" or not options.lora_strict:
-      raise ValueError(
-        "--lora_scale and --nolora_strict are of --lora, which is missing; "
-        "give it or leave them out."
-      )
-    return []
-  return lora.parse(
-    options.lora, str(options.lora_scale), strict=options.lora_strict
-  )
-
-
-def _tell(notes: list[dict[str, Any]]) -> None:
-  """Prints what was merged, and what was not."""
-  for note in notes:
-    print(
-      f"{note['file']}: merged into {note['tensors']} tensors, "
-      f"scale {note['scale']:g}",
-      flush=True,
-    )
-    if left := note["left_out"]:
-      print(f"left out {len(left)} keys: {printable.names(left)}", flush=True)
-
-
 def _small_job(
   options: Options, path: pathlib.Path, output: pathlib.Path
 ) -> Job:
@@ -370,8 +343,8 @@ def _small_job(
   unused.refuse(
     {
       "--dtype": options.dtype.removeprefix("source"),
-      "--select": options.select,
       "--use_ema": options.use_ema,
+      "--select": options.select,
       "--parts": options.parts,
     },
     why=f"on source={str(path)!r}, a small model",
@@ -402,32 +375,16 @@ def _recipe(
   """Returns how attention changes; sizes are the paper's shares by default."""
   if options.to != "latent":
     return None
-  width = head_dim = 0  # of other networks, which `write_model` refuses
-  if isinstance(config, wan_config.WanConfig):
-    width, head_dim = config.width, config.attention.head_dim
-  return to_latent.Recipe(
+  return to_latent.recipe(
+    config,
     method=options.init,
-    d_c=options.d_c or max(width // 8, 1),
-    d_rope=options.d_rope or (head_dim and to_latent.usual_d_rope(head_dim)),
-    d_q=options.d_q or max(width // 2, 1),
+    d_c=options.d_c,
+    d_rope=options.d_rope,
+    d_q=options.d_q,
     seed=options.seed,
     activations=options.activations,
     rope_ladder=options.rope_ladder or "wan",
   )
-
-
-def _selected(options: Options) -> str:
-  """Returns the name of the network that --select and --use_ema ask for."""
-  if options.use_ema is None:
-    return options.select
-  name = "generator_ema" if options.use_ema else "generator"
-  if options.select not in ("", name):
-    flag = "--use_ema" if options.use_ema else "--nouse_ema"
-    raise ValueError(
-      f"--select={options.select} contradicts {flag}, which takes {name!r}; "
-      "give one of them."
-    )
-  return name
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import lora as lora_names
 from videomla_jax.models import wan_config
 from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import printable
 from videomla_jax.storage import tensor_files
 
 type Tensors = Mapping[str, lazy_tensor.LazyTensor]
@@ -90,9 +91,14 @@ def parse(files: str, scales: str, *, strict: bool) -> list[Lora]:
     scales: One number, or one per file, separated by commas.
     strict: Whether keys that fit nothing are refused.
 
+  Returns:
+    The LoRAs in their order; none if no file is named.
+
   Raises:
     ValueError: If a file is missing or a scale is no finite number.
   """
+  if not files:
+    return []
   # A name may have commas of its own.
   whole = pathlib.Path(files).exists()
   names = [files] if whole else [x.strip() for x in files.split(",")]
@@ -119,6 +125,23 @@ def parse(files: str, scales: str, *, strict: bool) -> list[Lora]:
       )
     loras.append(Lora(file=path, scale=number, strict=strict))
   return loras
+
+
+def report(notes: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns lines that tell what was merged, and what was not.
+
+  Args:
+    notes: What `merged` has noted.
+  """
+  lines = []
+  for note in notes:
+    lines.append(
+      f"{note['file']}: merged into {note['tensors']} tensors, "
+      f"scale {note['scale']:g}"
+    )
+    if left := note["left_out"]:
+      lines.append(f"left out {len(left)} keys: {printable.names(left)}")
+  return lines
 
 
 @contextlib.contextmanager

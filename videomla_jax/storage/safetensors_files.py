@@ -30,6 +30,7 @@ DTYPES = {
 _LENGTH = 8  # bytes that hold the length of the header
 _MOST_HEADER = 64 * 2**20
 MOST_TENSORS = 2**17
+_MOST_SHARDS = 1000  # Wan2.1-T2V-14B has 6
 _MOST_AXES = 16
 
 
@@ -105,6 +106,12 @@ def read_shards(path: pathlib.Path) -> Tensors:
   """
   shards = _weight_map(path)
   files = sorted(set(shards.values()))
+  if len(files) > _MOST_SHARDS or len(shards) > MOST_TENSORS:
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} names {len(shards)} tensors in {len(files)} "
+      f"shards; at most {MOST_TENSORS} in {_MOST_SHARDS} are read, so give the "
+      "index of one network."
+    )
   # Anybody may have written the index, and it must not make us read elsewhere.
   outside = [f for f in files if pathlib.PurePath(f).name != f or "\0" in f]
   if outside:

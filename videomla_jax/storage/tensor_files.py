@@ -78,6 +78,29 @@ def open_tensors(
     yield tensors
 
 
+def network_name(select: str, *, use_ema: bool | None) -> str:
+  """Returns the name of the network to take from a training checkpoint.
+
+  Args:
+    select: The name that the user gives; may be empty.
+    use_ema: Whether the user asks for the averaged generator; None asks for
+      nothing.
+
+  Raises:
+    ValueError: If the two contradict each other.
+  """
+  if use_ema is None:
+    return select
+  name = "generator_ema" if use_ema else "generator"
+  if select not in ("", name):
+    flag = "--use_ema" if use_ema else "--nouse_ema"
+    raise ValueError(
+      f"--select={select} contradicts {flag}, which takes {name!r}; give one "
+      "of them."
+    )
+  return name
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
   """Returns the free text of a safetensors file, or of an index of shards.
 
