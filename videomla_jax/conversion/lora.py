@@ -26,6 +26,7 @@ from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import lora as lora_names
 from videomla_jax.models import wan_config
 from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import printable
 from videomla_jax.storage import tensor_files
 
 type Tensors = Mapping[str, lazy_tensor.LazyTensor]
@@ -150,16 +151,28 @@ def merged(
   notes = []
   with contextlib.ExitStack() as stack:
     for lora in loras:
-      own = stack.enter_context(tensor_files.open_tensors(lora.file))
+      own = stack.enter_context(_opened(lora.file))
       found, left_out = _updates(network, lora, own)
       for name, update in found.items():
         updates.setdefault(name, []).extend(update)
       notes.append(_note(lora, len(found), left_out))
     changed = {
-      name: _changed(name, tensors[name], some, dtype=dtype)
+      name: _changed(name, tensors[name], some, dtype=dtype, loras=loras)
       for name, some in updates.items()
     }
     yield Merged({**tensors, **changed}, notes)
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Tensors]:
+  """Opens a LoRA, whose faults are not those of the source."""
+  with contextlib.ExitStack() as stack:
+    try:
+      tensors = stack.enter_context(tensor_files.open_tensors(file))
+    except ValueError as error:
+      text = str(error).removeprefix(f"source={str(file)!r} ")
+      raise ValueError(f"lora={str(file)!r} {text}") from error
+    yield tensors
 
 
 def _note(lora: Lora, count: int, left_out: list[str]) -> dict[str, Any]:
@@ -184,12 +197,12 @@ def _updates(
   if not matched.adapters:
     raise ValueError(
       f"lora={file!r} has no key that fits the network (it begins with "
-      f"{sorted(own)[:3]}); give a LoRA of this network."
+      f"{printable.names(sorted(own), most=2)}); give a LoRA of this network."
     )
   if matched.unmatched and lora.strict:
     raise ValueError(
       f"lora={file!r} has {len(matched.unmatched)} of {len(own)} keys that fit "
-      f"nothing in the network ({', '.join(matched.unmatched[:4])}); give "
+      f"nothing in the network ({printable.names(matched.unmatched)}); give "
       "--nolora_strict to leave them out."
     )
   _check_attention(network, matched, file)
@@ -233,8 +246,8 @@ def _check_attention(
   if layers:
     raise ValueError(
       f"lora={file!r} changes {len(layers)} layers of dense self-attention "
-      f"({', '.join(layers[:3])}), which a latent network has in another form; "
-      "merge it into the dense network and convert that with --to=latent."
+      f"({printable.names(layers)}), which a latent network has in another "
+      "form; merge it into the dense network and convert that with --to=latent."
     )
 
 
@@ -252,7 +265,7 @@ def _adapter_updates(
   if len(halves) == 1 or (rest and not halves):
     raise ValueError(
       f"lora={str(lora.file)!r} has only a part of the update of {layer} "
-      f"({', '.join(adapter.keys.values())}); download it again."
+      f"({printable.names(adapter.keys.values())}); download it again."
     )
   if halves:
     rank = max((tensors["down"].shape or (0,))[0], 1)
@@ -323,6 +336,7 @@ def _changed(
   updates: list[Update],
   *,
   dtype: str,
+  loras: Sequence[Lora],
 ) -> lazy_tensor.LazyTensor:
   """Returns a tensor that is changed when it is read."""
   half = dtype == "source" and tensor.dtype == np.dtype(jnp.bfloat16)
@@ -336,9 +350,10 @@ def _changed(
       # Zeros change nothing, not even the sign of a zero.
       total = np.where(added == 0, given, given + added).astype(stored)
     if not np.isfinite(np.asarray(total, np.float32)).all():
+      files = ", ".join(repr(str(lora.file)) for lora in loras)
       raise ValueError(
-        f"{name} is not finite once its LoRA is merged; use a smaller "
-        "--lora_scale, or weights that are finite."
+        f"lora={files} makes {name} infinite or NaN; use a smaller "
+        "--lora_scale, and weights that are finite."
       )
     return total
 
