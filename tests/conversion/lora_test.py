@@ -294,7 +294,7 @@ def test_bad_loras_are_refused_before_writing(how, words, tmp_path, seed):
   [
     (dict(lora="missing.safetensors"), "is no file; give a LoRA"),
     (dict(lora=__file__), r"lora='.*lora_test\.py' is of an unknown kind"),
-    (dict(lora_scale="2"), "are of --lora, which is missing"),
+    (dict(lora_scale="2"), "has no effect without --lora"),
     (dict(lora="x", lora_scale="nan"), "must be one finite number"),
     (dict(lora="x", lora_scale="much"), "must be one finite number"),
     (dict(lora="x", lora_scale="1,2"), "one for each of the 1 files"),

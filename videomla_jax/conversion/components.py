@@ -60,6 +60,29 @@ def named(text: str) -> frozenset[str]:
   return names
 
 
+def selected(select: str, use_ema: bool | None) -> str:
+  """Returns the name of the network of a training checkpoint.
+
+  Args:
+    select: Its name; empty for the usual one.
+    use_ema: True for the averaged generator, False for the other one; None
+      leaves it to `select`.
+
+  Raises:
+    ValueError: If they contradict each other.
+  """
+  if use_ema is None:
+    return select
+  name = "generator_ema" if use_ema else "generator"
+  if select not in ("", name):
+    flag = "--use_ema" if use_ema else "--nouse_ema"
+    raise ValueError(
+      f"--select={select} contradicts {flag}, which takes {name!r}; give one "
+      "of them."
+    )
+  return name
+
+
 def find(source: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns where the components of a release lie, by name.
 

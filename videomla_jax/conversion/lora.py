@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomla_jax.conversion import ladder
+from videomla_jax.conversion import lora_files
 from videomla_jax.conversion import lora_scaling
 from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import lora as lora_names
@@ -30,21 +31,6 @@ from videomla_jax.storage import printable
 from videomla_jax.storage import tensor_files
 
 type Tensors = Mapping[str, lazy_tensor.LazyTensor]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora:
-  """One LoRA to merge.
-
-  Attributes:
-    file: File of its tensors.
-    scale: What its updates are multiplied by.
-    strict: Whether keys that fit nothing are refused; else they are left out.
-  """
-
-  file: pathlib.Path
-  scale: float = 1.0
-  strict: bool = True
 
 
 class Update(NamedTuple):
@@ -83,50 +69,11 @@ class Merged(NamedTuple):
   notes: list[dict[str, Any]]
 
 
-def parse(files: str, scales: str, *, strict: bool) -> list[Lora]:
-  """Reads the flags of a command.
-
-  Args:
-    files: Files or folders of adapters, separated by commas.
-    scales: One number, or one per file, separated by commas.
-    strict: Whether keys that fit nothing are refused.
-
-  Raises:
-    ValueError: If a file is missing or a scale is no finite number.
-  """
-  # A name may have commas of its own.
-  whole = pathlib.Path(files).exists()
-  names = [files] if whole else [x.strip() for x in files.split(",")]
-  try:
-    numbers = [float(x) for x in scales.split(",")]
-  except ValueError:
-    numbers = [math.nan]
-  if not all(map(math.isfinite, numbers)) or len(numbers) not in (
-    1,
-    len(names),
-  ):
-    raise ValueError(
-      f"lora_scale={scales!r} must be one finite number, or one for each of "
-      f"the {len(names)} files of --lora; use 1.0."
-    )
-  numbers = numbers * len(names) if len(numbers) == 1 else numbers
-  loras = []
-  for name, number in zip(names, numbers, strict=True):
-    path = lora_scaling.find_file(pathlib.Path(name).expanduser())
-    if not path.is_file():
-      raise ValueError(
-        f"lora={name!r} is no file; give a LoRA, or a folder with "
-        "adapter_model.safetensors."
-      )
-    loras.append(Lora(file=path, scale=number, strict=strict))
-  return loras
-
-
 @contextlib.contextmanager
 def merged(
   network: detect.Network,
   tensors: Tensors,
-  loras: Sequence[Lora],
+  loras: Sequence[lora_files.Lora],
   *,
   dtype: str,
 ) -> Iterator[Merged]:
@@ -175,7 +122,9 @@ def _opened(file: pathlib.Path) -> Iterator[Tensors]:
     yield tensors
 
 
-def _note(lora: Lora, count: int, left_out: list[str]) -> dict[str, Any]:
+def _note(
+  lora: lora_files.Lora, count: int, left_out: list[str]
+) -> dict[str, Any]:
   with lora.file.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
   return dict(
@@ -188,7 +137,7 @@ def _note(lora: Lora, count: int, left_out: list[str]) -> dict[str, Any]:
 
 
 def _updates(
-  network: detect.Network, lora: Lora, own: Tensors
+  network: detect.Network, lora: lora_files.Lora, own: Tensors
 ) -> tuple[dict[str, list[Update]], list[str]]:
   """Returns the updates of one LoRA by tensor, and the keys left out."""
   file = str(lora.file)
@@ -255,7 +204,7 @@ def _adapter_updates(
   adapter: lora_names.Adapter,
   own: Tensors,
   scaling: lora_scaling.Scaling,
-  lora: Lora,
+  lora: lora_files.Lora,
 ) -> Iterator[tuple[str, Update]]:
   """Yields what changes in one layer, by the names of its tensors."""
   tensors = {kind: own[key] for kind, key in adapter.keys.items()}
@@ -336,7 +285,7 @@ def _changed(
   updates: list[Update],
   *,
   dtype: str,
-  loras: Sequence[Lora],
+  loras: Sequence[lora_files.Lora],
 ) -> lazy_tensor.LazyTensor:
   """Returns a tensor that is changed when it is read."""
   half = dtype == "source" and tensor.dtype == np.dtype(jnp.bfloat16)
