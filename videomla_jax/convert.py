@@ -6,8 +6,6 @@
     --output=models/videomla_1p3b
   python -m videomla_jax.convert --source=models/wan_1p3b/dit \
     --export=diffusers --output=exported
-  python -m videomla_jax.convert --source=runs/pretraining/model --to=latent \
-    --output=runs/converted
   python -m videomla_jax.convert --source=stage3/model.pt --use_ema \
     --rope_ladder=fresh --output=models/stage3/dit
   python -m videomla_jax.convert --source=Wan2.1-T2V-1.3B \
@@ -34,6 +32,7 @@ from videomla_jax.conversion import export
 from videomla_jax.conversion import ladder
 from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import lora
+from videomla_jax.conversion import lora_files
 from videomla_jax.conversion import release
 from videomla_jax.conversion import targets
 from videomla_jax.conversion import to_latent
@@ -107,8 +106,6 @@ class Options:
       if path:
         # A frozen dataclass is completed in its constructor only.
         object.__setattr__(self, name, paths.local(path, name))
-    files = [paths.local(x.strip(), "lora") for x in self.lora.split(",")]
-    object.__setattr__(self, "lora", ",".join(files))
     for name in ("d_c", "d_rope", "d_q"):
       config_values.Range(0, 2**20)(getattr(self, name), f"--{name}")
     config_values.Range(1, 2**20)(self.num_heads, "--num_heads")
@@ -131,9 +128,9 @@ class Options:
     else:
       unused.refuse({"--seed": self.seed}, why="without --init=random")
     if not self.lora:
-      scale = str(self.lora_scale).removeprefix("1.0")
-      strict = {"--lora_scale": scale, "--nolora_strict": not self.lora_strict}
-      unused.refuse(strict, why="without --lora")
+      scale = self.lora_scale.removeprefix("1.0")
+      own = {"--lora_scale": scale, "--nolora_strict": not self.lora_strict}
+      unused.refuse(own, why="without --lora")
     if self.export:
       changes = {
         "--to": self.to.removeprefix("same"),
@@ -240,11 +237,8 @@ def _plan(
     opened = _open(options, source, stack)
     components.check_part(opened[0], parts, source)
     return [_network_job(options, opened, source, output, stack)]
-  if options.lora and "dit" not in found:
-    raise ValueError(
-      f"--lora={options.lora} is merged into a DiT, but only {','.join(found)} "
-      "are converted; give the DiT, too."
-    )
+  if "dit" not in found:
+    unused.refuse({"--lora": options.lora}, why="on parts without the DiT")
   networks, jobs = {}, []
   for component, path in found.items():
     if component == "tokenizer":
@@ -297,9 +291,9 @@ def _network_job(
   elif latent is not None:
     release.check_latent(network, latent)
   dtype = "given" if options.export else options.dtype
-  loras = lora.parse(
+  loras = lora_files.parse(
     options.lora if component == "dit" else "",
-    str(options.lora_scale),
+    options.lora_scale,
     strict=options.lora_strict,
   )
   changed, notes = stack.enter_context(
@@ -309,9 +303,9 @@ def _network_job(
   def job() -> None:
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
+    for line in lora_files.told(notes):
+      print(line, flush=True)
     with progress_bar.Progress(total, "convert", unit="tensor") as progress:
-      for line in lora.report(notes):
-        print(line, flush=True)
       if options.export:
         export.export(
           output,
@@ -326,7 +320,10 @@ def _network_job(
           network,
           changed,
           dtype=options.dtype,
-          source=dict(files=str(path), select=options.select)
+          source=dict(
+            files=str(path),
+            select=options.select,
+          )
           | (dict(lora=notes) if notes else {}),
           latent=latent,
           advance=lambda: progress.update(1),
@@ -346,14 +343,10 @@ def _small_job(
       "--use_ema": options.use_ema,
       "--select": options.select,
       "--parts": options.parts,
+      "--lora": options.lora,
     },
     why=f"on source={str(path)!r}, a small model",
   )
-  if options.lora:
-    raise ValueError(
-      f"source={str(path)!r} is a small model, which takes no --lora; leave it "
-      "out."
-    )
   model = small_model.load(path)
   latent = _recipe(options, model.dit.config)
   if latent is None or options.export:
@@ -375,12 +368,12 @@ def _recipe(
   """Returns how attention changes; sizes are the paper's shares by default."""
   if options.to != "latent":
     return None
-  return to_latent.recipe(
-    config,
+  d_c, d_rope, d_q = to_latent.usual_sizes(config)
+  return to_latent.Recipe(
     method=options.init,
-    d_c=options.d_c,
-    d_rope=options.d_rope,
-    d_q=options.d_q,
+    d_c=options.d_c or d_c,
+    d_rope=options.d_rope or d_rope,
+    d_q=options.d_q or d_q,
     seed=options.seed,
     activations=options.activations,
     rope_ladder=options.rope_ladder or "wan",

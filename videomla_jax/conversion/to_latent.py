@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 from jaxtyping import Float
@@ -128,35 +128,18 @@ def latent_config(
   return dataclasses.replace(dense, attention=sizes)
 
 
-def recipe(
-  config: object,
-  *,
-  method: latent_layer.Method,
-  d_c: int = 0,
-  d_rope: int = 0,
-  d_q: int = 0,
-  **others: Any,
-) -> Recipe:
-  """Returns a recipe in which sizes of 0 are the paper's shares.
+def usual_sizes(config: object) -> tuple[int, int, int]:
+  """Returns d_c, d_rope and d_q, which are the paper's shares.
 
   Args:
-    config: Config of the network to convert; what is no DiT has no shares, and
-      is refused when it is converted.
-    method: How to convert.
-    d_c: Channels of the content latent; 0 is an eighth of the width.
-    d_rope: Channels of the positional key; 0 is about a quarter of a head.
-    d_q: Channels of the query latent; 0 is half of the width.
-    **others: Other fields of the recipe.
-
-  Raises:
-    ValueError: If heads are too narrow for any size.
+    config: Sizes of a dense network; of another one all sizes are the least,
+      since it is refused where it would be changed.
   """
-  if isinstance(config, wan_config.WanConfig):
-    d_c = d_c or max(config.width // 8, 1)
-    d_rope = d_rope or usual_d_rope(config.attention.head_dim)
-    d_q = d_q or max(config.width // 2, 1)
-  sizes = dict(d_c=d_c, d_rope=d_rope, d_q=d_q)
-  return Recipe(method=method, **sizes, **others)
+  if not isinstance(config, wan_config.WanConfig):
+    return 1, 0, 1
+  width = config.width
+  d_rope = usual_d_rope(config.attention.head_dim)
+  return max(width // 8, 1), d_rope, max(width // 2, 1)
 
 
 def usual_d_rope(head_dim: int) -> int:

@@ -20,12 +20,14 @@ from videomla_jax.storage import printable
 Tensors = dict[str, lazy_tensor.LazyTensor]
 
 INDEX = ".safetensors.index.json"
-DTYPES = {
+FLOATS = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Weights are never whole numbers, but what stands beside them may be.
+DTYPES = FLOATS | {"I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
 
 _LENGTH = 8  # bytes that hold the length of the header
 _MOST_HEADER = 64 * 2**20

@@ -22,7 +22,7 @@ from videomla_jax.storage import torch_pickle
 
 Tensors = safetensors_files.Tensors
 
-_FLOATS = frozenset(safetensors_files.DTYPES.values())
+_FLOATS = frozenset(safetensors_files.FLOATS.values())
 # Names of networks inside of a training checkpoint, in order of preference.
 _NETWORKS = ("generator_ema", "generator", "model_ema", "ema", "model")
 _NETWORKS += ("state_dict", "module")
@@ -233,7 +233,12 @@ def _check_floats(tensors: Tensors, path: pathlib.Path) -> None:
       f"source={str(path)!r} has a name of more than {_MOST_NAME} letters or "
       f"{_MOST_MODULES} modules; give a checkpoint of Wan."
     )
-  coded = [n for n, x in tensors.items() if x.dtype not in _FLOATS]
+  # One whole number is a count or a strength, as LoRAs have them.
+  coded = [
+    n
+    for n, x in tensors.items()
+    if x.dtype not in _FLOATS and (x.shape or x.dtype.kind != "i")
+  ]
   # Scales tell of codes, even where the codes lie in a type of floats.
   coded += [n for n in tensors if n.split(".")[-1] in _SCALES]
   if coded:
