@@ -330,34 +330,6 @@ FAULTS = (
     "given = given[:most]",
     ("generation/job_test.py",),
   ),
-  Fault(
-    "frames of a clip keep their number and not their time",
-    "media/clips.py",
-    "due := start + count / fps",
-    "due := start + count * self._frames.period",
-    ("media/clips_test.py",),
-  ),
-  Fault(
-    "pictures are squashed into the frame",
-    "media/fitting.py",
-    "scale = max(shape.width / width, shape.height / rows)",
-    "scale = min(shape.width / width, shape.height / rows)",
-    ("media/pictures_test.py",),
-  ),
-  Fault(
-    "transparent pixels show what lies below them",
-    "media/fitting.py",
-    "picture = Image.alpha_composite(background, picture)",
-    "picture = picture.copy()",
-    ("media/pictures_test.py",),
-  ),
-  Fault(
-    "the cover of a film is its video",
-    "media/containers.py",
-    "if not s.disposition & _NOT_VIDEO",
-    "if s is not None",
-    ("media/clips_test.py",),
-  ),
 )
 
 
