@@ -252,7 +252,7 @@ class Job:
       # A longer clip was cut while it was read, to as many frames as the video.
       whole = len(self.given) < self.num_frames
       of = f" of {len(self.given)}" if whole else ""
-      why = "" if whole else ", which is as long as the video or longer"
+      why = "" if whole else ", which is as long as the video or longer,"
       sentences.append(
         f"the last {len(frames)}{of} frames of the clip{why} are continued by "
         f"{self.num_frames - len(frames)} new ones"
