@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Folders of Wan's parts; empty is CHECKPOINT/NAME.
   config.parts = dict(dit="", vae="", umt5="", tokenizer="")
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
-  config.clips = ""  # MP4 files, separated by semicolons
+  config.clips = ""  # files of video, separated by semicolons
   config.prompts = ""  # one per clip
   config.prompts_file = ""  # in place of them: text, one prompt per line
   config.num_frames = 81  # pixel frames of a clip, 5 s

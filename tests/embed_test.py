@@ -34,6 +34,8 @@ def test_prompts_come_from_config_and_file_without_repeats(
     (dict(prompts=" ; "), "are both empty"),
     (dict(prompts_file="missing.txt"), "cannot be read"),
     (dict(prompts="a fox", checkpoint="missing"), "missing"),
+    (dict(prompts="a fox", output="n" * 256), "more than 255 bytes"),
+    (dict(prompts="a fox", output="."), "is a folder"),
     (dict(save_every=0), "must be at least 1"),
     (dict(save_every="all"), "save_every='all' must be int"),
   ],

@@ -25,6 +25,7 @@ READERS = {
   "commands": "tests.runtime.fuzz_commands",
   "embeddings": "tests.data.fuzz_embeddings",
   "indexes": "tests.storage.fuzz_indexes",
+  "loras": "tests.conversion.fuzz_loras",
   "model_configs": "tests.storage.fuzz_model_configs",
   "pickles": "tests.storage.fuzz_pickles",
   "pictures": "tests.media.fuzz_pictures",

@@ -225,6 +225,13 @@ FAULTS = (
     ("models/tokenizer_test.py",),
   ),
   Fault(
+    "two processes that embed lose prompts of each other",
+    "data/embeddings.py",
+    "with locks.alone(path, wait=True):",
+    "with contextlib.nullcontext():",
+    ("data/embeddings_test.py",),
+  ),
+  Fault(
     "prompts of prepared clips are never dropped",
     "data/reader.py",
     "if rng.random() < self.prompt_dropout:",
@@ -315,6 +322,13 @@ FAULTS = (
     "jax.random.fold_in(jax.random.key(x), 0) for x in seeds",
     "jax.random.fold_in(jax.random.key(x), i) for i, x in enumerate(seeds)",
     ("sample_test.py",),
+  ),
+  Fault(
+    "a clip that is as long as the video keeps its beginning",
+    "generation/pipeline.py",
+    "given = given[-most:]",
+    "given = given[:most]",
+    ("generation/job_test.py",),
   ),
 )
 

@@ -260,15 +260,15 @@ def test_frames_are_those_of_the_family() -> None:
 
 _FULL_DISK = """
 import os, resource, signal, sys
-from videomla_jax.data import records
+from videomla_jax.data import record_files
 from videomla_jax.storage import atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
   with atomic.replacing(sys.argv[1]) as temporary:
-    records.write(temporary, [os.urandom(50_000)] * 3)
+    record_files.write(temporary, [os.urandom(50_000)] * 3)
 except Exception as error:
-  print("refused:", type(error).__name__)
+  print("refused:", type(error).__name__, error)
 """
 
 
@@ -281,9 +281,38 @@ def test_a_full_disk_leaves_no_shard_behind(tmp_path):
     capture_output=True,
     text=True,
   )
-  assert "refused:" in done.stdout, done.stderr[-2000:]
+  assert "refused: OSError" in done.stdout, done.stdout + done.stderr[-2000:]
+  assert "File too large" in done.stdout
   assert path.read_bytes() == b"the one before"
   assert [*tmp_path.iterdir()] == [path]
+
+
+def test_only_texts_of_videos_with_clips_are_embedded(
+  made, tmp_path, monkeypatch
+):
+  names = ["a", "short", "broken", "b.mp4"] + [f"x{i}" for i in range(9)]
+  rows = "".join(f"{name},text of {name}\n" for name in names)
+  (tmp_path / "t.csv").write_text("video,caption\n" + rows)
+  (tmp_path / "t.csv").write_text(
+    (tmp_path / "t.csv").read_text() + "../c.mp4,outside\n"
+  )
+  embedded = []
+  texts = encode.Encoder.texts
+  monkeypatch.setattr(
+    encode.Encoder,
+    "texts",
+    lambda self, captions: embedded.extend(captions) or texts(self, captions),
+  )
+  config = changed(made, tmp_path, table=str(tmp_path / "t.csv"), shard_size=64)
+  report = prepare.prepare(config)
+  # Whether a video is too short shows when it is decoded.
+  assert sorted(embedded) == ["", "text of a", "text of b.mp4", "text of short"]
+  assert report["excluded"] == {"no such file": 9, "too short": 1}
+  assert report["quarantined"] == 2 and len(report["reasons"]) == 2
+  assert (report["inputs"], report["used"]) == (14, 2)
+  text = (dataset.locate(tmp_path) / "quarantine.jsonl").read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  assert [line["video"] for line in lines] == ["broken.mp4", "../c.mp4"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "lose"])

@@ -82,7 +82,8 @@ def embed(config: config_reader.Values) -> int:
   """
   request = config_reader.read(Embedding, config)
   prompts = request.all_prompts()
-  embeddings.check_output(request.output)
+  # What cannot be written would cost the whole work.
+  output_folder.check_file(request.output)
   folder = pathlib.Path(request.checkpoint)
   tokenizer = tokenizer_lib.Tokenizer.load(folder / "tokenizer")
   if not (folder / "umt5").is_dir():
@@ -90,8 +91,6 @@ def embed(config: config_reader.Values) -> int:
       f"checkpoint={str(folder)!r} has no folder umt5; give the folder that "
       "convert wrote."
     )
-  # What cannot be written would cost the whole work.
-  output_folder.check_file(request.output)
   # Embeddings of another encoder must not be taken for those of this one.
   identity = embeddings.encoder_identity(folder / "umt5")
   known = embeddings.known(request.output, encoder=identity)

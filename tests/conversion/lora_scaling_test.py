@@ -57,7 +57,7 @@ def test_diffusers_describes_it_in_the_header(tmp_path) -> None:
   [
     (dict(peft_type="LOHA"), "of the method LOHA"),
     (dict(use_dora=True), "of the method DoRA"),
-    ([], "does not describe an adapter"),
+    ([], "its JSON is a list and no object"),
     (dict(lora_alpha="much"), "does not describe an adapter"),
     (dict(lora_alpha=math.nan), "does not describe an adapter"),
     (dict(alpha_pattern=3), "does not describe an adapter"),
@@ -75,5 +75,5 @@ def test_other_descriptions_are_refused(about, words, tmp_path) -> None:
 def test_damaged_descriptions_are_named(tmp_path) -> None:
   path = _write(tmp_path, {})
   (tmp_path / "adapter_config.json").write_bytes(b"\xff{")
-  with pytest.raises(ValueError, match=r"adapter_config\.json' does not"):
+  with pytest.raises(ValueError, match=r"adapter_config\.json' is damaged"):
     lora_scaling.read(path)

@@ -134,6 +134,19 @@ def test_whole_differences_are_added(tmp_path, seed) -> None:
     tolerances.assert_close(found[path], x, "float32")
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.float16])
+def test_alpha_may_be_a_whole_number(kind, tmp_path, seed) -> None:
+  rng = np.random.default_rng(seed)
+  given = _write(tmp_path, seed)
+  lora, added = tiny_lora.draw(rng, "kohya", alpha=2.0)
+  lora = {n: x.astype(kind) if "alpha" in n else x for n, x in lora.items()}
+  source = tmp_path / "given.safetensors"
+  _run(source, tmp_path / "model", lora=_save(tmp_path, lora))
+  found = _arrays(tmp_path / "model")
+  for path, x in _expected(given, added).items():
+    tolerances.assert_close(found[path], x, "float32")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 def test_a_lora_of_zeros_changes_no_bit(dtype, tmp_path, seed) -> None:
   rng = np.random.default_rng(seed)
@@ -280,7 +293,8 @@ def test_bad_loras_are_refused_before_writing(how, words, tmp_path, seed):
   ("changes", "words"),
   [
     (dict(lora="missing.safetensors"), "is no file; give a LoRA"),
-    (dict(lora_scale="2"), "are of --lora, which is missing"),
+    (dict(lora=__file__), r"lora='.*lora_test\.py' is of an unknown kind"),
+    (dict(lora_scale="2"), "has no effect without --lora"),
     (dict(lora="x", lora_scale="nan"), "must be one finite number"),
     (dict(lora="x", lora_scale="much"), "must be one finite number"),
     (dict(lora="x", lora_scale="1,2"), "one for each of the 1 files"),

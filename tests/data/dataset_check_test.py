@@ -59,7 +59,7 @@ def test_each_flipped_bit_is_found(kind, request, tmp_path, seed):
   files = [path for path in copy.iterdir() if path.stat().st_size]
   assert len(files) >= 5
   for path in files:
-    for _ in range(30):
+    for _ in range(12):
       before = _flip(path, rng)
       found = dataset_check.check(copy)
       path.write_bytes(before)

@@ -233,6 +233,27 @@ def test_a_cover_picture_is_no_video(tmp_path):
   assert newest(path)[0] == [*range(16)]
 
 
+@pytest.mark.parametrize("small_first", [True, False])
+def test_the_larger_of_two_videos_is_read(tmp_path, small_first):
+  """Cameras store a preview beside the film."""
+  sizes = [(16, 16), (64, 96)][:: 1 if small_first else -1]
+  path = tmp_path / "v.mkv"
+  with av.open(str(path), "w") as file:
+    for height, width in sizes:
+      stream = file.add_stream("libx264", rate=16)
+      stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+    for i in range(8):
+      for stream in file.streams.video:
+        pixels = films.numbered(8, stream.height, stream.width)[i]
+        pixels = pixels if stream.height == 64 else pixels * 0 + 250
+        frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), "rgb24")
+        frame.pts, frame.time_base = i, Fraction(1, 16)
+        file.mux(stream.encode(frame))
+    for stream in file.streams.video:
+      file.mux(stream.encode(None))
+  assert newest(path)[0] == [*range(8)]
+
+
 def test_a_file_without_video_says_so(tmp_path):
   path = films.write_sound(tmp_path / "v.mp4")
   with pytest.raises(files.Unusable, match="it holds no video"):

@@ -55,12 +55,9 @@ def _with_colours(path, value, *, matrix, limits, bits=8, transfer=None):
   return films.write(
     path,
     frames,
-    codec="libx265" if deep else "libx264",
     pixels="yuv420p10le" if deep else "yuv420p",
     source="yuv420p10le" if deep else "yuv420p",
-    options={"x265-params": "log-level=none:lossless=1"}
-    if deep
-    else {"qp": "0"},
+    options={"qp": "0"},
     describe=describe,
   )
 

@@ -337,17 +337,6 @@ def test_flags_of_convert_without_effect_are_refused(case: str) -> None:
     convert.Options(source="a", output="b", **changes)
 
 
-def test_component_of_what_is_no_release_is_refused(tmp_path) -> None:
-  (tmp_path / "a.safetensors").touch()
-  options = convert.Options(
-    source=str(tmp_path / "a.safetensors"),
-    output=str(tmp_path / "b"),
-    component="vae",
-  )
-  with pytest.raises(ValueError, match="--component='vae' has no effect"):
-    convert.convert(options)
-
-
 _PREPARE = {
   "table": dict(table="a.csv"),
   "max_clips": dict(max_clips=2),

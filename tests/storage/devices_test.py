@@ -2,11 +2,8 @@
 
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
-
-import pytest
 
 from tests import damage
 
@@ -19,26 +16,28 @@ from videomla_jax.runtime import cli
 from videomla_jax.storage import model_folder, train_states
 from videomla_jax import sharding
 from tests import damage
+
+def read_states():
+  with train_states.TrainCheckpoints({states!r}) as saved:
+    saved.restore_latest(damage.state(0))
+
 def main():
-  if {what!r} == "model":
-    model_folder.load_model_state({path!r})
-  elif {what!r} == "states":
-    with train_states.TrainCheckpoints({path!r}) as saved:
-      saved.restore_latest(damage.state(0))
-  else:
-    sharding.make_mesh()
+  read_model = lambda: model_folder.load_model_state({model!r})
+  for read in (read_model, read_states, sharding.make_mesh):
+    try:
+      read()
+    except NotImplementedError as error:
+      print(error)
+  read_model()
 cli.run_flags(main)
 """
 
 
-@pytest.mark.parametrize("what", ["model", "states", "mesh"])
-def test_a_missing_platform_is_named(tmp_path, what) -> None:
-  path = _MODEL
-  if what == "states":
-    damage.save(tmp_path / "pristine")
-    path = shutil.copytree(tmp_path / "pristine", tmp_path / "states")
+def test_a_missing_platform_is_named(tmp_path) -> None:
+  damage.save(tmp_path)
+  text = _READ.format(states=str(tmp_path), model=str(_MODEL))
   done = subprocess.run(
-    [sys.executable, "-c", _READ.format(what=what, path=str(path))],
+    [sys.executable, "-c", text],
     cwd=_ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""},
     capture_output=True,
@@ -47,8 +46,9 @@ def test_a_missing_platform_is_named(tmp_path, what) -> None:
     check=False,
   )
   assert done.returncode == 2, done.stderr
-  last = done.stderr.splitlines()[-1]
-  assert "JAX_PLATFORMS='cuda'" in last and "JAX_PLATFORMS=cpu" in last
+  said = [*done.stdout.splitlines(), done.stderr.splitlines()[-1]]
+  assert len(said) == 4
+  for line in said:
+    assert "JAX_PLATFORMS='cuda'" in line and "JAX_PLATFORMS=cpu" in line
   assert "damaged" not in done.stderr and "Traceback" not in done.stderr
-  if what == "states":
-    assert {x.name for x in path.iterdir()} == {"2", "4", "6"}
+  assert {x.name for x in tmp_path.iterdir()} == {"2", "4", "6"}

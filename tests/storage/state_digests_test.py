@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from tests import damage
+from videomla_jax.storage import state_damage
 from videomla_jax.storage import state_digests
 from videomla_jax.storage import train_states
 
@@ -22,16 +23,16 @@ def test_four_hundred_flipped_bits_are_noticed(pristine, tmp_path, seed):
   # `python -m tests.damage` restores after each of them.
   rng, newest = random.Random(seed), tmp_path / "6"
   shutil.copytree(pristine / "6", newest)
-  assert train_states.damage(newest, 6) == ""
+  assert state_damage.of(newest, 6) == ""
   before = {x: x.read_bytes() for x in damage.files(newest)}
   for _ in range(400):
     name = damage.flip(newest, rng)
-    reason = train_states.damage(newest, 6)
+    reason = state_damage.of(newest, 6)
     assert name in reason, (name, reason)
     for path, data in before.items():
       if path.name == name:
         path.write_bytes(data)
-  assert train_states.damage(newest, 6) == ""
+  assert state_damage.of(newest, 6) == ""
 
 
 @pytest.mark.parametrize("kind", damage.CHANGES)
@@ -75,7 +76,7 @@ def test_a_state_of_an_earlier_version_is_taken_with_a_warning(
   pristine, tmp_path, caplog, monkeypatch
 ):
   folder = tmp_path / "states"
-  monkeypatch.setattr(train_states, "_LISTED", "other")
+  monkeypatch.setattr(state_damage, "LISTED", "other")
   damage.save(folder)
   monkeypatch.undo()
   for step in damage.STEPS:

@@ -138,3 +138,61 @@ def test_free_text_comes_back(shard_bytes: int, tmp_path, seed: int) -> None:
   assert len(files) == (3 if shard_bytes == 100 else 1)
   found = tensor_files.read_metadata(tmp_path)
   assert found.items() >= about.items()
+
+
+@pytest.mark.parametrize(
+  ("weights", "words"),
+  [
+    ({str(i): str(i) for i in range(2000)}, "2000 tensors in 2000 shards"),
+    ({"w": 7}, "a tensor has no file"),
+    ({"w": "a\0b"}, "outside its folder"),
+    ({"w": "x" * 300}, "lacks the shards"),
+    ({}, "has no weight_map"),
+    ([], "has no weight_map"),
+    (None, "has no weight_map"),
+  ],
+)
+def test_indexes_of_another_kind_are_refused(tmp_path, weights, words) -> None:
+  path = tmp_path / "model.safetensors.index.json"
+  path.write_text(json.dumps(dict(weight_map=weights)))
+  _refused(path, rf"index\.json.*{words}")
+
+
+def _write_header(path, header, *, size: int = 0, length: int | None = None):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  length = len(text) if length is None else length
+  path.write_bytes(length.to_bytes(8, "little") + text + bytes(size))
+
+
+@pytest.mark.parametrize(
+  ("header", "options", "words"),
+  [
+    ({}, dict(length=2**62), "header has 4611686018427387904 bytes"),
+    ({}, dict(length=0), "header has 0 bytes"),
+    (b'{"a":' + b"[" * 100_000, {}, "nested too deeply"),
+    (b"[]", {}, "is a list and no object"),
+    ({"w": 1}, {}, "damaged"),
+    ({"w": dict(dtype="F32", shape=[2**62, 4])}, {}, "damaged"),
+    ({f"{i}": 0 for i in range(140_000)}, {}, "more than 131072 tensors"),
+    (
+      {"a" * 300: dict(dtype="F32", shape=[1], data_offsets=[0, 4])},
+      dict(size=4),
+      "a name of more than 256 letters",
+    ),
+    (
+      {"w": dict(dtype="F32", shape=[0], data_offsets=[0, 0])},
+      {},
+      "tensors without numbers",
+    ),
+  ],
+)
+def test_headers_made_to_harm_are_refused(tmp_path, header, options, words):
+  path = tmp_path / "x.safetensors"
+  _write_header(path, header, **options)
+  _refused(path, rf"x\.safetensors.*{words}")
+
+
+def test_overlapping_tensors_are_refused(tmp_path) -> None:
+  about = dict(dtype="F32", shape=[2], data_offsets=[0, 8])
+  _write_header(tmp_path / "x.safetensors", {"a": about, "b": about}, size=8)
+  _refused(tmp_path / "x.safetensors", "damaged")

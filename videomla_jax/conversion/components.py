@@ -184,7 +184,7 @@ def open_tokenizer(
 
 
 def copy_tokenizer(path: pathlib.Path, folder: pathlib.Path) -> None:
-  """Copies the file of a tokenizer into a folder.
+  """Copies the file of a tokenizer into a folder, and says so.
 
   Args:
     path: The file.
@@ -194,6 +194,7 @@ def copy_tokenizer(path: pathlib.Path, folder: pathlib.Path) -> None:
   # A killed copy must not pass for a vocabulary.
   with atomic.replacing(folder / tokenizer_lib.FILE) as temporary:
     shutil.copyfile(path, temporary)
+  print(f"{path} -> {folder}", flush=True)
 
 
 def check_fit(

@@ -21,29 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomla_jax.conversion import ladder
+from videomla_jax.conversion import lora_files
 from videomla_jax.conversion import lora_scaling
 from videomla_jax.conversion.names import detect
 from videomla_jax.conversion.names import lora as lora_names
 from videomla_jax.models import wan_config
 from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import printable
 from videomla_jax.storage import tensor_files
 
 type Tensors = Mapping[str, lazy_tensor.LazyTensor]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora:
-  """One LoRA to merge.
-
-  Attributes:
-    file: File of its tensors.
-    scale: What its updates are multiplied by.
-    strict: Whether keys that fit nothing are refused; else they are left out.
-  """
-
-  file: pathlib.Path
-  scale: float = 1.0
-  strict: bool = True
 
 
 class Update(NamedTuple):
@@ -82,50 +69,11 @@ class Merged(NamedTuple):
   notes: list[dict[str, Any]]
 
 
-def parse(files: str, scales: str, *, strict: bool) -> list[Lora]:
-  """Reads the flags of a command.
-
-  Args:
-    files: Files or folders of adapters, separated by commas.
-    scales: One number, or one per file, separated by commas.
-    strict: Whether keys that fit nothing are refused.
-
-  Raises:
-    ValueError: If a file is missing or a scale is no finite number.
-  """
-  # A name may have commas of its own.
-  whole = pathlib.Path(files).exists()
-  names = [files] if whole else [x.strip() for x in files.split(",")]
-  try:
-    numbers = [float(x) for x in scales.split(",")]
-  except ValueError:
-    numbers = [math.nan]
-  if not all(map(math.isfinite, numbers)) or len(numbers) not in (
-    1,
-    len(names),
-  ):
-    raise ValueError(
-      f"lora_scale={scales!r} must be one finite number, or one for each of "
-      f"the {len(names)} files of --lora; use 1.0."
-    )
-  numbers = numbers * len(names) if len(numbers) == 1 else numbers
-  loras = []
-  for name, number in zip(names, numbers, strict=True):
-    path = lora_scaling.find_file(pathlib.Path(name).expanduser())
-    if not path.is_file():
-      raise ValueError(
-        f"lora={name!r} is no file; give a LoRA, or a folder with "
-        "adapter_model.safetensors."
-      )
-    loras.append(Lora(file=path, scale=number, strict=strict))
-  return loras
-
-
 @contextlib.contextmanager
 def merged(
   network: detect.Network,
   tensors: Tensors,
-  loras: Sequence[Lora],
+  loras: Sequence[lora_files.Lora],
   *,
   dtype: str,
 ) -> Iterator[Merged]:
@@ -150,19 +98,33 @@ def merged(
   notes = []
   with contextlib.ExitStack() as stack:
     for lora in loras:
-      own = stack.enter_context(tensor_files.open_tensors(lora.file))
+      own = stack.enter_context(_opened(lora.file))
       found, left_out = _updates(network, lora, own)
       for name, update in found.items():
         updates.setdefault(name, []).extend(update)
       notes.append(_note(lora, len(found), left_out))
     changed = {
-      name: _changed(name, tensors[name], some, dtype=dtype)
+      name: _changed(name, tensors[name], some, dtype=dtype, loras=loras)
       for name, some in updates.items()
     }
     yield Merged({**tensors, **changed}, notes)
 
 
-def _note(lora: Lora, count: int, left_out: list[str]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Tensors]:
+  """Opens a LoRA, whose faults are not those of the source."""
+  with contextlib.ExitStack() as stack:
+    try:
+      tensors = stack.enter_context(tensor_files.open_tensors(file))
+    except ValueError as error:
+      text = str(error).removeprefix(f"source={str(file)!r} ")
+      raise ValueError(f"lora={str(file)!r} {text}") from error
+    yield tensors
+
+
+def _note(
+  lora: lora_files.Lora, count: int, left_out: list[str]
+) -> dict[str, Any]:
   with lora.file.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
   return dict(
@@ -175,7 +137,7 @@ def _note(lora: Lora, count: int, left_out: list[str]) -> dict[str, Any]:
 
 
 def _updates(
-  network: detect.Network, lora: Lora, own: Tensors
+  network: detect.Network, lora: lora_files.Lora, own: Tensors
 ) -> tuple[dict[str, list[Update]], list[str]]:
   """Returns the updates of one LoRA by tensor, and the keys left out."""
   file = str(lora.file)
@@ -184,12 +146,12 @@ def _updates(
   if not matched.adapters:
     raise ValueError(
       f"lora={file!r} has no key that fits the network (it begins with "
-      f"{sorted(own)[:3]}); give a LoRA of this network."
+      f"{printable.names(sorted(own), most=2)}); give a LoRA of this network."
     )
   if matched.unmatched and lora.strict:
     raise ValueError(
       f"lora={file!r} has {len(matched.unmatched)} of {len(own)} keys that fit "
-      f"nothing in the network ({', '.join(matched.unmatched[:4])}); give "
+      f"nothing in the network ({printable.names(matched.unmatched)}); give "
       "--nolora_strict to leave them out."
     )
   _check_attention(network, matched, file)
@@ -233,8 +195,8 @@ def _check_attention(
   if layers:
     raise ValueError(
       f"lora={file!r} changes {len(layers)} layers of dense self-attention "
-      f"({', '.join(layers[:3])}), which a latent network has in another form; "
-      "merge it into the dense network and convert that with --to=latent."
+      f"({printable.names(layers)}), which a latent network has in another "
+      "form; merge it into the dense network and convert that with --to=latent."
     )
 
 
@@ -242,7 +204,7 @@ def _adapter_updates(
   adapter: lora_names.Adapter,
   own: Tensors,
   scaling: lora_scaling.Scaling,
-  lora: Lora,
+  lora: lora_files.Lora,
 ) -> Iterator[tuple[str, Update]]:
   """Yields what changes in one layer, by the names of its tensors."""
   tensors = {kind: own[key] for kind, key in adapter.keys.items()}
@@ -252,7 +214,7 @@ def _adapter_updates(
   if len(halves) == 1 or (rest and not halves):
     raise ValueError(
       f"lora={str(lora.file)!r} has only a part of the update of {layer} "
-      f"({', '.join(adapter.keys.values())}); download it again."
+      f"({printable.names(adapter.keys.values())}); download it again."
     )
   if halves:
     rank = max((tensors["down"].shape or (0,))[0], 1)
@@ -323,6 +285,7 @@ def _changed(
   updates: list[Update],
   *,
   dtype: str,
+  loras: Sequence[lora_files.Lora],
 ) -> lazy_tensor.LazyTensor:
   """Returns a tensor that is changed when it is read."""
   half = dtype == "source" and tensor.dtype == np.dtype(jnp.bfloat16)
@@ -336,9 +299,10 @@ def _changed(
       # Zeros change nothing, not even the sign of a zero.
       total = np.where(added == 0, given, given + added).astype(stored)
     if not np.isfinite(np.asarray(total, np.float32)).all():
+      files = ", ".join(repr(str(lora.file)) for lora in loras)
       raise ValueError(
-        f"{name} is not finite once its LoRA is merged; use a smaller "
-        "--lora_scale, or weights that are finite."
+        f"lora={files} makes {name} infinite or NaN; use a smaller "
+        "--lora_scale, and weights that are finite."
       )
     return total
 

@@ -7,12 +7,13 @@ of them take it then.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
 from typing import Any
 
+from videomla_jax.storage import foreign_files
+from videomla_jax.storage import printable
 from videomla_jax.storage import tensor_files
 
 CONFIG = "adapter_config.json"
@@ -70,24 +71,14 @@ def read(path: pathlib.Path) -> Scaling:
   beside = path.with_name(CONFIG)
   # Another file of the folder need not be the adapter that this describes.
   if path.stem == "adapter_model" and beside.is_file():
-    return _parse(beside, _load(beside, beside.read_bytes()))
+    return _parse(beside, foreign_files.read_json(beside, field="lora"))
   text = tensor_files.read_metadata(path).get(_HEADER)
   if not text:
     return Scaling()
+  with foreign_files.reading(path, field="lora"):
+    values = foreign_files.parse_json(text.encode()).items()
   # Keys begin with the part of the pipeline, such as `transformer.`.
-  values = _load(path, text).items()
   return _parse(path, {key.split(".", 1)[-1]: value for key, value in values})
-
-
-def _load(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
-  """Returns the JSON object that a file describes its adapter by."""
-  try:
-    values = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise _damaged(path) from error
-  if not isinstance(values, dict):
-    raise _damaged(path)
-  return values
 
 
 def _damaged(path: pathlib.Path) -> ValueError:
@@ -99,10 +90,10 @@ def _damaged(path: pathlib.Path) -> ValueError:
 def _parse(path: pathlib.Path, values: dict[str, Any]) -> Scaling:
   method = values.get("peft_type", "LORA")
   if method != "LORA" or values.get("use_dora"):
+    name = "DoRA" if method == "LORA" else printable.text(method)
     raise ValueError(
-      f"lora={str(path)!r} is of the method "
-      f"{'DoRA' if method == 'LORA' else method}, which is not read here; give "
-      "a plain LoRA, or merge it where it was trained."
+      f"lora={str(path)!r} is of the method {name}, which is not read here; "
+      "give a plain LoRA, or merge it where it was trained."
     )
   alpha, patterns = values.get("lora_alpha"), values.get("alpha_pattern") or {}
   if not isinstance(patterns, dict):

@@ -128,6 +128,20 @@ def latent_config(
   return dataclasses.replace(dense, attention=sizes)
 
 
+def usual_sizes(config: object) -> tuple[int, int, int]:
+  """Returns d_c, d_rope and d_q, which are the paper's shares.
+
+  Args:
+    config: Sizes of a dense network; of another one all sizes are the least,
+      since it is refused where it would be changed.
+  """
+  if not isinstance(config, wan_config.WanConfig):
+    return 1, 0, 1
+  width = config.width
+  d_rope = usual_d_rope(config.attention.head_dim)
+  return max(width // 8, 1), d_rope, max(width // 2, 1)
+
+
 def usual_d_rope(head_dim: int) -> int:
   """Returns the size of the positional key: about a quarter of a head.
 

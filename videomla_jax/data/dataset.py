@@ -243,6 +243,20 @@ def _check_report(report: dict[str, Any]) -> None:
     len(sizes) == 4 and all(type(size) is int and size > 0 for size in sizes)
   ):
     raise ordinary_files.BadFile("has no four sizes in 'latent_shape'")
+  check_shards(report)
+
+
+def check_shards(report: dict[str, Any]) -> None:
+  """Refuses a report that lists shards in another form.
+
+  Args:
+    report: The report.
+
+  Raises:
+    BadFile: If it does.
+  """
+  if not isinstance(report.get("shards"), dict):
+    raise ordinary_files.BadFile("lists no shards")
   for name, about in report["shards"].items():
     if (
       not name

@@ -250,28 +250,6 @@ def _require_encoder(file: _File, path: pathlib.Path, encoder: str) -> None:
     )
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
-  """Refuses a path that cannot be written, before the encoder is loaded.
-
-  Args:
-    path: File to write or extend.
-
-  Raises:
-    ValueError: If its name is too long, or its folder takes no files.
-  """
-  disk.check_name(path, field="output")
-  path = pathlib.Path(path)
-  with disk.explained(path, "give another path"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-      raise ValueError(
-        f"output={str(path)!r} is a folder; give the path of a file."
-      )
-    # It proves that files can be made there.
-    with contextlib.suppress(BlockingIOError), locks.alone(path, wait=False):
-      pass
-
-
 def add(
   path: str | os.PathLike[str],
   embeddings: Mapping[str, Embedding],

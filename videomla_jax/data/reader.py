@@ -5,7 +5,6 @@ padded with zeros as Wan pads, and "negative" `[M, E]`, the same for all. Order
 and dropout are functions of seed and position, see `batching`.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
@@ -115,7 +114,7 @@ def read_captions(
 
 def open_records(
   folder: str | os.PathLike[str], split: str, shapes: example_shape.ExampleShape
-) -> Sequence[dict[str, Any]]:
+) -> record_source.Records:
   """Opens a split for random access; what is not wanted is not decoded.
 
   Args:

@@ -6,7 +6,6 @@ many kinds of errors for damaged files, none of which names one.
 """
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 import contextlib
 import dataclasses
 import operator
@@ -43,9 +42,46 @@ def open_builder(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
     return tfds.builder_from_directory(folder)
 
 
+# It is no `Sequence`, since checkers of types would read records of those.
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Records of a split; a damaged one raises a sentence with its number.
+
+  Attributes:
+    source: Data source of TFDS.
+    folder: The data set's own folder.
+    split: The split.
+  """
+
+  source: Any
+  folder: pathlib.Path
+  split: str
+
+  def __len__(self) -> int:
+    """Returns the number of records."""
+    return len(self.source)
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    """Returns one record.
+
+    Args:
+      index: Its number.
+
+    Raises:
+      IndexError: If there is none of that number.
+      ValueError: If it is damaged.
+    """
+    number = operator.index(index)
+    # Python's own loops over a sequence end by this error.
+    if not -len(self) <= number < len(self):
+      raise IndexError(number)
+    with _named(self.folder, f"record {number} of split {self.split!r}"):
+      return self.source[number]
+
+
 def open_split(
   folder: pathlib.Path, split: str, *, skipped: set[str]
-) -> Sequence[dict[str, Any]]:
+) -> Records:
   """Opens a split and leaves some fields as they lie.
 
   Args:
@@ -63,27 +99,7 @@ def open_split(
       for name in skipped & set(builder.info.features)
     }
     source = builder.as_data_source(split, decoders=decoders)
-    return _Records(source, folder, split)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Records(Sequence[dict[str, Any]]):
-  """Records of a split; a damaged one raises a sentence with its number."""
-
-  source: Sequence[dict[str, Any]]
-  folder: pathlib.Path
-  split: str
-
-  def __len__(self) -> int:
-    return len(self.source)
-
-  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
-    number = operator.index(index)
-    # Python's own loops over a sequence end by this error.
-    if not -len(self) <= number < len(self):
-      raise IndexError(number)
-    with _named(self.folder, f"record {number} of split {self.split!r}"):
-      return self.source[number]
+    return Records(source, folder, split)
 
 
 @contextlib.contextmanager

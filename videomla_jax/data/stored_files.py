@@ -60,14 +60,22 @@ def _safetensors(path: pathlib.Path) -> Iterator[tuple[str, str]]:
   if encoder is None:
     yield from _tensors(path)
     return
+  whole = True
   for name, tensor in safetensors_files.read_file(path).items():
-    if not np.isfinite(tensor.read()).all():
-      yield "", f"has numbers in {name!r} that are not finite"
+    reason = ""
     prompt = about.get(f"prompt/{name}")
-    if prompt is None:
-      yield "", f"has no prompt for {name!r}"
+    if not np.isfinite(tensor.read()).all():
+      reason = f"has numbers in {name!r} that are not finite"
+    elif prompt is None:
+      reason = f"has no prompt for {name!r}"
     elif embeddings.key_of(prompt, encoder=encoder) != name:
-      yield "", f"has the embedding of another prompt than {prompt[:60]!r}"
+      reason = f"has the embedding of another prompt than {prompt[:60]!r}"
+    if reason:
+      whole = False
+      yield "", reason
+  # Each embedding has a digest, but in files of older versions.
+  if whole:
+    yield from (("", reason) for _, reason in embeddings.check(path))
 
 
 def _records(path: pathlib.Path) -> Iterator[tuple[str, str]]:

@@ -86,7 +86,7 @@ class Request:
     seconds: Length of every video.
     seed: Seed of the noise of the first video; each further one has the next.
     image: Picture file of the first frame, or empty.
-    clip: MP4 file of a clip to continue, or empty.
+    clip: File of a clip to continue, or empty.
     mode: "causal" makes a video chunk by chunk, "bidirectional" makes a whole
       clip at once.
     sampler: How chunks are denoised.

@@ -146,15 +146,19 @@ def video_stream(
     still = len(container.streams.video)
     what = "only a still picture" if still else "no video, or ends before it"
     raise files.Unusable(f"it holds {what}; give a file with a video stream")
-  best = container.streams.best("video")
-  chosen = next((s for s in films if s is best), films[0])
-  if best is not None:
-    # `best` makes a new object, so streams are compared by their numbers.
-    chosen = next((s for s in films if s.index == best.index), chosen)
+  # Small second streams are previews, unless the file says otherwise.
+  chosen = max(films, key=_rank)
   for stream in container.streams:
     if stream.index != chosen.index:
       stream.discard = av.stream.Discard.all
   return chosen
+
+
+def _rank(stream: av.video.stream.VideoStream) -> tuple[bool, int]:
+  """Orders streams by how likely a player shows them."""
+  context = stream.codec_context
+  size = 0 if context is None else context.width * context.height
+  return bool(stream.disposition & av.stream.Disposition.default), size
 
 
 def decoder(

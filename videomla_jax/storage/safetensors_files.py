@@ -20,16 +20,19 @@ from videomla_jax.storage import printable
 Tensors = dict[str, lazy_tensor.LazyTensor]
 
 INDEX = ".safetensors.index.json"
-DTYPES = {
+FLOATS = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Weights are never whole numbers, but what stands beside them may be.
+DTYPES = FLOATS | {"I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
 
 _LENGTH = 8  # bytes that hold the length of the header
 _MOST_HEADER = 64 * 2**20
 MOST_TENSORS = 2**17
+_MOST_SHARDS = 1000  # Wan2.1-T2V-14B has 6
 _MOST_AXES = 16
 
 
@@ -105,6 +108,12 @@ def read_shards(path: pathlib.Path) -> Tensors:
   """
   shards = _weight_map(path)
   files = sorted(set(shards.values()))
+  if len(files) > _MOST_SHARDS or len(shards) > MOST_TENSORS:
+    raise foreign_files.BadFileError(
+      f"source={str(path)!r} names {len(shards)} tensors in {len(files)} "
+      f"shards; at most {MOST_TENSORS} in {_MOST_SHARDS} are read, so give the "
+      "index of one network."
+    )
   # Anybody may have written the index, and it must not make us read elsewhere.
   outside = [f for f in files if pathlib.PurePath(f).name != f or "\0" in f]
   if outside:

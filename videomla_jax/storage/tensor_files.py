@@ -22,7 +22,7 @@ from videomla_jax.storage import torch_pickle
 
 Tensors = safetensors_files.Tensors
 
-_FLOATS = frozenset(safetensors_files.DTYPES.values())
+_FLOATS = frozenset(safetensors_files.FLOATS.values())
 # Names of networks inside of a training checkpoint, in order of preference.
 _NETWORKS = ("generator_ema", "generator", "model_ema", "ema", "model")
 _NETWORKS += ("state_dict", "module")
@@ -76,6 +76,29 @@ def open_tensors(
       )
     _check_floats(tensors, path)
     yield tensors
+
+
+def network_name(select: str, *, use_ema: bool | None) -> str:
+  """Returns the name of the network to take from a training checkpoint.
+
+  Args:
+    select: The name that the user gives; may be empty.
+    use_ema: Whether the user asks for the averaged generator; None asks for
+      nothing.
+
+  Raises:
+    ValueError: If the two contradict each other.
+  """
+  if use_ema is None:
+    return select
+  name = "generator_ema" if use_ema else "generator"
+  if select not in ("", name):
+    flag = "--use_ema" if use_ema else "--nouse_ema"
+    raise ValueError(
+      f"--select={select} contradicts {flag}, which takes {name!r}; give one "
+      "of them."
+    )
+  return name
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -210,7 +233,12 @@ def _check_floats(tensors: Tensors, path: pathlib.Path) -> None:
       f"source={str(path)!r} has a name of more than {_MOST_NAME} letters or "
       f"{_MOST_MODULES} modules; give a checkpoint of Wan."
     )
-  coded = [n for n, x in tensors.items() if x.dtype not in _FLOATS]
+  # One whole number is a count or a strength, as LoRAs have them.
+  coded = [
+    n
+    for n, x in tensors.items()
+    if x.dtype not in _FLOATS and (x.shape or x.dtype.kind != "i")
+  ]
   # Scales tell of codes, even where the codes lie in a type of floats.
   coded += [n for n in tensors if n.split(".")[-1] in _SCALES]
   if coded:

@@ -8,7 +8,6 @@ digests of its files (`state_digests`), which are compared before a restore.
 import base64
 import collections.abc
 import dataclasses
-import errno
 import json
 import os
 import pathlib
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from videomla_jax.storage import devices
 from videomla_jax.storage import state_commit
+from videomla_jax.storage import state_damage
 from videomla_jax.storage import state_digests
 from videomla_jax.storage import state_leaves
 from videomla_jax.storage import tree_names
@@ -31,14 +31,7 @@ from videomla_jax.storage import tree_names
 Json = dict[str, typing.Any]  # what `json` reads and writes
 IteratorState = bytes | Json | None
 
-_META = "meta/metadata"  # Orbax's file of JSON values
-_LISTED = "listed"  # mark of states that have a list of digests
 _MAX_REASON = 400  # bytes that are sent to other processes
-# What the file system says of files that are damaged, and not out of reach.
-_DAMAGE = (
-  *(errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EUCLEAN),
-  *(errno.EBADMSG, errno.ELOOP, errno.ENXIO),
-)
 # What Orbax raises for damaged files. The platform raises RuntimeError.
 _OF_DAMAGED_FILES = (
   *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
@@ -137,7 +130,7 @@ class TrainCheckpoints:
       "iterator": _encode_iterator(iterator_state),
       "config": config,
       "step": step,
-      _LISTED: True,
+      state_damage.LISTED: True,
     }
     arrays = {
       name: state_leaves.saveable(x)
@@ -210,9 +203,9 @@ class TrainCheckpoints:
     for step in self.steps():
       folder = self._directory / str(step)
       try:
-        meta = json.loads((folder / _META).read_bytes())
+        meta = json.loads((folder / state_damage.META).read_bytes())
         if not state_digests.exists(folder) or state_digests.is_whole(
-          folder, _META
+          folder, state_damage.META
         ):
           return meta["config"]
       except (OSError, ValueError, KeyError, TypeError):
@@ -268,7 +261,7 @@ class TrainCheckpoints:
     """
     reason = ""
     if jax.process_index() == 0:
-      reason = damage(self._directory / str(step), step)
+      reason = state_damage.of(self._directory / str(step), step)
     if jax.process_count() == 1:
       return reason
     # The files of all processes are read once, by the first.
@@ -304,8 +297,10 @@ class TrainCheckpoints:
       # a state that is whole.
       raise
     except _OF_DAMAGED_FILES as error:
-      if isinstance(error, OSError) and error.errno not in _DAMAGE:
-        raise _unreadable(self._directory / str(step), error) from error
+      if isinstance(error, OSError) and error.errno not in state_damage.ERRORS:
+        raise state_damage.unreadable(
+          self._directory / str(step), error
+        ) from error
       return f"{type(error).__name__}: {error}", None
 
   def _read(self, step: int, abstract_state: PyTree) -> Restored:
@@ -345,45 +340,6 @@ class TrainCheckpoints:
         shutil.rmtree(target, ignore_errors=True)
         (self._directory / str(step)).rename(target)
     self._manager = self._open()
-
-
-def damage(folder: pathlib.Path, step: int) -> str:
-  """Says what is wrong with the files of one state, or nothing.
-
-  Args:
-    folder: Folder of the state.
-    step: Number of finished steps that it must be of.
-
-  Raises:
-    ValueError: If files cannot be opened, which is no damage.
-  """
-  try:
-    if not state_digests.exists(folder) and not _is_listed(folder):
-      return ""  # Of an earlier version.
-    found = [f"{a} {b}" for a, b in state_digests.problems(folder, step)]
-  except OSError as error:
-    if error.errno not in _DAMAGE:
-      raise _unreadable(folder, error) from error
-    return str(error)
-  more = f" and {len(found) - 2} more" if len(found) > 2 else ""
-  return ", ".join(found[:2]) + more
-
-
-def _is_listed(folder: pathlib.Path) -> bool:
-  """Tells whether a state without a list must have had one."""
-  try:
-    return _LISTED in json.loads((folder / _META).read_bytes())
-  except (FileNotFoundError, ValueError, TypeError):
-    return False  # Restoring it fails as well.
-
-
-def _unreadable(folder: pathlib.Path, error: OSError) -> ValueError:
-  """Builds the error for files that may be whole."""
-  return ValueError(
-    f"training state {str(folder)!r} cannot be opened"
-    f" ({error.strerror or error}); give this user the right to read it, or"
-    " look after the disk; nothing was changed"
-  )
 
 
 class _MismatchError(ValueError):

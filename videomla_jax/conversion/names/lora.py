@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from videomla_jax.conversion.names import tensor_table
 from videomla_jax.conversion.names import wrappers
+from videomla_jax.storage import printable
 
 # Kind -> end of a key. PEFT puts the name of the adapter before the last word.
 _DOWN = r"[._]lora(?:_A|_down|\.down|_linear_layer\.down)"
@@ -106,14 +107,15 @@ def match(
     )
     if kind in adapter.keys:
       raise ValueError(
-        f"lora={file!r} changes {layer} twice ({adapter.keys[kind]} and {key});"
-        " give a file with one adapter."
+        f"lora={file!r} changes {layer} twice "
+        f"({printable.names((adapter.keys[kind], key))}); give a file with one "
+        "adapter."
       )
     adapter.keys[kind] = key
   if len(prefixes) > 1:
     raise ValueError(
       f"lora={file!r} holds adapters of several networks "
-      f"({', '.join([*prefixes.values()][:3])}); give a file with one."
+      f"({printable.names(prefixes.values())}); give a file with one."
     )
   return Matched(adapters, unmatched)
 
@@ -123,8 +125,8 @@ def _check_kind(keys: list[str], file: str) -> None:
     found = [key for key in keys if re.search(pattern, key)]
     if found:
       raise ValueError(
-        f"lora={file!r} is a {name} ({found[0]}), which is not read here; give "
-        "a plain LoRA, or merge it where it was trained."
+        f"lora={file!r} is a {name} ({printable.text(found[0])}), which is not "
+        "read here; give a plain LoRA, or merge it where it was trained."
       )
 
 
