@@ -303,13 +303,6 @@ FAULTS = (
     ("runtime/signals_test.py",),
   ),
   Fault(
-    "an address is taken for a local path",
-    "storage/paths.py",
-    "  if _ADDRESS.match(text):",
-    "  if _ADDRESS.fullmatch(text):",
-    ("storage/paths_test.py",),
-  ),
-  Fault(
     "guidance of a distilled model is ignored",
     "generation/sampler_choice.py",
     "    if few and guidance:",

@@ -1,5 +1,6 @@
 """Tests of fonts for labels, with fonts that a test controls."""
 
+from PIL import ImageFont
 import pytest
 
 from videomla_jax.generation import fonts
@@ -15,7 +16,7 @@ def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
   ("text", "drawn"),
   [
     ("a red fox, 100 %", "a red fox, 100 %"),
-    ("el zorro rápido: ¿sí?", "el zorro rápido: ¿sí?"),
+    ("el zorro rápido: sí", "el zorro rapido: si"),
     ("一只狐狸 fox", "???? fox"),
     ("a\tb\x1b[31m", "a b [31m"),
   ],
@@ -31,7 +32,7 @@ def test_a_font_of_the_machine_is_taken_where_it_has_more_letters(
 ) -> None:
   own = fonts.choose("狐", size=12)[0]
 
-  class Chinese:
+  class Chinese(ImageFont.ImageFont):
     def getmask(self, letter: str):
       return Mask(b"box" if letter == "\uffff" else letter.encode())
 

@@ -183,7 +183,7 @@ def test_window_and_sampler_take_part_of_the_models_own(
     (dict(window=dict(local_frames=2)), "chunk_frames=3"),
     (dict(seconds=0.01), "less than one frame"),
     (dict(seed="ten"), "seed='ten' must be int"),
-    (dict(image="missing.png"), "give a PNG or JPEG"),
+    (dict(image="missing.png"), "give a PNG, JPEG"),
     (dict(mode="both"), "'causal', 'bidirectional'"),
   ],
 )

@@ -6,7 +6,6 @@ config's keys; what lies below the command sees only those.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import html.entities
@@ -63,7 +62,9 @@ def split(text: str) -> tuple[str, ...]:
   """
   parts = [""]
   for piece in _SEMICOLON.split(text):
-    is_reference = piece[1:] in html.entities.html5 or piece.startswith("&#")
+    is_reference = piece[1:] in html.entities.html5 or re.match(
+      "&#([0-9]+|x[0-9a-f]+);", piece, re.IGNORECASE
+    )
     if piece.endswith(";") and piece != r"\;" and not is_reference:
       # "&roll;" is no character: its semicolon separates like any other.
       parts[-1] += piece[:-1]
@@ -74,16 +75,6 @@ def split(text: str) -> tuple[str, ...]:
   while len(parts) > 1 and not parts[-1]:
     parts.pop()
   return tuple(parts)
-
-
-def join(texts: Iterable[str]) -> str:
-  """Writes texts as one string that `split` takes apart again.
-
-  Args:
-    texts: Texts without white space at their ends.
-  """
-  # Those of character references separate nothing, but an escape does no harm.
-  return "; ".join(text.replace(";", r"\;") for text in texts)
 
 
 def to_dict(group: object) -> dict[str, object]:
