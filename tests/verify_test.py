@@ -44,7 +44,10 @@ def _make(folder: pathlib.Path, seed: int) -> dict[str, pathlib.Path]:
     bytes=(data / name).stat().st_size,
     sha256=verify.state_digests.sha256(data / name),
   )
-  (data / "report.json").write_text(json.dumps({"shards": {name: about}}))
+  report = dict(identity="x", inputs=4, used=4, excluded={}, quarantined=0)
+  report |= dict(clips={"train": 4}, latent_shape=None, text_width=8)
+  report |= dict(max_tokens=5, shards={name: about})
+  (data / "report.json").write_text(json.dumps(report))
   return {
     "run": folder / "run",
     "state": folder / "run" / "checkpoints" / "4",
