@@ -5,9 +5,6 @@
 Each fault changes one or two lines in a way that a person might. The tests that
 are named beside it must fail then, so nobody removes the last test that sees
 it. With words, only faults whose title contains one of them are tried.
-
-Whoever changes a line that is quoted here changes the quotation, too: a text
-that does not occur exactly once is an error.
 """
 
 import os
@@ -16,317 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
+
+from tests import faults_to_plant
 
 ROOT = pathlib.Path(__file__).parents[1]
 _COPIED = ("configs", "notebooks", "tests", "videomla_jax", "pyproject.toml")
 _FAILED = 1  # pytest's exit code for tests that failed; others are mistakes
 
 
-class Fault(NamedTuple):
-  """One change of the package that tests must notice.
-
-  Attributes:
-    title: What is wrong afterwards.
-    file: Path below the package.
-    old: Text that occurs exactly once in the file.
-    new: What stands there instead.
-    tests: Files (or tests in them) below `tests/` of which one must fail.
-  """
-
-  title: str
-  file: str
-  old: str
-  new: str
-  tests: tuple[str, ...]
-
-
-FAULTS = (
-  Fault(
-    "the ring is one slot shorter than the window",
-    "models/window.py",
-    "ring = sink + (frame - sink) % max(history, 1)",
-    "ring = sink + (frame - sink) % max(history - 1, 1)",
-    ("models/cache_test.py",),
-  ),
-  Fault(
-    "one frame too many is kept as sink",
-    "models/window.py",
-    "sink = min(window.sink_frames, slots)",
-    "sink = min(window.sink_frames + 1, slots)",
-    ("models/cache_test.py",),
-  ),
-  Fault(
-    "positions of keys count the frame itself as older",
-    "models/window.py",
-    "older = held[:, None, :] < held[:, :, None]",
-    "older = held[:, None, :] <= held[:, :, None]",
-    ("models/cache_test.py",),
-  ),
-  Fault(
-    "a window sees one frame of history too few",
-    "models/window.py",
-    "(frame < window.sink_frames) | (frame >= next_frame - history)",
-    "(frame < window.sink_frames) | (frame > next_frame - history)",
-    ("diffusion/teacher_forcing_test.py",),
-  ),
-  Fault(
-    "keys are rotated at absolute positions",
-    "models/window.py",
-    'if scheme == "absolute":',
-    'if scheme == "window":',
-    ("models/cache_test.py", "parity/causal_rollout_test.py"),
-  ),
-  Fault(
-    "a finished chunk is stored at the timestep of noise",
-    "diffusion/chunk_pass.py",
-    "  zero = jnp.zeros((), jnp.float32)\n  _, entries = ",
-    "  zero = jnp.full((), 1000, jnp.float32)\n  _, entries = ",
-    ("diffusion/teacher_forcing_test.py",),
-  ),
-  Fault(
-    "guidance pushes towards the unconditional answer",
-    "diffusion/flow.py",
-    "return unconditional + weight * (conditional - unconditional)",
-    "return conditional + weight * (unconditional - conditional)",
-    ("diffusion/flow_test.py",),
-  ),
-  Fault(
-    "the shift of noise levels is wrong",
-    "diffusion/flow.py",
-    "return s * u / (1 + (s - 1) * u)",
-    "return s * u / (1 + s * u)",
-    ("diffusion/flow_test.py",),
-  ),
-  Fault(
-    "content latents are cached without RMSNorm",
-    "models/attention.py",
-    "LatentEntry(self.content_norm(self.w_dkv(x)), self.w_kr(x))",
-    "LatentEntry(self.w_dkv(x), self.w_kr(x))",
-    ("models/attention_test.py",),
-  ),
-  Fault(
-    "dense attention lacks the factor 1/sqrt(D)",
-    "models/attention.py",
-    "scale = x.shape[2], 1 / math.sqrt(self.config.head_dim)",
-    "scale = x.shape[2], 1.0",
-    ("parity/wan_dit_test.py",),
-  ),
-  Fault(
-    "cross-attention does not see the last text token",
-    "models/wan_block.py",
-    "jnp.ones((key.shape[0], 1), bool)",
-    "jnp.ones(key.shape[:2], bool).at[:, -1].set(False)",
-    ("parity/wan_dit_test.py",),
-  ),
-  Fault(
-    "a ladder of its own has the denominators of Wan",
-    "models/attention.py",
-    "return rope.wan_bands(self.d_rope)",
-    "return rope.wan_bands(self.head_dim, rope_dim=self.d_rope)",
-    ("conversion/names/early_layout_test.py", "models/attention_test.py"),
-  ),
-  Fault(
-    "the bias of the early layout's values is dropped",
-    "conversion/names/early_layer.py",
-    "np.asarray(out + matrix @ bias, np.float32)",
-    "np.asarray(out, np.float32)",
-    ("conversion/names/early_layout_test.py",),
-  ),
-  Fault(
-    "a LoRA is merged without its alpha",
-    "conversion/lora_scaling.py",
-    "return (rank if alpha is None else alpha) / divisor",
-    "return 1.0",
-    ("conversion/lora_test.py", "conversion/lora_scaling_test.py"),
-  ),
-  Fault(
-    "rotations turn the other way",
-    "ops/rope.py",
-    "[p * cos - q * sin, p * sin + q * cos]",
-    "[p * cos + q * sin, q * cos - p * sin]",
-    ("ops/rope_test.py",),
-  ),
-  Fault(
-    "all tokens of an eight-bit entry share one scale",
-    "ops/quantise.py",
-    "(jnp.abs(x).max(-1, keepdims=True) / largest)",
-    "(jnp.abs(x).max() / largest * jnp.ones_like(x[..., :1]))",
-    ("ops/quantise_test.py",),
-  ),
-  Fault(
-    "int8 entries are cut instead of rounded",
-    "ops/quantise.py",
-    "values = jnp.round(values)",
-    "values = jnp.trunc(values)",
-    ("ops/quantise_test.py",),
-  ),
-  Fault(
-    "the average of weights decays by the wrong factor",
-    "training/optim.py",
-    "lambda a, b: rate * a + (1 - rate) * b, ema, model",
-    "lambda a, b: (1 - rate) * a + rate * b, ema, model",
-    ("training/optim_test.py",),
-  ),
-  Fault(
-    "a skipped update still moves the average of weights",
-    "training/optim.py",
-    "(state.model, state.ema, state.optimiser),",
-    "(state.model, ema, state.optimiser),",
-    ("training/optim_test.py",),
-  ),
-  Fault(
-    "parameters that are not finite are kept and saved",
-    "training/optim.py",
-    "finite &= jnp.isfinite(optax.global_norm(floats))",
-    "del floats",
-    ("training/optim_test.py",),
-  ),
-  Fault(
-    "the gradient of distribution matching has the wrong sign",
-    "diffusion/dmd.py",
-    "return jnp.nan_to_num((fake - real) / p)",
-    "return jnp.nan_to_num((real - fake) / p)",
-    ("diffusion/dmd_test.py",),
-  ),
-  Fault(
-    "the loss of the critic reaches the student",
-    "diffusion/dmd.py",
-    "  x = jax.lax.stop_gradient(x)\n  noisy",
-    "  noisy",
-    ("diffusion/dmd_test.py",),
-  ),
-  Fault(
-    "gradients of later chunks do not see the earlier chunks",
-    "diffusion/self_rollout.py",
-    "cache = cache_lib.append(cache, trained.entries, window=window)",
-    "cache = cache",
-    ("diffusion/dmd_gradients_test.py",),
-  ),
-  Fault(
-    "the VAE remembers frames that are one too old",
-    "models/vae_layers.py",
-    "return self.over(frames), frames[:, -2:]",
-    "return self.over(frames), frames[:, -3:-1]",
-    ("models/vae_test.py",),
-  ),
-  Fault(
-    "latents are scaled by the inverse of their statistics",
-    "models/vae.py",
-    "return (mean - self._mean) / self._std, state",
-    "return (mean - self._mean) * self._std, state",
-    ("models/vae_test.py",),
-  ),
-  Fault(
-    "prompts are unescaped once only",
-    "models/tokenizer.py",
-    "html.unescape(html.unescape(ftfy.fix_text(text)))",
-    "html.unescape(ftfy.fix_text(text))",
-    ("models/tokenizer_test.py",),
-  ),
-  Fault(
-    "two processes that embed lose prompts of each other",
-    "data/embeddings.py",
-    "with locks.alone(path, wait=True):",
-    "with contextlib.nullcontext():",
-    ("data/embeddings_test.py",),
-  ),
-  Fault(
-    "prompts of prepared clips are never dropped",
-    "data/reader.py",
-    "if rng.random() < self.prompt_dropout:",
-    "if rng.random() < 0.0:",
-    ("data/reader_test.py",),
-  ),
-  Fault(
-    "a resumed run reads its data from the start",
-    "storage/train_states.py",
-    '"iterator": _encode_iterator(iterator_state),',
-    '"iterator": _encode_iterator(None),',
-    ("storage/model_folder_test.py",),
-  ),
-  Fault(
-    "a pickle may call any function",
-    "storage/torch_names.py",
-    '    if known or module.split(".")[0] in _INERT_PACKAGES:\n'
-    "      return _Name(module, name)",
-    "    return _Name(module, name)",
-    ("storage/torch_pickle_test.py",),
-  ),
-  Fault(
-    "digests of a training state are not compared",
-    "storage/state_digests.py",
-    "if digest != listed[name]:",
-    "if not digest:",
-    ("storage/state_digests_test.py",),
-  ),
-  Fault(
-    "a pickle may give a state to a name of PyTorch",
-    "storage/pickle_machine.py",
-    'raise PickleError("a state is given to what has none")',
-    "pass",
-    ("storage/torch_pickle_test.py",),
-  ),
-  Fault(
-    "a tensor may reach beyond its storage",
-    "storage/torch_pickle.py",
-    "if (offset + span) * kind.itemsize > size:",
-    "if offset * kind.itemsize > size:",
-    ("storage/torch_pickle_test.py",),
-  ),
-  Fault(
-    "a release without a VAE is converted without a word",
-    "conversion/components.py",
-    "missing = sorted((parts or COMPONENTS.keys()) - found.keys())",
-    "missing = sorted(parts - found.keys())",
-    ("conversion/components_test.py",),
-  ),
-  Fault(
-    "digests of a model folder are not compared",
-    "storage/model_folder.py",
-    "if state_digests.sha256(path / name) != digest:",
-    "if not state_digests.sha256(path / name):",
-    ("storage/model_folder_test.py",),
-  ),
-  Fault(
-    "output projections are not split over devices",
-    "sharding.py",
-    '(r"_attention/(out|w_o)/kernel\\b", P("tensor", "fsdp"))',
-    '(r"_attention/(out|w_o)/kernel\\b", P())',
-    ("sharding_test.py::test_every_large_parameter_of_wan_is_split",),
-  ),
-  Fault(
-    "a second signal cuts the clean-up short",
-    "runtime/signals.py",
-    "    return  # The first one is being dealt with.",
-    "    raise Interrupted(number)",
-    ("runtime/signals_test.py",),
-  ),
-  Fault(
-    "guidance of a distilled model is ignored",
-    "generation/sampler_choice.py",
-    "    if few and guidance:",
-    "    if False and few and guidance:",
-    ("project/options_test.py",),
-  ),
-  Fault(
-    "noise depends on the place of a prompt in its batch",
-    "generation/job.py",
-    "jax.random.fold_in(jax.random.key(x), 0) for x in seeds",
-    "jax.random.fold_in(jax.random.key(x), i) for i, x in enumerate(seeds)",
-    ("sample_test.py",),
-  ),
-  Fault(
-    "a clip that is as long as the video keeps its beginning",
-    "generation/pipeline.py",
-    "given = given[-most:]",
-    "given = given[:most]",
-    ("generation/job_test.py",),
-  ),
-)
-
-
-def plant(root: pathlib.Path, fault: Fault) -> str:
+def plant(root: pathlib.Path, fault: faults_to_plant.Fault) -> str:
   """Writes a fault into a project.
 
   Args:
@@ -345,13 +40,13 @@ def plant(root: pathlib.Path, fault: Fault) -> str:
   if found != 1:
     raise LookupError(
       f"{fault.file} has {found} times the text of the fault "
-      f"{fault.title!r}; quote the new line in tests/planted_faults.py."
+      f"{fault.title!r}; quote the new line in tests/faults_to_plant.py."
     )
   path.write_text(before.replace(fault.old, fault.new))
   return before
 
 
-def first_failure(root: pathlib.Path, fault: Fault) -> str:
+def first_failure(root: pathlib.Path, fault: faults_to_plant.Fault) -> str:
   """Returns the first test that fails with a planted fault, or nothing.
 
   Raises:
@@ -382,7 +77,7 @@ def main() -> int:
     for name in _COPIED:
       copy = shutil.copy if (ROOT / name).is_file() else shutil.copytree
       copy(ROOT / name, root / name)
-    for fault in FAULTS:
+    for fault in faults_to_plant.FAULTS:
       if words and not any(word in fault.title for word in words):
         continue
       before = plant(root, fault)
