@@ -46,6 +46,19 @@ def _forget_programs() -> collections.abc.Iterator[None]:
     sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _keep_verbosity() -> collections.abc.Iterator[None]:
+  """Lets no command silence the warnings that later tests look for."""
+  if "absl.logging" not in sys.modules:
+    yield
+    return
+  logging = sys.modules["absl.logging"]
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  yield
+  logging.set_verbosity(before)
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
   """Returns a fresh seed, or the one in VIDEOMLA_SEED to repeat a failure."""

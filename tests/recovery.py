@@ -116,7 +116,7 @@ class Child:
       command, cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode not in (0, 128 + stop_by, -signal.SIGKILL):
-      raise RuntimeError(done.stderr[-3000:])
+      raise RuntimeError(f"{done.returncode}: {done.stderr[-3000:]}")
     return done.returncode
 
   def train(

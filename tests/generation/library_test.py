@@ -150,7 +150,7 @@ def test_window_and_sampler_take_part_of_the_models_own(
   model = videomla_jax.load(folder / "model")
   seen = []
 
-  def spy(*args):
+  def spy(*args, **unused):
     seen.append(args)
     raise NotImplementedError
 

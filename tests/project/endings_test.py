@@ -153,7 +153,7 @@ def test_a_full_disk_is_one_sentence_and_holds_nothing_back(
 
   # All results go through this; what comes before is checked with real limits
   # by the tests of the writers.
-  monkeypatch.setattr(atomic, "_sync", full)
+  monkeypatch.setattr(atomic, "sync", full)
   with pytest.raises((OSError, ValueError)) as end:
     _COMMANDS[name](inputs, tmp_path)
   failure = failures.describe(end.value)

@@ -8,7 +8,7 @@ import pytest
 
 # A command without work: it ends in the way that --how names.
 _PROGRAM = """
-import errno, os, signal, sys, time
+import errno, os, sys, time
 from absl import flags
 from videomla_jax.runtime import cli
 
@@ -26,7 +26,8 @@ def main():
     main()
   try:
     print("ready", flush=True)
-    signal.pause()
+    while True:  # A signal just before signal.pause() would be missed.
+      time.sleep(0.01)
   finally:
     print("cleaning", flush=True)
     time.sleep(0.2)

@@ -35,7 +35,9 @@ def test_other_names_stay_as_they_are(path: str, tmp_path, monkeypatch) -> None:
   if path == "~~":
     (tmp_path / path).touch()
   assert paths.local(path, "x") == path
-  assert paths.local(pathlib.PurePath(path), "x") == str(pathlib.PurePath(path))
+  if path != "./gs:":  # A path without the dot looks like an address.
+    path = str(pathlib.PurePath(path))
+    assert paths.local(pathlib.PurePath(path), "x") == path
 
 
 @pytest.mark.parametrize(

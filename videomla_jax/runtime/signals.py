@@ -76,6 +76,8 @@ def raised() -> Iterator[None]:
   It is for the main thread, the only one where Python lets anybody listen.
   """
   before = {number: signal.getsignal(number) for number in _NUMBERS}
+  # What came before the block is none of its business.
+  _state.received, _state.holds = None, 0
   install()
   try:
     yield
