@@ -234,7 +234,8 @@ def _check_report(report: dict[str, Any]) -> None:
   """Refuses a report whose fields are missing or of other kinds."""
   for name, kinds in _REPORT.items():
     value = report.get(name)
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    known = name in report and isinstance(value, kinds)
+    if not known or isinstance(value, bool):
       raise ordinary_files.BadFile(f"has no {name!r}, or one of another kind")
     if isinstance(value, int) and value < 0:
       raise ordinary_files.BadFile(f"has a negative {name!r}")
