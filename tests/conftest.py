@@ -1,7 +1,9 @@
 """Shared test set-up: the CPU, and a fresh seed that every failure names."""
 
 import collections.abc
+import contextlib
 import os
+import signal
 import sys
 import typing
 
@@ -14,6 +16,12 @@ if "jax" in sys.modules:  # A plugin was faster.
   sys.modules["jax"].config.update("jax_platforms", _PLATFORMS)
 
 _SEED = "VIDEOMLA_SEED"
+
+# A shell lets what it runs in the background ignore SIGINT, and children inherit
+# that; tests that stop a child would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  with contextlib.suppress(ValueError):  # only the main thread may listen
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 try:
   import hypothesis
