@@ -79,6 +79,8 @@ def _mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 def _read(path: pathlib.Path) -> None:
   """Reads the config and builds what it describes."""
+  # Digests that fit say as little as none.
+  (path / model_folder.DIGESTS).unlink(missing_ok=True)
   about = model_folder.read_config(path)
   if "model" in about and "architecture" not in about:
     config = small_model.VideoModelConfig.from_dict(about["model"])

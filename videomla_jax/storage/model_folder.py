@@ -195,6 +195,8 @@ def load_model_state(
 def read_config(path: str | os.PathLike[str]) -> Json:
   """Reads the config of a model directory, without checking its arrays.
 
+  The config itself is compared with its digest, where there is one.
+
   Args:
     path: Directory of one model.
 
@@ -207,7 +209,13 @@ def read_config(path: str | os.PathLike[str]) -> Json:
     temporary_names.recover(path.resolve())
   if not path.is_dir():
     raise _missing(path)
-  return _read_json(path, CONFIG)
+  config = _read_json(path, CONFIG)
+  # A network is built from the config before the arrays are looked at.
+  if (path / DIGESTS).is_file():
+    listed = _read_json(path, DIGESTS).get(CONFIG)
+    if listed not in (None, state_digests.sha256(path / CONFIG)):
+      raise _damaged(path, f"has a file {CONFIG!r} with the wrong checksum")
+  return config
 
 
 def check_folder(path: pathlib.Path) -> Json:

@@ -91,7 +91,8 @@ def _typed(hint: Any, value: object, name: str) -> Any:
   if origin is typing.Literal and value in arguments:
     return value
   if isinstance(hint, type) and _fits(hint, value):
-    return value
+    # JSON has one kind of numbers.
+    return float(typing.cast(float, value)) if hint is float else value
   raise ValueError(f"{name}={_shown(value)} is of another kind or too large")
 
 
