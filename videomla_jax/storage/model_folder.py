@@ -245,7 +245,9 @@ def problems(path: pathlib.Path) -> Iterator[tuple[str, str]]:
   Raises:
     ValueError: If config or list of digests cannot be read.
   """
-  read_config(path)
+  if not path.is_dir():
+    raise _missing(path)
+  _read_json(path, CONFIG)
   digests = _read_json(path, DIGESTS)
   # A list of digests that was cut short could otherwise be read as that of a
   # smaller model.
