@@ -153,6 +153,23 @@ def test_pipes_and_devices_are_no_tables(folder):
       table_lib.read_table(folder / name, videos=folder / "videos")
 
 
+def test_a_text_that_all_rows_share_does_not_fill_the_memory(folder):
+  # The file stores it once, and says nothing of what the rows are together.
+  index = pyarrow.array([0] * 2000, pyarrow.int32())
+  columns = {
+    name: pyarrow.DictionaryArray.from_arrays(index, pyarrow.array([text]))
+    for name, text in (("video", "a.mp4"), ("caption", "x" * 900_000))
+  }
+  parquet.write_table(
+    pyarrow.table(columns),
+    folder / "t.parquet",
+    dictionary_pagesize_limit=2**24,
+  )
+  assert (folder / "t.parquet").stat().st_size < 100_000
+  with pytest.raises(ValueError, match=r"t\.parquet.* it unpacks from"):
+    table_lib.read_table(folder / "t.parquet", videos=folder / "videos")
+
+
 def test_parquet_of_any_types_is_read_or_set_aside(folder):
   made = pyarrow.table(
     {

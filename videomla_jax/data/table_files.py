@@ -33,7 +33,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 # memory; columns are packed to a tenth, and repeated words reach 20.
 _MAX_GROWTH = 50
 _FREE_BYTES = 128 * ordinary_files.MIB  # never too many
-_BATCH = 1024  # rows of Parquet at a time
+_BATCH = 64  # rows of Parquet at a time, each of perhaps a megabyte
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class TableFile(Protocol):
     """
 
   def close(self) -> None:
-    """Closes the file."""
+    """Closes the file, after which no row can be read."""
 
 
 def open_table(
@@ -158,7 +158,7 @@ class _Csv:
 
 
 class _Parquet:
-  """A Parquet file."""
+  """Reads a Parquet file row group by row group."""
 
   def __init__(self, path: pathlib.Path) -> None:
     # Only what is an ordinary file is given to the library.
@@ -167,12 +167,13 @@ class _Parquet:
       with _one_sentence():
         self._table = parquet.ParquetFile(self._file)
         self.names = list(self._table.schema_arrow.names)
-        self._check(os.fstat(self._file.fileno()).st_size)
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._check()
     except BaseException:
       self._file.close()
       raise
 
-  def _check(self, size: int) -> None:
+  def _check(self) -> None:
     """Refuses sizes that no table has, before anything is unpacked."""
     about = self._table.metadata
     if about.num_rows > MAX_ROWS:
@@ -182,18 +183,31 @@ class _Parquet:
     for index in range(about.num_row_groups):
       # What a file says of single columns may end the process: the library
       # does not catch its own errors there.
-      unpacked = about.row_group(index).total_byte_size
-      if unpacked > _FREE_BYTES and unpacked > _MAX_GROWTH * size:
-        raise ordinary_files.BadFile(
-          f"unpacks from {size} to {unpacked} bytes and more"
-        )
+      self._check_growth(about.row_group(index).total_byte_size)
+
+  def _check_growth(self, unpacked: int) -> None:
+    """Refuses a file that gets much larger than it is."""
+    if unpacked > max(_FREE_BYTES, _MAX_GROWTH * self._size):
+      raise ordinary_files.BadFile(
+        f"unpacks from {self._size} to {unpacked} bytes and more"
+      )
 
   def rows(self, columns: Sequence[int]) -> Iterator[Row]:
     names = [self.names[c] for c in columns]
+    unpacked = 0
     with _one_sentence():
       for batch in self._table.iter_batches(_BATCH, columns=names):
         # Columns come in the order of the file.
         cells = [_cells(batch.column(name)) for name in names]
+        # A text that all rows share is stored once, and a file does not say how
+        # much they are together.
+        unpacked += sum(
+          len(cell)
+          for column in cells
+          for cell in column
+          if isinstance(cell, (str, bytes))
+        )
+        self._check_growth(unpacked)
         yield from zip(*cells, strict=True)
 
   def close(self) -> None:
