@@ -185,7 +185,8 @@ def load_model_state(
         _check_fits(model, {n: tuple(x.shape) for n, x in arrays.items()})
       _check_bytes(path, arrays)
       return orbax_local.restore(checkpointer, path / PARAMS), config
-  except MismatchError:
+  # Another model, a file that may not be opened, too little memory: no damage.
+  except (MismatchError, OSError, MemoryError):
     raise
   # The digests are right, so it is of another kind; libraries raise many.
   except Exception as error:
