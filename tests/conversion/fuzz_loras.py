@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from tests import checkpoint_fuzz
 from tests import mutations
 from tests import tiny_lora
 from tests import tiny_release
@@ -13,7 +14,6 @@ from tests.storage import fuzz_safetensors
 from videomla_jax.conversion import lora
 from videomla_jax.conversion import lora_files
 from videomla_jax.conversion.names import detect
-from videomla_jax.storage import foreign_files
 from videomla_jax.storage import lazy_tensor
 
 
@@ -54,13 +54,7 @@ def _read(path: pathlib.Path) -> None:
     )
   loras = lora_files.parse(str(path), "1.0", strict=True)
   with lora.merged(network, tensors, loras, dtype="source") as merged:
-    for tensor in merged.tensors.values():
-      assert tensor.read().shape == tensor.shape
+    checkpoint_fuzz.read_all(merged.tensors)
 
 
-READER = mutations.Reader(
-  seeds=_seeds,
-  read=_read,
-  mutate=_mutate,
-  errors=(ValueError, foreign_files.BadFileError),
-)
+READER = checkpoint_fuzz.reader(_seeds, _mutate, _read)

@@ -10,10 +10,10 @@ import pathlib
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from tests import checkpoint_fuzz
 from tests import mutations
 from tests import tiny_release
 from videomla_jax.conversion import release
-from videomla_jax.storage import foreign_files
 
 _PARTS = ("module.", "model.", "_orig_mod.", "blocks.", "x\x1b.", "a" * 600)
 
@@ -73,13 +73,7 @@ def _change(header: dict, rng: np.random.Generator) -> None:
 
 def _read(path: pathlib.Path) -> None:
   with release.open_network(path, num_heads=tiny_release.HEADS) as (_, tensors):
-    for tensor in tensors.values():
-      tensor.read()
+    checkpoint_fuzz.read_all(tensors)
 
 
-READER = mutations.Reader(
-  seeds=_seeds,
-  read=_read,
-  mutate=_mutate,
-  errors=(ValueError, foreign_files.BadFileError),
-)
+READER = checkpoint_fuzz.reader(_seeds, _mutate, _read)

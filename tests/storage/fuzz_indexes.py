@@ -5,10 +5,9 @@ import pathlib
 
 import numpy as np
 
+from tests import checkpoint_fuzz
 from tests import mutations
 from tests import tiny_release
-from videomla_jax.storage import foreign_files
-from videomla_jax.storage import tensor_files
 
 _FILES = (
   None, 7, "", ".", "..", "../x", "/etc/passwd", "a\0b", "x" * 300, "\x1b[2J",
@@ -48,15 +47,4 @@ def _mutate(data: bytes, rng: np.random.Generator) -> bytes:
   return json.dumps(index).encode()
 
 
-def _read(path: pathlib.Path) -> None:
-  with tensor_files.open_tensors(path) as tensors:
-    for tensor in tensors.values():
-      tensor.read()
-
-
-READER = mutations.Reader(
-  seeds=_seeds,
-  read=_read,
-  mutate=_mutate,
-  errors=(ValueError, foreign_files.BadFileError),
-)
+READER = checkpoint_fuzz.reader(_seeds, _mutate)

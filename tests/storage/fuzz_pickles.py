@@ -13,10 +13,9 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from tests import checkpoint_fuzz
 from tests import mutations
 from tests import tiny_release
-from videomla_jax.storage import foreign_files
-from videomla_jax.storage import tensor_files
 
 _OPERATIONS = bytes(ord(o.code) for o in pickletools.opcodes)
 _WORDS = (
@@ -130,15 +129,4 @@ def _header(data: bytes, rng: np.random.Generator) -> bytes:
   return bytes(buffer)
 
 
-def _read(path: pathlib.Path) -> None:
-  with tensor_files.open_tensors(path) as tensors:
-    for tensor in tensors.values():
-      assert tensor.read().shape == tensor.shape
-
-
-READER = mutations.Reader(
-  seeds=_seeds,
-  read=_read,
-  mutate=_mutate,
-  errors=(ValueError, foreign_files.BadFileError),
-)
+READER = checkpoint_fuzz.reader(_seeds, _mutate)

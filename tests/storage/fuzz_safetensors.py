@@ -6,9 +6,8 @@ import pathlib
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from tests import checkpoint_fuzz
 from tests import mutations
-from videomla_jax.storage import foreign_files
-from videomla_jax.storage import tensor_files
 
 _VALUES = (
   None, True, -1, 0, 1, 2**31, 2**63, 2**64, 1e308, "", "F32", "F8_E4M3",
@@ -64,15 +63,4 @@ def _change(header: dict, rng: np.random.Generator) -> None:
       about[field][rng.integers(len(about[field]))] = value
 
 
-def _read(path: pathlib.Path) -> None:
-  with tensor_files.open_tensors(path) as tensors:
-    for tensor in tensors.values():
-      assert tensor.read().shape == tensor.shape
-
-
-READER = mutations.Reader(
-  seeds=_seeds,
-  read=_read,
-  mutate=_mutate,
-  errors=(ValueError, foreign_files.BadFileError),
-)
+READER = checkpoint_fuzz.reader(_seeds, _mutate)
