@@ -9,7 +9,7 @@ class Changes:
   """Collects changes, the first of each kind."""
 
   def __init__(self) -> None:
-    """Starts without any."""
+    """Starts without any change."""
     self._texts: dict[str, str] = {}
 
   def add(self, kind: str, text: str) -> None:

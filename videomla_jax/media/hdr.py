@@ -34,14 +34,14 @@ Light = Float[np.ndarray, "h w 3"]
 
 
 def _from_pq(signal: Light) -> Light:
-  """Returns cd/m^2."""
+  """Returns the light of a PQ signal of 0 to 1, in cd/m^2."""
   root = signal ** (1 / _M2)
   ratio = np.maximum(root - _C1, 0) / (_C2 - _C3 * root)
   return 10_000 * ratio ** (1 / _M1)
 
 
 def _from_hlg(signal: Light) -> Light:
-  """Returns cd/m^2."""
+  """Returns the light of an HLG signal of 0 to 1, in cd/m^2."""
   low, high = signal**2 / 3, (np.exp((signal - _C) / _A) + _B) / 12
   scene = np.where(signal <= 0.5, low, high)
   luma = np.maximum(scene @ _LUMA, 1e-6)[..., None]

@@ -39,13 +39,27 @@ class Names(Protocol):
   """Says what stands for the names and objects of a program."""
 
   def find(self, module: str, name: str) -> Any:
-    """Returns what stands for a name."""
+    """Returns what stands for a name.
+
+    Args:
+      module: Module that the program would import.
+      name: Name in the module.
+    """
 
   def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-    """Returns what stands for the result of a call."""
+    """Returns what stands for the result of a call.
+
+    Args:
+      function: What `find` returned, or any other value.
+      arguments: Values of the program.
+    """
 
   def stored(self, identity: Any) -> Any:
-    """Returns what stands for an object that lies outside of the pickle."""
+    """Returns what stands for an object that lies outside of the pickle.
+
+    Args:
+      identity: What the program says of the object.
+    """
 
   def drops_state(self, value: Any) -> bool:
     """Says whether a value may be given a state, which is then dropped."""
@@ -87,7 +101,15 @@ class _Machine:
     self._steps = 0
 
   def step(self, name: str, argument: Any) -> None:
-    """Runs one operation."""
+    """Runs one operation of the program.
+
+    Args:
+      name: Name of the operation, as `pickletools` has it.
+      argument: What follows it in the pickle, or None.
+
+    Raises:
+      PickleError: If the operation is not known, or asks for too much.
+    """
     self._spend(1)
     if name in _CONSTANTS:
       self._stack.append(_CONSTANTS[name])

@@ -86,7 +86,11 @@ class Cut(NamedTuple):
   stop: int
 
   def of(self, matrix: np.ndarray) -> np.ndarray:
-    """Returns the columns."""
+    """Returns the columns of this role.
+
+    Args:
+      matrix: Rows of all groups of columns, one group after the other.
+    """
     rows = len(matrix)
     columns = matrix.reshape(rows, self.groups, -1)
     return columns[..., self.start : self.stop].reshape(rows, -1)
