@@ -1,12 +1,14 @@
 """Losses and gradients of every stage, and a video, on one mesh, as a program.
 
-  python -m tests.meshes OUTPUT SEED data=8
+  python -m tests.meshes OUTPUT SEED STAGES data=8
 
-Run with eight (virtual) devices, in one process or in several. Writes an npz of
+STAGES are names in `TRAINED`, joined by commas, or "all". Run with eight (virtual) devices, in one process or in several. Writes an npz of
 losses, gradients, latents of a rollout and the collectives of the step that
 computes the gradients, as "kind elements".
 """
 
+from collections.abc import Sequence
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -94,8 +96,10 @@ def batch(seed: int) -> dict[str, np.ndarray]:
   )
 
 
-def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
-  """Loss and gradient of each stage."""
+def losses(
+  nets: Any, batch: Any, key: Any, *, stages: Sequence[str]
+) -> dict[str, Any]:
+  """Loss and gradient of each of some stages."""
   frozen = dict(teacher=nets["teacher"])
 
   def regress(stage, model):
@@ -115,16 +119,21 @@ def losses(nets: Any, batch: Any, key: Any) -> dict[str, Any]:
       for n in ("model", "critic"))
   )  # fmt: skip
   updates = dmd.updates(settings("dmd"))
-  (value, _), gradient = updates.student_gradients(
-    state, batch, key, frozen=dict(real=nets["real"])
-  )
-  return {
-    "pretraining": regress(pretraining, nets["dense"]),
-    "teacher_forcing": regress(teacher_forcing, nets["model"]),
-    "consistency": regress(consistency, nets["model"]),
-    "student": (value, gradient),
-    "critic": updates.critic_gradients(state, batch, key),
+
+  def student():
+    (value, _), gradient = updates.student_gradients(
+      state, batch, key, frozen=dict(real=nets["real"])
+    )
+    return value, gradient
+
+  compute = {
+    "pretraining": lambda: regress(pretraining, nets["dense"]),
+    "teacher_forcing": lambda: regress(teacher_forcing, nets["model"]),
+    "consistency": lambda: regress(consistency, nets["model"]),
+    "student": student,
+    "critic": lambda: updates.critic_gradients(state, batch, key),
   }
+  return {stage: compute[stage]() for stage in stages}
 
 
 def video(nets: Any, batch: Any) -> dict[str, Any]:
@@ -154,8 +163,10 @@ def _local(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {n: x if n == "negative" else x[part] for n, x in batch.items()}
 
 
-def run(output: str, seed: int, sizes: dict[str, int]) -> None:
-  """Computes everything on one mesh and writes it."""
+def run(
+  output: str, seed: int, stages: Sequence[str], sizes: dict[str, int]
+) -> None:
+  """Computes losses, gradients and a video on one mesh and writes them."""
   count = int(np.prod([*sizes.values()])) if -1 not in sizes.values() else -1
   devices = jax.devices() if count in (-1, len(jax.devices())) else None
   mesh = sharding.make_mesh(
@@ -173,9 +184,10 @@ def run(output: str, seed: int, sizes: dict[str, int]) -> None:
   # Gradients lie as their parameters: that is where they are used.
   scalar = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   where = sharding.shardings(nets, mesh)
-  layout = {stage: (scalar, where[role]) for stage, role in TRAINED.items()}
+  layout = {stage: (scalar, where[TRAINED[stage]]) for stage in stages}
   with jax.set_mesh(mesh):
-    jitted = jax.jit(losses, out_shardings=layout)
+    some = functools.partial(losses, stages=stages)
+    jitted = jax.jit(some, out_shardings=layout)
     program = jitted.lower(placed, given, jax.random.key(seed)).compile()
     result = program(placed, given, jax.random.key(seed))
     result |= jax.jit(video)(placed, given)
@@ -198,5 +210,6 @@ if __name__ == "__main__":
   run(
     sys.argv[1],
     int(sys.argv[2]),
-    {n: int(v) for n, v in (x.split("=") for x in sys.argv[3:])},
+    [*TRAINED] if sys.argv[3] == "all" else sys.argv[3].split(","),
+    {n: int(v) for n, v in (x.split("=") for x in sys.argv[4:])},
   )

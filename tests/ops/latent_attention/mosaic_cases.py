@@ -97,8 +97,9 @@ def run_case(
     out = np.asarray(run(*args), np.float64)
     check_races(name)
     suite.tolerances.assert_close(out, suite.paper(*args), "bfloat16")
-    np.testing.assert_array_equal(np.asarray(run(*args), np.float64), out)
-    check_races(name)
+    if validity == validities[0]:  # an execution takes seconds
+      np.testing.assert_array_equal(np.asarray(run(*args), np.float64), out)
+      check_races(name)
   print(f"case {name} {form} {changes}: no race", flush=True)
 
 
@@ -119,16 +120,18 @@ def run_without_keys(form: str, sizes: suite.Sizes, seed: int, **changes):
   print(f"case without keys {form} {changes}: no race", flush=True)
 
 
-def run_rising(form: str, sizes: suite.Sizes, seed: int, tiles: int):
+def run_rising(
+  form: str, sizes: suite.Sizes, seed: int, growths: Sequence[int], **changes
+):
   """Maxima that grow from block to block, for every other query.
 
   One positional channel adds 0 or `growth` times the frame to scores in base 2.
   Small growth leaves the output's scale as it is, large growth rescales it.
   """
   suite.P = TOKENS
-  flash = flash_with(config_for(form, sizes, tiles=tiles, cores=1))
+  flash = flash_with(config_for(form, sizes, cores=1, **changes))
   run = jax.jit(suite.latent_attention(flash, form))
-  for growth in (2, 5, 20):
+  for growth in growths:
     queries, keys, up = suite.inputs(seed, "full", sizes, jnp.bfloat16)
     queries = queries._replace(rope=queries.rope.at[..., 0].set(0))
     queries = queries._replace(rope=queries.rope.at[:, ::2, :, 0].set(8))
@@ -142,7 +145,7 @@ def run_rising(form: str, sizes: suite.Sizes, seed: int, tiles: int):
     out = np.asarray(run(*args), np.float64)
     check_races("rising")
     suite.tolerances.assert_close(out, suite.paper(*args), "bfloat16")
-  print(f"case rising {form} {tiles}: no race", flush=True)
+  print(f"case rising {form} {changes}: no race", flush=True)
 
 
 def run_any_division(form: str, sizes: suite.Sizes, seed: int):
@@ -155,7 +158,7 @@ def run_any_division(form: str, sizes: suite.Sizes, seed: int):
   suite.P = TOKENS
   args = suite.inputs(seed, "one row empty", sizes, jnp.bfloat16)
   expected = None
-  for tiles, cores in ((1, 148), (1, 5), (2, 148), (2, 1), (2, 2)):
+  for tiles, cores in ((1, 148), (1, 5), (2, 1), (2, 2)):
     flash = flash_with(config_for(form, sizes, tiles=tiles, cores=cores))
     out = jax.jit(suite.latent_attention(flash, form))(*args)
     check_races(f"{tiles} tiles, {cores} cores")
@@ -167,14 +170,14 @@ def run_any_division(form: str, sizes: suite.Sizes, seed: int):
 def run_items(form: str, seed: int) -> None:
   """Several work items after each other, one or two tiles in each."""
   wide, long = WIDE[form], LONG[form]
-  validities = ("holes", "part-filled", "one row empty")
-  run_case("one tile", form, wide, seed, validities, cores=1)
-  run_case("two tiles", form, long, seed, validities, tiles=2, cores=1)
+  run_case("one tile", form, wide, seed, ("holes", "one row empty"), cores=1)
+  two = ("part-filled", "holes")
+  run_case("two tiles", form, long, seed, two, tiles=2, cores=1)
   run_without_keys(form, wide, seed, cores=1)
   run_without_keys(form, long, seed, tiles=2, cores=1)
   run_any_division(form, long, seed)
-  run_rising(form, wide, seed, tiles=1)
-  run_rising(form, long, seed, tiles=2)
+  run_rising(form, wide, seed, (2, 20), tiles=1)
+  run_rising(form, long, seed, (5,), tiles=2)
 
 
 def run_widths(form: str, seed: int) -> None:
