@@ -20,7 +20,7 @@ from typing import Any
 from jaxtyping import UInt16
 import numpy as np
 
-from videomla_jax.data import ordinary_files
+from videomla_jax.storage import ordinary_files
 
 NAME = "video_latents"
 VERSION = "1.0.0"

@@ -3,9 +3,10 @@
 import os
 import pathlib
 
-from videomla_jax.data import ordinary_files
+from videomla_jax.storage import ordinary_files
 
-MAX_CAPTION = ordinary_files.MIB  # bytes; 512 tokens are a few thousand
+# Bytes. 512 tokens are a few thousand, and cleaning a text is slow.
+MAX_CAPTION = 2**15
 _MAX_FILE = 1024 * ordinary_files.MIB
 
 
