@@ -29,9 +29,11 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     BadFile: If it is missing, not ours to read, or no ordinary file.
   """
   try:
-    file = open(path, "rb", opener=_descriptor)
+    file = open(path, "rb", opener=_descriptor)  # noqa: SIM115
   except ValueError as error:  # a NUL in the path
     raise BadFile(f"is no path ({error})") from error
+  except IsADirectoryError as error:
+    raise BadFile("is no ordinary file") from error
   except OSError as error:
     raise BadFile(f"cannot be opened ({error.strerror})") from error
   if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

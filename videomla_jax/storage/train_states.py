@@ -317,7 +317,13 @@ class TrainCheckpoints:
       what=f"arrays of training state {self._directory}/{step}",
       error=_MismatchError,
     )
-    orbax_local.check_pieces(saved)
+    try:
+      orbax_local.check_pieces(saved)
+    except ValueError as error:
+      raise _MismatchError(
+        f"training state {self._directory}/{step} is not one of ours ({error});"
+        " restore it from a backup, or move it away"
+      ) from error
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
