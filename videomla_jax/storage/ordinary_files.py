@@ -12,6 +12,7 @@ import stat
 from typing import Any
 
 MIB = 2**20
+MOST_BYTES = 1024 * MIB  # of files that grow with a run or a data set
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 
 
