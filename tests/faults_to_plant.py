@@ -307,4 +307,42 @@ FAULTS = (
     "given = given[:most]",
     ("generation/job_test.py",),
   ),
+  Fault(
+    "a training state has its name before its list",
+    "storage/state_commit.py",
+    "  state_digests.write(staged, int(final.name))\n"
+    "  atomic.sync_all(staged)\n"
+    "  os.rename(staged, final)\n",
+    "  os.rename(staged, final)\n"
+    "  state_digests.write(final, int(final.name))\n",
+    ("storage/state_commit_test.py",),
+  ),
+  Fault(
+    "pictures are cut at one side instead of both",
+    "media/fitting.py",
+    "box = (left, top, picture.width - left, picture.height - top)",
+    "box = (0, 0, picture.width - 2 * left, picture.height - 2 * top)",
+    ("media/pictures_test.py",),
+  ),
+  Fault(
+    "LoRAs of rank-stabilised training are scaled like others",
+    "conversion/lora_scaling.py",
+    "math.sqrt(rank) if self.rank_stabilised else rank",
+    "rank",
+    ("conversion/lora_scaling_test.py",),
+  ),
+  Fault(
+    "a data set may lead TFDS to files elsewhere",
+    "data/record_source.py",
+    'about.get("filepathTemplate", _TEMPLATE) not in ("", _TEMPLATE)',
+    'about.get("filepathTemplate", _TEMPLATE) == ""',
+    ("data/record_source_test.py",),
+  ),
+  Fault(
+    "heads of blocks stay between packed records",
+    "data/record_files.py",
+    "piece[i + _BLOCK_HEAD : i + _BLOCK]",
+    "piece[i : i + _BLOCK]",
+    ("data/record_files_test.py",),
+  ),
 )

@@ -1,6 +1,7 @@
 """What the processes of launch tests run: `python -m tests.many_hosts NAME`."""
 
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -77,8 +78,14 @@ def work() -> None:
       print("ready")
 
 
+def state(step: int) -> dict[str, np.ndarray]:
+  """The numbers that `save` saves at a step."""
+  rng = np.random.default_rng(step)
+  return {"x": rng.standard_normal((8, 200)).astype(np.float32)}
+
+
 def save(folder: str) -> None:
-  """Process 0 saves a model, alone; both load it."""
+  """Process 0 saves a model, alone; then both save states together."""
   distributed.initialize()
   import jax
   from jax.experimental import multihost_utils
@@ -90,6 +97,55 @@ def save(folder: str) -> None:
   multihost_utils.sync_global_devices("saved")
   arrays, _ = model_folder.load_model_state(folder)
   print(f"loaded {arrays['x'].tolist()}")
+  _save_states(pathlib.Path(f"{folder}-states"))
+
+
+def _save_states(folder: pathlib.Path) -> None:
+  """Both save and restore; one state is damaged, and one never finished."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  from videomla_jax.storage import state_digests
+  from videomla_jax.storage import train_states
+
+  sharding = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P("data"))
+
+  def split(step: int) -> dict[str, jax.Array]:
+    x = state(step)["x"]
+    callback = lambda index: x[index]
+    return {"x": jax.make_array_from_callback(x.shape, sharding, callback)}
+
+  def restore() -> None:
+    with train_states.TrainCheckpoints(folder, keep=3) as saved:
+      found = saved.restore_latest(split(0))
+    for part in found.state["x"].addressable_shards:
+      expected = state(found.step)["x"][part.index]
+      np.testing.assert_array_equal(part.data, expected)
+    print(f"restored {found.step} at {found.iterator_state}")
+
+  with train_states.TrainCheckpoints(folder, keep=3) as saved:
+    for step in (1, 2):
+      saved.save(step, split(step), {"next": step}, {})
+  restore()
+  multihost_utils.sync_global_devices("restored")
+  if jax.process_index() == 0:
+    files = (folder / "2/state/ocdbt.process_1/d").iterdir()
+    path = max(files, key=lambda file: file.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+  multihost_utils.sync_global_devices("damaged")
+  restore()
+  with train_states.TrainCheckpoints(folder, keep=3) as saved:
+    # Process 0 lists the files, and dies at one of them.
+    digests = iter([state_digests.sha256] * 3)
+    state_digests.sha256 = lambda path: next(digests, _die)(path)
+    saved.save(3, split(3), {"next": 3}, {})
+
+
+def _die(path: pathlib.Path) -> None:
+  del path
+  os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fail() -> None:

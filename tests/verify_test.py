@@ -179,6 +179,12 @@ def test_the_exit_code_tells_the_result(stored, tmp_path) -> None:
   assert good.returncode == 0 and "all whole" in good.stdout, good.stderr
 
 
+def test_a_file_of_many_bad_lines_gives_one(tmp_path) -> None:
+  (tmp_path / "x.jsonl").write_bytes(b"{}\n" + b"x\n" * 1000)
+  (_, (bad,)) = verify.verify([str(tmp_path / "x.jsonl")])
+  assert bad.reason == "has no JSON in line 2"
+
+
 def test_a_shipped_model_is_whole() -> None:
   folder = _ROOT / "videomla_jax" / "checkpoints" / "small_latent"
   assert verify.verify([str(folder)]) == (1, [])

@@ -57,7 +57,7 @@ def test_diffusers_describes_it_in_the_header(tmp_path) -> None:
   [
     (dict(peft_type="LOHA"), "of the method LOHA"),
     (dict(use_dora=True), "of the method DoRA"),
-    ([], "its JSON is a list and no object"),
+    ([], "has JSON that is a list and no object"),
     (dict(lora_alpha="much"), "does not describe an adapter"),
     (dict(lora_alpha=math.nan), "does not describe an adapter"),
     (dict(alpha_pattern=3), "does not describe an adapter"),

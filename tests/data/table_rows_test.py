@@ -243,7 +243,7 @@ def test_captions_of_a_folder_are_set_aside_one_by_one(tmp_path):
     "broken.mp4": "caption cannot be opened (No such file or directory)",
     "circle.mp4": "caption cannot be opened (Too many levels of symbolic links)",
     "folder.mp4": "caption is no ordinary file",
-    "large.mp4": "caption has more than 1048576 bytes",
+    "large.mp4": "caption has more than 32768 bytes",
     "latin.mp4": "caption is not in UTF-8",
     "nul.mp4": "caption is no text, for it has NUL characters",
     "pipe.mp4": "caption is no ordinary file",

@@ -1,5 +1,7 @@
 """Tests of the tokenizer: cleaning, ends, padding, bad files."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,16 @@ _TEXTS = ["a red fox runs through snow", "two cats & a dog on the sofa"]
 def test_cleaning_mends_text(text: str, expected: str) -> None:
   assert tokenizer.clean(text) == expected
   assert tokenizer.clean(expected) == expected
+
+
+def test_texts_that_are_escaped_without_end_are_cleaned_in_no_time() -> None:
+  assert tokenizer.clean("a &amp;amp;amp; b") == "a & b"
+  deep = "a &" + "amp;" * 5000 + " b"
+  started = time.process_time()
+  assert tokenizer.clean(deep) == " ".join(deep.replace("&", " ").split())
+  nested = "&#5" * 2000 + ";" * 2000
+  tokenizer.clean(nested)
+  assert time.process_time() - started < 2  # each round takes milliseconds
 
 
 def test_ids_end_and_are_padded() -> None:

@@ -1,6 +1,7 @@
 """Tests of shipped models and of resumable training states."""
 
 import json
+import os
 import pathlib
 import typing
 
@@ -102,7 +103,9 @@ def _expect_one_sentence(path: pathlib.Path) -> None:
   assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../b"])
+@pytest.mark.parametrize(
+  "name", ["../secret", "/etc/hostname", "a/../../b", "./config.json"]
+)
 def test_a_list_of_files_outside_is_refused(saved, name: str) -> None:
   (saved.parent / "secret").write_text("x")
   digests = json.loads((saved / model_folder.DIGESTS).read_text())
@@ -138,6 +141,16 @@ def test_arrays_larger_than_their_files_are_refused_unread(
 
 def test_json_of_any_depth_is_one_sentence(saved) -> None:
   (saved / model_folder.CONFIG).write_text("[" * 100_000)
+  _expect_one_sentence(saved)
+
+
+@pytest.mark.parametrize("name", [model_folder.CONFIG, model_folder.DIGESTS])
+def test_pipes_and_devices_are_no_part_of_a_model(saved, name: str) -> None:
+  (saved / name).unlink()
+  (saved / name).symlink_to("/dev/zero")
+  _expect_one_sentence(saved)
+  (saved / name).unlink()
+  os.mkfifo(saved / name)
   _expect_one_sentence(saved)
 
 

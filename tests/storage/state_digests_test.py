@@ -1,5 +1,6 @@
 """Tests that every change of a training state's files is noticed."""
 
+import os
 import pathlib
 import random
 import shutil
@@ -109,6 +110,30 @@ def test_files_that_may_not_be_opened_are_no_damage(
     with pytest.raises(ValueError, match="cannot be opened .Permission.*noth"):
       saved.restore_latest(damage.state(0))
   assert {x.name for x in folder.iterdir()} == {"2", "4", "6"}
+
+
+def test_pipes_in_a_state_are_found_and_not_opened(pristine, tmp_path, seed):
+  newest = tmp_path / "6"
+  shutil.copytree(pristine / "6", newest)
+  path = random.Random(seed).choice(
+    [x for x in damage.files(newest) if x.name != state_digests.FILE]
+  )
+  path.unlink()
+  os.mkfifo(path)
+  assert f"{path.name} is no ordinary file" in state_damage.of(newest, 6)
+  if path.match(state_damage.META):
+    return  # Nothing tells any more that there was a list.
+  (newest / state_digests.FILE).unlink()
+  os.mkfifo(newest / state_digests.FILE)
+  assert "cannot be read" in state_damage.of(newest, 6)
+
+
+def test_a_list_of_other_things_cannot_be_read(pristine, tmp_path):
+  shutil.copytree(pristine / "6", tmp_path / "6")
+  for about in ({"a": ["3", "x"]}, {"a": [1, 2]}, {"a": [1]}):
+    text = state_digests._text(6, about)
+    (tmp_path / "6" / state_digests.FILE).write_bytes(text)
+    assert "sha256.json" in state_damage.of(tmp_path / "6", 6)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, MemoryError, ValueError])

@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from videomla_jax.storage import foreign_files
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import printable
 from videomla_jax.storage import tensor_files
 
@@ -76,7 +77,7 @@ def read(path: pathlib.Path) -> Scaling:
   if not text:
     return Scaling()
   with foreign_files.reading(path, field="lora"):
-    values = foreign_files.parse_json(text.encode()).items()
+    values = ordinary_files.parse_json(text.encode()).items()
   # Keys begin with the part of the pipeline, such as `transformer.`.
   return _parse(path, {key.split(".", 1)[-1]: value for key, value in values})
 

@@ -21,6 +21,7 @@ from videomla_jax.models import layers
 from videomla_jax.models import wan_config
 from videomla_jax.storage import atomic
 from videomla_jax.storage import foreign_files
+from videomla_jax.storage import ordinary_files
 
 Dense = Mapping[str, np.ndarray]
 Tokens = Float[np.ndarray, "n E"]
@@ -171,6 +172,8 @@ def load(path: str | os.PathLike[str], layer: int) -> Tokens:
       way_out="write them with python -m videomla_jax.calibrate",
       also=(safetensors.SafetensorError,),
     ),
+    # The library opens by path and would wait at a pipe.
+    ordinary_files.open_file(path),
     safetensors.safe_open(path, framework="numpy") as file,
   ):
     if name in file.keys():  # noqa: SIM118, it is no dictionary

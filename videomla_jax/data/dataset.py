@@ -20,7 +20,7 @@ from typing import Any
 from jaxtyping import UInt16
 import numpy as np
 
-from videomla_jax.data import ordinary_files
+from videomla_jax.storage import ordinary_files
 
 NAME = "video_latents"
 VERSION = "1.0.0"
@@ -31,7 +31,6 @@ REPORT_FILE = "report.json"
 QUARANTINE_FILE = "quarantine.jsonl"
 DIGESTS_FILE = "sha256.json"
 TFDS_FILES = ("dataset_info.json", "features.json")
-_MAX_BYTES = 1024 * ordinary_files.MIB  # of a file that is no shard
 
 _NPY = re.compile(
   rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False,"
@@ -100,7 +99,9 @@ def read_digests(root: pathlib.Path) -> dict[str, str]:
   """
   if not os.path.lexists(root / DIGESTS_FILE):
     return {}
-  content = ordinary_files.read_bytes(root / DIGESTS_FILE, limit=_MAX_BYTES)
+  content = ordinary_files.read_bytes(
+    root / DIGESTS_FILE, limit=ordinary_files.MOST_BYTES
+  )
   digests = ordinary_files.parse_json(content)
   # A flipped bit in a name or in white space shows here.
   if digests_text(digests).encode() != content or not all(
@@ -130,7 +131,9 @@ def read_file(root: pathlib.Path, name: str) -> bytes:
   Raises:
     BadFile: If it cannot be read or was changed since.
   """
-  content = ordinary_files.read_bytes(root / name, limit=_MAX_BYTES)
+  content = ordinary_files.read_bytes(
+    root / name, limit=ordinary_files.MOST_BYTES
+  )
   try:
     digests = read_digests(root)
   except ordinary_files.BadFile as error:

@@ -6,8 +6,8 @@ import os
 import pathlib
 
 from videomla_jax.data import dataset
-from videomla_jax.data import ordinary_files
 from videomla_jax.data import shards
+from videomla_jax.storage import ordinary_files
 
 # What every data set has, beside its shards.
 _NEEDED = (

@@ -27,11 +27,13 @@ from safetensors import numpy as safetensors_numpy
 
 from videomla_jax.data import disk
 from videomla_jax.data import locks
-from videomla_jax.data import ordinary_files
 from videomla_jax.models import tokenizer
 from videomla_jax.storage import atomic
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import ordinary_files
 
 _AGAIN = "write it again with python -m videomla_jax.embed"
+_MAX_LIST = 64 * ordinary_files.MIB  # of digests of a model
 _MAX_WIDTH = 2**16  # channels; rows are padded to 512 tokens of so many
 _DIGEST, _PROMPT, _TOKENS = "sha256/", "prompt/", "tokens/"  # then the key
 
@@ -58,8 +60,14 @@ def encoder_identity(folder: str | os.PathLike[str]) -> str:
     folder: Model folder of the encoder.
   """
   # The list has a digest of every file, so this is one of all weights.
-  listed = pathlib.Path(folder) / "sha256.json"
-  return hashlib.sha256(listed.read_bytes()).hexdigest()
+  listed = pathlib.Path(folder) / model_folder.DIGESTS
+  try:
+    content = ordinary_files.read_bytes(listed, limit=_MAX_LIST)
+  except ordinary_files.BadFile as error:
+    raise ValueError(
+      f"{str(listed)!r} {error}; give the folder that convert wrote."
+    ) from error
+  return hashlib.sha256(content).hexdigest()
 
 
 class _File:

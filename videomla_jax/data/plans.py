@@ -12,10 +12,10 @@ from typing import Any
 from videomla_jax.data import batching
 from videomla_jax.data import dataset
 from videomla_jax.data import disk
-from videomla_jax.data import ordinary_files
 from videomla_jax.data import sealed_json
 from videomla_jax.data import shards
 from videomla_jax.data import table
+from videomla_jax.storage import ordinary_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,10 @@
 import os
 import pathlib
 
-from videomla_jax.data import ordinary_files
+from videomla_jax.storage import ordinary_files
 
-MAX_CAPTION = ordinary_files.MIB  # bytes; 512 tokens are a few thousand
-_MAX_FILE = 1024 * ordinary_files.MIB
+# Bytes. 512 tokens are a few thousand, and cleaning a text is slow.
+MAX_CAPTION = 2**15
 
 
 def read_prompts(
@@ -30,7 +30,7 @@ def read_prompts(
     ValueError: If it cannot be read, a line is too long, or all are empty.
   """
   try:
-    text = ordinary_files.read_text(path, limit=_MAX_FILE)
+    text = ordinary_files.read_text(path, limit=ordinary_files.MOST_BYTES)
   except ordinary_files.BadFile as error:
     raise ValueError(
       f"{field}={os.fspath(path)!r} cannot be read: it {error}; give a text"

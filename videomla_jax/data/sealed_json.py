@@ -11,8 +11,8 @@ import os
 import pathlib
 from typing import Any
 
-from videomla_jax.data import ordinary_files
 from videomla_jax.storage import atomic
+from videomla_jax.storage import ordinary_files
 
 _SEAL = "sha256_of_the_rest"
 

@@ -23,7 +23,6 @@ import numpy as np
 from videomla_jax.data import dataset
 from videomla_jax.data import encode
 from videomla_jax.data import filters as filters_lib
-from videomla_jax.data import ordinary_files
 from videomla_jax.data import record_files
 from videomla_jax.data import records
 from videomla_jax.data import sealed_json
@@ -31,6 +30,7 @@ from videomla_jax.data import table
 from videomla_jax.media import clips
 from videomla_jax.media import files
 from videomla_jax.storage import atomic
+from videomla_jax.storage import ordinary_files
 
 TOO_SHORT = "too short"
 PLAN_FILE = "plan.json"

@@ -18,11 +18,11 @@ import dataclasses
 import os
 import pathlib
 
-from videomla_jax.data import ordinary_files
 from videomla_jax.data import prompt_files
 from videomla_jax.data import table_files
 from videomla_jax.data import table_rows
 from videomla_jax.data import video_folder
+from videomla_jax.storage import ordinary_files
 
 type PathLike = str | os.PathLike[str]
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow
 from pyarrow import parquet
 
-from videomla_jax.data import ordinary_files
+from videomla_jax.storage import ordinary_files
 
 # A text in CSV; in Parquet, whatever a stranger has put there.
 type Cell = Any

@@ -5,9 +5,9 @@ import math
 import pathlib
 from typing import Any
 
-from videomla_jax.data import ordinary_files
 from videomla_jax.data import prompt_files
 from videomla_jax.data import table_files
+from videomla_jax.storage import ordinary_files
 
 _NUMBERS = (
   "start",

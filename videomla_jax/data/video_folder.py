@@ -9,7 +9,7 @@ import pathlib
 import re
 import stat
 
-from videomla_jax.data import ordinary_files
+from videomla_jax.storage import ordinary_files
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".m4v")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".7z", ".rar")

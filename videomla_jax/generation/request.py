@@ -22,6 +22,7 @@ _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 _SAMPLER = sampler_choice.SamplerChoice()
 
 MODES = ("causal", "bidirectional")
+_MAX_PROMPTS = 1000
 _MAX_WINDOW = 10_000  # latent frames: 40 minutes of Wan
 
 
@@ -120,6 +121,11 @@ class Request:
       object.__setattr__(self, "prompts_file", "")
     if not self.prompts:
       raise ValueError("prompts is empty; write at least one.")
+    if len(self.prompts) > _MAX_PROMPTS:
+      raise ValueError(
+        f"prompts has {len(self.prompts)} texts, whose videos are made side by"
+        f" side; give at most {_MAX_PROMPTS} at a time."
+      )
     dtypes = ("", "float32", "bfloat16", *quantise.LARGEST)
     if self.cache_dtype not in dtypes:
       raise ValueError(

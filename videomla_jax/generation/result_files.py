@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from videomla_jax.generation import job as job_lib
 from videomla_jax.generation import video_files
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import output_folder
 
 
@@ -68,7 +69,7 @@ def _tell(job: job_lib.Job, results: Results) -> None:
 def _is_of(job: job_lib.Job, report: pathlib.Path) -> bool:
   """Says whether a report states the same request."""
   try:
-    stated = json.loads(report.read_text(encoding="utf-8"))
+    stated = ordinary_files.read_json(report)
     asked = json.loads(json.dumps(job.described()))
     return all(stated.get(key) == value for key, value in asked.items())
   except (OSError, ValueError, AttributeError, RecursionError):

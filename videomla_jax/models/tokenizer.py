@@ -15,19 +15,36 @@ import numpy as np
 import sentencepiece
 
 from videomla_jax.storage import foreign_files
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import printable
 
 MAX_TOKENS = 512  # M of every Wan
 FILE = "spiece.model"
 _PAD, _EOS = 0, 1
+_MOST_ESCAPES = 10
 _MOST_BYTES = 64 * 2**20  # Wan's has 4.5 MB
 
 
 def clean(text: str) -> str:
   """Returns text without broken encodings, HTML and runs of white space."""
+  text = _without_deep_escapes(text)
   # Wan unescapes twice, and a text that is cleaned otherwise has other ids.
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split())
+
+
+def _without_deep_escapes(text: str) -> str:
+  """Returns a text without ampersands if it is escaped more than a few times.
+
+  Nobody writes &amp;amp; ten times over. Each round of unescaping would walk
+  through all of the text, and a text of 32 kB could ask for thousands.
+  """
+  once = text
+  for _ in range(_MOST_ESCAPES):
+    once, before = html.unescape(once), once
+    if once == before:
+      return text
+  return text.replace("&", " ")
 
 
 class Tokenizer:
@@ -76,12 +93,11 @@ class Tokenizer:
     path = pathlib.Path(path)
     path = path / FILE if path.is_dir() else path
     try:
-      with path.open("rb") as file:
-        model = file.read(_MOST_BYTES + 1)
-    except OSError as error:
+      model = ordinary_files.read_bytes(path, limit=_MOST_BYTES)
+    except ordinary_files.BadFile as error:
       raise ValueError(
-        f"tokenizer={str(path)!r} cannot be read; give the {FILE} of the "
-        "release (google/umt5-xxl)."
+        f"tokenizer={str(path)!r} cannot be read: it {error}; give the {FILE} "
+        "of the release (google/umt5-xxl)."
       ) from error
     foreign_files.check_kind(path, field="tokenizer")
     try:

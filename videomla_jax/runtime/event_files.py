@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pathlib
 
 from videomla_jax.storage import atomic
+from videomla_jax.storage import ordinary_files
 
 _PATTERN = "events.out.tfevents.*"
 _AROUND = 16  # bytes of length and checksums around the data of a record
@@ -22,6 +23,7 @@ def join(folder: pathlib.Path) -> None:
 
   Raises:
     OSError: If the disk is full; the files are as they were.
+    BadFile: If one is no ordinary file.
   """
   # Names hold the time at which a file was opened.
   files = sorted(folder.glob(_PATTERN))
@@ -29,10 +31,15 @@ def join(folder: pathlib.Path) -> None:
     return
   with atomic.replacing(files[0]) as temporary, temporary.open("wb") as joined:
     for path in files:
-      for record in _records(path.read_bytes()):
+      for record in _records(_read(path)):
         joined.write(record)
   for path in files[1:]:
     path.unlink()
+
+
+def _read(path: pathlib.Path) -> bytes:
+  """Returns the events of one start, which are no more than a few MB."""
+  return ordinary_files.read_bytes(path, limit=ordinary_files.MOST_BYTES)
 
 
 def _records(data: bytes) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ import tensorboardX
 
 from videomla_jax.runtime import event_files
 from videomla_jax.storage import atomic
+from videomla_jax.storage import ordinary_files
 
 Scalar = float | int | np.generic | np.ndarray | jax.Array
 
@@ -92,6 +93,11 @@ class MetricWriter:
         f"directory={str(directory)!r} cannot be written ({error.strerror});"
         " choose a folder that you may write to"
       ) from error
+    except ordinary_files.BadFile as error:
+      raise ValueError(
+        f"directory={str(directory)!r} has a file of metrics or events that"
+        f" {error}; move it away"
+      ) from error
     self._board = tensorboardX.SummaryWriter(
       str(self._path.parent), purge_step=resumed_step + 1, flush_secs=10
     )
@@ -156,7 +162,8 @@ def _drop_later_lines(path: pathlib.Path, resumed_step: int) -> None:
   # A resumed run computes the later steps again, and they would stand here
   # twice.
   kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  text = ordinary_files.read_text(path, limit=ordinary_files.MOST_BYTES)
+  for line in text.splitlines():
     try:
       if json.loads(line)["step"] <= resumed_step:
         kept.append(line + "\n")

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 import contextlib
 import io
 import os
+import pathlib
 import time
 
 from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from videomla_jax.data import dataset
+from videomla_jax.data import record_source
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import world
+from videomla_jax.storage import ordinary_files
 
 
 def open_split(
@@ -49,6 +53,13 @@ def open_split(
       )
     _build(builder)
   try:
+    folder = pathlib.Path(builder.data_dir)
+    info, features = (
+      ordinary_files.read_json(folder / name) for name in dataset.TFDS_FILES
+    )
+    record_source.check_description(
+      folder, info, features, name="moving_digits"
+    )
     records = builder.as_data_source(split)
     records[0]  # opens the files, which otherwise happens in the first step
   except (RuntimeError, LookupError, OSError, ValueError) as error:

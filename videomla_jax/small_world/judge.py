@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ import optax
 from videomla_jax.small_world import judge_frames as judge_frames_lib
 from videomla_jax.small_world import judge_network
 from videomla_jax.small_world import world
+from videomla_jax.storage import array_files
 from videomla_jax.storage import atomic
 
 _VERSION = 1  # raise when the code below changes what a recipe trains
@@ -264,15 +266,18 @@ def _read(
 ) -> tuple[judge_network.Judge, JudgeReport] | None:
   """Loads a cache file into `judge`, or returns None if it does not fit."""
   leaves, tree = jax.tree.flatten(judge)
-  try:
-    with np.load(path) as file:
-      if str(file["fingerprint"]) != fingerprint:
-        logging.info("judge: %s is of another recipe; training anew.", path)
-        return None
-      report = JudgeReport(**json.loads(str(file["report"])))
-      stored = [jax.device_put(file[f"w{i}"]) for i in range(len(leaves))]
-  except FileNotFoundError:
+  if not os.path.lexists(path):
     return None
+  try:
+    file = dict(array_files.read(pathlib.Path(path)))
+    if str(file["fingerprint"]) != fingerprint:
+      logging.info("judge: %s is of another recipe; training anew.", path)
+      return None
+    report = JudgeReport(**json.loads(str(file["report"])))
+    found = [file[f"w{i}"] for i in range(len(leaves))]
+    if [x.shape for x in found] != [x.shape for x in leaves]:
+      raise ValueError("its arrays have other shapes")
+    stored = jax.device_put(found)
   except Exception as error:  # whatever is wrong with it, a new one helps
     logging.warning("judge: %s is damaged (%s); training anew.", path, error)
     return None

@@ -6,7 +6,6 @@ be, and name no file. Readers run inside of `reading`, which names it.
 
 from collections.abc import Iterator
 import contextlib
-import json
 import lzma
 import pathlib
 import struct
@@ -14,6 +13,7 @@ from typing import Any
 import zipfile
 import zlib
 
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import printable
 
 # What libraries were seen to raise for bytes that are damaged or made to harm.
@@ -67,6 +67,10 @@ def reading(
     yield
   except BadFileError:
     raise
+  except ordinary_files.BadFile as error:
+    raise BadFileError(
+      f"{field}={str(path)!r} is damaged or incomplete (it {error}); {way_out}."
+    ) from error
   except caught as error:
     reason = printable.text(error) or type(error).__name__
     if isinstance(error, MemoryError):
@@ -90,7 +94,7 @@ def check_kind(path: pathlib.Path, *, field: str = "source") -> None:
   Raises:
     BadFileError: If it is a pointer of Git LFS, or a web page.
   """
-  with reading(path, field=field), path.open("rb") as file:
+  with reading(path, field=field), ordinary_files.open_file(path) as file:
     start = file.read(64).lstrip().lower()
   if start.startswith(b"version https://git-lfs"):
     raise BadFileError(
@@ -115,24 +119,4 @@ def read_json(path: pathlib.Path, *, field: str = "source") -> dict[str, Any]:
     BadFileError: If the file cannot be read or holds no object.
   """
   with reading(path, field=field):
-    if path.stat().st_size > _MOST_JSON:
-      raise ValueError(f"it has more than {_MOST_JSON >> 20} MiB")
-    return parse_json(path.read_bytes())
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-  """Returns the JSON object that some bytes hold.
-
-  Args:
-    data: Text in UTF-8.
-
-  Raises:
-    ValueError: If it is no JSON, or JSON of another kind.
-  """
-  try:
-    value = json.loads(data)
-  except RecursionError as error:
-    raise ValueError("its JSON is nested too deeply") from error
-  if not isinstance(value, dict):
-    raise ValueError(f"its JSON is a {type(value).__name__} and no object")
-  return value
+    return ordinary_files.read_json(path, limit=_MOST_JSON)

@@ -20,6 +20,7 @@ import numpy as np
 from videomla_jax.storage import atomic
 from videomla_jax.storage import devices
 from videomla_jax.storage import orbax_local
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import state_digests
 from videomla_jax.storage import temporary_names
 from videomla_jax.storage import tree_names
@@ -30,10 +31,6 @@ Arrays = dict[str, PyTree]  # nested dictionaries of arrays
 CONFIG = "config.json"
 DIGESTS = "sha256.json"
 PARAMS = "params"
-# Trained weights hardly get smaller when they are compressed. Only constant
-# arrays do, which are small ones such as biases.
-_RATIO = 16
-_SLACK = 64 * 2**20
 _MAKE_AGAIN = "restore it from git, or train and save the model again"
 
 
@@ -275,14 +272,11 @@ def is_model_folder(path: str | os.PathLike[str]) -> bool:
   Only config and digests are looked at, and no array is checked.
   """
   try:
-    text = (pathlib.Path(path) / CONFIG).read_text()
-    # Folders of diffusers have a `config.json`, too, but no list of digests.
-    return (
-      isinstance(json.loads(text), dict)
-      and (pathlib.Path(path) / DIGESTS).exists()
-    )
-  except (OSError, RecursionError, ValueError):
+    ordinary_files.read_json(pathlib.Path(path) / CONFIG)
+  except ordinary_files.BadFile:
     return False
+  # Folders of diffusers have a `config.json`, too, but no list of digests.
+  return (pathlib.Path(path) / DIGESTS).exists()
 
 
 def update_model(model: nnx.Module, params: Arrays) -> None:
@@ -306,14 +300,12 @@ def update_model(model: nnx.Module, params: Arrays) -> None:
 
 def _check_bytes(path: pathlib.Path, arrays: dict[str, typing.Any]) -> None:
   """Refuses arrays that are much larger than the files that hold them."""
-  files = (x for x in (path / PARAMS).rglob("*") if x.is_file())
-  stored = sum(x.stat().st_size for x in files)
-  total = sum(orbax_local.num_bytes(x) for x in arrays.values())
-  if total > _RATIO * stored + _SLACK:
+  try:
+    orbax_local.check_bytes(path / PARAMS, arrays)
+  except ValueError as error:
     raise MismatchError(
-      f"checkpoint={str(path)!r} describes arrays of {total} bytes, which "
-      f"cannot come out of files of {stored} bytes; {_MAKE_AGAIN}"
-    )
+      f"checkpoint={str(path)!r} {error}; {_MAKE_AGAIN}"
+    ) from error
 
 
 def _check_fits(model: nnx.Module, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -369,6 +361,8 @@ def _is_inside(name: str) -> bool:
   parts = pathlib.PurePosixPath(name).parts
   return (
     bool(parts)
+    # Another spelling would let one file be read again and again.
+    and name == "/".join(parts)
     and name.isprintable()
     and not ({"..", "/"} & {*parts} or "\\" in name)
   )
@@ -376,15 +370,12 @@ def _is_inside(name: str) -> bool:
 
 def _read_json(path: pathlib.Path, name: str) -> Json:
   """Reads one of the two JSON files of a model directory."""
+  if not os.path.lexists(path / name):
+    raise _damaged(path, f"lacks the file {name!r}")
   try:
-    value = json.loads((path / name).read_bytes())
-  except FileNotFoundError as error:
-    raise _damaged(path, f"lacks the file {name!r}") from error
-  except (OSError, RecursionError, ValueError) as error:
-    raise _damaged(path, f"has an unreadable file {name!r}") from error
-  if not isinstance(value, dict):
-    raise _damaged(path, f"has no JSON object in {name!r}")
-  return value
+    return ordinary_files.read_json(path / name)
+  except ordinary_files.BadFile as error:
+    raise _damaged(path, f"has a file {name!r} that {error}") from error
 
 
 def _missing(path: pathlib.Path) -> ValueError:

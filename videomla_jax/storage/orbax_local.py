@@ -10,6 +10,11 @@ import orbax.checkpoint as ocp
 
 from videomla_jax.storage import tree_names
 
+# Trained weights hardly get smaller when they are compressed. Only constant
+# arrays do, which are small ones such as biases.
+_RATIO = 16
+_SLACK = 64 * 2**20
+
 
 def checkpointer(*, use_ocdbt: bool) -> ocp.Checkpointer:
   """Makes a checkpointer of this process, which does not wait for the others.
@@ -56,6 +61,42 @@ def num_bytes(array: Any) -> int:
   piece = getattr(array.storage, "chunk_shape", None) or array.shape
   size = max(math.prod(array.shape), math.prod(piece))
   return size * np.dtype(array.dtype).itemsize
+
+
+def check_bytes(path: pathlib.Path, arrays: dict[str, Any]) -> None:
+  """Refuses arrays that are much larger than the files that hold them.
+
+  Args:
+    path: Folder of the arrays.
+    arrays: What `described` returns of it.
+
+  Raises:
+    ValueError: If they are.
+  """
+  stored = sum(x.stat().st_size for x in path.rglob("*") if x.is_file())
+  total = sum(map(num_bytes, arrays.values()))
+  if total > _RATIO * stored + _SLACK:
+    raise ValueError(
+      f"describes arrays of {total} bytes, which cannot come out of files of"
+      f" {stored} bytes"
+    )
+
+
+def check_pieces(arrays: dict[str, Any]) -> None:
+  """Refuses arrays whose pieces on disk are much larger than they are.
+
+  Args:
+    arrays: What `described` returns of a folder.
+
+  Raises:
+    ValueError: If reading them takes much more memory than they have.
+  """
+  needed = sum(
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays.values()
+  )
+  total = sum(map(num_bytes, arrays.values()))
+  if total > 2 * needed + _SLACK:
+    raise ValueError(f"arrays of {needed} bytes lie in pieces of {total} bytes")
 
 
 def restore(

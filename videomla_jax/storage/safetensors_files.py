@@ -15,6 +15,7 @@ import safetensors
 
 from videomla_jax.storage import foreign_files
 from videomla_jax.storage import lazy_tensor
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import printable
 
 Tensors = dict[str, lazy_tensor.LazyTensor]
@@ -62,13 +63,13 @@ def read_file(path: pathlib.Path) -> Tensors:
 
 def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   """Returns the header, and where the values begin."""
-  with path.open("rb") as file:
+  with ordinary_files.open_file(path) as file:
     length = int.from_bytes(file.read(_LENGTH), "little")
     left = path.stat().st_size - _LENGTH
     # A length that a stranger chose is compared before memory is asked for.
     if not 0 < length <= left or length > _MOST_HEADER:
       raise ValueError(f"its header has {length} bytes of {max(left, 0)}")
-    return foreign_files.parse_json(file.read(length)), _LENGTH + length
+    return ordinary_files.parse_json(file.read(length)), _LENGTH + length
 
 
 def _from_header(

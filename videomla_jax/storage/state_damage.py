@@ -1,9 +1,10 @@
 """Whether the files of a training state are whole, damaged, or out of reach."""
 
 import errno
-import json
+import os
 import pathlib
 
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import state_digests
 
 META = "meta/metadata"  # Orbax's file of JSON values
@@ -27,7 +28,9 @@ def of(folder: pathlib.Path, step: int) -> str:
   """
   try:
     if not state_digests.exists(folder) and not _is_listed(folder):
-      return ""  # Of an earlier version.
+      # Of an earlier version, so there is nothing to compare.
+      special = sorted(state_digests.special_files(folder))
+      return f"{special[0]} is no ordinary file" if special else ""
     found = [f"{a} {b}" for a, b in state_digests.problems(folder, step)]
   except OSError as error:
     if error.errno not in ERRORS:
@@ -40,8 +43,10 @@ def of(folder: pathlib.Path, step: int) -> str:
 def _is_listed(folder: pathlib.Path) -> bool:
   """Tells whether a state without a list must have had one."""
   try:
-    return LISTED in json.loads((folder / META).read_bytes())
-  except (FileNotFoundError, ValueError, TypeError):
+    return LISTED in ordinary_files.read_json(folder / META)
+  except ordinary_files.BadFile as error:
+    if isinstance(error.__cause__, OSError) and os.path.lexists(folder / META):
+      raise error.__cause__ from error
     return False  # Restoring it fails as well.
 
 

@@ -7,6 +7,7 @@ changed bit, a file that is lost, added, cut or renamed, parts of another step
 and another number of the folder are all noticed.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from concurrent import futures
 import hashlib
@@ -15,7 +16,10 @@ import os
 import pathlib
 from typing import Any
 
+from videomla_jax.storage import ordinary_files
+
 FILE = "sha256.json"
+_MOST_BYTES = 64 * ordinary_files.MIB
 _THREADS = 4  # `hashlib` computes without Python's lock
 
 Files = dict[str, list[int | str]]  # name in the folder -> bytes, SHA-256
@@ -55,6 +59,9 @@ def problems(folder: pathlib.Path, step: int) -> Iterator[tuple[str, str]]:
     # Systems leave hidden files, such as .nfs0001, which nobody reads.
     if not name.rpartition("/")[2].startswith("."):
       yield name, "does not belong to the state"
+  for name in sorted(special_files(folder, names & listed.keys())):
+    yield name, "is no ordinary file"
+    names.remove(name)
   sizes = {n: (folder / n).stat().st_size for n in names & listed.keys()}
   for name, size in sorted(sizes.items()):
     if size != listed[name][0]:
@@ -87,6 +94,21 @@ def exists(folder: pathlib.Path) -> bool:
     folder: Folder of a state.
   """
   return (folder / FILE).exists()
+
+
+def special_files(
+  folder: pathlib.Path, names: Iterable[str] | None = None
+) -> set[str]:
+  """Returns which files are none: pipes, devices, and links to nothing.
+
+  Whoever opens a pipe may wait for ever.
+
+  Args:
+    folder: Folder of a state.
+    names: Names of files in it; None looks at all.
+  """
+  names = _names(folder) if names is None else names
+  return {name for name in names if not (folder / name).is_file()}
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -130,15 +152,17 @@ def _read(folder: pathlib.Path) -> tuple[int, Files]:
   Raises:
     ValueError: If it is missing, or not as `write` left it.
   """
+  if not os.path.lexists(folder / FILE):
+    raise ValueError("is missing")
   try:
-    text = (folder / FILE).read_bytes()
-    about = json.loads(text)
+    text = ordinary_files.read_bytes(folder / FILE, limit=_MOST_BYTES)
+    about = ordinary_files.parse_json(text)
     step, files = about["step"], about["files"]
     # A changed blank would change nothing, but a disk that changes bits is not
     # to be trusted.
     intact = text == _text(step, files)
-  except FileNotFoundError as error:
-    raise ValueError("is missing") from error
+    for size, digest in files.values():
+      intact &= isinstance(size, int) and isinstance(digest, str)
   except (OSError, ValueError, RecursionError) as error:
     raise ValueError("cannot be read") from error
   except (TypeError, KeyError, AttributeError) as error:

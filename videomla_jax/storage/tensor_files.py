@@ -7,13 +7,13 @@ until a tensor is asked for, and files are checked before that.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
-import json
 import os
 import pathlib
 from typing import Any
 
 import safetensors
 
+from videomla_jax.storage import foreign_files
 from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import printable
 from videomla_jax.storage import safetensors_files
@@ -109,7 +109,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
   """
   path = find(pathlib.Path(path))
   if path.name.endswith(safetensors_files.INDEX):
-    about = json.loads(path.read_text()).get("metadata")
+    about = foreign_files.read_json(path).get("metadata")
     pairs = about.items() if isinstance(about, dict) else ()
     return {k: text for k, text in pairs if isinstance(text, str)}
   if path.suffix != ".safetensors":

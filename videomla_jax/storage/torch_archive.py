@@ -11,6 +11,7 @@ import pathlib
 import zipfile
 
 from videomla_jax.storage import foreign_files
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import printable
 
 _MOST_MEMBERS = 2**17  # Wan2.1-T2V-14B has 1,100
@@ -136,7 +137,7 @@ def open_archive(path: pathlib.Path) -> Iterator[TorchArchive]:
 
 def _check_age(path: pathlib.Path) -> None:
   """Refuses files of PyTorch before 1.6, which are bare pickles."""
-  with path.open("rb") as file:
+  with ordinary_files.open_file(path) as file:
     old = file.read(1) == b"\x80"
   if old:
     raise foreign_files.BadFileError(

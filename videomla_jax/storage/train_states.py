@@ -8,7 +8,6 @@ digests of its files (`state_digests`), which are compared before a restore.
 import base64
 import collections.abc
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -22,6 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from videomla_jax.storage import devices
+from videomla_jax.storage import orbax_local
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import state_commit
 from videomla_jax.storage import state_damage
 from videomla_jax.storage import state_digests
@@ -203,7 +204,7 @@ class TrainCheckpoints:
     for step in self.steps():
       folder = self._directory / str(step)
       try:
-        meta = json.loads((folder / state_damage.META).read_bytes())
+        meta = ordinary_files.read_json(folder / state_damage.META)
         if not state_digests.exists(folder) or state_digests.is_whole(
           folder, state_damage.META
         ):
@@ -316,6 +317,13 @@ class TrainCheckpoints:
       what=f"arrays of training state {self._directory}/{step}",
       error=_MismatchError,
     )
+    try:
+      orbax_local.check_pieces(saved)
+    except ValueError as error:
+      raise _MismatchError(
+        f"training state {self._directory}/{step} is not one of ours ({error});"
+        " restore it from a backup, or move it away"
+      ) from error
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(

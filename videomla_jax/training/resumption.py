@@ -16,6 +16,7 @@ import jax
 from videomla_jax.data import dataset
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
+from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import train_states
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import stage as stage_lib
@@ -56,7 +57,9 @@ def identity(
   for role, path in settings.networks.items():
     if path and role not in stage.trained:
       folder = pathlib.Path(model_lib.checkpoint_path(path))
-      digests = (folder / model_folder.DIGESTS).read_bytes()
+      digests = ordinary_files.read_bytes(
+        folder / model_folder.DIGESTS, limit=64 * ordinary_files.MIB
+      )
       found[f"networks.{role}"] = hashlib.sha256(digests).hexdigest()
   return found
 

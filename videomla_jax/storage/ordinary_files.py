@@ -12,6 +12,7 @@ import stat
 from typing import Any
 
 MIB = 2**20
+MOST_BYTES = 1024 * MIB  # of files that grow with a run or a data set
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 
 
@@ -29,16 +30,22 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     BadFile: If it is missing, not ours to read, or no ordinary file.
   """
   try:
-    # Without the flag a pipe would block here until somebody writes to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = open(path, "rb", opener=_descriptor)  # noqa: SIM115
   except ValueError as error:  # a NUL in the path
     raise BadFile(f"is no path ({error})") from error
+  except IsADirectoryError as error:
+    raise BadFile("is no ordinary file") from error
   except OSError as error:
     raise BadFile(f"cannot be opened ({error.strerror})") from error
-  if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-    os.close(descriptor)
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file.close()
     raise BadFile("is no ordinary file")
-  return os.fdopen(descriptor, "rb")
+  return file
+
+
+def _descriptor(path: str, flags: int) -> int:
+  """Opens a file as Python asks for it, and never waits at a pipe."""
+  return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int) -> bytes:
@@ -103,11 +110,26 @@ def is_utf_16(content: bytes) -> bool:
   return content.startswith(_UTF_16)
 
 
-def parse_json(content: bytes) -> dict[str, Any]:
+def read_json(
+  path: str | os.PathLike[str], *, limit: int = 64 * MIB
+) -> dict[str, Any]:
   """Returns the object that a JSON file holds.
 
   Args:
-    content: Bytes of the file.
+    path: The file.
+    limit: Most bytes that it may have.
+
+  Raises:
+    BadFile: If it cannot be read, is larger, or holds no JSON object.
+  """
+  return parse_json(read_bytes(path, limit=limit))
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+  """Returns the object that some bytes of JSON hold.
+
+  Args:
+    content: Bytes of a file.
 
   Raises:
     BadFile: If they are no JSON, or hold something else than an object.
@@ -116,8 +138,10 @@ def parse_json(content: bytes) -> dict[str, Any]:
     value = json.loads(decode(content))
   except BadFile:
     raise
-  except (ValueError, RecursionError) as error:
+  except RecursionError as error:
+    raise BadFile("has JSON that is nested too deeply") from error
+  except ValueError as error:
     raise BadFile("is no JSON") from error
   if not isinstance(value, dict):
-    raise BadFile("holds no JSON object")
+    raise BadFile(f"has JSON that is a {type(value).__name__} and no object")
   return value
