@@ -147,8 +147,8 @@ def training(
     size="small",
     seed=0,
     steps=0,
-    data=1,
-    videos=-1,
+    data=0,  # devices along the data axis; 0 is the size's own
+    videos=-1,  # samples each time; -1 is the size's own
     **further,
     runlocal=False,
   )
@@ -194,7 +194,7 @@ def training(
     max_skipped=10,  # steps in a row that are not finite end the run
   )
   # Devices that are left share parameters, for which one is too small.
-  config.mesh = dict(data=arg["data"], fsdp=-1, sequence=1, tensor=1)
+  config.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
   config.checkpoint = dict(every=100, keep=2)
   config.log = dict(
     every=1,  # steps
@@ -209,6 +209,7 @@ def training(
     guidance=3.0,
   )
   change(config, size)
+  config.mesh.data = arg["data"] or config.mesh.data
   return arg, config
 
 

@@ -5,12 +5,14 @@ files, devices, data and samples, or its program, must differ from the run as
 the config file gives it; or one sentence that names the option refuses it.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import functools
 import pathlib
 import re
 from typing import Any
 
+import jaxtyping
 import pytest
 
 from tests import recorded_run
@@ -179,8 +181,21 @@ def test_table_has_every_key_of_every_config() -> None:
 
 
 @pytest.fixture
-def recorder(tmp_path: pathlib.Path, monkeypatch) -> recorded_run.Recorder:
-  return recorded_run.Recorder(tmp_path, monkeypatch)
+def recorder(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[recorded_run.Recorder]:
+  # Many other tests check types and shapes; here they would take half the time.
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield recorded_run.Recorder(tmp_path, monkeypatch)
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# What only the update of a network reads: it is the same function for both
+# variants, so it is traced for the released one.
+_UPDATE = {
+  f"optim.{x}"
+  for x in ("b2", "eps", "weight_decay", "clip_norm", "ema_decay", "ema_warmup")
+} | {"optim.learning_rate", "optim.critic_learning_rate"}
 
 
 def _refused(
@@ -198,8 +213,11 @@ def _refused(
       assert key.rpartition(".")[2] in text, f"{key}: {text}"
       refused.add(key)
       continue
+    same = after.events == before.events
+    if same and key in _UPDATE and config.model.size == "small":
+      continue
     # Samples read windows, too, but training is what has to.
-    if after.events == before.events or key.startswith("window."):
+    if same or key.startswith("window."):
       assert after.trace != before.trace, f"{key} changes nothing"
   return refused
 
