@@ -3,6 +3,7 @@
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 Config = ml_collections.ConfigDict
 
@@ -26,6 +27,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     diffusion=dict(shift=2.0),  # 9 tokens a frame need less noise than 1560
     optim=dict(
       schedule="cosine",
+      final_fraction=0.05,
       learning_rate=2e-3,
       warmup_steps=50,
       b1=0.9,
@@ -134,7 +136,8 @@ def training(
     stage: Row of `videomla_jax.training.stages.table`.
     sizes: The stage's table of sizes, of which `steps` are read here; the file
       of the stage calls `change` when its own groups are complete.
-    **further: Further arguments of the stage and their defaults.
+    **further: Further arguments of the stage and their defaults; causal stages
+      have `kind` and `local`.
 
   Returns:
     Typed arguments, and a config; the file of the stage fills the rest in.
@@ -142,11 +145,10 @@ def training(
   arg = parse_arg(
     arg,
     size="small",
-    kind="latent",
     seed=0,
     steps=0,
-    local=6,
-    data=1,
+    data=0,  # devices along the data axis; 0 is the size's own
+    videos=-1,  # samples each time; -1 is the size's own
     **further,
     runlocal=False,
   )
@@ -162,7 +164,7 @@ def training(
   config.networks = {}  # role -> folder, filled in by the stage
   config.model = dict(
     size=arg["size"],
-    kind=arg["kind"],
+    kind=arg.get("kind", "dense"),
     d_c=arg.get("d_c", 0),  # content latent; 0 is the network's own
     d_rope=arg.get("d_rope", 0),  # positional channels of a head, likewise
     rope_ladder="",  # their frequencies: "wan", "fresh"; empty: likewise
@@ -170,7 +172,10 @@ def training(
   # Replaces fields of a released network; small ones are left as they are.
   config.network = size["network"]
   config.data = size["data"]
-  config.window = dict(chunk_frames=3, sink_frames=1, local_frames=arg["local"])
+  # Frames that a chunk sees; `whole_clips` has another one.
+  config.window = dict(
+    chunk_frames=3, sink_frames=1, local_frames=arg.get("local", 6)
+  )
   config.diffusion = dict(shift=5.0)
   config.optim = dict(
     steps=arg["steps"] or sizes[arg["size"]]["steps"],
@@ -178,7 +183,7 @@ def training(
     schedule="constant",
     learning_rate=2e-6,
     warmup_steps=0,
-    final_fraction=0.05,  # of the learning rate, cosine
+    final_fraction=unused(float),  # of the learning rate, cosine
     b1=0.0,
     b2=0.999,
     eps=1e-8,
@@ -189,7 +194,7 @@ def training(
     max_skipped=10,  # steps in a row that are not finite end the run
   )
   # Devices that are left share parameters, for which one is too small.
-  config.mesh = dict(data=arg["data"], fsdp=-1, sequence=1, tensor=1)
+  config.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
   config.checkpoint = dict(every=100, keep=2)
   config.log = dict(
     every=1,  # steps
@@ -197,13 +202,14 @@ def training(
   )
   config.eval = dict(every=500, batches=8)
   config.samples = dict(
-    every=10**9,  # never, unless a size says so
-    videos=0,
+    every=500,
+    videos=0,  # none, unless a size or the argument says so
     seconds=5.0,
     num_steps=10,  # of stages that are sampled by Euler steps
     guidance=3.0,
   )
   change(config, size)
+  config.mesh.data = arg["data"] or config.mesh.data
   return arg, config
 
 
@@ -220,11 +226,59 @@ def change(config: Config, size: dict[str, Any]) -> None:
       config[group].update(values)
 
 
+def unused(kind: type[float | int]) -> config_dict.FieldReference:
+  """Returns None for a key that nothing reads; a flag may set a number."""
+  return config_dict.FieldReference(None, field_type=kind)
+
+
+def whole_clips(config: Config) -> None:
+  """Changes what stages do not read in which all frames see each other."""
+  # `chunk_frames` is left: losses of the first chunk and of later ones are told
+  # apart.
+  config.window.update(sink_frames=0, local_frames=unused(int))
+  config.samples.seconds = unused(float)  # A sample is as long as a clip.
+
+
+def distilled(config: Config) -> None:
+  """Changes what stages do not read whose students have their own steps."""
+  config.samples.update(num_steps=unused(int), guidance=unused(float))
+
+
+def finish(config: Config, arg: dict[str, Any]) -> None:
+  """Does what comes last in every stage: samples, and `runlocal`.
+
+  Args:
+    config: The config, all of whose groups are filled.
+    arg: What `training` returned.
+  """
+  if arg["runlocal"]:
+    run_locally(config)
+  if arg["videos"] >= 0:
+    config.samples.videos = arg["videos"]
+  if config.samples.videos:
+    return
+  for name, kind in (
+    ("every", int),
+    ("seconds", float),
+    ("num_steps", int),
+    ("guidance", float),
+  ):
+    config.samples[name] = unused(kind)
+  if "codec" in config.samples:
+    config.samples.update(codec="", fps=0.0)
+
+
 def run_locally(config: Config) -> None:
   """Makes a training config so small that it runs in seconds, for tests."""
-  config.data.update(num_clips=64, batch_size=2, num_frames=6, clip_frames=6)
+  config.data.update(batch_size=2, num_frames=6)
+  if "num_clips" in config.data:
+    config.data.update(num_clips=64, clip_frames=6)
   config.optim.update(steps=min(config.optim.steps, 6), warmup_steps=2)
   config.checkpoint.update(every=2)
-  config.eval.update(every=3, batches=1)
-  config.samples.update(every=3, videos=1, seconds=2.0, num_steps=2)
+  if config.eval.batches:
+    config.eval.update(every=3, batches=1)
+  config.samples.update(every=3, videos=1)
+  for name, value in (("seconds", 2.0), ("num_steps", 2)):
+    if config.samples[name] is not None:
+      config.samples[name] = value
   config.log.update(every=1)

@@ -10,7 +10,7 @@ computed, never run).
 
 Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
 stage 1, student and teacher), `seed=N`, `steps=N`, `local=N`, `data=N`,
-`runlocal`, as in teacher_forcing.py.
+`videos=N`, `runlocal`, as in teacher_forcing.py.
 """
 
 import common
@@ -40,6 +40,8 @@ def get_config(arg: str | None = None) -> common.Config:
     arg,
     stage="consistency",
     sizes=SIZES,
+    kind="latent",
+    local=6,
     init="runs/teacher_forcing/model",
   )
   config.networks.update(model=chosen["init"], teacher=chosen["init"])
@@ -52,7 +54,10 @@ def get_config(arg: str | None = None) -> common.Config:
   # The average is the target network: 0.99 from the first step.
   config.optim.update(ema_decay=0.99, ema_warmup=False)
   common.change(config, SIZES[chosen["size"]])
+  common.distilled(config)
+  common.finish(config, chosen)
+  if not config.samples.videos:
+    config.diffusion.timesteps = ()  # The student learns to jump from all.
   if chosen["runlocal"]:
-    common.run_locally(config)
     config.diffusion.num_levels = 6
   return config

@@ -16,7 +16,7 @@ Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
 stage 2), `real=DIR` (frozen real score), `critic=DIR` (the critic's start),
 `frames=N` (latent frames of a rollout), `stream=N` (streaming long tuning:
 videos go on from step to step up to N latent frames), `seed=N`, `steps=N`,
-`local=N`, `data=N`, `runlocal`, as in teacher_forcing.py.
+`local=N`, `data=N`, `videos=N`, `runlocal`, as in teacher_forcing.py.
 """
 
 import common
@@ -58,6 +58,8 @@ def get_config(arg: str | None = None) -> common.Config:
     arg,
     stage="dmd",
     sizes=SIZES,
+    kind="latent",
+    local=6,
     init="runs/consistency/model",
     real="",
     critic="",
@@ -87,8 +89,11 @@ def get_config(arg: str | None = None) -> common.Config:
     # Videos go on from step to step up to this length (LongLive: 240); 0: not.
     stream_frames=chosen["stream"],
   )
+  common.distilled(config)
+  # Held-out clips have nothing to compare a rollout with.
+  config.eval = dict(every=common.unused(int), batches=0)
+  common.finish(config, chosen)
   if chosen["runlocal"]:
-    common.run_locally(config)
     config.optim.critic_updates = 2
     config.rollout.num_frames = config.data.num_frames
   return config

@@ -17,7 +17,7 @@ computed, never run).
 
 Arguments: `small` or `wan_1p3b`, `init=DIR` (`init=` starts the small one from
 random weights), `seed=N`, `steps=N`, `data=N` (devices along the data axis),
-`runlocal` (seconds, for tests).
+`videos=N` (samples each time, 0 for none), `runlocal` (seconds, for tests).
 """
 
 import common
@@ -45,12 +45,11 @@ def get_config(arg: str | None = None) -> common.Config:
   chosen, config = common.training(
     arg, stage="pretraining", sizes=SIZES, init="default"
   )
-  config.model.kind = "dense"
+  common.whole_clips(config)
   # Chance that the frames of a clip have levels of their own.
   config.diffusion.frame_levels = 0.0
   common.change(config, SIZES[chosen["size"]])
   if chosen["init"] != "default":
     config.networks.model = chosen["init"]
-  if chosen["runlocal"]:
-    common.run_locally(config)
+  common.finish(config, chosen)
   return config

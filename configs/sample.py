@@ -5,7 +5,8 @@
 
 Four videos of a minute: 20 s of processor time, compilation included.
 
-Variants (arguments: `steps=N`, `frames=N` latent frames of Wan, `runlocal`):
+Variants (arguments: `steps=N`, `frames=N` latent frames of Wan,
+`embeddings=FILE` of `embed` in place of Wan's text encoder, `runlocal`):
   latent, dense              the shipped small models of stage 1
   student                    the shipped four-step student of stage 3
   demo                       `make demo`: four prompts of a minute each by it
@@ -62,7 +63,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ValueError: If one of them is unknown.
   """
   arg = common.parse_arg(
-    arg, variant="latent", steps=0, frames=0, runlocal=False
+    arg, variant="latent", steps=0, frames=0, embeddings="", runlocal=False
   )
   variant = arg["variant"]
   stage = STAGES.fullmatch(variant)
@@ -76,7 +77,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.checkpoint = CHECKPOINTS.get(variant, f"models/{variant}")
   # Folders of Wan's parts; empty is CHECKPOINT/NAME.
   config.parts = dict(dit="", vae="", umt5="", tokenizer="")
-  config.embeddings = ""  # a file of `embed`, in place of the text encoder
+  # A file of `embed`, in place of the parts "umt5" and "tokenizer".
+  config.embeddings = arg["embeddings"]
   # Separated by semicolons; one that belongs to a prompt is written "\\;"
   config.prompts = DEMO_PROMPTS
   config.prompts_file = ""  # in place of them: text, one prompt per line
@@ -168,7 +170,8 @@ def _stage(
   """Sets sampler and window of a checkpoint of VideoMLA's release."""
   config.seconds = 81 / 16  # 21 latent frames; the release has 120 and 240, too
   # The release has the network alone; the rest is Wan's.
-  for part in ("vae", "umt5", "tokenizer"):
+  encoder = () if config.embeddings else ("umt5", "tokenizer")
+  for part in ("vae", *encoder):
     config.parts[part] = f"models/wan_1p3b/{part}"
   if stage[1] == "1":  # not distilled: 50 steps with guidance, Causal-Forcing
     config.sampler.update(kind="unipc", num_steps=steps or 50)

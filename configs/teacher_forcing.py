@@ -12,8 +12,8 @@ Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `d_c=N` and
 `d_rope=N` (content latent, and the split of a head: its positional channels; a
 converted model must have them), `init=DIR` (a converted model; `init=` starts
 the small one from random weights), `seed=N`, `steps=N`, `local=N` (window,
-latent frames), `data=N` (devices along the data axis), `runlocal` (seconds, for
-tests).
+latent frames), `data=N` (devices along the data axis), `videos=N` (samples each
+time, 0 for none), `runlocal` (seconds, for tests).
 """
 
 import common
@@ -46,6 +46,8 @@ def get_config(arg: str | None = None) -> common.Config:
     arg,
     stage="teacher_forcing",
     sizes=SIZES,
+    kind="latent",
+    local=6,
     d_c=0,
     d_rope=0,
     init="default",
@@ -57,6 +59,5 @@ def get_config(arg: str | None = None) -> common.Config:
   common.change(config, SIZES[chosen["size"]])
   if chosen["init"] != "default":
     config.networks.model = chosen["init"]
-  if chosen["runlocal"]:
-    common.run_locally(config)
+  common.finish(config, chosen)
   return config

@@ -30,6 +30,13 @@ def config(name: str, arg: str | None = None) -> Any:
   return module.get_config(arg).lock()
 
 
+def without_samples(config: Any) -> None:
+  """Unsets what makes videos on the way."""
+  config.samples.videos = 0
+  for name in ("every", "seconds", "num_steps", "guidance"):
+    config.samples[name] = None
+
+
 def shrink(patch: pytest.MonkeyPatch) -> None:
   """Makes "small" smaller still: one block, a quarter of the width."""
   sizes = functools.partial(wan_config.small, num_layers=1, ffn_width=32)

@@ -169,7 +169,7 @@ def test_states_of_skipped_steps_push_out_no_others(
   monkeypatch.setattr(optim, "apply", poisoned)
   monkeypatch.setattr(train_states.TrainCheckpoints, "save", noted)
   config.diffusion.first_frame_every = 0
-  config.samples.videos = 0
+  tiny_project.without_samples(config)
   train.train(config, str(tmp_path))
   # A state is due every second step. That of step 4 comes when it can.
   assert saved == [2, 5, 6]

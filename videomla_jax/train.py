@@ -41,6 +41,7 @@ from videomla_jax.training import profile as profile_lib
 from videomla_jax.training import resumption
 from videomla_jax.training import samples
 from videomla_jax.training import settings as settings_lib
+from videomla_jax.training import unused
 from videomla_jax.training.stages import stage as stage_lib
 from videomla_jax.training.stages import table
 
@@ -60,9 +61,10 @@ def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
     ValueError: With the field, the rule and the way out.
   """
   stage.check(settings)
+  unused.check(stage, settings)
   optimiser.check(settings.optim)
   batches_lib.check(settings.data, clips=stage.reads_clips)
-  samples.check(settings)
+  samples.check(stage, settings)
   _check_numbers(settings)
   for role, allowed in stage.starts_from.items():
     origins.check(role, settings.networks[role], allowed)
@@ -81,7 +83,7 @@ def _check_numbers(settings: settings_lib.Training) -> None:
   """
   for name in ("log", "eval", "checkpoint", "samples"):
     every = getattr(settings, name).every
-    if every < 1:
+    if every is not None and every < 1:
       raise ValueError(
         f"{name}.every={every} must be at least 1; for never, use more than "
         "optim.steps."
@@ -227,7 +229,8 @@ def train(
       keep=settings.checkpoint.keep,
       save_every=settings.checkpoint.every,
     ) as checkpoints:
-      resumption.check(checkpoints, stored, workdir=workdir)
+      unread = unused.keys(stage, settings)
+      resumption.check(checkpoints, stored, workdir=workdir, unread=unread)
       state, frozen = init_state(stage, settings, mesh)
       # A restored state replaces the new one at once: two do not fit in memory.
       state = _resume(checkpoints, state, batches)
@@ -243,8 +246,7 @@ def train(
       )
       state = run(state, batches)
     # Whoever samples the model must know whether it needs guidance.
-    distilled = stage.sampler(settings).guidance is None
-    _hand_on(root, state, training=record, distilled=distilled)
+    _hand_on(root, state, training=record, distilled=stage.distilled)
 
 
 def _resume(

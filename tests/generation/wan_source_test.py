@@ -150,10 +150,34 @@ def test_embeddings_from_a_file_give_the_same_video(
       release,
       tmp_path,
       embeddings=config.output,
-      parts=dict(umt5="nowhere", tokenizer="nowhere"),
     )
   )
   assert len(_videos(tmp_path)) == 2
+  for part in ("umt5", "tokenizer"):
+    twice = _config(
+      release,
+      tmp_path,
+      embeddings=config.output,
+      parts={part: str(release / "wan" / part)},
+    )
+    with pytest.raises(
+      ValueError, match=f"parts.{part}=.* has no effect besid"
+    ):
+      sample.sample(twice)
+
+
+def test_embeddings_need_no_folders_of_the_encoder(release, tmp_path) -> None:
+  config = tiny_project.config("embed")
+  config.checkpoint, config.prompts = str(release / "wan"), _PROMPTS
+  config.output = str(tmp_path / "prompts.safetensors")
+  embed.embed(config)
+  for part in ("dit", "vae"):
+    (tmp_path / "model").mkdir(exist_ok=True)
+    (tmp_path / "model" / part).symlink_to(release / "wan" / part)
+  asked = _config(release, tmp_path, embeddings=config.output)
+  asked.checkpoint = str(tmp_path / "model")
+  source = sources.open_source(request.Request.from_config(asked).networks)
+  assert source.embed(tiny_release.PROMPTS, negative=None).shape[0] == 2
 
 
 def test_parts_may_lie_elsewhere(release, tmp_path) -> None:

@@ -11,6 +11,7 @@ from tests import tiny_project
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import request as request_lib
 from videomla_jax.training import optimiser
+from videomla_jax.training import unused
 from videomla_jax.training.stages import table
 
 tiny_project.config("sample")  # imports the module that configs share
@@ -28,6 +29,7 @@ _VARIANTS = {
     *(f"stage{n}" for n in (1, 2, 3)),
     *(f"stage3_la6_sink1{n}" for n in ("", ",frames=120", ",frames=240")),
     "stage3_la12_sink3",
+    "stage3,embeddings=prompts.safetensors",
   ],
   "pretraining": ["", "small", "wan_1p3b", "seed=3"],
   "teacher_forcing": [
@@ -67,6 +69,7 @@ def test_every_variant_builds_and_is_plain(
   if "stage" in config:
     stage, settings = table.read(config)
     stage.check(settings)
+    unused.check(stage, settings)
     optimiser.check(settings.optim)
 
 

@@ -40,6 +40,16 @@ def _run(
     ("sample", ["--config=configs"], "cannot be read"),
     ("sample", ["--config=configs/sample.py", "word"], "unexpected"),
     ("train", ["--config=configs/teacher_forcing.py"], "--workdir is missing"),
+    (
+      "train",
+      [
+        "--config=configs/dmd.py:wan_1p3b",
+        "--workdir=none",
+        "--config.optim.schedule=cosine",
+        "--config.optim.final_fraction=None",
+      ],
+      "final_fraction=None must be a number with optim.schedule='cosine'",
+    ),
     ("benchmark", [], "--config is missing"),
     ("convert", [], "--source is missing"),
     ("convert", ["--source=none", "--output=out"], "does not exist"),

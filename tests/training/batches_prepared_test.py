@@ -46,8 +46,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def _config(root: pathlib.Path, stage: str, **networks: str) -> Any:
-  config = tiny_project.config(stage, "wan_1p3b")
+  config = tiny_project.config(stage, "wan_1p3b,videos=2")
   config.networks.update({n: str(root / p) for n, p in networks.items()})
+  config.model.size = ""  # as it comes
   config.network.update(dtype="float32")
   config.data.update(
     root=str(root / "data"),
@@ -60,9 +61,9 @@ def _config(root: pathlib.Path, stage: str, **networks: str) -> Any:
   config.optim.update(steps=2, learning_rate=1e-3)
   config.mesh.update(data=1, fsdp=1)
   config.eval.update(every=2, batches=1)
-  config.samples.update(
-    every=2, videos=2, seconds=0.5, num_steps=2, codec=str(root / "vae")
-  )
+  config.samples.update(every=2, num_steps=2, codec=str(root / "vae"))
+  if stage != "pretraining":
+    config.samples.seconds = 0.5
   config.checkpoint.every = 1
   return config
 

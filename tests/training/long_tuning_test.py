@@ -48,8 +48,8 @@ def _config(root: pathlib.Path, *, stream: int, steps: int = 1) -> Any:
   config.optim.update(
     steps=steps, critic_updates=1, warmup_steps=0, schedule="constant"
   )
-  config.eval.every = config.samples.every = 100
-  config.samples.videos = 0
+  config.optim.final_fraction = None
+  tiny_project.without_samples(config)
   return config
 
 

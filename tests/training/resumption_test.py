@@ -78,6 +78,7 @@ def test_what_makes_another_run_is_refused(tmp_path, record, name, value):
     ("checkpoint.every", 77),
     ("samples.videos", 3),
     ("eval.batches", 3),
+    ("eval.every", 3),
     ("mesh.data", 4),
     ("data.root", "elsewhere"),
   ],
@@ -93,6 +94,17 @@ def test_the_same_config_says_nothing(tmp_path, record, caplog):
   # A key of another version cannot be compared.
   _check(tmp_path, record | {"new": {"key": 1}})
   assert "changes" not in caplog.text
+
+
+def test_keys_that_nothing_reads_are_not_compared(tmp_path, record) -> None:
+  # A run of a version that took any value of them goes on.
+  other = _changed(record, "optim.ema_warmup", True)
+  with pytest.raises(ValueError, match="optim.ema_warmup"):
+    _check(tmp_path, other)
+  with train_states.TrainCheckpoints(tmp_path) as saved:
+    resumption.check(
+      saved, other, workdir="runs/x", unread={"optim.ema_warmup"}
+    )
 
 
 def test_other_weights_at_the_same_path_are_refused(tmp_path, record):

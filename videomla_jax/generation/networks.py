@@ -20,8 +20,8 @@ class Folders:
   Attributes:
     dit: The network; an empty name is `CHECKPOINT/dit`, and so on.
     vae: The VAE.
-    umt5: The text encoder; stored embeddings take its place.
-    tokenizer: The tokenizer of the text encoder.
+    umt5: The text encoder; empty where stored embeddings take its place.
+    tokenizer: The tokenizer of the text encoder, likewise.
   """
 
   dit: config_values.Path = ""

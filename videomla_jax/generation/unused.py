@@ -10,19 +10,22 @@ import dataclasses
 from videomla_jax.generation import networks as networks_lib
 
 
-def refuse(values: Mapping[str, object], *, why: str) -> None:
+def refuse(
+  values: Mapping[str, object], *, why: str, way_out: str = "leave it out"
+) -> None:
   """Refuses values that were set; empty ones and zeros were not.
 
   Args:
     values: Values by the name of their key.
     why: Whose options they are not, as it follows "has no effect".
+    way_out: What to do instead.
 
   Raises:
     ValueError: If one was set.
   """
   for name, value in values.items():
     if value:
-      raise ValueError(f"{name}={value!r} has no effect {why}; leave it out.")
+      raise ValueError(f"{name}={value!r} has no effect {why}; {way_out}.")
 
 
 def refuse_of_releases(

@@ -148,9 +148,17 @@ def from_folders(
     for name, given in dataclasses.asdict(networks.parts).items()
   }
   # Stored embeddings replace the text encoder, so its files may be missing.
-  needed = {"dit", "vae"}
+  needed, encoder = {"dit", "vae"}, {"umt5", "tokenizer"}
   if not networks.embeddings:
-    needed |= {"umt5", "tokenizer"}
+    needed |= encoder
+  else:
+    named = {f"parts.{n}": getattr(networks.parts, n) for n in sorted(encoder)}
+    unused.refuse(
+      named,
+      why=f"beside embeddings={networks.embeddings!r}, which take the place of"
+      " the text encoder",
+      way_out="leave it empty, or the embeddings",
+    )
   missing = sorted(str(folders[n]) for n in needed if not folders[n].exists())
   if missing:
     raise ValueError(

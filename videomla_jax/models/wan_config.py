@@ -78,8 +78,10 @@ def wan_1p3b(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
 
 def wan_14b(*, kind: str = "dense", **kwargs: Any) -> WanConfig:
   """Returns Wan2.1-T2V-14B, the teacher of released students."""
+  values = dict(d_c=640, d_q=2560)
+  values |= {k: kwargs.pop(k) for k in _SIZES if k in kwargs}
   sizes = attention.AttentionConfig(
-    kind=kind, width=5120, num_heads=40, d_c=640, d_q=2560
+    kind=kind, width=5120, num_heads=40, **values
   )
   return WanConfig(attention=sizes, num_layers=40, ffn_width=13824, **kwargs)
 

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import re
 import sys
 import traceback
 from typing import Any
@@ -108,11 +109,13 @@ def parse(argv: Sequence[str]) -> list[str]:
   """
   try:
     check_arguments(argv[1:])
+    argv, unset = _split_unset(argv)
     with warnings.catch_warnings():
       # A value such as 1_ is tried as Python, which would warn of it.
       warnings.simplefilter("ignore", SyntaxWarning)
       rest = flags.FLAGS(argv)
     _check_config()
+    _unset(unset)
   # Python that a user wrote runs here, and parsers of other libraries.
   except Exception as error:
     raise explain(error) from error
@@ -143,6 +146,37 @@ def check_arguments(arguments: Sequence[str]) -> None:
         f"flag {name} is given twice, as {given[name.strip('-')]!r} and as"
         f" {value!r}; give it once."
       )
+
+
+def _split_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes out what sets a key of the config to None.
+
+  Parsers of numbers do not know None, by which a key is left unset.
+
+  Args:
+    argv: Name of the program and its arguments.
+
+  Returns:
+    The other arguments, and the keys.
+  """
+  keys = [re.fullmatch(r"--?config\.(\S+)=None", x) for x in argv]
+  pairs = list(zip(argv, keys, strict=True))
+  return [x for x, key in pairs if not key], [key[1] for _, key in pairs if key]
+
+
+def _unset(keys: Sequence[str]) -> None:
+  """Sets keys of the config to None, but texts to the word.
+
+  Args:
+    keys: Names such as `optim.final_fraction`.
+  """
+  for name in keys:
+    group: Any = flags.FLAGS["config"].value
+    *groups, key = name.split(".")
+    for x in groups:
+      group = group[x]
+    # Reading it first says that a key is unknown.
+    group[key] = "None" if isinstance(group[key], str) else None
 
 
 def _check_config() -> None:

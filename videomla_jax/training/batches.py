@@ -14,8 +14,10 @@ from videomla_jax.data import dataset
 from videomla_jax.data import example_shape
 from videomla_jax.data import reader
 from videomla_jax.small_world import loader as loader_lib
+from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import world as world_lib
 from videomla_jax.storage import train_states
 from videomla_jax.training import settings as settings_lib
 
@@ -48,6 +50,15 @@ def check(data: settings_lib.Data, *, clips: bool) -> None:
   Raises:
     ValueError: With the way out.
   """
+  if isinstance(data, settings_lib.MovingDigits):
+    world, codec = world_lib.World(), model_lib.PixelCodec()
+    side = world.frame_size // codec.spatial_stride
+    made = (side, side, codec.channels)
+    if data.latent_shape != made:
+      raise ValueError(
+        f"data.latent_shape={data.latent_shape} must be {made}, the shape of "
+        "frames of the small world; set it back."
+      )
   if isinstance(data, settings_lib.PreparedClips):
     example_shape.check(data.root, _shapes(data, clips=clips))
     if data.verify:  # Hours for a large data set, so it is asked for.

@@ -185,12 +185,17 @@ class Run:
     settings, last = self.settings, done == self.settings.optim.steps
     # The last state is saved as well, so that a longer run can go on from it.
     saves = done % settings.checkpoint.every == 0 or last or asked_to_stop
+
+    def at(every: int | None) -> bool:
+      # None is said where there is nothing to do.
+      return every is not None and (done % every == 0 or last)
+
     return _Due(
       # A run that stops between two lines reports the steps since the last.
       log=done % settings.log.every == 0 or saves,
-      evaluate=done % settings.eval.every == 0 or last,
+      evaluate=at(settings.eval.every),
       save=saves,
-      sample=done % settings.samples.every == 0 or last,
+      sample=at(settings.samples.every),
       stop=asked_to_stop and not last,
     )
 
@@ -236,8 +241,6 @@ class Run:
       done: Number of finished steps.
       model: The averaged model, over all devices.
     """
-    if self.settings.samples.videos < 1:
-      return
     model = to_host(model)  # All processes have to take part in this.
     if jax.process_index() == 0:
       with jax.set_mesh(sharding.make_mesh(devices=jax.local_devices()[:1])):

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 
 from videomla_jax.models import released
+from videomla_jax.models import wan_config
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
 from videomla_jax.small_world import world as world_lib
@@ -113,6 +114,7 @@ def prepare(
       f"networks.model has {attention.kind} attention but model.kind="
       f"{wanted.kind!r}; name the other folder or change model.kind."
     )
+  _check_size(model, wanted)
   # A dense network has no such sizes; 0 or "" takes what the folder holds.
   sizes = {n: getattr(wanted, n) for n in ("d_c", "d_rope", "rope_ladder")}
   for name, size in sizes.items() if attention.kind != "dense" else ():
@@ -133,6 +135,34 @@ def prepare(
   return model
 
 
+def _check_size(model: inputs.Network, wanted: settings_lib.Model) -> None:
+  """Refuses a network of another size than `model.size`, if that is named.
+
+  Args:
+    model: The model that is trained.
+    wanted: Group `model` of the config.
+
+  Raises:
+    ValueError: If the size is unknown, or the network has another one.
+  """
+  if not wanted.size:
+    return
+  if wanted.size not in wan_config.SIZES:
+    raise ValueError(
+      f"model.size={wanted.size!r} is unknown; use one of "
+      f"{sorted(wan_config.SIZES)}, or '' for that of the network."
+    )
+  sizes = wan_config.SIZES[wanted.size](kind=wanted.kind)
+  network = inputs.dit(model).config
+  for name in ("width", "num_layers", "ffn_width", "channels"):
+    found, expected = getattr(network, name), getattr(sizes, name)
+    if found != expected:
+      raise ValueError(
+        f"networks.model has {name}={found} but model.size={wanted.size!r} "
+        f"means {expected}; name the other folder or size, or leave it ''."
+      )
+
+
 def check_together(
   networks: dict[str, inputs.Network],
   data: settings_lib.Data,
@@ -151,6 +181,13 @@ def check_together(
     ValueError: If channels, text or attention of two networks do not fit.
   """
   model = inputs.dit(networks["model"]).config
+  is_small = isinstance(data, settings_lib.MovingDigits)
+  for role, network in networks.items():
+    if isinstance(network, model_lib.VideoModel) != is_small:
+      raise ValueError(
+        f"networks.{role} is {'no' if is_small else 'a'} small model but "
+        f"data.kind={data.kind!r}; name another folder or kind."
+      )
   for role, network in networks.items():
     other = inputs.dit(network).config
     # Latents and embeddings go from one network to the other.

@@ -38,9 +38,11 @@ def make_optimiser(
   """
   peak = settings.learning_rate if learning_rate is None else learning_rate
   warmup = settings.warmup_steps
+  # None says that it does not fall; `unused.check` asks a cosine for a number.
+  last = peak * (settings.final_fraction or 0.0)
   schedules = {
     "cosine": lambda: optax.warmup_cosine_decay_schedule(
-      0.0, peak, warmup, settings.steps, peak * settings.final_fraction
+      0.0, peak, warmup, settings.steps, last
     ),
     # optax's own version stays at 0 for ever without a warm-up.
     "constant": lambda: (
@@ -95,7 +97,7 @@ def check(settings: settings_lib.Optim) -> None:
   for name, (fits, rule) in _RANGES.items():
     value = getattr(settings, name)
     # NaN fits nowhere, since it compares as false.
-    if not fits(value):
+    if value is not None and not fits(value):
       raise ValueError(
         f"optim.{name}={value} must be {rule}; see configs/common.py."
       )

@@ -5,6 +5,7 @@ of a run must be as it was; what only decides how long it takes, what is logged,
 or how fast it learns may change, and is listed (docs/training.md, "Resuming").
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 import hashlib
 import pathlib
@@ -65,14 +66,22 @@ def identity(
 
 
 def check(
-  checkpoints: train_states.TrainCheckpoints, record: Record, *, workdir: str
+  checkpoints: train_states.TrainCheckpoints,
+  record: Record,
+  *,
+  workdir: str,
+  unread: Collection[str] = (),
 ) -> None:
   """Compares the config with that of the newest state, if there is one.
+
+  Keys that nothing reads are not compared: earlier versions took any value of
+  them. Which they are follows from keys that are compared, or that may change.
 
   Args:
     checkpoints: States of the run.
     record: The present config as plain values, with the group `IDENTITY`.
     workdir: Folder of the run, for messages.
+    unread: Keys that nothing reads, see `unused.keys`.
 
   Raises:
     ValueError: If the config is that of another run; all keys are listed.
@@ -81,7 +90,8 @@ def check(
   if stored is None:
     return
   before, now = _flat(stored), _flat(record)
-  changed = {k: (x, now[k]) for k, x in before.items() if k in now}
+  both = [k for k in before if k in now and k not in unread]
+  changed = {k: (before[k], now[k]) for k in both}
   changed = {k: pair for k, pair in changed.items() if not _same(*pair)}
   refused = {k: x for k, x in changed.items() if not _may_change(k)}
   if refused:

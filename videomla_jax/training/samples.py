@@ -28,6 +28,7 @@ from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import settings as settings_lib
+from videomla_jax.training.stages import stage as stage_lib
 
 
 class _Inputs(NamedTuple):
@@ -85,19 +86,28 @@ def _prepared(
   return _Inputs(pipeline, words, jnp.asarray(text))
 
 
-def check(settings: settings_lib.Training) -> None:
-  """Refuses samples that could not be shown.
+def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
+  """Refuses samples that could not be made or shown.
 
   Args:
+    stage: The stage.
     settings: Settings of the stage.
 
   Raises:
-    ValueError: If samples of prepared data lack a codec that decodes them.
+    ValueError: If no sampler has these steps, or samples of prepared data lack
+      a codec that decodes them or a frame rate.
   """
   samples = settings.samples
-  prepared = isinstance(settings.data, settings_lib.PreparedClips)
-  if not prepared or samples.videos < 1:
+  if samples.videos < 1:
     return
+  stage.sampler(settings)  # This refuses steps that cannot be taken.
+  if not isinstance(settings.data, settings_lib.PreparedClips):
+    return
+  if samples.fps <= 0:
+    raise ValueError(
+      f"samples.fps={samples.fps} must be the frame rate of the clips; Wan's is"
+      " 16."
+    )
   if not samples.codec or not pathlib.Path(samples.codec).is_dir():
     raise ValueError(
       f"samples.codec={samples.codec!r} must be the folder of the VAE that"
@@ -168,13 +178,15 @@ def _generate(
   key = jax.random.key(settings.seed)
   chunks: Iterable[pipeline_lib.Pixels]
   if causal:
+    seconds = settings.samples.seconds
+    assert seconds is not None  # `unused.check` asks for it
     chunks = pixel_stream.PixelStream(
       pipeline,
       text,
       key,
       window=settings.window,
       sampler=sampler,
-      num_frames=round(settings.samples.seconds * pipeline.fps),
+      num_frames=round(seconds * pipeline.fps),
     )
   else:
     stride = pipeline.codec.temporal_stride

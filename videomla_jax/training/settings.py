@@ -21,7 +21,8 @@ class Model:
   """Group `model`: the kind of network that is trained.
 
   Attributes:
-    size: Name in `wan_config.SIZES`.
+    size: Name in `wan_config.SIZES`, which `networks.model` must have; empty is
+      whatever the network has.
     kind: Attention, "latent" or "dense".
     d_c: Channels of the content latent; 0 is whatever the network has.
     d_rope: Positional channels of a head; 0 is whatever the network has.
@@ -79,14 +80,10 @@ class PreparedClips(Data):
   Attributes:
     text_shape: Tokens, to which embeddings are padded, and their channels.
     verify: Whether to compare every byte with the report before training.
-    num_clips: Not read; `runlocal` sets it for data of both kinds.
-    clip_frames: Not read, likewise.
   """
 
   text_shape: tuple[int, int]
   verify: bool
-  num_clips: int | None = None
-  clip_frames: int | None = None
 
 
 # A further source of data is a class, a row here and a loader in `batches`.
@@ -117,7 +114,8 @@ class Optim:
     schedule: One of `optim.SCHEDULES`.
     learning_rate: Highest learning rate.
     warmup_steps: Steps in which the learning rate rises from 0.
-    final_fraction: Last learning rate over the highest, if it falls.
+    final_fraction: Last learning rate over the highest; None if it does not
+      fall.
     b1: Decay of the first moment; 0 stores none.
     b2: Decay of the second moment.
     eps: Added to the root of the second moment.
@@ -133,7 +131,7 @@ class Optim:
   schedule: str
   learning_rate: float
   warmup_steps: int
-  final_fraction: float
+  final_fraction: float | None
   b1: float
   b2: float
   eps: float
@@ -192,33 +190,35 @@ class Eval:
   """Group `eval`: the loss on held-out clips.
 
   Attributes:
-    every: Steps between two evaluations.
+    every: Steps between two evaluations; None if there are none.
     batches: Held-out batches; 0 evaluates nothing.
   """
 
-  every: int
-  batches: int
+  every: int | None
+  batches: Annotated[int, config_values.Range(0, 10**6)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
   """Group `samples`: videos that a run makes on its way.
 
+  What nothing reads is None or empty, see `unused`.
+
   Attributes:
     every: Steps between two of them.
     videos: Videos each time; 0 makes none.
-    seconds: Length of a video.
+    seconds: Length of a video, in causal stages.
     num_steps: Euler steps, in stages that are sampled by them.
     guidance: w of classifier-free guidance, in the same stages.
     codec: Folder of the VAE that decodes prepared latents.
     fps: Pixel frames per second of prepared clips.
   """
 
-  every: int
-  videos: int
-  seconds: float
-  num_steps: int
-  guidance: float
+  every: int | None
+  videos: Annotated[int, config_values.Range(0, 10**6)]
+  seconds: float | None
+  num_steps: int | None
+  guidance: float | None
   # Models of the small world own a codec and know their frame rate.
   codec: config_values.Path = ""
   fps: float = 0.0
@@ -271,9 +271,18 @@ def read_data(values: config_reader.Values) -> Data:
     ValueError: If the kind or a field is unknown, or a field is missing or of
       another type.
   """
-  kind = dict(values.items()).get("kind")
+  given = dict(values.items())
+  kind = given.get("kind")
   if kind not in DATA:
     raise ValueError(
       f"data.kind={kind!r} is unknown; use one of {tuple(DATA)}."
     )
+  known = {name: [*DATA[name].__dataclass_fields__] for name in DATA}
+  for name in given:
+    others = [x for x in DATA if x != kind and name in known[x]]
+    if name not in known[str(kind)] and others:
+      raise ValueError(
+        f"data.{name}={given[name]!r} has no effect with data.kind={kind!r}; "
+        f"leave it out, or use data.kind={others[0]!r}."
+      )
   return config_reader.read(DATA[str(kind)], values, at="data.")

@@ -25,7 +25,8 @@ class Diffusion(settings_lib.Diffusion):
   Attributes:
     num_levels: Levels of the grid that the student jumps from.
     guidance: w of the teacher's classifier-free guidance.
-    timesteps: Timesteps that the student is sampled at, before the warp.
+    timesteps: Timesteps that the student is sampled at, before the warp; empty
+      without samples.
     first_frame_every: N, if the first chunk is a single given frame in every
       N-th step; 0 for never.
   """
@@ -134,5 +135,7 @@ STAGE = stage.Stage(
   make_step=functools.partial(regression.make_step, loss),
   held_out_loss=functools.partial(regression.held_out_loss, loss),
   sampler=_sampler,
+  # The student learns to jump from all levels.
+  sampler_keys=("diffusion.timesteps",),
   program=_program,
 )

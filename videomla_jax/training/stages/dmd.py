@@ -77,6 +77,12 @@ def check(settings: Settings) -> None:
       the critic is not trained.
   """
   frames, optim_settings = settings.rollout, settings.optim
+  if frames.num_frames < settings.data.num_frames:
+    raise ValueError(
+      f"rollout.num_frames={frames.num_frames} must be at least"
+      f" data.num_frames={settings.data.num_frames}, the clip that is judged;"
+      " roll out more frames."
+    )
   # Making the updates refuses what does not fit each other.
   updates(settings)
   if frames.stream_frames:
@@ -189,6 +195,7 @@ STAGE = stage.Stage(
   init=_init,
   make_step=lambda settings: updates(settings).step,
   sampler=_sampler,
+  sampler_keys=(),  # training takes the same steps
   program=_program,
   batches_per_step=_batches_per_step,
   # The exit is uniform over the calls, and the exit call is no trip.

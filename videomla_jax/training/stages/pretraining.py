@@ -13,6 +13,7 @@ motion from frames that it can see.
 
 import dataclasses
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float32
 
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import flow
+from videomla_jax.runtime import config_values
 from videomla_jax.training import inputs
 from videomla_jax.training import regression
 from videomla_jax.training import settings as settings_lib
@@ -34,7 +36,7 @@ class Diffusion(settings_lib.Diffusion):
     frame_levels: Chance that the frames of a clip have levels of their own.
   """
 
-  frame_levels: float
+  frame_levels: Annotated[float, config_values.Range(0, 1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

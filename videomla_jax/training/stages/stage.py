@@ -43,6 +43,9 @@ class State(Protocol):
     """Number of updates left out because they were not finite."""
 
 
+# Keys that only Euler steps read, which models that are not distilled take.
+EULER_KEYS = ("samples.num_steps", "samples.guidance")
+
 # (state, batch, key, *, frozen, program) -> state, scalars
 Step = Callable[..., tuple[State, optim.Metrics]]
 # (model, batch, key, *, frozen) -> loss
@@ -63,6 +66,9 @@ def _average_of_model(
 def _euler(settings: settings_lib.Training) -> sampling.Sampler:
   """Returns guided Euler steps, for models that are not distilled."""
   samples = settings.samples
+  # `unused.check` asks for both.
+  assert samples.num_steps is not None
+  assert samples.guidance is not None
   return sampling.euler(
     samples.num_steps,
     shift=settings.diffusion.shift,
@@ -89,7 +95,10 @@ class Stage[S: settings_lib.Training]:
     init: Returns the state before the first step.
     held_out_loss: Returns a `HeldOutLoss`; None where there is nothing that
       held-out clips could be compared with.
-    sampler: Returns the sampler that the trained model is made for.
+    sampler: Returns the sampler that the trained model is made for; it is asked
+      for when there are samples to make.
+    sampler_keys: Keys that nothing but the sampler reads; those of a student
+      that is distilled are not `EULER_KEYS`.
     program: Returns the program of a step, counted from 1.
     batches_per_step: Returns how many batches a step consumes, one for each
       update that has examples of its own.
@@ -110,9 +119,15 @@ class Stage[S: settings_lib.Training]:
   init: Callable[[Networks, S], State] = _average_of_model
   held_out_loss: Callable[[S], HeldOutLoss] | None = None
   sampler: Callable[[S], sampling.Sampler] = _euler
+  sampler_keys: tuple[str, ...] = EULER_KEYS
   program: Callable[[S, int], Program] = lambda settings, step: None
   batches_per_step: Callable[[S], int] = lambda settings: 1
   mean_trips: Callable[[S], float] = lambda settings: 1.0
+
+  @property
+  def distilled(self) -> bool:
+    """Whether the model takes a few steps of its own, without guidance."""
+    return not set(EULER_KEYS) & set(self.sampler_keys)
 
   def examples_per_step(self, settings: S) -> int:
     """Returns the number of examples that a step consumes.
