@@ -22,7 +22,6 @@ from videomla_jax.diffusion import stream as stream_lib
 from videomla_jax.generation import job as job_lib
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline as pipeline_lib
-from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.generation import video as video_lib
@@ -110,7 +109,8 @@ class VideoStream(Iterator[video_lib.Pixels]):
     first, self._first = self._first, None
     if first is not None and first.shape[1]:
       return first
-    return pixels_lib.to_uint8(np.asarray(next(self._chunks)))
+    # A caller may draw on its frames, and what is fetched is read-only.
+    return np.array(next(self._chunks))
 
   def switch(
     self,
