@@ -75,7 +75,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Or a folder of train or convert.
   config.checkpoint = CHECKPOINTS.get(variant, f"models/{variant}")
   # Folders of Wan's parts; empty is CHECKPOINT/NAME.
-  config.parts = dict(dit="", vae="", umt5="", tokenizer="")
+  config.parts = dict(dit="", vae="", umt5="", tokenizer="", tiny_decoder="")
   config.embeddings = ""  # a file of `embed`, in place of the text encoder
   # Separated by semicolons; one that belongs to a prompt is written "\\;"
   config.prompts = DEMO_PROMPTS
@@ -92,6 +92,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.half_weights = False  # True holds kernels in bfloat16: half memory
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
+  # "tiny" needs a 25th of the operations of "wan", Wan's VAE, and its frames
+  # are a little worse; empty is the model's own.
+  config.decoder = ""
   config.weights_seed = 0  # of random:NAME
   config.sampler = dict(
     kind="auto",  # "few_step" for distilled students, else "euler"; "unipc"

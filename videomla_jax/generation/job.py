@@ -139,6 +139,8 @@ class Job:
       max_frames=known + shapes.round_up(frames - known, window.chunk_frames),
       cache_dtype=request.cache_dtype or None,
       codec=pipeline.codec,
+      codec_name=self.source.decoder,
+      other_decoders=self.source.other_decoders(),
       videos=videos,
     )
 
