@@ -92,8 +92,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.half_weights = False  # True holds kernels in bfloat16: half memory
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
-  # "tiny" needs a 25th of the operations of "wan", Wan's VAE, and its frames
-  # are a little worse; empty is the model's own.
+  # "wan" is Wan's VAE, "tiny" a network with a 25th of its operations, whose
+  # frames its authors call slightly worse; empty is the model's own.
   config.decoder = ""
   config.weights_seed = 0  # of random:NAME
   config.sampler = dict(

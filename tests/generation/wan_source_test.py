@@ -98,6 +98,10 @@ def test_a_picture_becomes_the_first_frame(release, tmp_path, seed) -> None:
 
 
 def test_a_tiny_decoder_of_other_latents_is_refused(release, tmp_path) -> None:
+  config = _config(release, tmp_path, decoder="tiny")
+  config.parts.tiny_decoder = str(release / "wan" / "vae")
+  with pytest.raises(ValueError, match="holds no 'tiny_decoder'; give the"):
+    sample.sample(config)
   for changes, words in (
     (dict(channels=6), "has channels=6, but the vae has 4"),
     (dict(temporal=(True,) * 3), "temporal_stride=8, but the vae has 4"),

@@ -279,11 +279,16 @@ def _check_tiny(folder: pathlib.Path, sizes: vae_coders.VaeConfig) -> None:
   """Refuses a tiny decoder that does not decode the latents of the VAE.
 
   Raises:
-    ValueError: If channels or strides differ.
+    ValueError: If it is none, or channels or strides differ.
   """
   tiny = released.config_at(folder)
+  if not isinstance(tiny, tiny_decoder.TinyDecoderConfig):
+    raise ValueError(
+      f"checkpoint={str(folder)!r} holds no 'tiny_decoder'; give the folder "
+      "that convert wrote for it."
+    )
   for field in ("channels", "temporal_stride", "spatial_stride"):
-    found, wanted = getattr(tiny, field, 0), getattr(sizes, field)
+    found, wanted = getattr(tiny, field), getattr(sizes, field)
     if found != wanted:
       raise ValueError(
         f"the tiny decoder {str(folder)!r} has {field}={found}, but the vae "
