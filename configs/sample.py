@@ -76,7 +76,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Or a folder of train or convert.
   config.checkpoint = CHECKPOINTS.get(variant, f"models/{variant}")
   # Folders of Wan's parts; empty is CHECKPOINT/NAME.
-  config.parts = dict(dit="", vae="", umt5="", tokenizer="")
+  config.parts = dict(dit="", vae="", umt5="", tokenizer="", tiny_decoder="")
   # A file of `embed`, in place of the parts "umt5" and "tokenizer".
   config.embeddings = arg["embeddings"]
   # Separated by semicolons; one that belongs to a prompt is written "\\;"
@@ -94,6 +94,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.half_weights = False  # True holds kernels in bfloat16: half memory
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
+  # "wan" is Wan's VAE, "tiny" a network with a 25th of its operations, whose
+  # frames its authors call slightly worse; empty is the model's own.
+  config.decoder = ""
   config.weights_seed = 0  # of random:NAME
   config.sampler = dict(
     kind="auto",  # "few_step" for distilled students, else "euler"; "unipc"

@@ -75,6 +75,7 @@ def test_activations_of_real_clips_improve_a_conversion(
     (dict(prompts="one"), "clips are 2 and prompts 1"),
     (dict(checkpoint="videomla"), "has latent attention"),
     (dict(levels=0), "levels=0 must be at least 1"),
+    (dict(decoder="tiny"), "decoder='tiny' has no effect here"),
     (dict(clips="a.mp4; b.mp4"), "give an MP4"),
     (dict(prompts="a;;b", clips="a;b;c"), r"prompts\[1\] is empty"),
   ],
@@ -82,6 +83,7 @@ def test_activations_of_real_clips_improve_a_conversion(
 def test_mistakes_are_found_before_anything_is_collected(
   config: Any, release: pathlib.Path, changes: dict[str, Any], said: str
 ) -> None:
+  config.unlock()
   config.update(changes)
   if "checkpoint" in changes:
     config.checkpoint = str(release / config.checkpoint)

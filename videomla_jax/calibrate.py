@@ -30,6 +30,7 @@ from videomla_jax.generation import given_frames
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import sources
+from videomla_jax.generation import unused
 from videomla_jax.media import fitting
 from videomla_jax.models import released
 from videomla_jax.runtime import cli
@@ -86,6 +87,9 @@ class Calibration:
         f"clips are {len(self.clips)} and prompts {len(self.prompts)}; give "
         "one prompt per clip, separated by semicolons."
       )
+    unused.refuse(
+      dict(decoder=self.networks.decoder), why="here, where nothing is decoded"
+    )
 
 
 class NoisyClip(NamedTuple):

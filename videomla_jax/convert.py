@@ -12,10 +12,10 @@
     --lora=style.safetensors --output=models/wan_style
 
 A release folder (Wan's or diffusers') becomes a folder with dit/, vae/, umt5/
-and tokenizer/, of which --parts=dit,vae takes some; one file becomes one model
-folder; a trained small model keeps its words. Everything is opened and checked
-before anything is written, and tensors pass through memory one by one. Pickles
-are read without running anything in them.
+and tokenizer/, of which --parts=dit,vae takes some; one file (taew2_1.pth, too)
+becomes one model folder; a trained small model keeps its words. Everything is
+opened and checked before anything is written, and tensors pass through memory
+one by one. Pickles are read without running anything in them.
 """
 
 from collections.abc import Callable
@@ -149,7 +149,7 @@ def define_flags() -> None:
   boolean = functools.partial(flags.DEFINE_bool, flag_values=values)
   string("source", None, "Release folder, checkpoint file or model folder.")
   string("output", None, "Folder to write.")
-  string("parts", "", "Only these of dit,vae,umt5,tokenizer.")
+  string("parts", "", "Only these of dit,vae,umt5,tokenizer,tiny_decoder.")
   # Its name when it took one.
   flags.DEFINE_alias("component", "parts", flag_values=values)
   string("select", "", "Network in a training checkpoint (generator_ema).")
@@ -303,6 +303,9 @@ def _network_job(
   def job() -> None:
     total = len(tensors)
     print(f"{path}: {network.architecture}, {total} tensors", flush=True)
+    if network.left_out:
+      unread = len(network.left_out)
+      print(f"{path}: {unread} tensors of its encoder are left out", flush=True)
     for line in lora_files.told(notes):
       print(line, flush=True)
     with progress_bar.Progress(total, "convert", unit="tensor") as progress:

@@ -117,12 +117,13 @@ def generate_videos(
     window=source.window,
     sampler=sampler,
     num_frames=num_frames,
+    as_bytes=False,
   )
   pieces = []
   with progress_bar.Progress(num_frames, name, unit="frame") as progress:
     for pixels in stream:
       # Pixels leave the device chunk by chunk, so no whole video is on it.
-      pieces.append(np.asarray(pixels))
+      pieces.append(pixels)
       progress.update(pixels.shape[1])
   return np.concatenate(pieces, axis=1)
 
@@ -165,7 +166,7 @@ def _write_sheet(
   fps: float | int,
 ) -> None:
   """Draws the first ten videos, which show each held-out prompt once."""
-  frames = pixels_lib.to_uint8(videos[:10])
+  frames = np.asarray(pixels_lib.to_uint8(videos[:10]))
   words = [p.text() for p in prompts[:10]]
   contact_sheet.write_png(path, contact_sheet.draw(frames, words, fps=fps))
 

@@ -10,7 +10,10 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_release
 from videomla_jax import convert
+from videomla_jax.conversion import components
 from videomla_jax.conversion import release
+from videomla_jax.conversion.names import tiny_decoder as tiny_names
+from videomla_jax.models import tiny_decoder
 
 _FILES = {
   "dit": "diffusion_pytorch_model.safetensors",
@@ -118,6 +121,24 @@ def test_components_must_fit_each_other(given, changes, words, seed) -> None:
   )
   with pytest.raises(ValueError, match=words):
     _run(given)
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_a_tiny_decoder_beside_a_release_is_taken_along(
+  given, channels: int, seed: int
+) -> None:
+  table = tiny_names.table_of(tiny_decoder.tiny(channels=channels))
+  tensors = tiny_release.draw(table, np.random.default_rng(seed))
+  safetensors_numpy.save_file(tensors, given / "taew2_1.safetensors")
+  if channels == tiny_release.DIT.channels:
+    assert _run(given) == ["dit", "tiny_decoder", "tokenizer", "umt5", "vae"]
+    assert _run(given, parts="tiny_decoder") == ["tiny_decoder"]
+    # Folders that were converted before have it under another name.
+    assert components.find(given.with_name("out")).keys() == {"tiny_decoder"}
+  else:
+    words = "latents of 4 channels and its tiny_decoder for 6"
+    with pytest.raises(ValueError, match=words):
+      _run(given)
 
 
 @pytest.mark.parametrize("component", _FILES)

@@ -1,5 +1,7 @@
 """Tests of counting operations: known products, loops, gradients, networks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,6 +11,9 @@ from tests import tiny_project
 from videomla_jax import sharding
 from videomla_jax.costs import flops
 from videomla_jax.diffusion import bidirectional
+from videomla_jax.models import tiny_decoder
+from videomla_jax.models import vae
+from videomla_jax.models import vae_coders
 from videomla_jax.training import abstract_step
 from videomla_jax.training.stages import table
 
@@ -105,3 +110,23 @@ def test_the_real_step_costs_what_its_tokens_and_parameters_say(name):
   }[name]
   print(f"{name}: {found:.3e} operations, projections {passes * forward:.3e}")
   assert 1 < found / (passes * forward) < 4  # the rest is attention
+
+
+def test_the_tiny_decoder_needs_a_25th_of_the_operations() -> None:
+  latents = jax.ShapeDtypeStruct((1, 3, 60, 104, 16), jnp.float32)
+  counts = {}
+  for name, decoder in {
+    "tiny": tiny_decoder.abstract(tiny_decoder.TinyDecoderConfig()),
+    "wan": vae.abstract(vae_coders.wan_vae()),
+  }.items():
+    state = jax.eval_shape(lambda d=decoder: d.start(1, 60, 104))
+    later = dataclasses.replace(state, first=False)
+    counts[name] = flops.of(
+      lambda d, x, m, s=later: d.decode_chunk(
+        x, dataclasses.replace(s, memory=m)
+      ),
+      *(decoder, latents, later.memory),
+    )
+  # docs/wan.md: a chunk of twelve frames of 480 x 832.
+  assert counts["tiny"] == pytest.approx(1.58e12, rel=5e-3)
+  assert counts["wan"] == pytest.approx(40.65e12, rel=5e-3)

@@ -1,7 +1,9 @@
 """Tests of the way from text to pixels with a tiny Wan."""
 
+import dataclasses
 import functools
 import gc
+from typing import Any
 import weakref
 
 import jax
@@ -13,12 +15,16 @@ from tests import tiny_model
 from tests import tolerances
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
+from videomla_jax.diffusion import stream
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import pixel_stream
+from videomla_jax.generation import pixels as pixels_lib
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
+from videomla_jax.small_world import model as model_lib
 
 _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 _FRAME = (4, 6, 4)  # H, W, C of a latent: 32 x 48 pixels
@@ -41,7 +47,7 @@ def _text(rng: np.random.Generator, batch: int) -> jax.Array:
 
 
 def _roll_out(networks, text, key, **kwargs) -> np.ndarray:
-  call = dict(window=_WINDOW, sampler=_SAMPLER) | kwargs
+  call = dict(window=_WINDOW, sampler=_SAMPLER, as_bytes=False) | kwargs
   return np.concatenate(
     [*pixel_stream.PixelStream(networks, text, key, **call)], axis=1
   )
@@ -65,6 +71,83 @@ def test_streamed_pixels_are_the_decoded_rollout(seed: int) -> None:
   assert pixels.shape == (1, frames, 32, 48, 3)
   assert whole.shape[1] == 33
   tolerances.assert_close(pixels, whole[:, :frames], "float32_deep")
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+  """What the device is told and what the host waits for, in order."""
+  recorded: list[str] = []
+
+  def record(module: Any, function: str, event: str) -> None:
+    run = getattr(module, function)
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+      recorded.append(event)
+      return run(*args, **kwargs)
+
+    monkeypatch.setattr(module, function, spy)
+
+  record(stream, "_next_chunk", "denoise")
+  record(pipeline, "_decode", "decode")
+  record(pixels_lib, "start_copy", "copy")
+  record(pixels_lib, "fetch", "fetch")
+  return recorded
+
+
+def _patches(networks: pipeline.Pipeline) -> pipeline.Pipeline:
+  """The same network with a codec that compiles in no time."""
+  return dataclasses.replace(networks, codec=model_lib.PixelCodec(block=2))
+
+
+def test_a_chunk_is_dispatched_before_the_host_waits_for_the_last_one(
+  seed: int, events: list[str]
+) -> None:
+  rng = np.random.default_rng(seed)
+  networks, text = _patches(_pipeline(rng)), _text(rng, 1)
+  call = dict(key=jax.random.key(seed), num_frames=8)
+  pixels = _roll_out(networks, text, **call, as_bytes=True)
+  assert pixels.shape == (1, 8, 8, 12, 1)
+  chunk = ["denoise", "decode", "copy"]
+  assert events == [*chunk, *chunk, "fetch", *chunk, "fetch", "fetch"]
+  floats = _roll_out(networks, text, **call)
+  np.testing.assert_array_equal(pixels, pixels_lib.to_uint8(floats))
+
+
+def test_pieces_of_a_clip_are_dispatched_one_ahead(
+  seed: int, events: list[str]
+) -> None:
+  rng = np.random.default_rng(seed)
+  pieces = pixel_stream.whole_clip(
+    _patches(_pipeline(rng, "dense")),
+    _text(rng, 1),
+    jax.random.key(seed),
+    sampler=sampling.unipc(2, shift=5.0, guidance=None),
+    num_frames=5,
+    frames_at_once=2,
+  )
+  assert [(x.shape[1], x.dtype) for x in pieces] == [
+    (2, np.uint8),
+    (2, np.uint8),
+    (1, np.uint8),
+  ]
+  piece = ["decode", "copy"]
+  assert events == [*piece, *piece, "fetch", *piece, "fetch", "fetch"]
+
+
+def test_given_frames_are_encoded_by_what_is_loaded_for_it(seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  whole, loads = _patches(_pipeline(rng)), []
+
+  def load() -> vae.Codec:
+    loads.append(1)
+    return whole.codec
+
+  tiny = tiny_decoder.abstract(tiny_decoder.tiny())
+  networks = dataclasses.replace(whole, codec=tiny, load_encoder=load)
+  clip = rng.integers(0, 256, (1, 5, 8, 12, 1), dtype=np.uint8)
+  latents = pipeline.encode(networks, clip)
+  np.testing.assert_array_equal(latents, pipeline.encode(whole, clip))
+  assert loads == [1]
 
 
 @pytest.mark.parametrize("given", [1, 5])

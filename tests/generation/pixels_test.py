@@ -9,6 +9,10 @@ from videomla_jax.generation import pixels
 def test_to_uint8_rounds_and_clips() -> None:
   values = np.array([-1.0, 0.0, 0.5, 1.0, 2.0], np.float32)
   assert pixels.to_uint8(values).tolist() == [0, 0, 128, 255, 255]
+  every = np.arange(256, dtype=np.float32)
+  bytes_ = pixels.fetch(pixels.start_copy(pixels.to_uint8(every / 255)))
+  assert isinstance(bytes_, np.ndarray) and bytes_.dtype == np.uint8
+  np.testing.assert_array_equal(bytes_, every)
 
 
 @pytest.mark.parametrize(

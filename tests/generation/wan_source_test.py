@@ -6,12 +6,14 @@ import types
 from typing import Any
 import weakref
 
+from flax import nnx
 import jax
 import ml_dtypes
 import numpy as np
 from PIL import Image
 import pytest
 
+from tests import tiny_model
 from tests import tiny_project
 from tests import tiny_release
 import videomla_jax
@@ -23,6 +25,7 @@ from videomla_jax.generation import mp4
 from videomla_jax.generation import request
 from videomla_jax.generation import sources
 from videomla_jax.models import released
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import umt5
 
 _PROMPTS = "; ".join(tiny_release.PROMPTS)
@@ -32,7 +35,10 @@ _PROMPTS = "; ".join(tiny_release.PROMPTS)
 def release(tmp_path_factory) -> pathlib.Path:
   """A converted release, dense, and its latent twin beside it."""
   folder = tmp_path_factory.mktemp("release")
-  tiny_release.write_converted(folder, np.random.default_rng())
+  rng = np.random.default_rng()
+  tiny_release.write_converted(folder, rng)
+  tiny = tiny_model.fill(tiny_decoder.abstract(tiny_decoder.tiny()), rng)
+  released.save(folder / "videomla" / "tiny_decoder", tiny)
   return folder
 
 
@@ -67,21 +73,47 @@ def test_a_release_goes_from_files_to_videos(
   scalars = {"wan_1p3b": 8 + 4}.get(variant, 2 * 64)
   assert report["cache_scalars_per_token_layer"] == scalars
   assert report["decoder_bytes"] > 0
+  assert report["decoder"] == "wan"
+  assert [*report["decoder_state_bytes"]] == ["wan", "tiny"]
   names = {p.name for p in (tmp_path / "out").iterdir()}
   assert {"sample-sheet.png", "sample.json"} < names
 
 
-def test_a_picture_becomes_the_first_frame(release, tmp_path, seed) -> None:
+def _picture(path: pathlib.Path, seed: int) -> np.ndarray:
+  """Writes a picture and returns its pixels."""
   rng = np.random.default_rng(seed)
   blocks = rng.integers(0, 2, (4, 6, 3), dtype=np.uint8) * 255
   given = blocks.repeat(8, axis=0).repeat(8, axis=1)
-  path = tmp_path / "given.png"
   contact_sheet.write_png(path, Image.fromarray(given))
-  config = _config(release, tmp_path, image=str(path))
+  return given
+
+
+def test_a_picture_becomes_the_first_frame(release, tmp_path, seed) -> None:
+  given = _picture(tmp_path / "given.png", seed)
+  config = _config(release, tmp_path, image=str(tmp_path / "given.png"))
   sample.sample(config)
   for video in _videos(tmp_path):
     assert len(video) == 9
     assert np.abs(video[0].astype(int) - given).mean() < 16
+
+
+def test_a_tiny_decoder_of_other_latents_is_refused(release, tmp_path) -> None:
+  config = _config(release, tmp_path, decoder="tiny")
+  config.parts.tiny_decoder = str(release / "wan" / "vae")
+  with pytest.raises(ValueError, match="holds no 'tiny_decoder'; give the"):
+    sample.sample(config)
+  for changes, words in (
+    (dict(channels=6), "has channels=6, but the vae has 4"),
+    (dict(temporal=(True,) * 3), "temporal_stride=8, but the vae has 4"),
+    (dict(patch=2), "spatial_stride=16, but the vae has 8"),
+  ):
+    sizes = tiny_decoder.tiny(**changes)
+    model = tiny_decoder.TinyDecoder(sizes, rngs=nnx.Rngs(0))
+    released.save(tmp_path / "tiny", model)
+    config = _config(release, tmp_path, decoder="tiny")
+    config.parts.tiny_decoder = str(tmp_path / "tiny")
+    with pytest.raises(ValueError, match=words):
+      sample.sample(config)
 
 
 @pytest.fixture
@@ -106,6 +138,30 @@ def test_the_encoder_is_gone_before_the_dit_comes(
 ) -> None:
   sample.sample(_config(release, tmp_path))
   assert loaded == [("umt5", 0), ("vae", 0), ("dit", 0)]
+
+
+def test_the_tiny_decoder_takes_the_place_of_the_vae(
+  release, tmp_path, loaded, seed, capsys
+) -> None:
+  given = _picture(tmp_path / "given.png", seed)
+  config = _config(release, tmp_path, image=str(tmp_path / "given.png"))
+  config.decoder, config.checkpoint = "tiny", str(release / "wan")
+  config.parts.dit = str(release / "videomla" / "dit")
+  with pytest.raises(ValueError, match=r"lacks \['.*/wan/tiny_decoder'\]"):
+    sample.sample(config)
+  config.parts.tiny_decoder = str(release / "videomla" / "tiny_decoder")
+  report = sample.sample(config)
+  # The VAE comes last, and only since there is a picture to encode.
+  order = ["umt5", "tiny_decoder", "dit", "vae"]
+  assert [name for name, _ in loaded] == order
+  for video in _videos(tmp_path):
+    assert video.shape == (9, 32, 48, 3)
+    assert np.abs(video[0].astype(int) - given).mean() < 16
+  assert report["decoder"] == "tiny"
+  assert [*report["decoder_state_bytes"]] == ["tiny", "wan"]
+  said = capsys.readouterr().out
+  assert "decoder: tiny, " in said and "; wan would hold " in said
+  assert "freed after the given frames are encoded" in said
 
 
 def test_the_encoder_comes_and_goes_for_every_call_from_python(
@@ -232,6 +288,12 @@ _MISTAKES = {
   "empty prompt": (dict(prompts="a;;b"), r"prompts\[1\] is empty"),
   "no embeddings": (dict(embeddings="gone"), "does not exist"),
   "random": (dict(checkpoint="random:wan"), "use one of"),
+  "decoder": (dict(decoder="small"), "decoder='small' is unknown; use one of"),
+  "vae": (dict(parts=dict(vae="DIT")), "holds no 'vae'; give the folder"),
+  "tiny_decoder": (
+    dict(parts=dict(tiny_decoder="x")),
+    "parts.tiny_decoder='x' has no effect without decoder='tiny'",
+  ),
 }
 
 
@@ -240,6 +302,8 @@ def test_mistakes_are_found_before_anything_compiles(
   release, tmp_path, mistake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   changes, words = _MISTAKES[mistake]
+  if mistake == "vae":
+    changes = dict(parts=dict(vae=str(release / "wan" / "dit")))
 
   def too_late(*args, **kwargs):
     raise AssertionError("the rollout was reached")
@@ -265,9 +329,16 @@ def test_half_weights_halve_the_kernels_and_nothing_else(release) -> None:
   assert sizes[1] < 0.75 * sizes[0]
 
 
-@pytest.mark.parametrize("variant", ["wan_tiny", "wan_tiny_bidirectional"])
-def test_random_networks_run_the_whole_pipeline(tmp_path, variant) -> None:
+@pytest.mark.parametrize(
+  ("variant", "decoder"),
+  [("wan_tiny", ""), ("wan_tiny_bidirectional", "tiny")],
+)
+def test_random_networks_run_the_whole_pipeline(
+  tmp_path, variant, decoder
+) -> None:
   config = tiny_project.config("sample", f"{variant},steps=2")
+  config.decoder = decoder
+  config.vae_tile = 5 if decoder else 0
   config.seconds = 9 / 16
   config.output.folder = str(tmp_path / "out")
   sample.sample(config)

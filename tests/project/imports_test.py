@@ -120,7 +120,7 @@ def test_imports_have_no_cycle() -> None:
   assert done == graph.keys(), f"cycle in {graph.keys() - done}, {unknown=}"
 
 
-def test_core_is_read_in_forty_five_files() -> None:
+def test_core_is_read_in_forty_six_files() -> None:
   kernels = ("pallas_", "triton", "library", "blocks")
   core = [
     _PACKAGE / f"{x}.py" for x in ("shapes", "sharding", "train", "sample")
@@ -130,7 +130,7 @@ def test_core_is_read_in_forty_five_files() -> None:
   core = [
     p for p in core if p.stem != "__init__" and not p.stem.startswith(kernels)
   ]
-  assert len(core) <= 45, sorted(p.stem for p in core)
+  assert len(core) <= 46, sorted(p.stem for p in core)
 
 
 @pytest.mark.parametrize("folder", ["videomla_jax", "tests", "configs"])

@@ -81,6 +81,7 @@ def test_all_known_paths_are_found() -> None:
   names = {name for _, name, _ in _PATHS}
   assert names >= {
     *("checkpoint", "dit", "vae", "umt5", "tokenizer", "embeddings", "image"),
+    "tiny_decoder",
     *("clip", "clips", "folder", "judge", "checkpoints", "prompts_file"),
     *("output", "videos", "table", "prompts", "compare", "json", "root"),
     *("networks", "codec"),
@@ -166,6 +167,7 @@ _CHANGES: dict[str, Any] = {
   "parts.vae": "HERE",
   "parts.umt5": "HERE",
   "parts.tokenizer": "HERE",
+  "parts.tiny_decoder": "HERE",
   "embeddings": "HERE/prompts.safetensors",
   "prompts": "a fast one moving diagonally",
   "prompts_file": "HERE/prompts.txt",
@@ -180,6 +182,7 @@ _CHANGES: dict[str, Any] = {
   "half_weights": True,
   "vae_tile": 5,
   "vae_dtype": "bfloat16",
+  "decoder": "tiny",
   "weights_seed": 1,
   "sampler.kind": {"unipc": "euler", None: "unipc"},
   "sampler.num_steps": 3,
@@ -244,6 +247,7 @@ def _plan(config: Any) -> dict[str, Any]:
     # These are weights and a codec, which a test of its own looks into.
     own = asked.networks
     plan["networks"] = own.weights_seed, own.vae_dtype, own.vae_tile
+    plan["decoder"] = source.decoder
   return plan
 
 
@@ -282,10 +286,12 @@ def test_each_option_changes_the_plan_or_is_refused(
 
 
 _FILES = {f"parts.{n}" for n in ("dit", "vae", "umt5", "tokenizer")}
+_FILES |= {"parts.tiny_decoder"}
 _FILES |= {"embeddings", "half_weights"}
 # It is a size of an averaging sink, and the first frames are none.
 _FILES |= {"window.sink_decay"}
 _RELEASES = {"vae_tile", "vae_dtype", "weights_seed", "height", "width"}
+_RELEASES |= {"decoder"}
 _REFUSED = {
   "small": _FILES | _RELEASES | {"negative_prompt"},
   # A distilled student has no guidance; a whole clip needs another sampler.

@@ -12,6 +12,7 @@ import shutil
 
 from videomla_jax.conversion.names import detect
 from videomla_jax.models import released
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_coders
@@ -26,7 +27,12 @@ COMPONENTS = {
   "vae": ("vae",),
   "umt5": ("text_encoder", "umt5"),
   "tokenizer": (f"tokenizer/{tokenizer_lib.FILE}",),
+  # It is published by itself, and may be put beside a release.
+  "tiny_decoder": ("taew2_1.safetensors", "taew2_1.pth", "tiny_decoder"),
 }
+
+# Components that no release has.
+EXTRA = frozenset({"tiny_decoder"})
 
 # Files that only releases of other families have, the components that are then
 # of no use here, and what such a release is.
@@ -104,7 +110,7 @@ def choose(
   _check_family(source, found, parts)
   if not found:
     return {}
-  missing = sorted((parts or COMPONENTS.keys()) - found.keys())
+  missing = sorted((parts or COMPONENTS.keys() - EXTRA) - found.keys())
   if missing and parts:
     raise ValueError(
       f"source={str(source)!r} holds no {missing[0]!r}; it holds "
@@ -220,6 +226,14 @@ def check_fit(
       differences.append(
         f"its dit is made for latents of {dit.channels} channels and its vae "
         f"for {vae.channels}"
+      )
+    tiny = configs.get("tiny_decoder")
+    if isinstance(tiny, tiny_decoder.TinyDecoderConfig) and (
+      dit.channels != tiny.channels
+    ):
+      differences.append(
+        f"its dit is made for latents of {dit.channels} channels and its "
+        f"tiny_decoder for {tiny.channels}"
       )
     if isinstance(text, umt5.Umt5Config) and dit.text_dim != text.width:
       differences.append(

@@ -1,5 +1,6 @@
 """Predicts the memory of a rollout from shapes, before anything compiles."""
 
+from collections.abc import Mapping
 import dataclasses
 import math
 from typing import NamedTuple
@@ -39,6 +40,8 @@ class Needs:
       dtype where the cache has eight bits.
     decoder_bytes: Bytes of the codec's parameters and of what it remembers of
       earlier frames.
+    decoder_states: Bytes that decoders remember of earlier frames, by name:
+      first the codec, then those that may be chosen instead.
     peak_bytes: Predicted peak while a chunk is made: parameters with the copies
       that are made when layers leave their stack, cache, activations, and the
       codec without its activations.
@@ -55,6 +58,7 @@ class Needs:
   cache_bytes: int
   dense_cache_bytes: int
   decoder_bytes: int
+  decoder_states: Mapping[str, int]
   peak_bytes: int
 
   def lines(self) -> list[str]:
@@ -69,7 +73,6 @@ class Needs:
         f"cache: {human(self.cache_bytes)}, dense "
         f"{human(self.dense_cache_bytes)} ({ratio:.1f}x)"
       )
-    decoder = [f"decoder: {human(self.decoder_bytes)}"]
     return [
       f"parameters: {self.parameters:,} ({human(self.parameter_bytes)})",
       f"tokens per latent frame: {self.tokens_per_frame}",
@@ -80,8 +83,19 @@ class Needs:
       f"{self.dense_token_layer_bytes} B"
       + (f" (-{saved:.1%})" if saved else ""),
       cached,
-      *(decoder if self.decoder_bytes else []),
+      *self._decoder_lines(),
       f"predicted peak memory: {human(self.peak_bytes)}",
+    ]
+
+  def _decoder_lines(self) -> list[str]:
+    """Returns what is said of the decoder, and of those not chosen."""
+    if not self.decoder_bytes:
+      return []
+    (name, held), *others = self.decoder_states.items()
+    unused = "".join(f"; {n} would hold {human(x)}" for n, x in others)
+    return [
+      f"decoder: {name}, {human(self.decoder_bytes)}, of which it holds "
+      f"{human(held)} of earlier frames{unused}"
     ]
 
 
@@ -108,7 +122,9 @@ def needs(
   window: window_lib.Window,
   max_frames: int,
   cache_dtype: str | None = None,
-  codec: vae.Codec | None = None,
+  codec: vae.Decoder | None = None,
+  codec_name: str = "codec",
+  other_decoders: Mapping[str, vae.Decoder] | None = None,
   videos: int = 1,
   platform: str | None = None,
 ) -> Needs:
@@ -122,6 +138,8 @@ def needs(
     max_frames: Latent frames of the video.
     cache_dtype: Dtype of the cache; the model's own by default.
     codec: What decodes the latents, if it runs beside the network.
+    codec_name: What it is called.
+    other_decoders: Decoders that may be chosen instead of it, by name.
     videos: Videos that are decoded side by side.
     platform: "gpu", where kernels keep the scores to themselves, or "cpu";
       that of this process by default.
@@ -138,7 +156,12 @@ def needs(
     dtype=cache_dtype,
   )
   parameter_bytes = _bytes(model)
-  decoder_bytes = _decoder_bytes(codec, videos=videos, frame=frame)
+  decoders = {} if codec is None else {codec_name: codec}
+  states = {
+    name: _state_bytes(decoder, videos=videos, frame=frame)
+    for name, decoder in (decoders | dict(other_decoders or {})).items()
+  }
+  decoder_bytes = 0 if codec is None else _bytes(codec) + states[codec_name]
   block = _block_bytes(
     model,
     rows=rows,
@@ -158,6 +181,7 @@ def needs(
     cache_bytes=cached.cache_bytes,
     dense_cache_bytes=cached.dense_cache_bytes,
     decoder_bytes=decoder_bytes,
+    decoder_states=states,
     peak_bytes=sum((parameter_bytes, cached.cache_bytes, decoder_bytes, block)),
   )
 
@@ -207,14 +231,12 @@ def _cache_sizes(
   )
 
 
-def _decoder_bytes(
-  codec: vae.Codec | None, *, videos: int, frame: tuple[int, int, int]
+def _state_bytes(
+  decoder: vae.Decoder, *, videos: int, frame: tuple[int, int, int]
 ) -> int:
-  """Counts the codec's parameters and what it remembers of past frames."""
-  if codec is None:
-    return 0
-  state = jax.eval_shape(lambda c: c.start(videos, *frame[:2]), codec)
-  return _bytes(codec) + _bytes(state)
+  """Counts the bytes that a decoder remembers of past frames."""
+  state = jax.eval_shape(lambda c: c.start(videos, *frame[:2]), decoder)
+  return _bytes(state)
 
 
 def _bytes(tree: PyTree) -> int:

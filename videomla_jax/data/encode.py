@@ -85,7 +85,9 @@ class EncoderConfig:
       return embeddings_lib.width(self.embeddings)
     if self.checkpoint == RANDOM:
       return _TINY.text_encoder.width
-    return self._config("umt5").width
+    sizes = self._config("umt5")
+    assert isinstance(sizes, umt5.Umt5Config)
+    return sizes.width
 
   def require_texts(self, captions: list[str]) -> None:
     """Refuses captions that the file of embeddings lacks.

@@ -28,7 +28,6 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.generation import given_frames
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import pixel_stream
-from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
@@ -140,6 +139,8 @@ class Job:
       max_frames=known + shapes.round_up(frames - known, window.chunk_frames),
       cache_dtype=request.cache_dtype or None,
       codec=pipeline.codec,
+      codec_name=self.source.decoder,
+      other_decoders=self.source.other_decoders(),
       videos=videos,
     )
 
@@ -161,7 +162,7 @@ class Job:
   def stream(
     self, pipeline: pipeline_lib.Pipeline, text: Text, *, endless: bool = False
   ) -> pixel_stream.PixelStream:
-    """Opens the stream of new pixels, in [0, 1], of a causal model.
+    """Opens the stream of new pixels, 0..255, of a causal model.
 
     Args:
       pipeline: Network and codec.
@@ -197,27 +198,22 @@ class Job:
       on_step: Called after every network call of a bidirectional model, whose
         first piece comes late.
 
-    Yields:
-      The next frames of every video.
+    Returns:
+      The next frames of every video, each piece when it is asked for.
 
     Raises:
       ValueError: If the text or the frames do not fit the network.
     """
-    pieces: Iterator[pipeline_lib.Pixels]
     if self.request.mode == "causal":
-      pieces = self.stream(pipeline, text)
-    else:
-      pieces = pixel_stream.whole_clip(
-        pipeline,
-        text,
-        self.keys(),
-        sampler=self.sampler,
-        num_frames=self.num_frames,
-        on_step=on_step,
-      )
-    for piece in pieces:
-      # Fetching a piece is what waits for the device.
-      yield pixels_lib.to_uint8(np.asarray(piece))
+      return self.stream(pipeline, text)
+    return pixel_stream.whole_clip(
+      pipeline,
+      text,
+      self.keys(),
+      sampler=self.sampler,
+      num_frames=self.num_frames,
+      on_step=on_step,
+    )
 
   def _usable(
     self, pipeline: pipeline_lib.Pipeline

@@ -22,7 +22,6 @@ from videomla_jax.diffusion import stream as stream_lib
 from videomla_jax.generation import job as job_lib
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline as pipeline_lib
-from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sources
 from videomla_jax.generation import video as video_lib
@@ -110,7 +109,8 @@ class VideoStream(Iterator[video_lib.Pixels]):
     first, self._first = self._first, None
     if first is not None and first.shape[1]:
       return first
-    return pixels_lib.to_uint8(np.asarray(next(self._chunks)))
+    # A caller may draw on its frames, and what is fetched is read-only.
+    return np.array(next(self._chunks))
 
   def switch(
     self,
@@ -152,6 +152,7 @@ def load(
   half_weights: bool = False,
   vae_tile: int = 0,
   vae_dtype: str = "float32",
+  decoder: str = "",
   seed: int = 0,
 ) -> Model:
   """Opens a model and checks its files; networks are loaded at first use.
@@ -160,13 +161,15 @@ def load(
     checkpoint: `shipped:NAME`, a folder of `train` or of `convert`, or
       `random:NAME`.
     parts: Folders of a converted release that lie elsewhere, by "dit", "vae",
-      "umt5" and "tokenizer".
+      "umt5", "tokenizer" and "tiny_decoder".
     embeddings: File of `embed`, in place of the text encoder.
     height: Pixel rows of Wan's videos; 0 is the usual size of the release.
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
-    vae_dtype: Number format in which the VAE computes.
+    vae_dtype: Number format in which the VAE and the tiny decoder compute.
+    decoder: What turns Wan's latents into pixels: "wan" (its VAE) or "tiny";
+      empty is the model's own.
     seed: Seed of the weights of `random:NAME`.
 
   Returns:
@@ -184,6 +187,7 @@ def load(
     half_weights=half_weights,
     vae_tile=vae_tile,
     vae_dtype=vae_dtype,
+    decoder=decoder,
     weights_seed=seed,
   )
   networks = config_reader.read(networks_lib.Networks, values)

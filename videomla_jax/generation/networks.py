@@ -6,6 +6,7 @@ from typing import Annotated
 from videomla_jax.runtime import config_values
 
 _DTYPES = ("float32", "bfloat16")
+_DECODERS = ("", "wan", "tiny")
 # Sides of a frame in pixels; the codec of the files takes no larger ones.
 MAX_SIDE = 8192
 
@@ -22,12 +23,14 @@ class Folders:
     vae: The VAE.
     umt5: The text encoder; empty where stored embeddings take its place.
     tokenizer: The tokenizer of the text encoder, likewise.
+    tiny_decoder: The tiny decoder, where it is wanted.
   """
 
   dit: config_values.Path = ""
   vae: config_values.Path = ""
   umt5: config_values.Path = ""
   tokenizer: config_values.Path = ""
+  tiny_decoder: config_values.Path = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,9 @@ class Networks:
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
-    vae_dtype: Number format in which the VAE computes.
+    vae_dtype: Number format in which the VAE and the tiny decoder compute.
+    decoder: What turns Wan's latents into pixels: "wan" (its VAE) or "tiny";
+      empty is the model's own.
     weights_seed: Seed of the weights of `random:NAME`.
   """
 
@@ -56,6 +61,7 @@ class Networks:
   half_weights: bool = False
   vae_tile: Side = 0
   vae_dtype: str = "float32"
+  decoder: str = ""
   weights_seed: config_values.Seed = 0
 
   def __post_init__(self) -> None:
@@ -71,4 +77,14 @@ class Networks:
     if self.vae_dtype not in _DTYPES:
       raise ValueError(
         f"vae_dtype={self.vae_dtype!r} is unknown; use one of {_DTYPES}."
+      )
+    if self.decoder not in _DECODERS:
+      raise ValueError(
+        f"decoder={self.decoder!r} is unknown; use one of {_DECODERS}, where "
+        "'' is the model's own."
+      )
+    if self.parts.tiny_decoder and self.decoder != "tiny":
+      raise ValueError(
+        f"parts.tiny_decoder={self.parts.tiny_decoder!r} has no effect without "
+        "decoder='tiny'; leave it out, or choose that decoder."
       )

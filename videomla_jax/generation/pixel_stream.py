@@ -1,20 +1,30 @@
-"""Pixels of a causal model chunk by chunk, or of a whole clip in pieces."""
+"""Pixels of a causal model chunk by chunk, or of a whole clip in pieces.
+
+The device never waits for the host. Of a causal model, in this order:
+
+  denoise k, decode k, copy k    dispatched
+  denoise k + 1, decode, copy    dispatched
+  fetch k                        the host waits here, for the copy of k alone
+"""
 
 from collections.abc import Callable
 from collections.abc import Iterator
 
 import jax.numpy as jnp
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from videomla_jax.diffusion import bidirectional
 from videomla_jax.diffusion import sampling
 from videomla_jax.diffusion import stream
 from videomla_jax.generation import pipeline as pipeline_lib
+from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.models import window as window_lib
 
+Frames = UInt8[np.ndarray, "B t h w c"] | Float[np.ndarray, "B t h w c"]
 
-class PixelStream(Iterator[pipeline_lib.Pixels]):
+
+class PixelStream(Iterator[Frames]):
   """Videos of a causal model, each chunk decoded as soon as it is made."""
 
   def __init__(
@@ -28,6 +38,7 @@ class PixelStream(Iterator[pipeline_lib.Pixels]):
     num_frames: int | None,
     given: UInt8[np.ndarray, "T h w c"] | None = None,
     cache_dtype: str | None = None,
+    as_bytes: bool = True,
   ) -> None:
     """Allocates the cache and commits the given frames.
 
@@ -42,12 +53,13 @@ class PixelStream(Iterator[pipeline_lib.Pixels]):
       given: First frames of every video, as `usable_clip` cuts them; they are
         not handed out again.
       cache_dtype: Number format of cached entries; None is the model's own.
+      as_bytes: Whether pixels are bytes 0..255; else they are in [0, 1].
 
     Raises:
       ValueError: If shapes do not fit the network.
     """
     batch = text.shape[0] // sampler.rows_per_video
-    decoder = pipeline_lib.Decoder(pipeline, batch=batch)
+    decoder = pipeline_lib.Decoder(pipeline, batch=batch, as_bytes=as_bytes)
     context, known = None, 0
     self._left, max_frames = num_frames, None
     if given is not None:
@@ -59,8 +71,8 @@ class PixelStream(Iterator[pipeline_lib.Pixels]):
     if num_frames is not None:
       self._left = num_frames - (0 if given is None else len(given))
       max_frames = pipeline.latents_for(num_frames) - known
-    # `then` starts decoding a chunk before the next one is dispatched, so that
-    # its pixels do not wait behind the whole next chunk.
+    # `then` starts decoding and copying a chunk before the next one is
+    # dispatched, so that its pixels do not wait behind the whole next chunk.
     self._chunks = stream.Stream(
       pipeline.dit,
       text,
@@ -71,13 +83,14 @@ class PixelStream(Iterator[pipeline_lib.Pixels]):
       max_frames=max_frames,
       context=context,
       cache_dtype=cache_dtype,
-      then=decoder,
+      then=lambda latents: pixels_lib.start_copy(decoder(latents)),
     )
 
-  def __next__(self) -> pipeline_lib.Pixels:
+  def __next__(self) -> Frames:
     """Gives the next frames, while those after them are computed."""
-    # Whole chunks are made; the last one may be longer than the video.
-    pixels = next(self._chunks)[:, : self._left]
+    # Whole chunks are made; the last one may be longer than the video. It is
+    # cut on the host: on the device a cut would wait behind the next chunk.
+    pixels = pixels_lib.fetch(next(self._chunks))[:, : self._left]
     if self._left is not None:
       self._left -= pixels.shape[1]
     return pixels
@@ -111,7 +124,7 @@ def whole_clip(
   num_frames: int,
   on_step: Callable[[], object] = lambda: None,
   frames_at_once: int = 3,
-) -> Iterator[pipeline_lib.Pixels]:
+) -> Iterator[Frames]:
   """Makes clips with a bidirectional model, then decodes them piece by piece.
 
   Args:
@@ -125,7 +138,7 @@ def whole_clip(
     frames_at_once: Latent frames that are decoded together.
 
   Yields:
-    The next frames, in [0, 1].
+    The next frames, 0..255.
   """
   batch = text.shape[0] // sampler.rows_per_video
   shape = (pipeline.latents_for(num_frames), *pipeline.frame)
@@ -141,7 +154,22 @@ def whole_clip(
     on_step()
   # A few frames at a time bound the memory of the decoder's activations.
   decoder, left = pipeline_lib.Decoder(pipeline, batch=batch), num_frames
-  for i in range(0, shape[0], frames_at_once):
-    pixels = decoder(latents[:, i : i + frames_at_once])
-    yield pixels[:, :left]
-    left -= min(left, pixels.shape[1])
+  pieces = (
+    pixels_lib.start_copy(decoder(latents[:, i : i + frames_at_once]))
+    for i in range(0, shape[0], frames_at_once)
+  )
+  for piece in _one_ahead(pieces):
+    pixels = pixels_lib.fetch(piece)[:, :left]
+    yield pixels
+    left -= pixels.shape[1]
+
+
+def _one_ahead(pieces: Iterator[Array]) -> Iterator[Array]:
+  """Yields each piece after the next one was dispatched."""
+  before = None
+  for piece in pieces:
+    if before is not None:
+      yield before
+    before = piece
+  if before is not None:
+    yield before

@@ -1,19 +1,32 @@
 """Frames of bytes: rounding, enlarging and checking arrays of pixels."""
 
-from jaxtyping import Float, UInt8
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped, UInt8
 import numpy as np
 
 Frames = UInt8[np.ndarray, "t h w c"]
 
 
 def to_uint8(
-  frames: Float[np.ndarray, "*dims"],
-) -> UInt8[np.ndarray, "*dims"]:
+  frames: Float[Array | np.ndarray, "*dims"],
+) -> UInt8[Array, "*dims"]:
   """Rounds values in [0, 1] to 0..255 and clips what lies outside."""
   # This is computed in float32: products in bfloat16, of 8 significant bits,
   # would be rounded to its own grid first.
-  clipped = np.clip(np.asarray(frames, np.float32), 0, 1)
-  return np.rint(clipped * 255).astype(np.uint8)
+  clipped = jnp.clip(jnp.asarray(frames, jnp.float32), 0, 1)
+  return jnp.rint(clipped * 255).astype(jnp.uint8)
+
+
+def start_copy(frames: Shaped[Array, "*dims"]) -> Shaped[Array, "*dims"]:
+  """Starts the copy of frames to the host, and returns them at once."""
+  frames.copy_to_host_async()
+  return frames
+
+
+def fetch(frames: Shaped[Array, "*dims"]) -> Shaped[np.ndarray, "*dims"]:
+  """Waits for the copy of frames on the host, and returns it; read-only."""
+  return np.asarray(jax.device_get(frames))
 
 
 def enlarge(

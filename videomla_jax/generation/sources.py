@@ -7,6 +7,7 @@
 Opening checks that all files exist and loads nothing large.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -19,6 +20,7 @@ from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import unused
 from videomla_jax.generation import wan_source
+from videomla_jax.models import vae
 from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
@@ -56,6 +58,13 @@ class Source(Protocol):
   @property
   def distilled(self) -> bool:
     """Whether it was trained to need a few steps and no guidance."""
+
+  @property
+  def decoder(self) -> str:
+    """Name of what turns latents into pixels: "wan", "tiny" or "patches"."""
+
+  def other_decoders(self) -> Mapping[str, vae.Decoder]:
+    """Returns decoders that may be chosen instead, without their weights."""
 
   def check(self, prompts: Sequence[str]) -> None:
     """Raises `ValueError` for prompts that the model cannot take."""
@@ -113,6 +122,15 @@ class SmallSource:
   def window(self) -> window_lib.Window:
     """Window that the model was trained with."""
     return self.model.config.window
+
+  @property
+  def decoder(self) -> str:
+    """Name of the codec that moves pixels to channels: it has no weights."""
+    return "patches"
+
+  def other_decoders(self) -> Mapping[str, vae.Decoder]:
+    """Returns nothing: small models have one codec."""
+    return {}
 
   def check(self, prompts: Sequence[str]) -> None:
     """Raises `ValueError` unless every word of the prompts is known."""

@@ -47,6 +47,7 @@ def refuse_of_releases(
       half_weights=networks.half_weights,
       vae_tile=networks.vae_tile,
       vae_dtype=networks.vae_dtype.removeprefix("float32"),
+      decoder=networks.decoder,
       weights_seed=networks.weights_seed,
     ),
     why=why,

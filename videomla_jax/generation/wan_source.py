@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
+from typing import overload
 
 from flax import nnx
 import jax
@@ -19,9 +20,11 @@ from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import unused
 from videomla_jax.models import released
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
+from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_tiling
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
@@ -44,6 +47,7 @@ class WanSource:
     encode_text: Embeds prompts; its networks are freed when it returns.
     load_dit: Loads the network.
     load_codec: Loads the VAE.
+    vae_sizes: Sizes of the VAE.
     pixels: Height and width of the video.
     fps: Pixel frames per second.
     shift: Warp of the noise schedule that the model was trained with.
@@ -51,11 +55,15 @@ class WanSource:
     pixel_channels: Channels of a pixel: RGB.
     window: Window of a rollout; the files do not say what training used.
     distilled: Whether it needs a few steps only, which the files do not say.
+    load_tiny: Loads the tiny decoder, which then decodes in place of the VAE;
+      None where the VAE decodes.
+    vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
   """
 
   encode_text: Callable[[Sequence[str]], TextRows]
   load_dit: Callable[[], wan.WanDiT]
   load_codec: Callable[[], vae.Codec]
+  vae_sizes: vae_coders.VaeConfig
   pixels: tuple[int, int]
   fps: float | int
   shift: float | int
@@ -63,6 +71,23 @@ class WanSource:
   pixel_channels: int = 3
   window: window_lib.Window = _WINDOW
   distilled: bool = False
+  load_tiny: Callable[[], vae.Decoder] | None = None
+  vae_tile: int = 0
+
+  @property
+  def decoder(self) -> str:
+    """Name of what turns latents into pixels: "wan" (the VAE) or "tiny"."""
+    return "wan" if self.load_tiny is None else "tiny"
+
+  def other_decoders(self) -> Mapping[str, vae.Decoder]:
+    """Returns the decoder that was not chosen, without its weights."""
+    if self.load_tiny is not None:
+      whole = vae.abstract(self.vae_sizes)
+      return dict(wan=_tiled(whole, self.vae_tile))
+    sizes = tiny_decoder.TinyDecoderConfig(
+      channels=self.vae_sizes.channels, dtype=self.vae_sizes.dtype
+    )
+    return dict(tiny=_tiled(tiny_decoder.abstract(sizes), self.vae_tile))
 
   def check(self, prompts: Sequence[str]) -> None:
     """Raises `ValueError` for an empty prompt; anything else is allowed."""
@@ -97,15 +122,24 @@ class WanSource:
     return rows
 
   def load(self) -> pipeline.Pipeline:
-    """Loads the VAE, then the network, and keeps neither."""
-    codec = self.load_codec()
+    """Loads the decoder, then the network, and keeps neither."""
+    tiny = self.load_tiny is not None
+    codec = self.load_tiny() if self.load_tiny else self.load_codec()
     height, width = (size // codec.spatial_stride for size in self.pixels)
     return pipeline.Pipeline(
       dit=self.load_dit(),
       codec=codec,
       frame=(height, width, codec.channels),
       fps=self.fps,
+      load_encoder=self._load_encoder if tiny else None,
     )
+
+  def _load_encoder(self) -> vae.Codec:
+    """Loads the VAE to encode given frames, and says so."""
+    codec = self.load_codec()
+    sizes = memory.described("VAE", codec)
+    print(f"{sizes}, freed after the given frames are encoded", flush=True)
+    return codec
 
 
 def _pixels(
@@ -149,6 +183,9 @@ def from_folders(
   }
   # Stored embeddings replace the text encoder, so its files may be missing.
   needed, encoder = {"dit", "vae"}, {"umt5", "tokenizer"}
+  # The VAE encodes given frames, whatever decodes the others.
+  if networks.decoder == "tiny":
+    needed |= {"tiny_decoder"}
   if not networks.embeddings:
     needed |= encoder
   else:
@@ -167,6 +204,9 @@ def from_folders(
     )
   family = released.family_at(folders["dit"])
   _check_together(folders, networks.embeddings)
+  sizes = _vae_sizes(folders["vae"], networks.vae_dtype)
+  if networks.decoder == "tiny":
+    _check_tiny(folders["tiny_decoder"], sizes)
   return WanSource(
     tokenizer=lambda: (
       None
@@ -177,19 +217,44 @@ def from_folders(
     load_dit=lambda: released.load(
       folders["dit"], "dit", half_weights=networks.half_weights
     ),
-    load_codec=lambda: _load_codec(folders["vae"], networks),
+    load_codec=lambda: _tiled(
+      released.load(folders["vae"], "vae", dtype=networks.vae_dtype),
+      networks.vae_tile,
+    ),
+    load_tiny=(
+      functools.partial(_load_tiny, folders["tiny_decoder"], networks)
+      if networks.decoder == "tiny"
+      else None
+    ),
+    vae_sizes=sizes,
+    vae_tile=networks.vae_tile,
     pixels=_pixels(networks, family),
     fps=family.fps,
     shift=family.shift,
   )
 
 
-def _load_codec(
+def _vae_sizes(folder: pathlib.Path, dtype: str) -> vae_coders.VaeConfig:
+  """Returns the sizes of the VAE, which computes in the given format.
+
+  Raises:
+    ValueError: If the folder holds another network.
+  """
+  sizes = released.config_at(folder)
+  if not isinstance(sizes, vae_coders.VaeConfig):
+    raise ValueError(
+      f"checkpoint={str(folder)!r} holds no 'vae'; give the folder that "
+      "convert wrote for it."
+    )
+  return dataclasses.replace(sizes, dtype=dtype)
+
+
+def _load_tiny(
   folder: pathlib.Path, networks: networks_lib.Networks
-) -> vae.Codec:
-  """Loads the VAE, in tiles if they are wanted."""
-  codec = released.load(folder, "vae", dtype=networks.vae_dtype)
-  return _tiled(codec, networks)
+) -> vae.Decoder:
+  """Loads the tiny decoder, in tiles if they are wanted."""
+  decoder = released.load(folder, "tiny_decoder", dtype=networks.vae_dtype)
+  return _tiled(decoder, networks.vae_tile)
 
 
 def _check_together(folders: Mapping[str, pathlib.Path], stored: str) -> None:
@@ -218,11 +283,44 @@ def _check_together(folders: Mapping[str, pathlib.Path], stored: str) -> None:
       )
 
 
-def _tiled(codec: vae.WanVAE, networks: networks_lib.Networks) -> vae.Codec:
-  """Returns the VAE, or one that computes tile by tile if it is wanted."""
-  if not networks.vae_tile:
-    return codec
-  return vae_tiling.TiledVAE(codec, tile=networks.vae_tile)
+def _check_tiny(folder: pathlib.Path, sizes: vae_coders.VaeConfig) -> None:
+  """Refuses a tiny decoder that does not decode the latents of the VAE.
+
+  Raises:
+    ValueError: If it is none, or channels or strides differ.
+  """
+  tiny = released.config_at(folder)
+  if not isinstance(tiny, tiny_decoder.TinyDecoderConfig):
+    raise ValueError(
+      f"checkpoint={str(folder)!r} holds no 'tiny_decoder'; give the folder "
+      "that convert wrote for it."
+    )
+  for field in ("channels", "temporal_stride", "spatial_stride"):
+    found, wanted = getattr(tiny, field), getattr(sizes, field)
+    if found != wanted:
+      raise ValueError(
+        f"the tiny decoder {str(folder)!r} has {field}={found}, but the vae "
+        f"has {wanted}; convert taew2_1.safetensors, which is Wan2.1's."
+      )
+
+
+@overload
+def _tiled(whole: vae.WanVAE, tile: int) -> vae.Codec: ...
+
+
+@overload
+def _tiled(whole: tiny_decoder.TinyDecoder, tile: int) -> vae.Decoder: ...
+
+
+def _tiled(
+  whole: vae.WanVAE | tiny_decoder.TinyDecoder, tile: int
+) -> vae.Decoder:
+  """Returns a decoder, or one that computes tile by tile if it is wanted."""
+  if not tile:
+    return whole
+  if isinstance(whole, vae.WanVAE):
+    return vae_tiling.TiledVAE(whole, tile=tile)
+  return vae_tiling.TiledDecoder(whole, tile=tile)
 
 
 def _encode_text(
@@ -279,6 +377,11 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     # same video alone.
     return tokenizer_lib.train_tokenizer([_LETTERS])
 
+  def tiny() -> vae.Decoder:
+    like = tiny_decoder.tiny(channels=sizes.channels, dtype=sizes.dtype)
+    rngs = nnx.Rngs(networks.weights_seed)
+    return _tiled(tiny_decoder.TinyDecoder(like, rngs=rngs), networks.vae_tile)
+
   def encode_text(prompts: Sequence[str]) -> TextRows:
     return umt5.embed_texts(build()[0], tokenizer(), [*prompts])
 
@@ -286,7 +389,10 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     encode_text=encode_text,
     tokenizer=tokenizer,
     load_dit=lambda: build()[2],
-    load_codec=lambda: _tiled(build()[1], networks),
+    load_codec=lambda: _tiled(build()[1], networks.vae_tile),
+    load_tiny=tiny if networks.decoder == "tiny" else None,
+    vae_sizes=sizes,
+    vae_tile=networks.vae_tile,
     pixels=_pixels(networks, family),
     fps=family.fps,
     shift=family.shift,

@@ -16,6 +16,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
@@ -24,15 +25,23 @@ from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 
 type PathLike = str | os.PathLike[str]
-type Config = wan_config.WanConfig | vae_coders.VaeConfig | umt5.Umt5Config
-type Network = wan.WanDiT | vae.WanVAE | umt5.Umt5Encoder
+type Config = (
+  wan_config.WanConfig
+  | vae_coders.VaeConfig
+  | umt5.Umt5Config
+  | tiny_decoder.TinyDecoderConfig
+)
+type Network = (
+  wan.WanDiT | vae.WanVAE | umt5.Umt5Encoder | tiny_decoder.TinyDecoder
+)
 
 
 class Architecture(NamedTuple):
   """A kind of network that a release may hold.
 
   Attributes:
-    component: Role in a release and name of the folder: "dit", "vae" or "umt5".
+    component: Role in a release and name of the folder: "dit", "vae", "umt5" or
+      "tiny_decoder".
     config: Class that holds the sizes.
     module: Class of the network, made from a config and `rngs`.
   """
@@ -46,6 +55,9 @@ ARCHITECTURES: dict[str, Architecture] = {
   "wan_dit": Architecture("dit", wan_config.WanConfig, wan.WanDiT),
   "wan_vae": Architecture("vae", vae_coders.VaeConfig, vae.WanVAE),
   "umt5": Architecture("umt5", umt5.Umt5Config, umt5.Umt5Encoder),
+  "tiny_decoder": Architecture(
+    "tiny_decoder", tiny_decoder.TinyDecoderConfig, tiny_decoder.TinyDecoder
+  ),
 }
 
 
@@ -162,12 +174,13 @@ def family_at(path: PathLike) -> Family:
     ValueError: If the folder is missing or holds another network.
   """
   config = config_at(path)
-  if isinstance(config, umt5.Umt5Config):
-    raise ValueError(
-      f"checkpoint={str(path)!r} is a text encoder, which several families "
-      "share; give the folder of the DiT or of the VAE."
-    )
-  return family_of(config)
+  if isinstance(config, (wan_config.WanConfig, vae_coders.VaeConfig)):
+    return family_of(config)
+  text = isinstance(config, umt5.Umt5Config)
+  raise ValueError(
+    f"checkpoint={str(path)!r} is a {'text encoder' if text else 'decoder'}, "
+    "which several families share; give the folder of the DiT or of the VAE."
+  )
 
 
 def config_at(path: PathLike) -> Config:
@@ -217,6 +230,16 @@ def load(
   half_weights: bool = ...,
   **changes: str | bool | int,
 ) -> umt5.Umt5Encoder: ...
+
+
+@overload
+def load(
+  path: PathLike,
+  needed: Literal["tiny_decoder"],
+  *,
+  half_weights: bool = ...,
+  **changes: str | bool | int,
+) -> tiny_decoder.TinyDecoder: ...
 
 
 def load(

@@ -7,6 +7,7 @@ pixel frames) and carry an explicit state, so video of any length needs the
 memory of one group, and cutting it into chunks does not change a bit of it.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Protocol, runtime_checkable
 
@@ -22,11 +23,11 @@ Video = Float[Array, "B T H W C"]
 
 
 @runtime_checkable
-class Codec(Protocol):
-  """Turns pixels into latents and, chunk by chunk, latents into pixels.
+class Decoder(Protocol):
+  """Turns latents into pixels, chunk by chunk.
 
-  Generation asks no more of a codec. Released models have `WanVAE`, small ones
-  `small_world.model.PixelCodec`.
+  Generation asks no more of it. Released models have `WanVAE` or
+  `tiny_decoder.TinyDecoder`, small ones `small_world.model.PixelCodec`.
 
   Attributes:
     temporal_stride: Pixel frames per latent frame after the first, which is
@@ -52,9 +53,6 @@ class Codec(Protocol):
   def pixel_channels(self) -> int:
     """Number of colours: 1 (grey) or 3."""
 
-  def encode(self, video: UInt8[Array, "B t h w c"]) -> Array:
-    """Returns the latents `[B, T, H, W, C]` of a whole clip."""
-
   def start(self, batch: int, height: int, width: int) -> PyTree:
     """Returns the state before the first latent frame.
 
@@ -68,6 +66,14 @@ class Codec(Protocol):
     self, latents: Float[Array, "B T H W C"], state: PyTree
   ) -> tuple[Array, PyTree]:
     """Returns the next frames, pixels in [0, 1], and the state after them."""
+
+
+@runtime_checkable
+class Codec(Decoder, Protocol):
+  """Turns pixels into latents, too."""
+
+  def encode(self, video: UInt8[Array, "B t h w c"]) -> Array:
+    """Returns the latents `[B, T, H, W, C]` of a whole clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +94,8 @@ class State:
 jax.tree_util.register_dataclass(State, ["memory"], ["first"])
 
 
-def _in_groups(
-  coder: vae_coders.Encoder | vae_coders.Decoder,
+def in_groups(
+  coder: Callable[..., tuple[layers.Out, PyTree]],
   x: Video,
   state: State,
   *,
@@ -98,7 +104,8 @@ def _in_groups(
   """Runs a coder over a chunk, group by group.
 
   Args:
-    coder: Encoder or decoder.
+    coder: Turns a group and the memory before it into outputs and the memory
+      after it; its argument `first` is true for the group of the first frame.
     x: Frames of the chunk, pixels or latents.
     state: State before the chunk.
     group: Frames of a group after the first.
@@ -194,7 +201,7 @@ class WanVAE(nnx.Module):
       ValueError: If the number of frames does not fit.
     """
     self._check_frames(video.shape[1], first=state.first)
-    out, state = _in_groups(
+    out, state = in_groups(
       self.encoder, video, state, group=self.temporal_stride
     )
     # The released projection has means first; nothing here draws from them.
@@ -257,7 +264,7 @@ class WanVAE(nnx.Module):
     # Statistics are applied in float32: they scale channels by up to 3.3.
     raw = latents.astype(jnp.float32) * self._std + self._mean
     x = self.post_quant(raw)
-    out, state = _in_groups(self.decoder, x, state, group=1)
+    out, state = in_groups(self.decoder, x, state, group=1)
     return out.astype(jnp.float32), state
 
   def decode_chunk(

@@ -60,6 +60,7 @@ class Conv(nnx.Module):
     *,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
+    bias: bool = True,
   ) -> None:
     """Draws the weights as PyTorch does.
 
@@ -69,6 +70,7 @@ class Conv(nnx.Module):
       outputs: Channels out.
       dtype: Type of the products.
       rngs: Source of the weights.
+      bias: Whether a constant is added to every channel.
     """
     self.dtype = dtype
     # This is PyTorch's default: a VAE trained from here starts like Wan's.
@@ -79,22 +81,27 @@ class Conv(nnx.Module):
       return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
     self.kernel = nnx.Param(uniform(*window, inputs, outputs))
-    self.bias = nnx.Param(uniform(outputs))
+    self.bias = nnx.Param(uniform(outputs)) if bias else None
 
   def weights(self) -> tuple[Array, Array]:
     """Returns kernel `[*window, in, out]` and bias in the products' type."""
-    return self.kernel[...].astype(self.dtype), self.bias[...].astype(
-      self.dtype
-    )
+    bias = jnp.zeros(()) if self.bias is None else self.bias[...]
+    return self.kernel[...].astype(self.dtype), bias.astype(self.dtype)
 
 
 class Pointwise(Conv):
   """A 1 x 1 x 1 convolution, which needs no memory."""
 
   def __init__(
-    self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    bias: bool = True,
   ) -> None:
-    super().__init__((), inputs, outputs, dtype=dtype, rngs=rngs)
+    super().__init__((), inputs, outputs, dtype=dtype, rngs=rngs, bias=bias)
 
   def __call__(self, x: Video) -> Out:
     """Returns the product for every pixel."""
@@ -106,9 +113,16 @@ class FrameConv(Conv):
   """A 3 x 3 convolution of single frames, which needs no memory."""
 
   def __init__(
-    self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    bias: bool = True,
   ) -> None:
-    super().__init__((3, 3), inputs, outputs, dtype=dtype, rngs=rngs)
+    window = (3, 3)
+    super().__init__(window, inputs, outputs, dtype=dtype, rngs=rngs, bias=bias)
 
   def __call__(
     self, x: Video, *, stride: int = 1, pad: tuple[int, int] = (1, 1)

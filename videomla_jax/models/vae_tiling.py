@@ -1,4 +1,4 @@
-"""The VAE on overlapping tiles of a frame, for frames larger than memory.
+"""Decoders and the VAE on overlapping tiles, for frames larger than memory.
 
 docs/method.md, section 4.6. Every tile has a state of its own and tiles are
 computed one after the other, so the activations in memory are those of one
@@ -50,16 +50,16 @@ def ramp(length: int, *, overlap: int) -> Float[np.ndarray, "n"]:
   return np.minimum(np.minimum(position, length - position) / overlap, 1)
 
 
-class TiledVAE(nnx.Module):
-  """A `WanVAE` that computes one tile at a time, with the same interface."""
+class TiledDecoder(nnx.Module):
+  """A decoder that computes one tile at a time, with the same interface."""
 
   def __init__(
-    self, vae: vae_lib.WanVAE, *, tile: int, overlap: int = 4
+    self, whole: vae_lib.Decoder, *, tile: int, overlap: int = 4
   ) -> None:
-    """Wraps a VAE that is loaded already.
+    """Wraps a decoder that is loaded already.
 
     Args:
-      vae: The whole network.
+      whole: The decoder of whole frames.
       tile: Side of a tile in latent pixels.
       overlap: Latent pixels that neighbours share at least.
 
@@ -71,12 +71,12 @@ class TiledVAE(nnx.Module):
         f"vae_tile={tile} must be larger than its overlap {overlap}, which "
         f"must be positive; use {4 * max(overlap, 1)} or more."
       )
-    self.vae, self.tile, self.overlap = vae, tile, overlap
+    self.whole, self.tile, self.overlap = whole, tile, overlap
 
-  channels = property(lambda self: self.vae.channels)
-  pixel_channels = property(lambda self: self.vae.pixel_channels)
-  temporal_stride = property(lambda self: self.vae.temporal_stride)
-  spatial_stride = property(lambda self: self.vae.spatial_stride)
+  channels = property(lambda self: self.whole.channels)
+  pixel_channels = property(lambda self: self.whole.pixel_channels)
+  temporal_stride = property(lambda self: self.whole.temporal_stride)
+  spatial_stride = property(lambda self: self.whole.spatial_stride)
 
   def _corners(self, height: int, width: int) -> Int[np.ndarray, "n 2"]:
     """Returns row and column of the first latent pixel of every tile."""
@@ -92,13 +92,13 @@ class TiledVAE(nnx.Module):
     """Returns the state of every tile before the first latent frame."""
     # Tiles are equal in size, so one state serves as the pattern of all.
     count = len(self._corners(height, width))
-    one = self.vae.start(batch, *self._sides(height, width))
+    one = self.whole.start(batch, *self._sides(height, width))
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
 
   def decode_chunk(
     self, latents: Video, state: vae_lib.State
   ) -> tuple[Float[Array, "B t h w 3"], vae_lib.State]:
-    """Returns what `WanVAE.decode_chunk` does, tile by tile."""
+    """Returns what `decode_chunk` of the whole does, tile by tile."""
     height, width = latents.shape[2:4]
     sides = self._sides(height, width)
 
@@ -107,7 +107,7 @@ class TiledVAE(nnx.Module):
     ) -> tuple[Float[Array, "B t h w 3"], vae_lib.State]:
       corner, memory = tile
       crop = _crop(latents, corner, sides)
-      return self.vae.decode_chunk(crop, memory)
+      return self.whole.decode_chunk(crop, memory)
 
     corners = self._corners(height, width)
     # This is a loop and no batch: one tile's activations are what must fit.
@@ -118,20 +118,6 @@ class TiledVAE(nnx.Module):
     """Returns the pixels of a whole clip in [0, 1]."""
     state = self.start(latents.shape[0], *latents.shape[2:4])
     return self.decode_chunk(latents, state)[0]
-
-  def encode(self, video: UInt8[Array, "B t h w 3"]) -> Video:
-    """Returns what `WanVAE.encode` does, tile by tile."""
-    stride = self.spatial_stride
-    height, width = (n // stride for n in video.shape[2:4])
-    # This raises for sizes that are no multiple of the stride.
-    self.vae.start_encode(1, *video.shape[2:4])
-    sides = tuple(n * stride for n in self._sides(height, width))
-    corners = self._corners(height, width)
-    pieces = jax.lax.map(
-      lambda corner: self.vae.encode(_crop(video, corner * stride, sides)),
-      jnp.asarray(corners),
-    )
-    return self._blend(pieces, corners, (height, width), enlarge=False)
 
   def _blend(
     self,
@@ -165,6 +151,30 @@ class TiledVAE(nnx.Module):
       total = total.at[:, :, *inside].add(piece * weight)
       norm[inside] += weight
     return total / norm
+
+
+class TiledVAE(TiledDecoder):
+  """A `WanVAE` that computes one tile at a time, with the same interface."""
+
+  def __init__(
+    self, whole: vae_lib.WanVAE, *, tile: int, overlap: int = 4
+  ) -> None:
+    """Wraps a VAE that is loaded already; arguments as in `TiledDecoder`."""
+    super().__init__(whole, tile=tile, overlap=overlap)
+
+  def encode(self, video: UInt8[Array, "B t h w 3"]) -> Video:
+    """Returns what `WanVAE.encode` does, tile by tile."""
+    stride = self.spatial_stride
+    height, width = (n // stride for n in video.shape[2:4])
+    # This raises for sizes that are no multiple of the stride.
+    self.whole.start_encode(1, *video.shape[2:4])
+    sides = tuple(n * stride for n in self._sides(height, width))
+    corners = self._corners(height, width)
+    pieces = jax.lax.map(
+      lambda corner: self.whole.encode(_crop(video, corner * stride, sides)),
+      jnp.asarray(corners),
+    )
+    return self._blend(pieces, corners, (height, width), enlarge=False)
 
 
 def _crop(

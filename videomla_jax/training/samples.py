@@ -20,7 +20,6 @@ from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
 from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import pixel_stream
-from videomla_jax.generation import pixels as pixels_lib
 from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.models import wan
@@ -176,7 +175,7 @@ def _generate(
   # The noise is the same every time: what changes from file to file is the
   # model.
   key = jax.random.key(settings.seed)
-  chunks: Iterable[pipeline_lib.Pixels]
+  chunks: Iterable[pixel_stream.Frames]
   if causal:
     seconds = settings.samples.seconds
     assert seconds is not None  # `unused.check` asks for it
@@ -197,5 +196,4 @@ def _generate(
       sampler=sampler,
       num_frames=(settings.data.num_frames - 1) * stride + 1,
     )
-  pixels = np.concatenate([np.asarray(x) for x in chunks], axis=1)
-  return pixels_lib.to_uint8(pixels)
+  return np.concatenate([*chunks], axis=1)

@@ -38,6 +38,9 @@ _OTHERS = {
   },
   "LoRA, which": {"lora_unet_blocks_0_self_attn_q.lora_down.weight": (4, 64)},
   "LoRA, which is": {"blocks.0.self_attn.q.lora_A.default.weight": (4, 64)},
+  "tiny decoder of the larger kind": {
+    "decoder.1.conv.3.weight": (512, 2048, 1, 1)
+  },
   "HunyuanVideo": {"double_blocks.0.img_attn.qkv.weight": (4, 4)},
   "VAE of images": {"encoder.conv_in.weight": (128, 3, 3, 3)},
   r"VAE of Wan2\.2-TI2V-5B": {

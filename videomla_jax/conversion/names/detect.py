@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.conversion.names import families
 from videomla_jax.conversion.names import tensor_table
+from videomla_jax.conversion.names import tiny_decoder as tiny_names
 from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.conversion.names import vae as vae_names
 from videomla_jax.conversion.names import wrappers
 from videomla_jax.models import released
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
@@ -39,17 +41,21 @@ class Network(NamedTuple):
     architecture: A name in `released.ARCHITECTURES`.
     config: Sizes of the network.
     table: All tensors of the network.
+    left_out: Tensors of the same files that belong to a network which is not
+      read.
   """
 
   architecture: str
   config: released.Config
   table: tensor_table.Table
+  left_out: tuple[str, ...] = ()
 
 
 _TABLES: dict[str, Callable[[Any], tensor_table.Table]] = {
   "wan_dit": dit_names.table_of,
   "wan_vae": vae_names.table_of,
   "umt5": umt5_names.table_of,
+  "tiny_decoder": tiny_names.table_of,
 }
 
 
@@ -90,6 +96,10 @@ def detect(shapes: Shapes, *, num_heads: int | None = None) -> Network:
   for name in ("encoder.conv1.weight", "encoder.conv_in.weight"):
     if name in bare and len(bare[name]) == 5:
       return network_of(_vae(bare, bare[name]))
+  if {tiny_names.conv_in(), tiny_names.block(0)} <= bare.keys():
+    network = network_of(tiny_names.config_of(bare))
+    left_out = tuple(sorted(bare.keys() & network.table.unused))
+    return network._replace(left_out=left_out)
   raise ValueError(
     "source holds no network known here (it begins with "
     f"{printable.names(sorted(bare))}); give Wan's DiT, VAE or UMT5 encoder."
@@ -108,6 +118,7 @@ def known_modules() -> wrappers.Tree:
     wan_config.tiny(kind="latent"),
     vae_coders.tiny_vae(),
     umt5.tiny_umt5(),
+    tiny_decoder.tiny(),
   ):
     _join(tree, network_of(config).table.tree())
   return tree

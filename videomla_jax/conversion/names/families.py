@@ -82,6 +82,11 @@ _BY_NAME = (
     "the VAE of Wan2.2-TI2V-5B",
     _VAE,
   ),
+  Family(
+    r"decoder\.\d+\.conv\.3\.weight",
+    "a tiny decoder of the larger kind (super)",
+    "give taew2_1.safetensors",
+  ),
   Family(r"encoder\.layer\.\d+\..*", "a BERT encoder", _UMT5),
   Family(r"layers\.\d+\..*|lm_head\..*", "a language model", _UMT5),
 )

@@ -29,6 +29,11 @@ SAME = Layout(lambda x: x, lambda x, shape: x.reshape(shape))
 # [*window, in, out].
 KERNEL = Layout(_kernel, lambda x, _: np.moveaxis(x, (-1, -2), (0, 1)))
 
+# A convolution of one pixel, whose window has axes of length one in PyTorch.
+POINTWISE = Layout(
+  lambda x: x.reshape(x.shape[:2]).T, lambda x, shape: x.T.reshape(shape)
+)
+
 # A convolution whose stride is its window is a product: it goes from
 # [out, in, *window] to [in * window, out], input channels slowest.
 PATCHES = Layout(

@@ -58,6 +58,7 @@ class Table:
     tensors: All tensors by original name.
     formats: Other sets of names, each a function of the original name.
     copies: Names that repeat another tensor and may be left out.
+    unused: Names of a network that lies in the same files and is not read.
   """
 
   tensors: Mapping[str, Tensor]
@@ -65,6 +66,7 @@ class Table:
     default_factory=dict
   )
   copies: frozenset[str] = frozenset()
+  unused: frozenset[str] = frozenset()
 
   def names(self, format_name: str) -> dict[str, str]:
     """Returns a map from the names of one format to the original ones.
@@ -89,7 +91,7 @@ class Table:
     """Returns the modules of all names, of whatever format."""
     formats = (ORIGINAL, *self.formats)
     names = {name for f in formats for name in self.names(f)}
-    return wrappers.tree_of(names | self.copies)
+    return wrappers.tree_of(names | self.copies | self.unused)
 
   def originals(self, shapes: Mapping[str, Shape]) -> dict[str, str]:
     """Finds which original tensor each tensor of a checkpoint is.
@@ -107,7 +109,8 @@ class Table:
         the message counts them and begins with the first of each.
     """
     bare = wrappers.unwrapped(shapes, self.tree())
-    bare = {name: b for name, b in bare.items() if b not in self.copies}
+    left_out = self.copies | self.unused
+    bare = {name: b for name, b in bare.items() if b not in left_out}
     # The format that knows most of the names is meant, so that the message
     # lists only what is wrong with the others.
     known = max(

@@ -13,11 +13,7 @@ from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_layers as layers
 
-# Only PyTorch gives axes of length one to convolutions of one pixel and to
-# gains.
-_POINTWISE = layout_lib.Layout(
-  lambda x: x.reshape(x.shape[:2]).T, lambda x, shape: x.T.reshape(shape)
-)
+# Only PyTorch gives axes of length one to gains.
 _GAIN = layout_lib.Layout(np.ravel, lambda x, shape: x.reshape(shape))
 
 Tensors = dict[str, tensor_table.Tensor]
@@ -26,7 +22,8 @@ Tensors = dict[str, tensor_table.Tensor]
 def _conv(
   name: str, path: str, inputs: int, outputs: int, window: tuple[int, ...]
 ) -> Tensors:
-  layout = _POINTWISE if set(window) == {1} else layout_lib.KERNEL
+  pointwise = set(window) == {1}
+  layout = layout_lib.POINTWISE if pointwise else layout_lib.KERNEL
   shape = (outputs, inputs, *window)
   return {
     f"{name}.weight": tensor_table.Tensor(shape, f"{path}/kernel", layout),
