@@ -1,5 +1,7 @@
 """What commands say of the attention that a network takes."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -44,10 +46,13 @@ def test_a_rollout_on_hopper_follows_the_record(monkeypatch, cache_dtype):
 
 @pytest.mark.parametrize("kind", ["latent", "dense"])
 def test_what_the_config_names_is_said(kind):
-  config = wan_config.wan_1p3b(kind=kind, implementation="reference")
+  config = wan_config.wan_1p3b(kind=kind)
+  sizes = dataclasses.replace(config.attention, implementation="reference")
+  config = dataclasses.replace(config, attention=sizes)
   found = attention_choice.of_rollout(config, **SIZES)
+  form = {"latent": "cheaper", "dense": "expanded"}[kind]
   assert found["self_attention"] == (
-    "auto form by reference (named in the config)"
+    f"{form} form by reference (named in the config)"
   )
 
 
