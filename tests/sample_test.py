@@ -62,13 +62,19 @@ def test_two_prompts_become_two_videos_a_sheet_and_a_report(
   Image.open(tmp_path / "out" / "sample-sheet.png").verify()
   _check_report(json.loads((tmp_path / "out" / "sample.json").read_text()))
   shown = capsys.readouterr().out
+  choice = "attention: absorbed form by xla_chunked (the device is a CPU)"
   for word in ("parameters:", "per token and layer: 24", "predicted peak"):
     assert word in shown
+  assert shown.count(choice) == 1
 
 
 def _check_report(report: dict[str, Any]) -> None:
   assert report["prompts"] == [p.strip() for p in _PROMPTS.split(";")]
   assert (report["frames"], report["fps"]) == (11, 4.0)
+  assert report["attention"] == dict(
+    self_attention="absorbed form by xla_chunked (the device is a CPU)",
+    text_attention="expanded form by xla_chunked (the device is a CPU)",
+  )
   assert report["seconds_wall"] > 0
   rate = 2 * 11 / report["seconds_wall"]
   assert report["frames_per_second"] == pytest.approx(rate, rel=0.01, abs=0.01)

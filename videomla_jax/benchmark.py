@@ -19,6 +19,7 @@ import jax
 import ml_collections
 
 from videomla_jax import sharding
+from videomla_jax.costs import attention_choice
 from videomla_jax.costs import attention_shapes
 from videomla_jax.costs import flops
 from videomla_jax.costs import gpus
@@ -82,10 +83,18 @@ class RolloutSuite:
       sampler=sampler,
       num_frames=num_frames,
     )
+    rows = self.batch * sampler.rows_per_video
     needs = memory.needs(
       model.dit,
-      rows=self.batch * sampler.rows_per_video,
+      rows=rows,
       frame=frame,
+      window=window,
+      max_frames=num_frames,
+    )
+    attention = attention_choice.of_rollout(
+      model.dit.config,
+      rows=rows,
+      tokens=needs.tokens_per_frame,
       window=window,
       max_frames=num_frames,
     )
@@ -108,6 +117,7 @@ class RolloutSuite:
       peak_bytes_predicted=needs.peak_bytes,
       memory_ten_seconds=compiled[round(10 * fps)],
       memory_whole=compiled[num_frames],
+      attention=attention,
       seconds_of_video=self.seconds,
       batch=self.batch,
     )

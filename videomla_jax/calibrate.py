@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 import numpy as np
 
+from videomla_jax import shapes
 from videomla_jax.conversion import calibration
 from videomla_jax.conversion import moments
+from videomla_jax.costs import attention_choice
 from videomla_jax.data import prompt_files
 from videomla_jax.diffusion import flow
 from videomla_jax.generation import given_frames
@@ -132,10 +134,28 @@ def calibrate(config: config_reader.Values) -> dict[str, object]:
       f"checkpoint={request.networks.checkpoint!r} has latent attention; give "
       "the dense model that is to be converted."
     )
+  attention = _attention(pipeline, clips)
+  print(*attention_choice.lines(attention), sep="\n", flush=True)
   noisy = _noisy_clips(request, pipeline, clips, text)
   if request.compare:
-    return dict(output_error=_compare(request, pipeline, noisy))
-  return dict(tokens=_collect(request, pipeline, noisy))
+    errors = _compare(request, pipeline, noisy, attention)
+    return dict(output_error=errors, attention=attention)
+  return dict(tokens=_collect(request, pipeline, noisy), attention=attention)
+
+
+def _attention(
+  pipeline: pipeline_lib.Pipeline, clips: Sequence[Clip]
+) -> attention_choice.Choices:
+  """Says which attention the dense model takes for the longest clip."""
+  config = pipeline.dit.config
+  longest = max(clips, key=len)
+  usable = pipeline_lib.usable_clip(longest, pipeline, most=len(longest))
+  return attention_choice.of(
+    config,
+    rows=1,
+    tokens=shapes.token_grid(*pipeline.frame[:2], patch=config.patch).tokens,
+    chunk_frames=pipeline.latents_for(len(usable)),
+  )
 
 
 def _read_clips(request: Calibration, source: sources.Source) -> list[Clip]:
@@ -208,6 +228,7 @@ def _compare(
   request: Calibration,
   pipeline: pipeline_lib.Pipeline,
   noisy: Iterator[NoisyClip],
+  attention: attention_choice.Choices,
 ) -> list[float]:
   """Writes errors of a converted network's attention outputs.
 
@@ -226,7 +247,8 @@ def _compare(
     calibration.output_errors(pipeline.dit, latent, *clip) for clip in noisy
   ]
   means = np.mean(errors, axis=0).tolist()
-  text = json.dumps(dict(output_error=means), indent=1) + "\n"
+  report = dict(output_error=means, attention=attention)
+  text = json.dumps(report, indent=1) + "\n"
   atomic.write_text(request.output, text)
   print("attention-output error by layer:", [round(e, 3) for e in means])
   return means

@@ -23,6 +23,8 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
+from videomla_jax import shapes
+from videomla_jax.costs import attention_choice
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import pixel_stream
@@ -128,6 +130,22 @@ def generate_videos(
   return np.concatenate(pieces, axis=1)
 
 
+def _attention(
+  source: sources.SmallSource, request: Evaluation, *, videos: int
+) -> attention_choice.Choices:
+  """Says which attention a model takes to generate its videos."""
+  pipeline = source.load()
+  config = pipeline.dit.config
+  num_frames = request_lib.count_frames(request.seconds, source.fps)
+  return attention_choice.of_rollout(
+    config,
+    rows=videos * request.sampler_of(source).rows_per_video,
+    tokens=shapes.token_grid(*pipeline.frame[:2], patch=config.patch).tokens,
+    window=source.window,
+    max_frames=pipeline.latents_for(num_frames),
+  )
+
+
 def _open(request: Evaluation) -> dict[str, list[sources.SmallSource]]:
   """Opens the models of each row, one per training seed."""
   models = {
@@ -200,6 +218,13 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
   )
   measures = {"real": [measures_lib.measure(real, prompts, judge, fps)]}
   seconds: dict[str, list[float]] = {}
+  attention = {
+    name: _attention(seeds[0], request, videos=len(prompts))
+    for name, seeds in models.items()
+  }
+  for name, choices in attention.items():
+    for line in attention_choice.lines(choices):
+      print(f"{name}: {line}", flush=True)
   for name, seeds in models.items():
     measures[name], seconds[name] = [], []
     for i, source in enumerate(seeds):
@@ -226,6 +251,7 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
       for name, seeds in models.items()
     },
     checkpoints={n: "; ".join(x) for n, x in request.checkpoints.items()},
+    attention=attention,
     seed=request.seed,
     judge=dataclasses.asdict(judge_report),
     generation_seconds=seconds,

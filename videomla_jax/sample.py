@@ -17,6 +17,7 @@ import time
 
 from jaxtyping import Array, Float
 
+from videomla_jax.costs import attention_choice
 from videomla_jax.costs import memory
 from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import job as job_lib
@@ -79,7 +80,9 @@ def sample(config: config_reader.Values) -> Report:
   # seen at once.
   sizes = job.needs(pipeline)
   given = job.describe_given(pipeline)
-  print(*sizes.lines(), *given, sep="\n", flush=True)
+  attention = job.attention(pipeline)
+  lines = [*sizes.lines(), *attention_choice.lines(attention), *given]
+  print(*lines, sep="\n", flush=True)
   files = video_files.VideoFiles(
     results.videos,
     fps=source.fps,
@@ -89,6 +92,7 @@ def sample(config: config_reader.Values) -> Report:
   timing = _write_videos(files, job, pipeline, text)
   contact_sheet.write_png(results.sheet, files.sheet(request.prompts))
   report = _report(job, files, results, sizes, timing, given=given)
+  report["attention"] = attention
   atomic.write_text(results.report, json.dumps(report, indent=2) + "\n")
   asked = f" of {job.num_frames}" if timing.stopped else ""
   print(

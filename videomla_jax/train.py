@@ -23,7 +23,9 @@ from absl import logging
 import jax
 import ml_collections
 
+from videomla_jax import shapes
 from videomla_jax import sharding
+from videomla_jax.costs import attention_choice
 from videomla_jax.data import batching
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import distributed
@@ -232,6 +234,9 @@ def train(
       unread = unused.keys(stage, settings)
       resumption.check(checkpoints, stored, workdir=workdir, unread=unread)
       state, frozen = init_state(stage, settings, mesh)
+      attention = attention_of(stage, settings, state, mesh)
+      for line in attention_choice.lines(attention):
+        logging.info("%s", line)
       # A restored state replaces the new one at once: two do not fit in memory.
       state = _resume(checkpoints, state, batches)
       run = loop.Run(
@@ -246,7 +251,45 @@ def train(
       )
       state = run(state, batches)
     # Whoever samples the model must know whether it needs guidance.
-    _hand_on(root, state, training=record, distilled=stage.distilled)
+    _hand_on(
+      root,
+      state,
+      training=record,
+      distilled=stage.distilled,
+      attention=attention,
+    )
+
+
+def attention_of(
+  stage: stage_lib.Stage,
+  settings: settings_lib.Training,
+  state: stage_lib.State,
+  mesh: jax.sharding.Mesh,
+) -> attention_choice.Choices:
+  """Says which attention the trained network takes for its gradient.
+
+  Args:
+    stage: The stage.
+    settings: Settings of the stage.
+    state: Its state, for the config of the network.
+    mesh: The devices.
+  """
+  config = inputs.dit(state.ema).config
+  rows, columns, _ = settings.data.latent_shape
+  chunk = settings.data.num_frames
+  history = 0
+  if stage.causal:
+    chunk = settings.window.chunk_frames
+    history = settings.window.slots(settings.data.num_frames)
+  with jax.set_mesh(mesh):
+    return attention_choice.of(
+      config,
+      rows=settings.data.batch_size,
+      tokens=shapes.token_grid(rows, columns, patch=config.patch).tokens,
+      chunk_frames=chunk,
+      history_frames=history,
+      gradient=True,
+    )
 
 
 def _resume(

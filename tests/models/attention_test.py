@@ -12,6 +12,7 @@ from videomla_jax import shapes
 from videomla_jax.models import attention
 from videomla_jax.models import wan_config
 from videomla_jax.ops import rope
+from videomla_jax.ops.latent_attention import api
 
 KINDS = pytest.mark.parametrize("kind", list(attention.SELF_ATTENTION))
 GRID = shapes.Grid(rows=2, columns=1)
@@ -114,6 +115,44 @@ def test_latent_layer_has_one_answer_in_every_form(seed, form, implementation):
     rotations = _rotations(layer.config, [5, 6], range(K), [True] * K)
     outs.append(_attend(layer, x, seen, rotations))
   tolerances.assert_close(*outs)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla_chunked"])
+def test_dense_layer_takes_the_implementation_that_is_named(
+  seed, monkeypatch, implementation
+):
+  taken = []
+  run = api.DENSE[implementation]
+  monkeypatch.setitem(
+    api.DENSE,
+    implementation,
+    lambda *args, **kwargs: (
+      taken.append(implementation) or run(*args, **kwargs)
+    ),
+  )
+  outs = []
+  for name in (None, implementation):
+    taken.clear()
+    layer, x, seen = _inputs(seed, "dense", implementation=name)
+    rotations = _rotations(layer.config, [5, 6], range(K), [True] * K)
+    outs.append(_attend(layer, x, seen, rotations))
+  assert taken == [implementation]
+  tolerances.assert_close(*outs)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("implementation", "triton", "'triton' has no dense attention; use one of"),
+    ("implementation", "magic", "'magic' has no dense attention; use one of"),
+    ("form", "absorbed", "form='absorbed' is of latent attention"),
+  ],
+)
+def test_dense_layer_refuses_what_it_does_not_read(field, value, message):
+  with pytest.raises(ValueError, match=message):
+    attention.AttentionConfig(
+      kind="dense", width=24, num_heads=2, **{field: value}
+    )
 
 
 @KINDS

@@ -121,7 +121,8 @@ def test_imports_have_no_cycle() -> None:
 
 
 def test_core_is_read_in_forty_six_files() -> None:
-  kernels = ("pallas_", "triton", "library", "blocks")
+  # Kernels, and how one of them is chosen.
+  kernels = ("pallas_", "triton", "library", "blocks", "selection")
   core = [
     _PACKAGE / f"{x}.py" for x in ("shapes", "sharding", "train", "sample")
   ]

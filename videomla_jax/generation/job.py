@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Key, UInt8
 import numpy as np
 
 from videomla_jax import shapes
+from videomla_jax.costs import attention_choice
 from videomla_jax.costs import memory
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import given_frames
@@ -121,28 +122,55 @@ class Job:
     Args:
       pipeline: Network and codec.
     """
-    request, videos = self.request, len(self.request.prompts)
-    window, usable = request.window, self._usable(pipeline)
+    window, max_frames = self._extent(pipeline)
+    videos = len(self.request.prompts)
+    return memory.needs(
+      pipeline.dit,
+      rows=videos * self.sampler.rows_per_video,
+      frame=pipeline.frame,
+      window=window,
+      max_frames=max_frames,
+      cache_dtype=self.request.cache_dtype or None,
+      codec=pipeline.codec,
+      codec_name=self.source.decoder,
+      other_decoders=self.source.other_decoders(),
+      videos=videos,
+    )
+
+  def attention(
+    self, pipeline: pipeline_lib.Pipeline
+  ) -> attention_choice.Choices:
+    """Says which attention the network takes, before anything compiles.
+
+    Args:
+      pipeline: Network and codec.
+    """
+    window, max_frames = self._extent(pipeline)
+    config = pipeline.dit.config
+    return attention_choice.of_rollout(
+      config,
+      rows=len(self.request.prompts) * self.sampler.rows_per_video,
+      tokens=shapes.token_grid(*pipeline.frame[:2], patch=config.patch).tokens,
+      window=window,
+      max_frames=max_frames,
+      cache_dtype=self.request.cache_dtype or None,
+    )
+
+  def _extent(
+    self, pipeline: pipeline_lib.Pipeline
+  ) -> tuple[window_lib.Window, int]:
+    """Returns what a chunk sees, and the latent frames of all chunks."""
+    window, usable = self.request.window, self._usable(pipeline)
     frames = pipeline.latents_for(self.num_frames)
-    if request.mode == "bidirectional":
+    if self.request.mode == "bidirectional":
       # Every frame sees every frame: nothing is left for a cache to keep.
       window = window_lib.Window(
         chunk_frames=frames, sink_frames=0, local_frames=frames
       )
     # Given frames are cached, too, but they need not fill a chunk.
     known = 0 if usable is None else pipeline.latents_for(len(usable))
-    return memory.needs(
-      pipeline.dit,
-      rows=videos * self.sampler.rows_per_video,
-      frame=pipeline.frame,
-      window=window,
-      max_frames=known + shapes.round_up(frames - known, window.chunk_frames),
-      cache_dtype=request.cache_dtype or None,
-      codec=pipeline.codec,
-      codec_name=self.source.decoder,
-      other_decoders=self.source.other_decoders(),
-      videos=videos,
-    )
+    new = shapes.round_up(frames - known, window.chunk_frames)
+    return window, known + new
 
   def first_frames(self, pipeline: pipeline_lib.Pipeline) -> Videos:
     """Gives the pixels with which every video starts.

@@ -50,9 +50,9 @@ class AttentionConfig:
       ladder of its own for the fewer channels, as the first code had.
     down_bias: Whether the projections to both latents have biases (latent
       attention), as some checkpoints have.
-    form: Order of the products, see `api.latent_attention`.
-    implementation: Name in the table of `api`; None takes the best one that
-      runs.
+    form: Order of the products (latent attention), see `api.latent_attention`.
+    implementation: Name in `api.IMPLEMENTATIONS`, or in `api.DENSE` for dense
+      attention; None takes what `selection` says.
   """
 
   kind: str
@@ -85,6 +85,12 @@ class AttentionConfig:
         f"{self.head_dim}, since content takes the rest of the head."
       )
     self._check_ladder()
+    table = api.DENSE if self.kind == "dense" else api.IMPLEMENTATIONS
+    if self.implementation not in (None, *table):
+      raise ValueError(
+        f"attention.implementation={self.implementation!r} has no {self.kind} "
+        f"attention; use one of {sorted(table)}, or None for the fastest."
+      )
 
   def _check_ladder(self) -> None:
     if self.rope_ladder not in LADDERS:
@@ -92,11 +98,13 @@ class AttentionConfig:
         f"attention.rope_ladder={self.rope_ladder!r} is unknown; use one of "
         f"{list(LADDERS)}."
       )
-    if self.kind == "dense" and self.rope_ladder != "wan":
-      raise ValueError(
-        f"attention.rope_ladder={self.rope_ladder!r} is of latent attention, "
-        "but kind='dense'; use 'wan'."
-      )
+    for field, only in (("rope_ladder", "wan"), ("form", "auto")):
+      given = getattr(self, field)
+      if self.kind == "dense" and given != only:
+        raise ValueError(
+          f"attention.{field}={given!r} is of latent attention, but "
+          f"kind='dense'; use {only!r}."
+        )
     self.bands  # noqa: B018  Refuses sizes that the axes cannot share.
 
   @property
@@ -241,6 +249,7 @@ class DenseSelfAttention(nnx.Module):
         _flat(value),
         visible,
         scale=scale,
+        implementation=self.config.implementation,
       )
       return out.reshape(query.shape)
 

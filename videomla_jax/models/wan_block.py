@@ -90,7 +90,7 @@ class CrossAttention(nnx.Module):
         rearrange(query, "B G T P N D -> B (G T P) N D"),
         key,
         value,
-        jnp.ones((key.shape[0], 1), bool),
+        None,
         scale=1 / math.sqrt(query.shape[-1]),
       )
       return out.reshape(query.shape)

@@ -53,11 +53,13 @@ class Device:
     kind: Name that the platform gives the device.
     platform: "cpu", "gpu" or "tpu".
     capability: CUDA compute capability; 0 where there is no CUDA.
+    present: Whether it is in this machine, so that programs can run on it.
   """
 
   kind: str
   platform: str
   capability: float = 0.0
+  present: bool = True
 
   @property
   def peak(self) -> Peak | None:
@@ -81,7 +83,10 @@ def current() -> Device:
     platform = "gpu" if named.platform in ("cuda", "gpu") else named.platform
     capability = CAPABILITIES.get(named.device_kind, 0.0)
     return Device(
-      kind=named.device_kind, platform=platform, capability=capability
+      kind=named.device_kind,
+      platform=platform,
+      capability=capability,
+      present=False,
     )
   capability = getattr(first, "compute_capability", None)
   return Device(

@@ -2,25 +2,28 @@
 
 `form` says how the product is arranged: "expanded" makes the keys and values
 of every head for the length of one call, "absorbed" works on the cached latents
-themselves. Both give the same result; "auto" takes the one that needs fewer
-multiply-adds or, on a GPU, less time by its data sheet (`forms.Sizes`).
+themselves. Both give the same result. What is taken where neither form nor
+implementation is named is a table of measurements, `selection`; `selection_run`
+follows it, and `selection_check` asks what of it can run here.
 
 A new kernel is a file of this folder with a function `flash`, a row of
-`KERNELS`, and a test.
+`KERNELS`, its place in `selection.TABLE`, and a test.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import importlib
-import itertools
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float
+import jax
+from jaxtyping import Array, Bool, Float, PyTree
 
 from videomla_jax.ops import device
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import library
 from videomla_jax.ops.latent_attention import reference
+from videomla_jax.ops.latent_attention import selection
+from videomla_jax.ops.latent_attention import selection_run
 from videomla_jax.ops.latent_attention import types
 from videomla_jax.ops.latent_attention import xla_chunked
 
@@ -50,7 +53,7 @@ class Requirement(NamedTuple):
       )
 
 
-# Our kernels for GPUs, in the order of preference; a name is that of a file.
+# Our kernels for GPUs; a name is that of a file.
 KERNELS: dict[str, Requirement] = {
   "triton": Requirement(8.0),  # takes few rows only, and refuses the others
   "pallas_mosaic_gpu": Requirement(10.0, one_generation=True),
@@ -100,15 +103,94 @@ def _library(name: str) -> types.Implementation:
   return run
 
 
-# Every implementation, in the order of preference. Libraries come last, behind
-# what runs anywhere, so they run only if they are named: they cannot skip
-# frames that are not valid, and copy the segments together.
+# Every implementation of latent attention.
 IMPLEMENTATIONS: dict[str, types.Implementation] = {
   **{name: _kernel(name) for name in KERNELS},
   "xla_chunked": xla_chunked.latent_attention,
   "reference": reference.latent_attention,
   **{name: _library(name) for name in LIBRARIES},
 }
+
+
+def _dense_kernel(name: str) -> types.DenseImplementation:
+  def run(
+    query: Float[Array, "B L N D"],
+    key: Float[Array, "B S N D"],
+    value: Float[Array, "B S N V"],
+    valid: Bool[Array, "B G"] | None,
+    *,
+    scale: float,
+  ) -> Float[Array, "B L N V"]:
+    flash = _flash_of(name)
+    # Keys of dense layers and of the text are whole already, so their
+    # positional part has no channels.
+    segment = types.KeyValue(
+      key, key[:, :, 0, :0], value, types.flags_of(valid, key)
+    )
+    return flash(types.Queries(query, query[..., :0]), (segment,), scale=scale)
+
+  return run
+
+
+def _dense_library(name: str) -> types.DenseImplementation:
+  def run(
+    query: Float[Array, "B L N D"],
+    key: Float[Array, "B S N D"],
+    value: Float[Array, "B S N V"],
+    valid: Bool[Array, "B G"] | None,
+    *,
+    scale: float,
+  ) -> Float[Array, "B L N V"]:
+    _LIBRARY_GPU.check(name)
+    return library.dense_attention(
+      query, key, value, valid, scale=scale, attention=LIBRARIES[name]()
+    )
+
+  return run
+
+
+def _dense_plain(
+  attention: Callable[..., Array],
+) -> types.DenseImplementation:
+  def run(
+    query: Float[Array, "B L N D"],
+    key: Float[Array, "B S N D"],
+    value: Float[Array, "B S N V"],
+    valid: Bool[Array, "B G"] | None,
+    *,
+    scale: float,
+  ) -> Float[Array, "B L N V"]:
+    flags = types.flags_of(valid, key)
+    valid_keys = types.per_key(flags, num_keys=key.shape[1])
+    return attention(query, key, value, valid_keys, scale=scale)
+
+  return run
+
+
+# Every implementation of dense attention.
+DENSE: dict[str, types.DenseImplementation] = {
+  "pallas_triton": _dense_kernel("pallas_triton"),
+  "xla_chunked": _dense_plain(xla_chunked.attention),
+  "reference": _dense_plain(reference.attention),
+  **{name: _dense_library(name) for name in LIBRARIES},
+}
+
+
+def _latent(
+  queries: types.Queries,
+  keys: types.Keys | Sequence[types.Keys],
+  up: types.UpProjections,
+) -> tuple[selection_run.Problem, PyTree]:
+  """Checks the arguments of a latent call, real or abstract."""
+  keys = (keys,) if isinstance(keys, types.Keys) else tuple(keys)
+  types.check(queries, keys, up)
+  problem = selection_run.Problem(
+    "latent",
+    IMPLEMENTATIONS,
+    xla_chunked.latent_attention,
+    sizes=forms.sizes_of(queries, keys, up),
+  )
+  return problem, (queries, keys, up)
 
 
 def latent_attention(
@@ -129,78 +211,130 @@ def latent_attention(
       segment or several, which are not copied together where a kernel can avoid
       it.
     up: Up-projections W_uk and W_uv from the content latent.
-    form: "auto" takes the cheaper form, or the other one where no
-      implementation has it.
+    form: "auto" takes what `selection` says, or for named implementations the
+      cheaper form, and the other one where none of them has it.
     implementation: A name in `IMPLEMENTATIONS`, or names in the order of
-      preference; by default all of them in the order of the table.
+      preference; by default what `selection` says.
 
   Returns:
     The value of every head; the output projection comes next.
 
   Raises:
-    ValueError: If a name is unknown.
+    ValueError: If a name is unknown, or sizes do not fit together.
     NotImplementedError: If no implementation can run; the reason of each one
       that was tried is listed.
   """
-  keys = (keys,) if isinstance(keys, types.Keys) else tuple(keys)
-  order: tuple[types.Form, ...] = (form,)
-  if form == "auto":
-    sizes = forms.sizes_of(queries, keys, up)
-    cheaper = sizes.cheaper_form(device.current().intensity)
-    order = (cheaper, "absorbed" if cheaper == "expanded" else "expanded")
-  if implementation is None:
-    implementation = tuple(IMPLEMENTATIONS)
-  if isinstance(implementation, str):
-    implementation = (implementation,)
-  unknown = set(implementation) - set(IMPLEMENTATIONS)
-  if unknown:
+  problem, args = _latent(queries, keys, up)
+  if implementation is not None:
+    return problem.attend_by(implementation, args, form)
+  return problem.attend(args, form)
+
+
+def explain_latent(
+  queries: types.Queries,
+  keys: types.Keys | Sequence[types.Keys],
+  up: types.UpProjections,
+  *,
+  form: types.Form = "auto",
+  gradient: bool = False,
+) -> selection_run.Decision:
+  """Says what `latent_attention` would take, without computing anything.
+
+  Args:
+    queries: As in `latent_attention`; all arrays may be abstract.
+    keys: Segments of keys.
+    up: Up-projections.
+    form: The only form that is tried, or "auto".
+    gradient: Whether a gradient will be asked for.
+
+  Raises:
+    ValueError: If sizes do not fit together.
+  """
+  problem, args = _latent(queries, keys, up)
+  return problem.decide(args, form, gradient=gradient)
+
+
+def _dense(
+  query: Array | jax.ShapeDtypeStruct,
+  key: Array | jax.ShapeDtypeStruct,
+  value: Array | jax.ShapeDtypeStruct,
+  valid: Array | jax.ShapeDtypeStruct | None,
+  scale: float,
+) -> tuple[selection_run.Problem, PyTree]:
+  """Checks the arguments of a dense call, real or abstract."""
+  batch, _, heads, width = query.shape
+  wanted = (batch, key.shape[1], heads)
+  if key.shape != (*wanted, width) or value.shape[:3] != wanted:
     raise ValueError(
-      f"implementation={sorted(unknown)} is unknown; use one of "
-      f"{sorted(IMPLEMENTATIONS)}."
+      f"query, key and value have shapes {query.shape}, {key.shape} and "
+      f"{value.shape}, which do not fit together."
     )
-  reasons = []
-  # Every implementation is asked for the cheaper form before any is asked for
-  # the other one.
-  for tried, name in itertools.product(order, implementation):
-    try:
-      return IMPLEMENTATIONS[name](queries, keys, up, form=tried)
-    except NotImplementedError as error:
-      reasons.append(f"{tried}: {error}")
-  raise NotImplementedError("; ".join(reasons))
+  if valid is not None:
+    types.check_blocks(valid.shape, batch=batch, num_keys=key.shape[1])
+  name: selection.Problem = "text" if valid is None else "dense"
+  problem = selection_run.Problem(
+    name, DENSE, DENSE["xla_chunked"], scale=scale
+  )
+  return problem, (query, key, value, valid)
 
 
 def dense_attention(
   query: Float[Array, "B L N D"],
   key: Float[Array, "B S N D"],
   value: Float[Array, "B S N V"],
-  valid: Bool[Array, "B G"],
+  valid: Bool[Array, "B G"] | None,
   *,
   scale: float,
+  implementation: str | Sequence[str] | None = None,
 ) -> Float[Array, "B L N V"]:
   """Softmax attention without latents, for dense layers and for the text.
-
-  The kernel `pallas_triton` runs without a positional part where it can, so
-  that no scores are written; elsewhere plain XLA goes through blocks of keys.
 
   Args:
     query: Queries of every head.
     key: Keys of every head.
     value: Values of every head.
     valid: False where a validity block of S / G keys must not be seen. Every
-      row of the batch needs one block that is valid.
+      row of the batch needs one block that is valid. None if all keys are, as
+      those of the text.
     scale: Logit multiplier, positive.
+    implementation: A name in `DENSE`, or names in the order of preference; by
+      default what `selection` says.
 
   Returns:
     softmax(scale Q Kᵀ) V of every head over the valid keys, docs/method.md,
     Eq. (2.10).
+
+  Raises:
+    ValueError: If a name is unknown, or sizes do not fit together.
+    NotImplementedError: If no implementation can run.
   """
-  try:
-    flash = _flash_of("pallas_triton")
-    # Keys of dense layers and of the text are whole already, so their
-    # positional part has no channels.
-    segment = types.KeyValue(key, key[:, :, 0, :0], value, valid)
-    return flash(types.Queries(query, query[..., :0]), (segment,), scale=scale)
-  # It refuses CPUs, float32, and widths that are no sum of powers of two.
-  except NotImplementedError:
-    valid_keys = types.per_key(valid, num_keys=key.shape[1])
-    return xla_chunked.attention(query, key, value, valid_keys, scale=scale)
+  problem, args = _dense(query, key, value, valid, scale)
+  if implementation is not None:
+    return problem.attend_by(implementation, args, "expanded")
+  return problem.attend(args, "auto")
+
+
+def explain_dense(
+  query: Float[Array, "B L N D"] | jax.ShapeDtypeStruct,
+  key: Float[Array, "B S N D"] | jax.ShapeDtypeStruct,
+  value: Float[Array, "B S N V"] | jax.ShapeDtypeStruct,
+  valid: Bool[Array, "B G"] | jax.ShapeDtypeStruct | None,
+  *,
+  scale: float,
+  gradient: bool = False,
+) -> selection_run.Decision:
+  """Says what `dense_attention` would take, without computing anything.
+
+  Args:
+    query: As in `dense_attention`; all arrays may be abstract.
+    key: Keys of every head.
+    value: Values of every head.
+    valid: Flags of blocks, or None.
+    scale: Logit multiplier, positive.
+    gradient: Whether a gradient will be asked for.
+
+  Raises:
+    ValueError: If sizes do not fit together.
+  """
+  problem, args = _dense(query, key, value, valid, scale)
+  return problem.decide(args, "auto", gradient=gradient)

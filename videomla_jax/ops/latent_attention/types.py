@@ -28,6 +28,18 @@ def per_key(
   return jnp.repeat(valid, num_keys // valid.shape[1], axis=1)
 
 
+def flags_of(
+  valid: Bool[Array, "B G"] | None, key: Float[Array, "B S N D"]
+) -> Bool[Array, "B G"]:
+  """Returns the flags of keys; one that is true where None says that all are.
+
+  Args:
+    valid: Flags of blocks, or None.
+    key: The keys, for the rows of the batch.
+  """
+  return jnp.ones((key.shape[0], 1), bool) if valid is None else valid
+
+
 class Queries(NamedTuple):
   """Queries of all heads of one layer, in two parts.
 
@@ -88,6 +100,54 @@ class UpProjections(NamedTuple):
 
   key: Float[Array, "d_c N d_n"]
   value: Float[Array, "d_c N D"]
+
+
+def check(queries: Queries, keys: Sequence[Keys], up: UpProjections) -> None:
+  """Refuses arguments that do not fit together, whoever computes them.
+
+  Args:
+    queries: Queries of all heads.
+    keys: Segments of keys.
+    up: Up-projections.
+
+  Raises:
+    ValueError: With the sizes that differ.
+  """
+  if not keys:
+    raise ValueError("keys is empty; give one segment or more.")
+  batch, length, heads, content = queries.content.shape
+  d_c, d_r = up.key.shape[0], queries.rope.shape[-1]
+  sizes = {
+    "queries.rope": (queries.rope.shape, (batch, length, heads, d_r)),
+    "up.key": (up.key.shape, (d_c, heads, content)),
+    "up.value": (up.value.shape, (d_c, heads, up.value.shape[-1])),
+  }
+  for i, k in enumerate(keys):
+    count = k.content.shape[1]
+    sizes[f"keys[{i}].content"] = (k.content.shape, (batch, count, d_c))
+    sizes[f"keys[{i}].rope"] = (k.rope.shape, (batch, count, d_r))
+    check_blocks(k.valid.shape, batch=batch, num_keys=count)
+  for name, (found, wanted) in sizes.items():
+    if found != wanted:
+      raise ValueError(f"{name} has shape {found} but must have {wanted}.")
+
+
+def check_blocks(shape: tuple[int, ...], *, batch: int, num_keys: int) -> None:
+  """Refuses flags that do not divide the keys into blocks.
+
+  Args:
+    shape: Shape of the flags.
+    batch: Rows of the batch.
+    num_keys: S, keys of each row.
+
+  Raises:
+    ValueError: If they are of another batch, or do not divide the keys.
+  """
+  if len(shape) != 2 or shape[0] != batch or num_keys % (shape[1] or 1):
+    raise ValueError(
+      f"valid has shape {shape} but must have a row for each of {batch} rows "
+      f"of the batch, and a number of flags that divides {num_keys} keys."
+    )
 
 
 class KeyValue(NamedTuple):
@@ -158,4 +218,20 @@ class Implementation(Protocol):
     *,
     form: Form,
   ) -> Float[Array, "B L N D"]:
+    """Returns the value of every query and head."""
+
+
+@runtime_checkable
+class DenseImplementation(Protocol):
+  """Dense attention, see `api.dense_attention`."""
+
+  def __call__(
+    self,
+    query: Float[Array, "B L N D"],
+    key: Float[Array, "B S N D"],
+    value: Float[Array, "B S N V"],
+    valid: Bool[Array, "B G"] | None,
+    *,
+    scale: float,
+  ) -> Float[Array, "B L N V"]:
     """Returns the value of every query and head."""
