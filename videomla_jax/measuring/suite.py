@@ -249,7 +249,9 @@ def described(row: row_lib.Row, lines: list[record.Line]) -> str:
     if mine and reason in mine[-1]:
       return f"{row.label}: {reason}, {mine[-1][reason]}"
   figures = {
-    x["name"].removeprefix(row.name).strip("_"): x for x in mine if "value" in x
+    x["name"].removeprefix(row.name).strip("_"): x
+    for x in mine
+    if x.get("value") is not None
   }
   main = figures.pop("")
   text = f"{row.label}: {main['value']:.5g} {main['unit']}"
@@ -282,7 +284,7 @@ def fastest_of(
   times = [
     x["value"]
     for x in lines
-    if "value" in x
+    if x.get("value") is not None
     and x["unit"] in ("us", "ms")
     and [x.get(f) for f in fields] == call
   ]
