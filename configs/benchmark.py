@@ -1,11 +1,14 @@
-"""Measures costs: of a rollout, of the attention kernels, or of training steps.
+"""Measures costs: of a rollout, of kernels, of training steps, or of a GPU.
 
   python -m videomla_jax.benchmark --config=configs/benchmark.py
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=kernels
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=training
+  python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=gpu
 
-The second needs the extra `aot` and JAX_PLATFORMS=cpu, and no GPU.
-Arguments: `suite=rollout|kernels|training`, `minutes=N`, `runlocal`.
+The second needs the extra `aot` and JAX_PLATFORMS=cpu, and no GPU. The last one
+measures the GPU that is here.
+Arguments: `suite=rollout|kernels|training|gpu`, `minutes=N` (of video, or of
+measuring), `runlocal`.
 """
 
 import importlib
@@ -19,7 +22,7 @@ from videomla_jax.training.stages import table
 
 # The config of a stage has the name of the stage.
 STAGES = {name: importlib.import_module(name) for name in table.STAGES}
-SUITES = ("rollout", "kernels", "training")
+SUITES = ("rollout", "kernels", "training", "gpu")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -35,7 +38,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   suite = arguments["suite"]
   if suite not in SUITES:
     raise ValueError(f"suite={suite!r} is unknown; use one of {SUITES}.")
-  make = {"rollout": _rollout, "kernels": _kernels, "training": _training}
+  make = {
+    "rollout": _rollout,
+    "kernels": _kernels,
+    "training": _training,
+    "gpu": _gpu,
+  }
   config = ml_collections.ConfigDict()
   config.suite = suite
   config.json = ""  # file to which the figures are written as well
@@ -75,3 +83,21 @@ def _kernels(
   config.shapes = tuple(attention_shapes.SHAPES)
   if arguments["runlocal"]:
     config.targets, config.shapes = ("b200",), ("480p",)
+
+
+def _gpu(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:
+  """Measures everything at real sizes, which an H100 is to do in 5 minutes."""
+  config.sizes = "real"
+  config.rows = ""  # a regular expression; empty takes all of them
+  config.minutes = float(arguments["minutes"])  # no row starts after these
+  config.again = False  # measure what the record has already
+  config.folder = "docs/benchmarks"  # a file for each kind of device
+  config.stages = {
+    name: module.get_config("wan_1p3b") for name, module in STAGES.items()
+  }
+  if arguments["runlocal"]:
+    config.sizes, config.folder = "tiny", "out/benchmarks"
+    for stage in config.stages.values():
+      stage.data.update(num_frames=3, latent_shape=(4, 4, 16))
+      stage.data.text_shape = (4, 4096)
+      stage.network.update(text_tokens=4, ffn_width=64, dtype="float32")

@@ -7,7 +7,8 @@ rollouts of two lengths, and the time of late chunks over early ones.
 `:suite=kernels` compiles the attention kernels instead, see
 `costs/kernel_table.py`; `:suite=training` counts what a step of each stage
 computes, and how long that takes at a given share of a GPU's peak. Nothing is
-run or compiled for it.
+run or compiled for it. `:suite=gpu` measures the GPU that is here and adds to
+its record, see `measuring/suite.py`.
 """
 
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from videomla_jax.costs import kernel_table
 from videomla_jax.costs import memory
 from videomla_jax.costs import rollout_run
 from videomla_jax.diffusion import sampling
+from videomla_jax.measuring import record
+from videomla_jax.measuring import suite as measuring_suite
 from videomla_jax.models import cache
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
@@ -226,12 +229,13 @@ def _check_names(field: str, given: tuple[str, ...], known: list[str]) -> None:
     )
 
 
-Suite = RolloutSuite | KernelSuite | TrainingSuite
+Suite = RolloutSuite | KernelSuite | TrainingSuite | measuring_suite.GpuSuite
 # The suites by the name that a config gives; their fields are its keys.
 SUITES: dict[str, type[Suite]] = {
   "rollout": RolloutSuite,
   "kernels": KernelSuite,
   "training": TrainingSuite,
+  "gpu": measuring_suite.GpuSuite,
 }
 
 
@@ -250,7 +254,7 @@ def suite_of(config: ml_collections.ConfigDict) -> Suite:
 
 def benchmark(
   config: ml_collections.ConfigDict,
-) -> dict[str, Any] | list[dict[str, Any]] | list[kernel_row.Row]:
+) -> dict[str, Any] | list[record.Line] | list[kernel_row.Row]:
   """Runs the suite of a config and returns its report.
 
   Args:

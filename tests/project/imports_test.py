@@ -35,6 +35,10 @@ BELOW: dict[str, set[str]] = {
     *("sharding", "storage", "runtime", "ops", "models", "diffusion", "data"),
     *("small_world", "costs", "generation"),
   },
+  "measuring": {
+    *("sharding", "storage", "runtime", "ops", "models", "diffusion"),
+    *("costs", "generation", "training"),
+  },
 }
 # Folders of tests that look at more than one module.
 _WHOLE_PROJECT = {"aot", "clips", "notebooks", "parity", "peers", "project"}

@@ -1,0 +1,231 @@
+"""Writes the page of measurements, and the README's table, from the records.
+
+  python docs/make_benchmarks.py
+
+Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to. Writes
+docs/benchmarks.md, and README.md between its two markers. A test does the same
+and compares, so that no number is typed.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import pathlib
+
+from videomla_jax.measuring import record
+
+ROOT = pathlib.Path(__file__).parents[1]
+START, END = "<!-- measured: start -->", "<!-- measured: end -->"
+_HEAD = """# Measured on GPUs
+
+Every number on this page was measured on the device that stands above it, and
+is a line of [docs/benchmarks](benchmarks/). `python docs/make_benchmarks.py` writes
+this page, and
+
+```
+python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=gpu
+```
+
+adds lines for the GPU that is there. Weights and inputs are random. Each number
+is one machine on one day: ratios inside one run are what counts. In a row, the
+fastest is bold.
+"""
+# Figures of a program, by what is added to its name, with their titles.
+_COLUMNS = {
+  "": "time",
+  "rate": "frames/s",
+  "first_chunk": "first chunk",
+  "compile": "compile",
+  "temporaries": "temporaries",
+  "temporaries_predicted": "predicted",
+  "state": "state",
+  "peak_memory": "peak memory",
+  "utilisation": "utilisation",
+}
+_PROGRAMS = {
+  "chunk_step": "Chunk step, the network alone",
+  "vae_decode": "Decoder, a chunk",
+  "text_to_pixels": "Text embeddings to pixels, a chunk",
+  "training_step": "Training step",
+}
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Returns a table in Markdown."""
+  lines = [titles, ["---"] * len(titles), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _has_value(line: record.Line) -> bool:
+  """Whether a line is a number and no error."""
+  return line.get("value") is not None
+
+
+def _value(line: record.Line) -> str:
+  value = line["value"]
+  digits = f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
+  return f"{digits} {line['unit']}"
+
+
+def _sessions(lines: list[record.Line]) -> list[list[record.Line]]:
+  """Groups lines by commit and versions, in the order of the record."""
+  groups: dict[str, list[record.Line]] = {}
+  for line in lines:
+    key = repr((line["commit"], sorted(line["versions"].items())))
+    groups.setdefault(key, []).append(line)
+  return [*groups.values()]
+
+
+def _newest(lines: Iterable[record.Line]) -> list[record.Line]:
+  """Returns the last line of every figure, in the order of the first."""
+  key = lambda x: (record.label(x), x.get("unit"), x.get("note"))
+  return [*{key(x): x for x in lines}.values()]
+
+
+def _attention(lines: list[record.Line], name: str) -> str:
+  """Returns a table of calls and of what computes them."""
+  chosen = [
+    x
+    for x in lines
+    if x["name"] == name and _has_value(x) and x["unit"] == "us"
+  ]
+  call = lambda x: (x.get("shape"), x.get("holes"), x.get("direction"))
+  how = lambda x: " ".join(
+    str(x[k]) for k in ("implementation", "form") if x.get(k)
+  )
+  columns = [*dict.fromkeys(map(how, chosen))]
+  rows = []
+  for key in dict.fromkeys(map(call, chosen)):
+    times = {how(x): x["value"] for x in chosen if call(x) == key}
+    best = min(times.values())
+    cells = [
+      "" if c not in times
+      else f"**{times[c]:,.0f}**" if times[c] == best
+      else f"{times[c]:,.0f}"
+      for c in columns
+    ]  # fmt: skip
+    shape, holes, direction = key
+    rows.append(
+      [str(shape), "some" if holes else "none", str(direction), *cells]
+    )
+  titles = ["shape", "invalid frames", "direction", *columns]
+  return table(titles, rows) if rows else ""
+
+
+def _programs(lines: list[record.Line], name: str) -> str:
+  """Returns a table of programs and their figures."""
+  program = lambda x: ", ".join(
+    str(x[k]) for k in ("attention", "shape", "implementation") if x.get(k)
+  )
+  found: dict[str, dict[str, str]] = {}
+  for x in lines:
+    suffix = str(x["name"]).removeprefix(name).removeprefix("_")
+    if x["name"] in (name, f"{name}_{suffix}") and suffix in _COLUMNS:
+      text = _value(x) if _has_value(x) else "failed"
+      found.setdefault(program(x), {})[suffix] = text
+  used = [c for c in _COLUMNS if any(c in row for row in found.values())]
+  rows = [[p, *(row.get(c, "") for c in used)] for p, row in found.items()]
+  titles = ["program", *(_COLUMNS[c] for c in used)]
+  return table(titles, rows) if rows else ""
+
+
+def _further(lines: list[record.Line]) -> str:
+  """Returns a table of what stands in no other one."""
+  shown = {f"{n}_{c}" if c else n for n in _PROGRAMS for c in _COLUMNS}
+  rows = [
+    [record.label(x).replace("/", ", "), _value(x), str(x.get("note", ""))]
+    for x in lines
+    if _has_value(x) and x["name"] not in shown and x["unit"] != "us"
+  ]
+  return table(["what", "value", ""], rows) if rows else ""
+
+
+def _failed(lines: list[record.Line]) -> str:
+  rows = [
+    [record.label(x).replace("/", ", "), f"`{x['error']}`"]
+    for x in lines
+    if "error" in x
+  ]
+  return table(["what", "error"], rows) if rows else ""
+
+
+def page(records: Sequence[list[record.Line]]) -> str:
+  """Returns the page.
+
+  Args:
+    records: The lines of each device's record.
+  """
+  parts = [_HEAD]
+  for lines in records:
+    for session in reversed(_sessions(lines)):
+      first = session[0]
+      versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
+      parts.append(f"## {first['device']}, commit {first['commit']}\n")
+      parts.append(f"{first['date']}; {versions}.\n")
+      session = _newest(session)
+      sections = {
+        "Latent attention, microseconds of a whole call": _attention(
+          session, "latent_attention"
+        ),
+        "Dense attention, microseconds of a call": _attention(
+          session, "dense_attention"
+        ),
+        **{t: _programs(session, n) for n, t in _PROGRAMS.items()},
+        "Further numbers": _further(session),
+        "What failed": _failed(session),
+      }
+      for title, text in sections.items():
+        parts += [f"### {title}\n", text] if text else []
+  return "\n".join(parts)
+
+
+def summary(lines: list[record.Line]) -> str:
+  """Returns the README's table: chunk steps of the newest session.
+
+  Args:
+    lines: The lines of one device's record.
+  """
+  session = _newest(_sessions(lines)[-1])
+  first = session[0]
+  rows = []
+  for x in session:
+    if x["name"] == "chunk_step" and _has_value(x):
+      same = dict(x, name="chunk_step_rate")
+      rate = next(
+        (y for y in session if record.label(y) == record.label(same)), None
+      )
+      program = f"{x.get('attention')}, {x.get('implementation')}, {x['shape']}"
+      rows.append(
+        [program, f"{x['value']:.0f}", f"{rate['value']:.1f}" if rate else ""]
+      )
+  about = (
+    f"{first['device']}, {first['date']}, commit {first['commit']} "
+    "([docs/benchmarks.md](docs/benchmarks.md)):"
+  )
+  titles = ["network, attention by, sizes", "ms a chunk", "frames/s"]
+  return f"{about}\n\n{table(titles, rows)}"
+
+
+def between(text: str, new: str) -> str:
+  """Replaces what stands between the markers of a text."""
+  before, _, rest = text.partition(START)
+  _, found, after = rest.partition(END)
+  if not found:
+    raise ValueError(f"the text lacks {START} and {END}")
+  return f"{before}{START}\n{new}{END}{after}"
+
+
+def documents() -> dict[pathlib.Path, str]:
+  """Returns the text of each document by its path."""
+  folder = ROOT / "docs" / "benchmarks"
+  records = [record.read(path) for path in sorted(folder.glob("*.jsonl"))]
+  readme = ROOT / "README.md"
+  return {
+    ROOT / "docs" / "benchmarks.md": page(records),
+    readme: between(readme.read_text("utf-8"), summary(records[0])),
+  }
+
+
+if __name__ == "__main__":
+  for path, text in documents().items():
+    path.write_text(text, "utf-8")
+    print(path.relative_to(ROOT))

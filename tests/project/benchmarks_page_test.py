@@ -1,0 +1,63 @@
+"""The page of measurements, and the README's table, are those of the records."""
+
+import importlib.util
+import pathlib
+import types
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def program() -> types.ModuleType:
+  path = _ROOT / "docs" / "make_benchmarks.py"
+  spec = importlib.util.spec_from_file_location("make_benchmarks", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_documents_hold_what_the_records_say(program) -> None:
+  for path, text in program.documents().items():
+    message = f"{path.name} is old: run python docs/make_benchmarks.py"
+    assert path.read_text("utf-8") == text, message
+
+
+def _line(**fields: object) -> dict[str, object]:
+  about = dict(device="A GPU", date="2026-01-01", commit="a", versions={})
+  return about | dict(unit="us", direction="forward", holes=True) | fields
+
+
+def test_the_fastest_of_a_call_is_bold_and_newer_numbers_replace(
+  program,
+) -> None:
+  call = dict(name="latent_attention", shape="480p", form="expanded")
+  lines = [
+    _line(**call, implementation="x", value=10.0),
+    _line(**call, implementation="y", value=30.0),
+    _line(**call, implementation="y", value=20.0),
+  ]
+  text = program.page([lines])
+  assert "| 480p | some | forward | **10** | 20 |" in text
+  assert "30" not in text
+  # Another commit has tables of its own, the newest first.
+  lines.append(_line(**call, implementation="x", value=5.0) | {"commit": "b"})
+  text = program.page([lines])
+  assert text.index("commit b") < text.index("commit a")
+
+
+def test_errors_are_shown_and_tables_without_rows_are_not(program) -> None:
+  line = _line(name="latent_attention", implementation="x", error="no GPU")
+  text = program.page([[line]])
+  assert "| latent_attention, x, forward, holes | `no GPU` |" in text
+  assert "Dense attention" not in text
+
+
+def test_markers_are_needed(program) -> None:
+  text = f"a {program.START} old {program.END} b"
+  assert program.between(text, "new") == (
+    f"a {program.START}\nnew{program.END} b"
+  )
+  with pytest.raises(ValueError, match="lacks"):
+    program.between("a", "new")

@@ -1,0 +1,1 @@
+"""Measurements on the device that is here, and the records of them."""

@@ -1,0 +1,74 @@
+"""Rows of training: one step of every stage at reduced depth."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import functools
+import time
+
+import jax
+import ml_collections
+
+from videomla_jax import sharding
+from videomla_jax.costs import flops as flops_lib
+from videomla_jax.measuring import random_networks
+from videomla_jax.measuring import row as row_lib
+from videomla_jax.ops import device
+from videomla_jax.training import abstract_step
+from videomla_jax.training.stages import table
+
+_STEPS = 3
+
+
+def rows(
+  *, stages: Mapping[str, ml_collections.ConfigDict], layers: int
+) -> Iterator[row_lib.Row]:
+  """Yields the rows.
+
+  Args:
+    stages: Config of each stage by its name.
+    layers: Layers of every network, in place of its own number.
+  """
+  for name, values in stages.items():
+    yield row_lib.Row(
+      name="training_step",
+      measure=functools.partial(_measure, values, layers),
+      shape=f"{name}, {layers} layers",
+      implementation="auto",
+      direction="gradient",
+    )
+
+
+def _measure(
+  values: ml_collections.ConfigDict, layers: int
+) -> list[row_lib.Figure]:
+  """Compiles a step for one clip and times a few of them."""
+  stage, settings = table.read(values)
+  settings = dataclasses.replace(
+    settings,
+    data=dataclasses.replace(settings.data, batch_size=1),
+    network={**settings.network, "num_layers": layers},
+  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
+  operations = flops_lib.of(step, *arguments, trips=stage.mean_trips(settings))
+  with jax.set_mesh(mesh):
+    program, figures = row_lib.compiled(step, *arguments)
+    # The arrays of a state need not be those of a run: they cost the same.
+    state, batch, _, frozen = random_networks.filled(
+      (*arguments[:2], None, arguments[3])
+    )
+    key = jax.random.key(0)
+    state, _ = program(state, batch, key, frozen)
+    jax.block_until_ready(state)
+    started = time.perf_counter()
+    for _ in range(_STEPS):
+      state, _ = program(state, batch, key, frozen)
+    jax.block_until_ready(state)
+  took = (time.perf_counter() - started) / _STEPS
+  found = [row_lib.Figure("", took * 1e3, "ms"), *figures]
+  peak = device.current().peak
+  if peak:
+    share = operations / took / peak.bf16_flops
+    found.append(row_lib.Figure("utilisation", share, "of the data sheet"))
+  return found
