@@ -57,7 +57,7 @@ def test_seed_of_noise_is_not_that_of_random_weights() -> None:
     (dict(output=dict(name="../x")), "output.name='../x' must be a name"),
     (dict(output=dict(name="/tmp/x")), "must be a name without folders"),
     (dict(prompts=()), "prompts is empty"),
-    (dict(prompts=("7",) * 1001), "1001 texts .* at most 1000 at a time"),
+    (dict(prompts=("7",) * 1001), "1001 texts.* at most 1000 at a time"),
   ],
 )
 def test_mistakes_end_at_the_door(changes: dict[str, Any], said: str) -> None:
