@@ -18,7 +18,7 @@ START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 _HEAD = """# Measured on GPUs
 
 Every number on this page was measured on the device that stands above it, and
-is a line of [docs/benchmarks](benchmarks/). `python docs/make_benchmarks.py` writes
+is a line of a file in docs/benchmarks. `python docs/make_benchmarks.py` writes
 this page, and
 
 ```

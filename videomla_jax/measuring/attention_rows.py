@@ -238,9 +238,10 @@ def _errors(
     if not jnp.issubdtype(a.dtype, jnp.floating):
       continue
     a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
-    errors.append(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30))
+    size = max(float(np.linalg.norm(a)), 1e-30)
+    errors.append(float(np.linalg.norm(a - b)) / size)
     equal &= bool((b == c).all())
   return [
-    row_lib.Figure("error", float(max(errors)), "relative error"),
+    row_lib.Figure("error", max(errors), "relative error"),
     row_lib.Figure("repeats_equal", float(equal), "1 is yes"),
   ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -36,7 +37,7 @@ def filled[Tree: PyTree](abstract: Tree, seed: int = 0) -> Tree:
   leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
   key = jax.random.key(seed)
 
-  def draw(index: int, path: object, x: jax.ShapeDtypeStruct) -> Array:
+  def draw(index: int, path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return jnp.zeros(x.shape, x.dtype)
     normal = jax.random.normal(jax.random.fold_in(key, index), x.shape)

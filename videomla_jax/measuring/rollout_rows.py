@@ -102,7 +102,8 @@ def _measure(
 ) -> list[row_lib.Figure]:
   """Compiles the step, fills the window, and times what follows."""
   window, chunk = case.window, case.window.chunk_frames
-  fill = -(-(window.sink_frames + window.local_frames) // chunk) + 1
+  seen = window.sink_frames + (window.local_frames or 0)
+  fill = -(-seen // chunk) + 1
   most = (fill + _TIMED) * chunk
   model = random_networks.make(
     lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)), halve=True
