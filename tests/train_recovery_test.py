@@ -18,7 +18,7 @@ def test_a_run_killed_at_any_moment_equals_one_that_was_not(
   tmp_path, seed
 ) -> None:
   # `python -m tests.recovery` does the same with sixty kills.
-  assert recovery.compare(tmp_path, kills=4, steps=120, seed=seed)
+  assert recovery.compare(tmp_path, kills=2, steps=60, seed=seed)
 
 
 @pytest.mark.slow
