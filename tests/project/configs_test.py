@@ -116,7 +116,7 @@ def test_presets_of_the_release_count_the_sink_apart(frames: int) -> None:
     ("sample", "runlocal=maybe", "true or false"),
     ("sample", "=3", "use one of"),
     ("dmd", "medium", "size='medium' is unknown"),
-    ("benchmark", "suite=gpu", "use one of"),
+    ("benchmark", "suite=cpu", "use one of"),
   ],
 )
 def test_bad_arguments_are_errors_with_the_way_out(
