@@ -103,8 +103,8 @@ pictures: demo
 # Compiles for GPUs that are not here. An environment of its own: JAX's CUDA
 # plugin in the main one would look for a GPU at every start.
 test-aot: $(AOT_STAMP)
-	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -q -o testpaths=tests/aot \
-	  tests/aot $(ARGS)
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -q -n 2 --dist loadfile \
+	  --no-loadscope-reorder -o testpaths=tests/aot tests/aot $(ARGS)
 
 # tests/peers/*_peer.py run beside PyTorch and write safetensors to $(PEERS_OUT);
 # tests/peers/*_test.py run in our environment and compare with them.
