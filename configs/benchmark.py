@@ -98,6 +98,8 @@ def _gpu(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:
   if arguments["runlocal"]:
     config.sizes, config.folder = "tiny", "out/benchmarks"
     for stage in config.stages.values():
-      stage.data.update(num_frames=3, latent_shape=(4, 4, 16))
+      stage.data.update(num_frames=6, latent_shape=(4, 4, 16))
       stage.data.text_shape = (4, 4096)
       stage.network.update(text_tokens=4, ffn_width=64, dtype="float32")
+      if "rollout" in stage:
+        stage.rollout.num_frames = stage.data.num_frames

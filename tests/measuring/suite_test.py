@@ -5,14 +5,19 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 import pytest
 
 from tests import tiny_project
 from videomla_jax import benchmark
+from videomla_jax import sharding
 from videomla_jax.costs import attention_shapes
 from videomla_jax.measuring import record
 from videomla_jax.measuring import row as row_lib
 from videomla_jax.measuring import suite as suite_lib
+from videomla_jax.measuring import training_rows
+from videomla_jax.training import abstract_step
+from videomla_jax.training.stages import table
 
 
 @pytest.fixture
@@ -122,7 +127,7 @@ def test_a_row_is_compared_with_the_fastest_of_its_call() -> None:
 @pytest.mark.parametrize(
   "rows",
   [
-    "^(matmul|copy|dense_attention.*auto)",
+    "^(matmul|copy|dense_attention.*xla_chunked)",
     "^latent_attention/tiny/(expanded|absorbed)/xla_chunked",
     "^chunk_step.*window 1.6$|^vae_decode",
   ],
@@ -136,6 +141,22 @@ def test_rows_run_and_are_right(config: Any, rows: str) -> None:
       assert line["value"] < 0.02, line
     if line["unit"] == "1 is yes":
       assert line["value"] == 1, line
+
+
+def test_training_steps_are_those_of_shallow_networks_and_one_clip(
+  config: Any,
+) -> None:
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  for values in config.stages.values():
+    stage, settings = table.read(values)
+    settings = training_rows.for_one_clip(settings, layers=2)
+    step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
+    state, batch, _, frozen = arguments
+    networks = [state.model, *frozen.values()]
+    assert {n.config.num_layers for n in networks} == {2}
+    first = jax.tree.leaves({k: x for k, x in batch.items() if k != "negative"})
+    assert {x.shape[0] for x in first} == {stage.examples_per_step(settings)}
+    assert step.trace(*arguments).out_info
 
 
 def test_a_cpu_is_refused_at_real_sizes(config: Any) -> None:

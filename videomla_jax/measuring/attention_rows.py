@@ -76,33 +76,27 @@ def dense_rows(
     width: Channels D of a head.
   """
 
-  def measure(queries: int, keys: int, cudnn: bool) -> list[row_lib.Figure]:
+  def measure(
+    queries: int, keys: int, implementation: str
+  ) -> list[row_lib.Figure]:
     q, k, v = (
       jax.random.normal(jax.random.key(i), (1, n, heads, width), jnp.bfloat16)
       for i, n in enumerate((queries, keys, keys))
     )
-    valid, scale = jnp.ones((1, 1), bool), 1 / math.sqrt(width)
-    run: Callable[..., Array] = jax.jit(
-      lambda q, k, v: api.dense_attention(q, k, v, valid, scale=scale)
+    attend = functools.partial(
+      api.dense_attention,
+      valid=None,
+      scale=1 / math.sqrt(width),
+      implementation=implementation,
     )
-    if cudnn:
-      run = jax.jit(
-        lambda q, k, v: jax.nn.dot_product_attention(
-          q, k, v, scale=scale, implementation="cudnn"
-        )
-      )
-    took = row_lib.seconds(run, q, k, v)
-    flops = 4 * queries * keys * heads * width
-    return _figures(took, flops)
+    took = row_lib.seconds(jax.jit(attend), q, k, v)
+    return _figures(took, 4 * queries * keys * heads * width)
 
-  for (queries, keys), implementation in itertools.product(
-    sizes, ("auto", "cudnn")
-  ):
+  names = [n for n in api.DENSE if n != "reference"]
+  for (queries, keys), implementation in itertools.product(sizes, names):
     yield row_lib.Row(
       name="dense_attention",
-      measure=functools.partial(
-        measure, queries, keys, implementation == "cudnn"
-      ),
+      measure=functools.partial(measure, queries, keys, implementation),
       shape=f"{queries}x{keys}",
       implementation=implementation,
       direction="forward",

@@ -15,6 +15,7 @@ from videomla_jax.measuring import random_networks
 from videomla_jax.measuring import row as row_lib
 from videomla_jax.ops import device
 from videomla_jax.training import abstract_step
+from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import table
 
 _STEPS = 3
@@ -39,16 +40,28 @@ def rows(
     )
 
 
+def for_one_clip(
+  settings: settings_lib.Training, *, layers: int
+) -> settings_lib.Training:
+  """Returns settings of a step that reads one clip with shallow networks.
+
+  Args:
+    settings: Settings of a stage.
+    layers: Layers of every network.
+  """
+  return dataclasses.replace(
+    settings,
+    data=dataclasses.replace(settings.data, batch_size=1),
+    network={**settings.network, "num_layers": layers},
+  )
+
+
 def _measure(
   values: ml_collections.ConfigDict, layers: int
 ) -> list[row_lib.Figure]:
   """Compiles a step for one clip and times a few of them."""
   stage, settings = table.read(values)
-  settings = dataclasses.replace(
-    settings,
-    data=dataclasses.replace(settings.data, batch_size=1),
-    network={**settings.network, "num_layers": layers},
-  )
+  settings = for_one_clip(settings, layers=layers)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
   operations = flops_lib.of(step, *arguments, trips=stage.mean_trips(settings))

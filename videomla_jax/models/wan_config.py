@@ -73,7 +73,8 @@ def wan_1p3b(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
     num_heads=12,
     **{k: kwargs.pop(k) for k in _SIZES if k in kwargs},
   )
-  return WanConfig(attention=sizes, num_layers=30, ffn_width=8960, **kwargs)
+  values = dict(num_layers=30, ffn_width=8960)
+  return WanConfig(attention=sizes, **(values | kwargs))
 
 
 def wan_14b(*, kind: str = "dense", **kwargs: Any) -> WanConfig:
@@ -83,7 +84,8 @@ def wan_14b(*, kind: str = "dense", **kwargs: Any) -> WanConfig:
   sizes = attention.AttentionConfig(
     kind=kind, width=5120, num_heads=40, **values
   )
-  return WanConfig(attention=sizes, num_layers=40, ffn_width=13824, **kwargs)
+  values = dict(num_layers=40, ffn_width=13824)
+  return WanConfig(attention=sizes, **(values | kwargs))
 
 
 def small(
