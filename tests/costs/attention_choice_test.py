@@ -50,10 +50,8 @@ def test_what_the_config_names_is_said(kind):
   sizes = dataclasses.replace(config.attention, implementation="reference")
   config = dataclasses.replace(config, attention=sizes)
   found = attention_choice.of_rollout(config, **SIZES)
-  form = {"latent": "cheaper", "dense": "expanded"}[kind]
-  assert found["self_attention"] == (
-    f"{form} form by reference (named in the config)"
-  )
+  said = "reference, form 'auto' (named in the config)"
+  assert found["self_attention"] == said
 
 
 def test_nothing_is_computed(monkeypatch):

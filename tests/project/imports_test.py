@@ -36,7 +36,7 @@ BELOW: dict[str, set[str]] = {
     *("small_world", "costs", "generation"),
   },
   "measuring": {
-    *("sharding", "storage", "runtime", "ops", "models", "diffusion"),
+    *("sharding", "storage", "runtime", "ops", "models", "diffusion", "data"),
     *("costs", "generation", "training"),
   },
 }

@@ -85,9 +85,7 @@ def of(
 
   text = dense(config.text_tokens, None)
   if sizes.implementation is not None:
-    form = "cheaper" if sizes.form == "auto" else sizes.form
-    form = "expanded" if sizes.kind == "dense" else form
-    own = f"{form} form by {sizes.implementation} (named in the config)"
+    own = f"{sizes.implementation}, form {sizes.form!r} (named in the config)"
   elif sizes.kind == "dense":
     own = dense(
       frames * tokens, jax.ShapeDtypeStruct((rows, frames), jnp.dtype(bool))

@@ -24,9 +24,9 @@ from videomla_jax.storage import ordinary_files
 from videomla_jax.storage import safetensors_files
 from videomla_jax.storage import tensor_files
 
-# Takes a file; yields names of bad parts, empty for the file, and why.
 _MOST_LINE = 64 * ordinary_files.MIB
 
+# Takes a file; yields names of bad parts, empty for the file, and why.
 Check = Callable[[pathlib.Path], Iterator[tuple[str, str]]]
 
 

@@ -1,8 +1,10 @@
-"""Rows of the decoder, and of the whole way from text embeddings to pixels."""
+"""Rows of decoders, and of the whole way from text embeddings to pixels."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import dataclasses
+import functools
 import time
 
 from flax import nnx
@@ -15,73 +17,98 @@ from videomla_jax.generation import pixel_stream
 from videomla_jax.measuring import random_networks
 from videomla_jax.measuring import rollout_rows
 from videomla_jax.measuring import row as row_lib
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 
-_CHUNKS = 4  # that are timed, behind one that compiles
+_CHUNKS = 4  # that are timed, behind those that fill the window
+
+
+# Makes a decoder with random weights, on the device.
+Make = Callable[[], vae.Decoder]
+
+
+def decoders(
+  wan_sizes: vae_coders.VaeConfig, tiny_sizes: tiny_decoder.TinyDecoderConfig
+) -> dict[str, Make]:
+  """Returns what makes each decoder, by the name that `sample` has for it.
+
+  Args:
+    wan_sizes: Sizes of Wan's VAE.
+    tiny_sizes: Sizes of the tiny decoder.
+  """
+  # A CPU emulates bfloat16.
+  dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+  whole = dataclasses.replace(wan_sizes, dtype=dtype)
+  small = dataclasses.replace(tiny_sizes, dtype=dtype)
+  return {
+    "wan": lambda: random_networks.make(
+      lambda: vae.WanVAE(whole, rngs=nnx.Rngs(0))
+    ),
+    "tiny": lambda: random_networks.make(
+      lambda: tiny_decoder.TinyDecoder(small, rngs=nnx.Rngs(0))
+    ),
+  }
 
 
 def rows(
   *,
   make: Callable[..., wan_config.WanConfig],
-  sizes: vae_coders.VaeConfig,
+  decoders: Mapping[str, Make],
   frame: tuple[int, int, int],
 ) -> Iterator[row_lib.Row]:
   """Yields the rows.
 
   Args:
     make: Makes the sizes of the network from its `kind`.
-    sizes: Sizes of the VAE.
+    decoders: What makes each decoder, by name.
     frame: H, W, C of a latent frame.
   """
   shape = f"{frame[0]}x{frame[1]} latents"
-  yield row_lib.Row(
-    name="vae_decode",
-    measure=lambda: _decoder(sizes, frame),
-    shape=f"3 frames of {shape}",
-    implementation="wan",
-    direction="forward",
-  )
-  yield row_lib.Row(
-    name="text_to_pixels",
-    measure=lambda: _whole(make(kind="latent"), sizes, frame),
-    shape=shape,
-    attention="latent",
-    implementation="wan",
-    direction="forward",
-  )
+  frames = rollout_rows.WINDOW.chunk_frames
+  for name, decoder in decoders.items():
+    yield row_lib.Row(
+      name="vae_decode",
+      measure=functools.partial(_decode, decoder, (1, frames, *frame)),
+      shape=f"{frames} frames of {shape}",
+      implementation=name,
+      direction="forward",
+    )
+  for name, decoder in decoders.items():
+    yield row_lib.Row(
+      name="text_to_pixels",
+      measure=functools.partial(_whole, make(kind="latent"), decoder, frame),
+      shape=shape,
+      attention="latent",
+      implementation=name,
+      direction="forward",
+    )
 
 
-def _codec(sizes: vae_coders.VaeConfig) -> vae.WanVAE:
-  dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
-  sizes = dataclasses.replace(sizes, dtype=dtype)
-  return random_networks.make(lambda: vae.WanVAE(sizes, rngs=nnx.Rngs(0)))
-
-
-def _decoder(
-  sizes: vae_coders.VaeConfig, frame: tuple[int, int, int]
+def _decode(
+  make: Make, shape: tuple[int, int, int, int, int]
 ) -> list[row_lib.Figure]:
-  """Times a chunk behind the first frame, which has another program."""
-  codec = _codec(sizes)
-  latents = jax.random.normal(jax.random.key(1), (1, 3, *frame))
-  state = codec.start(1, *frame[:2])
+  """Times a chunk behind the first frame, which has another program.
+
+  Args:
+    make: Makes the decoder.
+    shape: Shape of the latents, `[B, T, H, W, C]`.
+  """
+  decoder = make()
+  latents = jax.random.normal(jax.random.key(1), shape)
   decode = jax.jit(
-    lambda codec, latents, state: codec.decode_chunk(latents, state),
+    lambda decoder, latents, state: decoder.decode_chunk(latents, state),
     donate_argnums=2,
   )
-  pixels, state = decode(codec, latents, state)
-  program, figures = row_lib.compiled(decode, codec, latents, state)
+  state = decoder.start(shape[0], *shape[2:4])
+  pixels, state = decode(decoder, latents, state)
+  program, figures = row_lib.compiled(decode, decoder, latents, state)
   held = sum(x.nbytes for x in jax.tree.leaves(state))
-  # Once to warm up: the state is donated, so calls are made one by one.
-  pixels, state = program(codec, latents, state)
-  jax.block_until_ready(pixels)
-  started = time.perf_counter()
-  for _ in range(_CHUNKS):
-    pixels, state = program(codec, latents, state)
-  jax.block_until_ready(pixels)
-  took = (time.perf_counter() - started) / _CHUNKS
+  took, (pixels, _) = row_lib.seconds_of_steps(
+    lambda carry: program(decoder, latents, carry[1]), (pixels, state)
+  )
   return [
     row_lib.Figure("", took * 1e3, "ms"),
     *figures,
@@ -91,16 +118,14 @@ def _decoder(
 
 
 def _whole(
-  config: wan_config.WanConfig,
-  sizes: vae_coders.VaeConfig,
-  frame: tuple[int, int, int],
+  config: wan_config.WanConfig, make: Make, frame: tuple[int, int, int]
 ) -> list[row_lib.Figure]:
   """Streams twice: the second stream compiles nothing and is timed."""
   pipeline = pipeline_lib.Pipeline(
     dit=random_networks.make(
       lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)), halve=True
     ),
-    codec=_codec(sizes),
+    codec=make(),
     frame=frame,
     fps=16,
   )

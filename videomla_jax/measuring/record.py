@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from videomla_jax.storage import atomic
-from videomla_jax.storage import foreign_files
+from videomla_jax.storage import ordinary_files
 
 type Line = dict[str, Any]
 
@@ -126,18 +126,30 @@ def read(path: pathlib.Path) -> list[Line]:
   """
   if not path.exists():
     return []
-  with foreign_files.reading(
-    path, way_out="mend or remove the line", field="record"
-  ):
-    if path.stat().st_size > _MAX_BYTES:
-      raise ValueError(f"is larger than {_MAX_BYTES} bytes")
-    lines = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
-      line = json.loads(text)
-      if not isinstance(line, dict) or not isinstance(line.get("name"), str):
-        raise ValueError(f"line {number} is no measurement")
-      lines.append(line)
-  return lines
+  try:
+    text = ordinary_files.read_text(path, limit=_MAX_BYTES)
+  except ordinary_files.BadFile as error:
+    raise ValueError(
+      f"record {str(path)!r} {error}; restore it from git, or move it away."
+    ) from error
+  return [
+    _parsed(path, number, line)
+    for number, line in enumerate(text.splitlines(), 1)
+  ]
+
+
+def _parsed(path: pathlib.Path, number: int, text: str) -> Line:
+  """Reads one line of a record."""
+  try:
+    line = ordinary_files.parse_json(text.encode())
+    if not isinstance(line.get("name"), str):
+      raise ordinary_files.BadFile("has no name")
+  except ordinary_files.BadFile as error:
+    raise ValueError(
+      f"record {str(path)!r} has a line {number} that {error}; mend or remove "
+      "the line."
+    ) from error
+  return line
 
 
 def add(path: pathlib.Path, session: Session, lines: Iterable[Line]) -> None:
@@ -150,5 +162,9 @@ def add(path: pathlib.Path, session: Session, lines: Iterable[Line]) -> None:
   """
   old = path.read_text("utf-8") if path.exists() else ""
   about = dataclasses.asdict(session)
-  new = "".join(json.dumps(about | line) + "\n" for line in lines)
-  atomic.write_text(path, old + new)
+  atomic.write_text(path, old + text_of(about | line for line in lines))
+
+
+def text_of(lines: Iterable[Line]) -> str:
+  """Returns lines as the text of a record."""
+  return "".join(json.dumps(line) + "\n" for line in lines)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
-import time
+from typing import Any
 
 from flax import nnx
 import jax
@@ -124,16 +124,15 @@ def _measure(
   program, figures = row_lib.compiled(
     rollout.scan_chunks, model, state, text, **static
   )
-  latents = None
-  for _ in range(fill):
-    latents, state = program(model, state, text)
-  jax.block_until_ready(latents)
-  started = time.perf_counter()
-  for _ in range(_TIMED):
-    latents, state = program(model, state, text)
-  jax.block_until_ready(latents)
-  took = (time.perf_counter() - started) / _TIMED
-  assert latents is not None
+
+  def step(carry: tuple[Any, rollout.Rollout]) -> tuple[Any, rollout.Rollout]:
+    return program(model, carry[1], text)
+
+  carry: tuple[Any, rollout.Rollout] = (None, state)
+  for _ in range(fill - 1):
+    carry = step(carry)
+  # The step that is not timed fills the window.
+  took, (latents, _) = row_lib.seconds_of_steps(step, carry, count=_TIMED)
   needs = memory.needs(
     model,
     rows=case.videos,

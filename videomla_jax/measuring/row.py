@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -76,12 +77,15 @@ class Row:
     except Exception as error:
       first = (str(error) or repr(error)).splitlines()[0]
       return [self.line | {"error": f"{type(error).__name__}: {first[:300]}"}]
-    name = lambda suffix: f"{self.name}_{suffix}" if suffix else self.name
-    return [
-      self.line
-      | dict(name=name(f.suffix), value=float(f"{f.value:.6g}"), unit=f.unit)
-      for f in figures
-    ]
+    return [self._line_of(f) for f in figures]
+
+  def _line_of(self, figure: Figure) -> record.Line:
+    """Returns the line of a figure; what is not finite is no number."""
+    name = f"{self.name}_{figure.suffix}" if figure.suffix else self.name
+    if not math.isfinite(figure.value):
+      return self.line | dict(name=name, error=f"the result is {figure.value}")
+    value = float(f"{figure.value:.6g}")
+    return self.line | dict(name=name, value=value, unit=figure.unit)
 
 
 def seconds(
@@ -110,6 +114,30 @@ def seconds(
     times.append((time.perf_counter() - started) / count)
     del results
   return float(np.median(times))
+
+
+def seconds_of_steps[Carry: PyTree](
+  step: Callable[[Carry], Carry], carry: Carry, *, count: int = 4
+) -> tuple[float, Carry]:
+  """Measures steps that use up what the one before them returned.
+
+  Steps are queued, as a rollout or a training run queues them.
+
+  Args:
+    step: Takes what it returned last; its arguments may be donated.
+    carry: What the first step takes. That step is not timed.
+    count: Steps that are timed.
+
+  Returns:
+    Mean seconds of a step, and what the last one returned.
+  """
+  carry = step(carry)
+  jax.block_until_ready(carry)
+  started = time.perf_counter()
+  for _ in range(count):
+    carry = step(carry)
+  jax.block_until_ready(carry)
+  return (time.perf_counter() - started) / count, carry
 
 
 def compiled(

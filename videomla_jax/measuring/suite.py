@@ -14,6 +14,7 @@ import jax
 import ml_collections
 
 from videomla_jax.costs import attention_shapes
+from videomla_jax.data import locks
 from videomla_jax.measuring import attention_rows
 from videomla_jax.measuring import ceilings
 from videomla_jax.measuring import pixel_rows
@@ -21,11 +22,13 @@ from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
 from videomla_jax.measuring import row as row_lib
 from videomla_jax.measuring import training_rows
+from videomla_jax.models import tiny_decoder
 from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.runtime import config_values
+from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 
 # What attention is measured at: the paper's picture first, then larger ones,
@@ -40,9 +43,22 @@ _FULL = ("480p", "720p")
 # Plain XLA is measured where it is within reach of the kernels.
 _IMPLEMENTATIONS = tuple(n for n in api.IMPLEMENTATIONS if n != "reference")
 _KERNELS = tuple(n for n in _IMPLEMENTATIONS if n != "xla_chunked")
-# Queries and keys of dense layers (21 frames, and the paper's window) and of
-# attention to the text.
-_DENSE = ((4680, 32_760), (4680, 10_920), (4680, 512))
+_WAN = functools.partial(wan_config.wan_1p3b, dtype="bfloat16")
+_DENSE_FRAMES = 21  # that dense layers of the original code see
+
+
+def _dense_sizes(
+  shape: attention_shapes.Shape, *, text_tokens: int
+) -> tuple[tuple[int, int], ...]:
+  """Returns queries and keys of dense layers and of attention to the text.
+
+  Args:
+    shape: The latent call of the same chunk.
+    text_tokens: M, text tokens.
+  """
+  queries, keys = shape.sizes.queries, shape.sizes.keys
+  every = _DENSE_FRAMES * shape.frame_tokens
+  return tuple((queries, n) for n in (every, keys, text_tokens))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +73,7 @@ class Sizes:
     dense: Queries and keys of dense attention.
     make: Makes the sizes of the network from its `kind`.
     vae: Sizes of the VAE.
+    tiny_decoder: Sizes of the tiny decoder.
     frame: H, W, C of a latent frame.
     layers: Layers of the networks of a training step.
   """
@@ -68,6 +85,7 @@ class Sizes:
   dense: tuple[tuple[int, int], ...]
   make: functools.partial[wan_config.WanConfig]
   vae: vae_coders.VaeConfig
+  tiny_decoder: tiny_decoder.TinyDecoderConfig
   frame: tuple[int, int, int]
   layers: int
 
@@ -92,9 +110,13 @@ SIZES = {
     shapes={n: attention_shapes.SHAPES[n] for n in _SHAPES},
     full=_FULL,
     gradients=_GRADIENTS,
-    dense=_DENSE,
-    make=functools.partial(wan_config.wan_1p3b, dtype="bfloat16"),
+    dense=_dense_sizes(
+      attention_shapes.SHAPES["480p"],
+      text_tokens=_WAN(kind="dense").text_tokens,
+    ),
+    make=_WAN,
     vae=vae_coders.wan_vae(),
+    tiny_decoder=tiny_decoder.TinyDecoderConfig(),
     frame=(60, 104, 16),
     layers=4,
   ),
@@ -107,6 +129,7 @@ SIZES = {
     dense=((16, 32),),
     make=functools.partial(wan_config.tiny, text_tokens=8),
     vae=vae_coders.tiny_vae(),
+    tiny_decoder=tiny_decoder.tiny(),
     frame=(4, 6, 4),
     layers=1,
   ),
@@ -173,7 +196,14 @@ class GpuSuite:
     output_folder.check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file_name(session.device)
-    left = self._measure(wanted, path, session)
+    try:
+      with locks.alone(path, wait=False):
+        left = self._measure(wanted, path, session)
+    except BlockingIOError as error:
+      raise ValueError(
+        f"another process measures into {str(path)!r}; wait for it, since both "
+        "would be slower, or name another folder."
+      ) from error
     lines = [x for x in record.read(path) if session.made(x)]
     print(f"{path}: {len(lines)} lines of {session.commit}", flush=True)
     if left:
@@ -183,9 +213,7 @@ class GpuSuite:
         flush=True,
       )
     if self.json:
-      own = pathlib.Path(self.json)
-      own.unlink(missing_ok=True)
-      record.add(own, session, lines)
+      atomic.write_text(self.json, record.text_of(lines))
     return lines
 
   def _measure(
@@ -227,7 +255,11 @@ class GpuSuite:
     yield from itertools.chain(
       ceilings.rows(side=sizes.side),
       rollout_rows.rows(make=sizes.make, frame=sizes.frame),
-      pixel_rows.rows(make=sizes.make, sizes=sizes.vae, frame=sizes.frame),
+      pixel_rows.rows(
+        make=sizes.make,
+        decoders=pixel_rows.decoders(sizes.vae, sizes.tiny_decoder),
+        frame=sizes.frame,
+      ),
       attention(shapes=first, implementations=_IMPLEMENTATIONS),
       attention_rows.dense_rows(
         sizes=sizes.dense, heads=width.num_heads, width=width.head_dim

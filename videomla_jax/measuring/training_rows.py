@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import functools
-import time
 
 import jax
 import ml_collections
@@ -65,20 +64,19 @@ def _measure(
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   step, arguments = abstract_step.step_and_arguments(stage, settings, mesh)
   operations = flops_lib.of(step, *arguments, trips=stage.mean_trips(settings))
+  networks = random_networks.filled(
+    abstract_step.abstract_networks(stage, settings, {})
+  )
   with jax.set_mesh(mesh):
     program, figures = row_lib.compiled(step, *arguments)
-    # The arrays of a state need not be those of a run: they cost the same.
-    state, batch, _, frozen = random_networks.filled(
-      (*arguments[:2], None, arguments[3])
-    )
+    state = jax.jit(lambda n: stage.init(n, settings))(networks)
+    batch, frozen = random_networks.filled(arguments[1]), stage.frozen(networks)
     key = jax.random.key(0)
-    state, _ = program(state, batch, key, frozen)
-    jax.block_until_ready(state)
-    started = time.perf_counter()
-    for _ in range(_STEPS):
-      state, _ = program(state, batch, key, frozen)
-    jax.block_until_ready(state)
-  took = (time.perf_counter() - started) / _STEPS
+    took, _ = row_lib.seconds_of_steps(
+      lambda carry: program(carry[0], batch, key, frozen),
+      (state, None),
+      count=_STEPS,
+    )
   found = [row_lib.Figure("", took * 1e3, "ms"), *figures]
   peak = device.current().peak
   if peak:

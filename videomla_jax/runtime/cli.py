@@ -159,6 +159,8 @@ def _split_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   Returns:
     The other arguments, and the keys.
   """
+  if "config" not in flags.FLAGS:
+    return [*argv], []
   keys = [re.fullmatch(r"--?config\.(\S+)=None", x) for x in argv]
   pairs = list(zip(argv, keys, strict=True))
   return [x for x, key in pairs if not key], [key[1] for _, key in pairs if key]
@@ -174,8 +176,9 @@ def _unset(keys: Sequence[str]) -> None:
     group: Any = flags.FLAGS["config"].value
     *groups, key = name.split(".")
     for x in groups:
-      group = group[x]
-    # Reading it first says that a key is unknown.
+      group = group.get(x) if hasattr(group, "items") else None
+    if not hasattr(group, "items") or key not in group:
+      raise KeyError(name)  # as parsers of flags do
     group[key] = "None" if isinstance(group[key], str) else None
 
 
