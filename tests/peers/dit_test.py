@@ -58,7 +58,7 @@ def test_velocity_equals_the_peers(peer: str, size: str) -> None:
     window_lib.all_together(tensors["in/t"].shape[1]),
   )
   theirs = np.moveaxis(tensors["out/v"], 1, -1)
-  tolerances.assert_close(velocity[:, 0], theirs, "golden")
+  tolerances.assert_close(velocity[:, 0], theirs, "peer")
 
 
 def test_published_names_and_shapes_equal_the_peers() -> None:
