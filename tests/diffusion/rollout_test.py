@@ -145,6 +145,52 @@ def test_continuation_equals_the_uninterrupted_rollout(seed, name):
   assert state.cache.next_frame.tolist() == [15] * text.shape[0]
 
 
+@pytest.mark.parametrize(
+  ("kind", "scan_blocks", "name"),
+  [("latent", True, "guided"), ("dense", False, "few_step")],
+)
+def test_memory_is_spared_and_nothing_else(seed, kind, scan_blocks, name):
+  videos = []
+  for spare_memory in (True, False):
+    model, text, keys, sampler = tiny_rollout.setup(
+      seed, name, kind, scan_blocks=scan_blocks, spare_memory=spare_memory
+    )
+    videos.append(tiny_rollout.generate(model, text, keys, sampler, 9))
+  tolerances.assert_close(*videos, "float32_deep")
+
+
+def test_keys_of_the_text_are_made_once(seed):
+  counts = {}
+  for spare_memory in (True, False):
+    model, text, keys, sampler = tiny_rollout.setup(
+      seed, spare_memory=spare_memory
+    )
+    made = chunk_pass.with_keys_of_text(model, text)
+    again = chunk_pass.with_keys_of_text(model, made)
+    assert jax.tree.structure(again) == jax.tree.structure(made)
+    counts[spare_memory] = len(jax.tree.leaves(made))
+    if not spare_memory:
+      layers, heads = model.config.num_layers, 2
+      assert {x.shape for x in made} == {(layers, B, 3, heads, 12)}
+      # A layer takes its own: another order of layers is another video.
+      turned = jax.tree.map(lambda x: x[::-1], made)
+      cache = rollout.empty_cache(
+        model, batch=B, frame=FRAME, window=WINDOW, max_frames=9
+      )
+      noise = sampling.chunk_noise(
+        keys, jnp.asarray(0), shape=(3, *FRAME), sampler=sampler
+      )
+      chunks = [
+        jax.jit(chunk_pass.chunk_step, static_argnames=("window", "sampler"))(
+          model, cache, noise, t, window=WINDOW, sampler=sampler
+        )[0]
+        for t in (text, made, turned)
+      ]
+      tolerances.assert_close(chunks[0], chunks[1], "float32_deep")
+      assert tolerances.relative_error(chunks[2], chunks[1]) > 1e-3
+  assert counts == {True: 1, False: 2}
+
+
 def test_two_short_scans_equal_one_long_scan(seed):
   model, text, keys, sampler = tiny_rollout.setup(seed)
   run = functools.partial(

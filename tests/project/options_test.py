@@ -180,6 +180,7 @@ _CHANGES: dict[str, Any] = {
   "height": 64,
   "width": 64,
   "half_weights": True,
+  "spare_memory": True,
   "vae_tile": 5,
   "vae_dtype": "bfloat16",
   "decoder": "tiny",
@@ -247,6 +248,7 @@ def _plan(config: Any) -> dict[str, Any]:
     # These are weights and a codec, which a test of its own looks into.
     own = asked.networks
     plan["networks"] = own.weights_seed, own.vae_dtype, own.vae_tile
+    plan["spare_memory"] = own.spare_memory
     plan["decoder"] = source.decoder
   return plan
 
@@ -291,7 +293,7 @@ _FILES |= {"embeddings", "half_weights"}
 # It is a size of an averaging sink, and the first frames are none.
 _FILES |= {"window.sink_decay"}
 _RELEASES = {"vae_tile", "vae_dtype", "weights_seed", "height", "width"}
-_RELEASES |= {"decoder"}
+_RELEASES |= {"decoder", "spare_memory"}
 _REFUSED = {
   "small": _FILES | _RELEASES | {"negative_prompt"},
   # A distilled student has no guidance; a whole clip needs another sampler.

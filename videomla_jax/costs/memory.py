@@ -263,7 +263,8 @@ def _block_bytes(
   item = jnp.dtype(config.dtype).itemsize
   width, heads = config.width, config.attention.num_heads
   tokens = rows * queries
-  slices = feed_forward.num_slices(width, config.ffn_width)
+  spare = config.spare_memory
+  slices = feed_forward.num_slices(width, config.ffn_width) if spare else 1
   # The chunk has queries and an output, and every head has keys and values.
   attention = tokens * 3 * width * item + 2 * rows * keys * width * item
   ffn = tokens * (config.ffn_width // slices + (1 + slices) * width) * item
@@ -280,6 +281,12 @@ def _block_bytes(
     ffn += ffn_weights // slices
   entries = tokens * config.attention.cached_scalars * item
   residual = tokens * width * _F32 * (2 if scores else 1)
+  text = 0
+  if not spare:
+    # Both terms of attention stay until the end of the block, and the keys and
+    # values of the text until the end of the chunk.
+    residual += 2 * tokens * width * item
+    text = 2 * config.num_layers * rows * config.text_tokens * width * item
   copies = 0 if config.scan_blocks else weights * config.num_layers
   # Attention and FFN run one after the other, so only the wider of them counts.
-  return copies + residual + max(attention, ffn) + entries
+  return copies + residual + max(attention, ffn) + entries + text

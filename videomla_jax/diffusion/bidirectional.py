@@ -17,6 +17,7 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
+from videomla_jax.ops import device
 
 Latents = sampling.Latents
 
@@ -55,7 +56,12 @@ def velocity(
   return out[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
+@functools.partial(
+  jax.jit,
+  static_argnames="sampler",
+  donate_argnames="state",
+  compiler_options=device.PRODUCTS_BY_CUBLAS,
+)
 def _step(
   model: wan.WanDiT,
   state: sampling.State,

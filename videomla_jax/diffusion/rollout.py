@@ -25,6 +25,7 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
 from videomla_jax.models import window as window_lib
+from videomla_jax.ops import device
 from videomla_jax.ops import quantise
 
 Latents = sampling.Latents
@@ -99,6 +100,7 @@ def empty_cache(
   jax.jit,
   static_argnames=("window", "sampler", "chunks", "frame", "scheme"),
   donate_argnames="state",
+  compiler_options=device.PRODUCTS_BY_CUBLAS,
 )
 def scan_chunks(
   model: wan.WanDiT,
@@ -113,6 +115,9 @@ def scan_chunks(
   scheme: window_lib.Scheme = "window",
 ) -> tuple[Float[Array, "G b T H W C"], Rollout]:
   """Generates chunks in one program, which updates the cache in place.
+
+  It has options for XLA, which JAX takes for whole programs only: a program of
+  your own calls `chunk_pass.chunk_step`.
 
   Args:
     model: The network.
@@ -134,6 +139,7 @@ def scan_chunks(
   # Window and sampler are static, so that shapes, the number of calls and the
   # rule are known while the program is traced.
   shape = (window.chunk_frames, *frame)
+  keys = chunk_pass.with_keys_of_text(model, text)
 
   def step(
     state: Rollout, noise: sampling.Noise | None
@@ -146,7 +152,7 @@ def scan_chunks(
       model,
       state.cache,
       noise,
-      text,
+      keys,
       window=window,
       sampler=sampler,
       scheme=scheme,
@@ -161,6 +167,7 @@ def scan_chunks(
   jax.jit,
   static_argnames=("window", "scheme"),
   donate_argnames="cache",
+  compiler_options=device.PRODUCTS_BY_CUBLAS,
 )
 def _commit(
   model: wan.WanDiT,

@@ -24,6 +24,7 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
 from videomla_jax.models import window as window_lib
+from videomla_jax.ops import device
 
 Switch = Literal["keep", "flush", "recache"]
 Frame = tuple[int, Float[Array, "b H W C"]]  # its number and its latents
@@ -35,6 +36,7 @@ _ENDLESS = 2**30  # more frames than any window stores
   jax.jit,
   static_argnames=("window", "sampler", "frame", "jump_to"),
   donate_argnames="state",
+  compiler_options=device.PRODUCTS_BY_CUBLAS,
 )
 def _next_chunk(
   model: wan.WanDiT,

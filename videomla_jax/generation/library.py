@@ -150,6 +150,7 @@ def load(
   height: int = 0,
   width: int = 0,
   half_weights: bool = False,
+  spare_memory: bool = False,
   vae_tile: int = 0,
   vae_dtype: str = "float32",
   decoder: str = "",
@@ -166,6 +167,7 @@ def load(
     height: Pixel rows of Wan's videos; 0 is the usual size of the release.
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
+    spare_memory: Whether a released network takes less memory and more time.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
     vae_dtype: Number format in which the VAE and the tiny decoder compute.
     decoder: What turns Wan's latents into pixels: "wan" (its VAE) or "tiny";
@@ -185,6 +187,7 @@ def load(
     height=height,
     width=width,
     half_weights=half_weights,
+    spare_memory=spare_memory,
     vae_tile=vae_tile,
     vae_dtype=vae_dtype,
     decoder=decoder,

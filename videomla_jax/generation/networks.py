@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+from videomla_jax.models import released
 from videomla_jax.runtime import config_values
 
 _DTYPES = ("float32", "bfloat16")
@@ -46,6 +47,8 @@ class Networks:
       their own, and refuse another one.
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
+    spare_memory: Whether a released network takes less memory and more time,
+      see `WanConfig`.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
     vae_dtype: Number format in which the VAE and the tiny decoder compute.
     decoder: What turns Wan's latents into pixels: "wan" (its VAE) or "tiny";
@@ -59,6 +62,7 @@ class Networks:
   height: Side = 0
   width: Side = 0
   half_weights: bool = False
+  spare_memory: bool = False
   vae_tile: Side = 0
   vae_dtype: str = "float32"
   decoder: str = ""
@@ -88,3 +92,22 @@ class Networks:
         f"parts.tiny_decoder={self.parts.tiny_decoder!r} has no effect without "
         "decoder='tiny'; leave it out, or choose that decoder."
       )
+
+  def pixels_like(self, family: released.Family) -> tuple[int, int]:
+    """Chooses height and width of a video, and checks them.
+
+    Args:
+      family: The release, with its usual size.
+
+    Raises:
+      ValueError: If one of them is no multiple of a token's side.
+    """
+    step = family.pixel_step
+    pixels = self.height or family.height, self.width or family.width
+    for name, size in zip(("height", "width"), pixels, strict=True):
+      if size < step or size % step:
+        raise ValueError(
+          f"{name}={size} must be a positive multiple of {step}; use "
+          f"{max(step, size // step * step)}."
+        )
+    return pixels

@@ -45,6 +45,7 @@ def refuse_of_releases(
     dict(
       embeddings=networks.embeddings,
       half_weights=networks.half_weights,
+      spare_memory=networks.spare_memory,
       vae_tile=networks.vae_tile,
       vae_dtype=networks.vae_dtype.removeprefix("float32"),
       decoder=networks.decoder,

@@ -142,25 +142,6 @@ class WanSource:
     return codec
 
 
-def _pixels(
-  networks: networks_lib.Networks, family: released.Family
-) -> tuple[int, int]:
-  """Chooses height and width of the video, and checks them.
-
-  Raises:
-    ValueError: If one of them is no multiple of a token's side.
-  """
-  step = family.pixel_step
-  pixels = networks.height or family.height, networks.width or family.width
-  for name, size in zip(("height", "width"), pixels, strict=True):
-    if size < step or size % step:
-      raise ValueError(
-        f"{name}={size} must be a positive multiple of {step}; use "
-        f"{max(step, size // step * step)}."
-      )
-  return pixels
-
-
 def from_folders(
   path: pathlib.Path, networks: networks_lib.Networks
 ) -> WanSource:
@@ -215,7 +196,10 @@ def from_folders(
     ),
     encode_text=functools.partial(_encode_text, folders, networks.embeddings),
     load_dit=lambda: released.load(
-      folders["dit"], "dit", half_weights=networks.half_weights
+      folders["dit"],
+      "dit",
+      half_weights=networks.half_weights,
+      spare_memory=networks.spare_memory,
     ),
     load_codec=lambda: _tiled(
       released.load(folders["vae"], "vae", dtype=networks.vae_dtype),
@@ -228,7 +212,7 @@ def from_folders(
     ),
     vae_sizes=sizes,
     vae_tile=networks.vae_tile,
-    pixels=_pixels(networks, family),
+    pixels=networks.pixels_like(family),
     fps=family.fps,
     shift=family.shift,
   )
@@ -364,7 +348,10 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     rngs = nnx.Rngs(networks.weights_seed)
     encoder = umt5.Umt5Encoder(family.text_encoder, rngs=rngs)
     codec = vae.WanVAE(sizes, rngs=rngs)
-    dit = wan.WanDiT(wan_config.tiny(kind=kinds[name]), rngs=rngs)
+    config = wan_config.tiny(
+      kind=kinds[name], spare_memory=networks.spare_memory
+    )
+    dit = wan.WanDiT(config, rngs=rngs)
     # Untrained networks start with a head of zeros, which predicts nothing.
     kernel = dit.head.kernel
     noise = jax.random.normal(rngs.params(), kernel.shape)
@@ -393,7 +380,7 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     load_tiny=tiny if networks.decoder == "tiny" else None,
     vae_sizes=sizes,
     vae_tile=networks.vae_tile,
-    pixels=_pixels(networks, family),
+    pixels=networks.pixels_like(family),
     fps=family.fps,
     shift=family.shift,
   )

@@ -19,7 +19,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Float32, Num
 
 from videomla_jax import sharding
 from videomla_jax.models import layers
@@ -214,7 +214,7 @@ class DenseSelfAttention(nnx.Module):
     x: Float[Array, "B T P E"],
     context: list[DenseEntry],
     rotations: Rotations,
-  ) -> Float[Array, "B T P E"]:
+  ) -> Float32[Array, "B T P E"]:
     """Attends from the tokens of `x` to the frames of `context`.
 
     Args:
@@ -262,7 +262,7 @@ class DenseSelfAttention(nnx.Module):
       ("keys", value),
       ("batch", rotations.visible),
     )
-    return self.out(out.reshape(x.shape))
+    return layers.to_residual(self.out, out.reshape(x.shape))
 
 
 class LatentSelfAttention(nnx.Module):
@@ -304,7 +304,7 @@ class LatentSelfAttention(nnx.Module):
     x: Float[Array, "B T P E"],
     context: list[LatentEntry],
     rotations: Rotations,
-  ) -> Float[Array, "B T P E"]:
+  ) -> Float32[Array, "B T P E"]:
     """Attends from the tokens of `x` to the frames of `context`.
 
     Args:
@@ -328,7 +328,7 @@ class LatentSelfAttention(nnx.Module):
         ("batch", (context, rotations.key, rotations.visible)),
         ("heads", self.up_projections(x.dtype)),
       )
-    return self.w_o(out.reshape(x.shape))
+    return layers.to_residual(self.w_o, out.reshape(x.shape))
 
   def _attend(
     self,

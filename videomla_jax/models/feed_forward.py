@@ -45,8 +45,15 @@ class MLP(nnx.Module):
 
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """Applies both layers to the last axis."""
-    between = sharding.constrain(self.activation(self.into(x)), self.hidden)
-    return self.out(between)
+    return self.out(self._between(x))
+
+  def to_residual(self, x: Float[Array, "*B I"]) -> Float32[Array, "*B O"]:
+    """Applies both layers and adds the last bias in float32."""
+    return layers.to_residual(self.out, self._between(x))
+
+  def _between(self, x: Float[Array, "*B I"]) -> Float[Array, "*B F"]:
+    """Returns the hidden channels."""
+    return sharding.constrain(self.activation(self.into(x)), self.hidden)
 
 
 def num_slices(width: int, hidden: int) -> int:

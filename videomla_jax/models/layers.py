@@ -40,6 +40,24 @@ def linear(
   )
 
 
+def to_residual(
+  projection: nnx.Linear, x: Float[Array, "*B I"]
+) -> Float32[Array, "*B O"]:
+  """Applies a projection whose output is added to the float32 residual tokens.
+
+  The bias is added in float32, in the pass over memory that adds the rest. In
+  the product it would be rounded once more, and XLA would copy the weights of
+  a layer out of their stack: it reads them in place for plain products only.
+
+  Args:
+    projection: A projection with a bias.
+    x: Input, in the dtype of the product.
+  """
+  assert projection.bias is not None
+  out = x @ projection.kernel[...].astype(x.dtype)
+  return out.astype(jnp.float32) + projection.bias[...]
+
+
 class RMSNorm(nnx.Module):
   """Divides by the root mean square and multiplies by a learned gain.
 

@@ -11,6 +11,7 @@ self-attention works on tokens one by one or against the text, so only
 """
 
 from collections.abc import Callable
+import dataclasses
 
 from einops import rearrange
 from flax import nnx
@@ -29,6 +30,7 @@ from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
 
 Layer = Array | int
+Text = Float[Array, "B M Et"] | wan_block.TextKeys
 
 # (history of all layers, a layer's own entries, its number) -> the history.
 Store = Callable[[PyTree, PyTree, Layer], PyTree]
@@ -141,6 +143,22 @@ class WanDiT(nnx.Module):
       lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), rotations
     )
 
+  def text_keys(self, text: Float[Array, "B M Et"]) -> wan_block.TextKeys:
+    """Makes the keys and values of the text for all layers, `[layers, ...]`.
+
+    Every pass with the same text may take them in its place.
+
+    Args:
+      text: Output of the text encoder, zero-padded to M tokens.
+    """
+    text = self._embed_text(text)
+    keys = lambda layer: layer.keys(text)
+    return jax.lax.map(keys, self.blocks.cross_attention)
+
+  def _embed_text(self, text: Float[Array, "B M Et"]) -> Float[Array, "B M E"]:
+    text = self.text_embed(sharding.constrain(text, "batch"))
+    return sharding.constrain(text, "batch")
+
   def velocity_and_entries(
     self,
     latents: Float[Array, "B G T H W C"],
@@ -177,7 +195,7 @@ class WanDiT(nnx.Module):
     self,
     latents: Float[Array, "B G T H W C"],
     timestep: Float32[Array, "B G T"],
-    text: Float[Array, "B M Et"],
+    text: Text,
     positions: window_lib.Positions,
     *,
     context_of: wan_block.ContextOf,
@@ -191,7 +209,8 @@ class WanDiT(nnx.Module):
     Args:
       latents: Noisy or clean latents.
       timestep: Timestep of each frame, 0 (clean) to 1000 (noise).
-      text: Output of the text encoder, zero-padded to M tokens.
+      text: Output of the text encoder, zero-padded to M tokens, or
+        `text_keys` of it.
       positions: Temporal coordinates of each chunk and what it sees.
       context_of: What each chunk's attention sees.
       history: Cached entries, leaves `[layers, B, slots, P, ...]`.
@@ -210,17 +229,18 @@ class WanDiT(nnx.Module):
     self,
     latents: Float[Array, "B G T H W C"],
     timestep: Float32[Array, "B G T"],
-    text: Float[Array, "B M Et"],
+    text: Text,
     positions: window_lib.Positions,
     context_of: wan_block.ContextOf,
   ) -> tuple[Array, Array, wan_block.Pass]:
     """Returns tokens, the embedding of time, and what all blocks see."""
     x = self.patchify(sharding.constrain(latents, "batch"))
     embedding, time = self.embed_time(timestep)
-    text = sharding.constrain(text, "batch")
+    if not isinstance(text, wan_block.TextKeys):
+      text = self._embed_text(text)
     seen = wan_block.Pass(
       time=time,
-      text=sharding.constrain(self.text_embed(text), "batch"),
+      text=text,
       rotations=self.rotations(positions, self.grid(latents), latents.shape[0]),
       context_of=context_of,
     )
@@ -276,6 +296,7 @@ class WanDiT(nnx.Module):
     store: Store,
   ) -> tuple[Float32[Array, "B G T P E"], PyTree]:
     """Runs all blocks; each one's entries go into the history behind it."""
+    spare = self.config.spare_memory
 
     def layer(index: Layer, carry: PyTree) -> PyTree:
       x, history = carry
@@ -286,9 +307,14 @@ class WanDiT(nnx.Module):
       def ffn(x: Array) -> Array:
         return feed_forward.by_slices(self.blocks.ffn, index, x)
 
-      # The feed-forward of `block` is never read, so XLA does not cut it out.
+      # What is not read of `block`, such as the weights of a feed-forward that
+      # works in slices, is not cut out.
       block, past = jax.tree.map(at, (self.blocks, history))
-      x, own = block(x, seen, past, ffn=ffn)
+      here = seen
+      if isinstance(seen.text, wan_block.TextKeys):
+        text = jax.tree.map(at, seen.text)
+        here = dataclasses.replace(seen, text=text)
+      x, own = block(x, here, past, ffn=ffn if spare else None)
       return x, store(history, own, index)
 
     # A scan over layers would stack a second history as its result; a loop

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import NamedTuple
 
 from einops import rearrange
 from flax import nnx
@@ -27,30 +28,33 @@ ContextOf = Callable[[PyTree, PyTree], list[PyTree]]
 FeedForward = Callable[[Array], Array]
 
 
+class TextKeys(NamedTuple):
+  """Keys and values of the text, of one layer or of all, `[layers, ...]`.
+
+  Attributes:
+    key: Keys of every head, normalised.
+    value: Values of every head.
+  """
+
+  key: Float[Array, "*layers B M N D"]
+  value: Float[Array, "*layers B M N D"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
   """What all blocks see in one pass beside the tokens.
 
   Attributes:
     time: Six projections of each frame's timestep, `[B, G, T, 6, E]`.
-    text: Embedded text tokens, `[B, M, E]`.
+    text: Embedded text tokens, `[B, M, E]`, or what a layer makes of them.
     rotations: Rotations of queries and keys, leaves `[B, G, tokens, ...]`.
     context_of: What each chunk attends to.
   """
 
   time: Float32[Array, "B G T 6 E"]
-  text: Float[Array, "B M E"]
+  text: Float[Array, "B M E"] | TextKeys
   rotations: attention.Rotations
   context_of: ContextOf
-
-
-def _settle(x: Array) -> Array:
-  """Makes XLA write a sum in place of its first term.
-
-  Without the barrier XLA keeps both terms alive until the end of the block and
-  adds them again for each reader, 15 MB per term at 480p.
-  """
-  return jax.lax.optimization_barrier(x)
 
 
 def _merge(x: Array) -> Array:
@@ -71,19 +75,24 @@ class CrossAttention(nnx.Module):
     self.query_norm = layers.RMSNorm(width)
     self.key_norm = layers.RMSNorm(width)
 
-  def __call__(
-    self, x: Float[Array, "B G T P E"], text: Float[Array, "B M E"]
-  ) -> Float[Array, "B G T P E"]:
-    """Attends from every video token to every text token.
+  def _by_head(self, x: Float[Array, "*B E"]) -> Float[Array, "*B N D"]:
+    """Splits channels into heads."""
+    return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+  def keys(self, text: Float[Array, "B M E"]) -> TextKeys:
+    """Makes keys and values of embedded text.
 
     Padding is seen as well: its embedding is that of zeros, as in Wan.
     """
-    query = self.query_norm(self.query(x))
     key = self.key_norm(self.key(text))
-    query, key, value = (
-      y.reshape(*y.shape[:-1], self.num_heads, -1)
-      for y in (query, key, self.value(text))
-    )
+    return TextKeys(self._by_head(key), self._by_head(self.value(text)))
+
+  def __call__(
+    self, x: Float[Array, "B G T P E"], text: Float[Array, "B M E"] | TextKeys
+  ) -> Float32[Array, "B G T P E"]:
+    """Attends from every video token to every text token."""
+    query = self._by_head(self.query_norm(self.query(x)))
+    key, value = text if isinstance(text, TextKeys) else self.keys(text)
 
     def run(query: Array, key: Array, value: Array) -> Array:
       out = api.dense_attention(
@@ -98,7 +107,7 @@ class CrossAttention(nnx.Module):
     out = sharding.per_device(
       run, ("chunk_queries", query), ("text_keys", key), ("text_keys", value)
     )
-    return self.out(out.reshape(x.shape))
+    return layers.to_residual(self.out, out.reshape(x.shape))
 
 
 class Block(nnx.Module):
@@ -106,7 +115,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: wan_config.WanConfig, *, rngs: nnx.Rngs) -> None:
     dtype, width = jnp.dtype(config.dtype), config.width
-    self.dtype = dtype
+    self.dtype, self.spare_memory = dtype, config.spare_memory
     kind = attention.SELF_ATTENTION[config.attention.kind]
     self.self_attention = kind(config.attention, dtype=dtype, rngs=rngs)
     self.cross_norm = layers.AffineLayerNorm(width)
@@ -126,6 +135,15 @@ class Block(nnx.Module):
   ) -> Float32[Array, "B G T 1 6 E"]:
     """Adds the block's own modulation; the axis of one stands for tokens."""
     return (time + self.modulation[...])[..., None, :, :]
+
+  def _settle(self, x: Array) -> Array:
+    """Makes XLA write a sum in place of its first term, to spare memory.
+
+    Without the barrier XLA keeps both terms alive until the end of the block
+    and adds them again for each reader: 15 MB more per term at 480p, and 72 MB
+    less to read and write.
+    """
+    return jax.lax.optimization_barrier(x) if self.spare_memory else x
 
   def attention_input(
     self, x: Float32[Array, "B G T P E"], time: Float32[Array, "B G T 6 E"]
@@ -170,13 +188,12 @@ class Block(nnx.Module):
       out = self.self_attention.attend(
         _merge(a), *jax.tree.map(_merge, context)
       )
-      x = _settle(x + out.reshape(x.shape).astype(jnp.float32) * m[..., 2, :])
+      x = self._settle(x + out.reshape(x.shape) * m[..., 2, :])
     with jax.named_scope("cross_attention"):
       tokens = self.cross_norm(x).astype(self.dtype)
-      out = self.cross_attention(tokens, seen.text).astype(jnp.float32)
-      x = _settle(x + out)
+      x = self._settle(x + self.cross_attention(tokens, seen.text))
     with jax.named_scope("ffn"):
       b = layers.layer_norm(x) * (1 + m[..., 4, :]) + m[..., 3, :]
-      out = (ffn or self.ffn)(b.astype(self.dtype)).astype(jnp.float32)
+      out = (ffn or self.ffn.to_residual)(b.astype(self.dtype))
       x = x + out * m[..., 5, :]
     return sharding.constrain(x, "residual"), own

@@ -31,6 +31,10 @@ class WanConfig(plain_config.PlainConfig):
     remat: Whether each block is computed again in the backward pass.
     scan_blocks: Whether one compiled block serves all layers; False unrolls
       them, which compiles longer and runs faster on a CPU.
+    spare_memory: Whether passes without gradients hold as little as they can:
+      the feed-forward works in slices, sums are written before they are read,
+      and every pass makes the keys of the text anew. False moves fewer bytes,
+      docs/kernels.md.
   """
 
   title = "DiT config"
@@ -47,6 +51,7 @@ class WanConfig(plain_config.PlainConfig):
   dtype: str = "bfloat16"
   remat: bool = False
   scan_blocks: bool = True
+  spare_memory: bool = True
 
   def __post_init__(self) -> None:
     sizes = ("ffn_width", "channels", "freq_dim", "text_dim", "text_tokens")

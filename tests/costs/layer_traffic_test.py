@@ -1,0 +1,125 @@
+"""Bytes that a layer moves, read from the text of a program."""
+
+import textwrap
+
+import pytest
+
+from videomla_jax.costs import layer_traffic
+
+_PROGRAM = """\
+HloModule step
+
+%sliced (p0: bf16[4,64,32], p1: s32[]) -> bf16[1,64,32] {
+  %p0 = bf16[4,64,32]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %cut = bf16[1,64,32]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,64,32}
+}
+
+%in_place (p0: bf16[4,64,32], p1: s32[], p2: bf16[64,16]) -> (bf16[64,32], s8[4096]) {
+  %p0 = bf16[4,64,32]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = bf16[64,16]{1,0} parameter(2)
+  %cut = bf16[1,64,32]{2,1,0} dynamic-slice(%p0, %p1, %p1, %p1), dynamic_slice_sizes={1,64,32}
+  ROOT %product = (bf16[64,32]{1,0}, s8[4096]{0}) custom-call(%p2, %cut), custom_call_target="__cublas$lt$matmul"
+}
+
+%added (p0: f32[64,32], p1: bf16[64,32]) -> f32[64,32] {
+  %p0 = f32[64,32]{1,0} parameter(0)
+  %p1 = bf16[64,32]{1,0} parameter(1)
+  %wide = f32[64,32]{1,0} convert(%p1)
+  ROOT %sum = f32[64,32]{1,0} add(%p0, %wide)
+}
+
+%stored (p0: bf16[4,64,32], p1: bf16[1,64,32], p2: s32[]) -> bf16[4,64,32] {
+  %p0 = bf16[4,64,32]{2,1,0} parameter(0)
+  %p1 = bf16[1,64,32]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  ROOT %new = bf16[4,64,32]{2,1,0} dynamic-update-slice(%p0, %p1, %p2, %p2, %p2)
+}
+
+%joined (p0: bf16[64,8], p1: bf16[64,8]) -> bf16[64,16] {
+  %p0 = bf16[64,8]{1,0} parameter(0)
+  %p1 = bf16[64,8]{1,0} parameter(1)
+  ROOT %both = bf16[64,16]{1,0} concatenate(%p0, %p1), dimensions={1}
+}
+
+%body (carry: (s32[], f32[64,32], bf16[4,64,32])) -> (s32[], f32[64,32], bf16[4,64,32]) {
+  %carry = (s32[], f32[64,32]{1,0}, bf16[4,64,32]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %x = f32[64,32]{1,0} get-tuple-element(%carry), index=1
+  %stack = bf16[4,64,32]{2,1,0} get-tuple-element(%carry), index=2
+  %begun = ((bf16[4,64,32]{2,1,0}, s32[]), bf16[1,64,32]{2,1,0}, u32[]) fusion-start(%stack, %i), kind=kLoop, calls=%sliced
+  %w = bf16[1,64,32]{2,1,0} fusion-done(%begun)
+  %attention = (bf16[64,32]{1,0}, u8[0]{0}) custom-call(%w), custom_call_target="__cudnn$fmhaSoftmax"
+  %a = bf16[64,32]{1,0} get-tuple-element(%attention), index=0
+  %half = bf16[64,8]{1,0} bitcast(%a)
+  %k = bf16[64,16]{1,0} fusion(%half, %half), kind=kInput, calls=%joined
+  %q = (bf16[64,32]{1,0}, s8[4096]{0}) fusion(%stack, %i, %k), kind=kCustom, calls=%in_place
+  %r = bf16[64,32]{1,0} get-tuple-element(%q), index=0
+  %y = f32[64,32]{1,0} fusion(%x, %r), kind=kLoop, calls=%added
+  %s = bf16[4,64,32]{2,1,0} fusion(%stack, %w, %i), kind=kLoop, calls=%stored
+  ROOT %next = (s32[], f32[64,32]{1,0}, bf16[4,64,32]{2,1,0}) tuple(%i, %y, %s)
+}
+
+%more (carry: (s32[], f32[64,32], bf16[4,64,32])) -> pred[] {
+  %carry = (s32[], f32[64,32]{1,0}, bf16[4,64,32]{2,1,0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (x: (s32[], f32[64,32], bf16[4,64,32])) -> (s32[], f32[64,32], bf16[4,64,32]) {
+  %x = (s32[], f32[64,32]{1,0}, bf16[4,64,32]{2,1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[64,32]{1,0}, bf16[4,64,32]{2,1,0}) while(%x), condition=%more, body=%body
+}
+"""
+_LAYER = 64 * 32 * 2  # bytes of one layer of the stack, in bfloat16
+
+
+@pytest.fixture
+def loop() -> dict[str, layer_traffic.Operation]:
+  (found,) = layer_traffic.layer_loops(textwrap.dedent(_PROGRAM))
+  return {x.name: x for x in found}
+
+
+def test_each_operation_has_its_kind(
+  loop: dict[str, layer_traffic.Operation],
+) -> None:
+  assert {name: x.kind for name, x in loop.items()} == {
+    "begun": "copy",
+    "attention": "attention",
+    "k": "concatenation",
+    "q": "product",
+    "y": "other",
+    "s": "other",
+  }
+
+
+def test_of_a_stack_one_layer_is_read_and_written(
+  loop: dict[str, layer_traffic.Operation],
+) -> None:
+  index = 4
+  assert loop["begun"].num_bytes == 2 * _LAYER + index
+  # An update in place reads what is new, and writes as much.
+  assert loop["s"].num_bytes == 2 * _LAYER + index
+
+
+def test_workspaces_are_no_traffic(
+  loop: dict[str, layer_traffic.Operation],
+) -> None:
+  assert loop["q"].num_bytes == _LAYER + 4 + 64 * 16 * 2 + _LAYER
+
+
+def test_products_and_attention_are_left_out(
+  loop: dict[str, layer_traffic.Operation],
+) -> None:
+  joined, added = 3 * 64 * 16 * 2 - 64 * 16 * 2, 5 * _LAYER
+  expected = joined + added + 2 * (2 * _LAYER + 4)
+  assert layer_traffic.beside_products([*loop.values()]) == expected
+
+
+def test_weights_that_leave_their_stack_are_listed(
+  loop: dict[str, layer_traffic.Operation],
+) -> None:
+  copies = layer_traffic.weight_copies([*loop.values()], least=_LAYER)
+  assert copies == [(64, 32), (64, 16)]
+  assert layer_traffic.weight_copies([*loop.values()], least=2**20) == []
