@@ -135,9 +135,9 @@ def _project(
 ) -> Float[Array, "B S N d"]:
   """Applies W per head; in eight bits (s c) W = s (c W).
 
-  The product then reads bytes, which it takes exactly, and nothing writes a
-  dequantised copy. It is rounded before it is scaled, since XLA would write it
-  in float32 otherwise: XLA fuses no second operand into what follows a product.
+  The product takes the bytes exactly; where it is cuBLAS's, one layer of them
+  is converted before it. It is rounded before it is scaled, since XLA would
+  write it in float32 otherwise.
   """
   if not isinstance(content, quantise.Quantised):
     return jnp.einsum("BSc,cNd->BSNd", content, weight)
