@@ -78,6 +78,11 @@ def _check_report(report: dict[str, Any]) -> None:
   assert report["seconds_wall"] > 0
   rate = 2 * 11 / report["seconds_wall"]
   assert report["frames_per_second"] == pytest.approx(rate, rel=0.01, abs=0.01)
+  waited = report["seconds_wall"]
+  assert 0 < report["seconds_compiling"] < waited
+  assert 0 < report["seconds_to_first_chunk"] <= waited
+  shown = rate / report["fps"]
+  assert report["real_time_factor"] == pytest.approx(shown, rel=0.01, abs=0.01)
   # d_c + d_rope against keys and values of width 128.
   assert report["cache_scalars_per_token_layer"] == 24
   assert report["dense_scalars_per_token_layer"] == 256

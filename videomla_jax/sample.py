@@ -27,6 +27,7 @@ from videomla_jax.generation import result_files
 from videomla_jax.generation import sources
 from videomla_jax.generation import video_files
 from videomla_jax.runtime import cli
+from videomla_jax.runtime import compiled_programs
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
@@ -41,11 +42,13 @@ class Timing:
   Attributes:
     total: Seconds until every file was complete.
     first_chunk: Seconds until the first chunk was decoded.
+    compiling: Seconds of these in which XLA compiled or loaded programs.
     stopped: What stopped it before its end, if anything did.
   """
 
   total: float
   first_chunk: float
+  compiling: float
   stopped: KeyboardInterrupt | None = None
 
 
@@ -117,9 +120,10 @@ def _write_videos(
   arrived: list[float] = []
   stopped = None
   try:
-    _write_frames(
-      files, job, pipeline, text, lambda: arrived.append(time.monotonic())
-    )
+    with compiled_programs.clock() as compiling:
+      _write_frames(
+        files, job, pipeline, text, lambda: arrived.append(time.monotonic())
+      )
   except KeyboardInterrupt as error:
     if not files.num_frames:
       raise  # There is nothing to keep.
@@ -127,6 +131,7 @@ def _write_videos(
   return Timing(
     total=time.monotonic() - started,
     first_chunk=arrived[0] - started if arrived else 0.0,
+    compiling=compiling.seconds,
     stopped=stopped,
   )
 
@@ -187,7 +192,10 @@ def _report(
     fps=job.source.fps,
     seconds_wall=round(timing.total, 3),
     seconds_to_first_chunk=round(timing.first_chunk, 3),
+    seconds_compiling=round(timing.compiling, 3),
     frames_per_second=round(frames / timing.total, 2),
+    # Seconds of video, all videos together, per second of waiting.
+    real_time_factor=round(frames / job.source.fps / timing.total, 3),
     cache_scalars_per_token_layer=sizes.scalars_per_token_layer,
     dense_scalars_per_token_layer=sizes.dense_scalars_per_token_layer,
     cache_bytes=sizes.cache_bytes,

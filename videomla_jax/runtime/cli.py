@@ -17,6 +17,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from videomla_jax.runtime import compiled_programs
 from videomla_jax.runtime import config_files
 from videomla_jax.runtime import distributed
 from videomla_jax.runtime import failures
@@ -194,7 +195,7 @@ def _check_config() -> None:
 
 
 def define(*, workdir: bool = False) -> None:
-  """Defines the flags --config and, if it is wanted, --workdir.
+  """Defines the flags --config, --programs and, if it is wanted, --workdir.
 
   Args:
     workdir: Whether the command has the flag --workdir.
@@ -206,6 +207,13 @@ def define(*, workdir: bool = False) -> None:
   # ml_collections has no place for a search in front of its loader, so its
   # parser is wrapped.
   flag.parser = _ConfigParser(flag.parser)
+  flags.DEFINE_string(
+    "programs",
+    compiled_programs.AUTO,
+    "Folder in which compiled programs are kept for the next start; 'auto' "
+    "keeps those of GPUs in the user's cache folder, 'off' keeps none.",
+    flag_values=flags.FLAGS,
+  )
   if workdir:
     flags.DEFINE_string(
       "workdir", None, "Folder of this run.", flag_values=flags.FLAGS
@@ -237,7 +245,15 @@ def run(main: Callable[..., object], *, workdir: bool = False) -> None:
     workdir: Whether the command has the flag --workdir.
   """
   define(workdir=workdir)
-  run_flags(lambda: main(*given(workdir=workdir)))
+
+  def whole() -> None:
+    values = given(workdir=workdir)
+    kept = compiled_programs.keep(flags.FLAGS.programs)
+    if kept is not None:
+      print(f"compiled programs are kept in {kept}", flush=True)
+    main(*values)
+
+  run_flags(whole)
 
 
 def run_flags(main: Callable[[], object]) -> None:
