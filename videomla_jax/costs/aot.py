@@ -34,7 +34,9 @@ class Compiled:
     seconds: Wall time of lowering and compilation.
     argument_bytes: Bytes of the arguments; per device, like the others.
     output_bytes: Bytes of the results, donated ones included.
-    temporary_bytes: Bytes that the program needs while it runs.
+    temporary_bytes: Bytes that the program needs while it runs. For a TPU this
+      is the memory of the chip without what lies in its vector memory, and more
+      than the compiler assigned where there are loops.
     alias_bytes: Bytes of donated arguments that become results.
   """
 

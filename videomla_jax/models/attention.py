@@ -22,8 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Num
 
 from videomla_jax import sharding
+from videomla_jax.models import cache
 from videomla_jax.models import layers
-from videomla_jax.ops import device
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
@@ -183,18 +183,6 @@ def _by_frame(angles: rope.Rotation, tokens: int) -> rope.Rotation:
 def _flat(x: Num[Array, "B T P ..."]) -> Num[Array, "B S ..."]:
   """Joins frames and tokens of a frame."""
   return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def _joined_frames(x: Num[Array, "B T P ..."]) -> Num[Array, "B S ..."]:
-  """Joins the frames of cached entries and tokens of a frame.
-
-  A TPU would first copy the cache of all layers into a layout in which this is
-  a reshape, 90 MB at 480p; a concatenation takes any layout.
-  """
-  if device.current().platform != "tpu":
-    return _flat(x)
-  frames = jax.lax.split(x, [1] * x.shape[1], axis=1)
-  return jnp.concatenate([frame[:, 0] for frame in frames], axis=1)
 
 
 def _rotate(
@@ -382,7 +370,7 @@ class LatentSelfAttention(nnx.Module):
         # they are rotated anew in every window, and their angles have more
         # bytes than the keys themselves.
         k_rope = quantise.dequantise(entry.key_rope, dtype)
-        k_rope = _joined_frames(k_rope)[:, :, None]
+        k_rope = cache.joined_frames(k_rope)[:, :, None]
         own = jax.tree.map(lambda a, some=some: a[:, some], rotation)
         k_rope = rope.rotate(k_rope, own)[:, :, 0]
       # Kernels read eight-bit content themselves and scale the product.
@@ -390,7 +378,7 @@ class LatentSelfAttention(nnx.Module):
       if not isinstance(content, quantise.Quantised):
         content = content.astype(dtype)
       content, seen = (
-        jax.tree.map(_joined_frames, content),
+        jax.tree.map(cache.joined_frames, content),
         visible[:, frame:][:, :frames],
       )
       segments.append(types.Keys(content, k_rope, seen))

@@ -109,6 +109,21 @@ def write(
   return _mix(written, stored, entries, update.mixture, layer)
 
 
+def joined_frames(x: Shaped[Array, "B T P ..."]) -> Shaped[Array, "B S ..."]:
+  """Joins the frames of entries and the tokens of a frame.
+
+  A TPU would first copy the cache of all layers into a layout in which this is
+  a reshape, 90 MB at 480p; a concatenation takes any layout.
+
+  Args:
+    x: Entries of one layer.
+  """
+  if device.current().platform != "tpu":
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+  frames = jax.lax.split(x, [1] * x.shape[1], axis=1)
+  return jnp.concatenate([frame[:, 0] for frame in frames], axis=1)
+
+
 def _put(
   stored: PyTree,
   new: PyTree,
