@@ -100,8 +100,8 @@ docs: $(DOCS_STAMP)
 pictures: demo
 	JAX_PLATFORMS=cpu $(BIN)/python docs/make_pictures.py out docs
 
-# Compiles for GPUs that are not here. An environment of its own: JAX's CUDA
-# plugin in the main one would look for a GPU at every start.
+# Compiles for GPUs and TPUs that are not here. An environment of its own: JAX's
+# plugins in the main one would look for a device at every start.
 test-aot: $(AOT_STAMP)
 	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -q -n 2 --dist loadfile \
 	  --no-loadscope-reorder -o testpaths=tests/aot tests/aot $(ARGS)
@@ -164,7 +164,7 @@ $(AOT_STAMP): pyproject.toml constraints.txt
 	 found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; fi
 	[ -x $(AOT)/bin/python ] || $(PYTHON) -m venv $(AOT)
 	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev,aot]'
+	  -c constraints.txt -e '.[dev,aot,tpu]'
 	touch $@
 
 # torch first and alone, so that no later package chooses its version.

@@ -28,6 +28,7 @@ from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import memory
 from videomla_jax.costs import rollout_run
+from videomla_jax.costs import tpus
 from videomla_jax.diffusion import sampling
 from videomla_jax.measuring import record
 from videomla_jax.measuring import suite as measuring_suite
@@ -169,8 +170,8 @@ class TrainingSuite:
   """Counts the operations of a step of every stage, for one clip.
 
   Attributes:
-    targets: Keys of `gpus.TARGETS`.
-    utilisation: Share of a GPU's peak that is assumed, above 0 and at most 1.
+    targets: Keys of `gpus.TARGETS` or `tpus.TARGETS`.
+    utilisation: Share of a peak that is assumed, above 0 and at most 1.
     stages: Config of each stage by its name.
     json: File for the report; empty for none.
   """
@@ -186,10 +187,12 @@ class TrainingSuite:
     Raises:
       ValueError: If a target is unknown or the share is out of range.
     """
-    unknown = sorted(set(self.targets) - set(gpus.TARGETS))
+    peaks = {name: target.peak for name, target in gpus.TARGETS.items()}
+    peaks |= {name: target.peak for name, target in tpus.TARGETS.items()}
+    unknown = sorted(set(self.targets) - set(peaks))
     if unknown or not 0 < self.utilisation <= 1:
       raise ValueError(
-        f"targets={unknown} are unknown (use some of {sorted(gpus.TARGETS)}),"
+        f"targets={unknown} are unknown (use some of {sorted(peaks)}),"
         f" or utilisation={self.utilisation} is not above 0 and at most 1."
       )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -203,8 +206,7 @@ class TrainingSuite:
       trips = stage.mean_trips(settings)
       operations = flops.of(step, *arguments, trips=trips)
       seconds = {
-        target: operations
-        / (self.utilisation * gpus.TARGETS[target].peak.bf16_flops)
+        target: operations / (self.utilisation * peaks[target].bf16_flops)
         for target in self.targets
       }
       rows.append(dict(stage=name, operations=operations, seconds=seconds))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.aot import chunk_program
 from videomla_jax import sharding
 from videomla_jax.costs import aot
 from videomla_jax.costs import attention_shapes
@@ -19,103 +20,20 @@ from videomla_jax.costs import collectives
 from videomla_jax.costs import layer_traffic
 from videomla_jax.costs import machine_code
 from videomla_jax.costs import memory
-from videomla_jax.diffusion import chunk_pass
-from videomla_jax.diffusion import rollout
-from videomla_jax.diffusion import sampling
 from videomla_jax.models import attention
-from videomla_jax.models import cache
 from videomla_jax.models import feed_forward
 from videomla_jax.models import wan
-from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
-from videomla_jax.ops import device
 from videomla_jax.ops import rope
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
-P = jax.sharding.PartitionSpec
 SHAPE = attention_shapes.SHAPES["480p"]
-FRAME = (60, 104, 16)
-LAYERS = 30
+LAYERS = chunk_program.LAYERS
 
 
-def _sharded(tree, devices, axis):
-  spec = P(*([None] * axis), "data")
-  sharding = jax.sharding.NamedSharding(devices, spec)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-  )
-
-
-def _model(spare_memory=True):
-  config = wan_config.wan_1p3b(dtype="bfloat16", spare_memory=spare_memory)
-  model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
-  half = lambda x: jnp.bfloat16 if len(x.shape) > 2 else x.dtype
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, half(x)), model)
-
-
-@functools.cache
 def _step(count, cache_dtype=None, target="b200", spare_memory=True):
-  """The compiled chunk step, one stream per device."""
-  devices = aot.mesh(target, (count,), ("data",))
-  model = _model(spare_memory)
-  sampler = sampling.few_step((1000, 750, 500, 250))
-  window = window_lib.Window()
-  state = jax.eval_shape(
-    lambda m: rollout.empty_cache(
-      m,
-      batch=count,
-      frame=FRAME,
-      window=window,
-      max_frames=81,
-      dtype=cache_dtype,
-    ),
-    model,
-  )
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-  noise = jax.eval_shape(
-    lambda k: sampling.chunk_noise(
-      k, jnp.asarray(0), shape=(3, *FRAME), sampler=sampler
-    ),
-    keys,
-  )
-  text = jax.ShapeDtypeStruct((count, 512, 4096), jnp.bfloat16)
-  arguments = (
-    aot.place(model, devices),
-    cache.Cache(
-      _sharded(state.entries, devices, 1),
-      *_sharded((state.frame, state.next_frame), devices, 0),
-    ),
-    type(noise)(
-      _sharded(noise.start, devices, 0), _sharded(noise.fresh, devices, 1)
-    ),
-    _sharded(text, devices, 0),
-  )
-  specs_of = jax.tree.map(lambda x: x.sharding.spec, arguments)
-
-  def step(model, state, noise, text):
-    return chunk_pass.chunk_step(
-      model, state, noise, text, window=window, sampler=sampler
-    )
-
-  step = jax.shard_map(
-    step,
-    mesh=devices,
-    in_specs=specs_of,
-    out_specs=(P("data"), specs_of[1]),
-    check_vma=False,
-  )
-  program = aot.compile_for(
-    jax.jit(step, donate_argnums=1, compiler_options=device.PRODUCTS_BY_CUBLAS),
-    *arguments,
-    devices=devices,
-  )
-  print(
-    f"{count} {target}, {cache_dtype}: {program.seconds:.1f} s, temporaries "
-    f"{program.temporary_bytes / 1e6:.0f} MB, arguments "
-    f"{program.argument_bytes / 1e6:.0f} MB per device"
-  )
-  return program
+  return chunk_program.compiled(target, count, cache_dtype, spare_memory)
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -127,9 +45,9 @@ def test_chunk_step_compiles_with_our_kernel(count):
   assert cache_bytes <= program.alias_bytes <= cache_bytes + 1024
   assert program.temporary_bytes <= 160e6
   predicted = memory.needs(
-    _model(),
+    chunk_program.model(),
     rows=1,
-    frame=FRAME,
+    frame=chunk_program.FRAME,
     window=window_lib.Window(),
     max_frames=81,
     platform="gpu",
@@ -172,9 +90,9 @@ def test_the_fast_step_has_a_bound_of_its_own():
     program = _step(1, target=target, spare_memory=False)
     assert program.temporary_bytes <= 310e6
     predicted = memory.needs(
-      _model(spare_memory=False),
+      chunk_program.model(spare_memory=False),
       rows=1,
-      frame=FRAME,
+      frame=chunk_program.FRAME,
       window=window_lib.Window(),
       max_frames=81,
       platform="gpu",

@@ -34,6 +34,17 @@ def test_a_mesh_names_devices_that_are_not_here(kind, capability):
   assert 140 < found.intensity < 150
 
 
+@pytest.mark.parametrize(
+  ("kind", "intensity"),
+  [("TPU v5 lite", 120), ("TPU v5", 83), ("TPU v6 lite", 280)],
+)
+def test_a_tpu_has_its_own_data_sheet(kind, intensity):
+  with jax.sharding.use_abstract_mesh(_mesh(kind, "tpu")):
+    found = device.current()
+  assert (found.platform, found.capability) == ("tpu", 0)
+  assert found.intensity == pytest.approx(intensity, rel=0.01)
+
+
 def test_a_device_that_is_here_tells_its_own_capability(monkeypatch):
   class Local:
     device_kind, platform, compute_capability = "NVIDIA L40S", "gpu", "8.9"

@@ -34,6 +34,10 @@ _OPEN_MPI = {
   "OMPI_COMM_WORLD_LOCAL_RANK": "0",
 }
 _INDEXED_JOB = {"JOB_COMPLETION_INDEX": "2"}
+_TPU_SLICE = {
+  "TPU_WORKER_HOSTNAMES": "slice-0,slice-1,slice-2,slice-3",
+  "TPU_WORKER_ID": "3",
+}
 _BY_JAX = (None, None, None)
 
 
@@ -83,6 +87,18 @@ _JOINED = {
     None,
     "ompi",
   ),
+  "a TPU slice in an indexed job": (
+    _TPU_SLICE | _INDEXED_JOB,
+    _BY_JAX,
+    None,
+    "gketpu",
+  ),
+  "a TPU slice, told by the user": (
+    {"VIDEOMLA_CLUSTER": "gcetpu"},
+    _BY_JAX,
+    None,
+    "gcetpu",
+  ),
 }
 
 
@@ -116,10 +132,15 @@ def test_environment_gives_the_arguments_of_jax(case) -> None:
     {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2"},
     _OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
     {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+    {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+    _TPU_SLICE | {"VIDEOMLA_NUM_PROCESSES": "1"},
   ],
 )
 def test_process_alone_joins_nobody(environment, monkeypatch) -> None:
-  for name in (*_OURS, *_SKYPILOT, *_SLURM, *_OPEN_MPI, *_INDEXED_JOB):
+  for name in (
+    *(*_OURS, *_SKYPILOT, *_SLURM, *_OPEN_MPI, *_INDEXED_JOB, *_TPU_SLICE),
+    "VIDEOMLA_CLUSTER",
+  ):
     monkeypatch.delenv(name, raising=False)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
@@ -131,7 +152,7 @@ def test_process_alone_joins_nobody(environment, monkeypatch) -> None:
   ("environment", "name"),
   [(e, x) for e in (_OURS, _SKYPILOT) for x in e]
   + [(_SLURM, x) for x in _SLURM]
-  + [(_OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE")],
+  + [(_OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE"), (_TPU_SLICE, "TPU_WORKER_ID")],
 )
 def test_missing_variable_is_named_with_a_way_out(environment, name) -> None:
   with pytest.raises(ValueError) as caught:
@@ -162,6 +183,8 @@ def test_missing_variable_is_named_with_a_way_out(environment, name) -> None:
     (_SKYPILOT | {"SKYPILOT_NODE_RANK": "2"}, "SKYPILOT_NODE_RANK='2' must"),
     (_SKYPILOT | {"SKYPILOT_NODE_IPS": "10.0.0.1"}, "lists 1 hosts and must"),
     (_SLURM | {"SLURM_PROCID": "one"}, "SLURM_PROCID='one' must"),
+    (_TPU_SLICE | {"TPU_WORKER_ID": "4"}, "TPU_WORKER_ID='4' must"),
+    ({"VIDEOMLA_CLUSTER": "tpu"}, "VIDEOMLA_CLUSTER='tpu' is unknown"),
   ],
 )
 def test_impossible_value_is_refused(environment, words) -> None:
@@ -178,3 +201,10 @@ def test_indexed_job_asks_the_cluster_or_the_user(monkeypatch) -> None:
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match="VIDEOMLA_COORDINATOR is missing"):
     scheduler.find(_INDEXED_JOB)
+
+
+def test_jax_knows_the_tpu_slices_by_these_names() -> None:
+  from jax._src import clusters  # no public way to ask
+
+  names = {cluster.name for cluster in clusters.ClusterEnv._cluster_types}
+  assert {"gcetpu", "gketpu"} <= names

@@ -1,10 +1,12 @@
-"""Compiles programs for NVIDIA GPUs on a machine without one.
+"""Compiles programs for GPUs and for TPU slices on a machine without them.
 
-XLA needs only a description of the GPU. The whole pipeline runs: partitioner,
-autotuning by cost model, ptxas. The result is the program that the GPU would
-run, with its memory and its machine code. How fast it runs is not known.
+XLA needs only a description of the device. The whole pipeline runs: partitioner
+and, for a GPU, autotuning by cost model and ptxas. The result is the program
+that the device would run, with its memory and its machine code; a program that
+does not fit into the memory of a TPU is refused. How fast it runs is not known.
 
-This needs the packages of the extra `aot`, and `JAX_PLATFORMS=cpu`.
+This needs the packages of the extra `aot` or, for TPUs, of `tpu`, and
+`JAX_PLATFORMS=cpu`.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from jaxtyping import PyTree
 
 from videomla_jax.costs import gpus
 from videomla_jax.costs import toolchain
+from videomla_jax.costs import tpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,9 @@ class Compiled:
     seconds: Wall time of lowering and compilation.
     argument_bytes: Bytes of the arguments; per device, like the others.
     output_bytes: Bytes of the results, donated ones included.
-    temporary_bytes: Bytes that the program needs while it runs.
+    temporary_bytes: Bytes that the program needs while it runs. For a TPU this
+      is the memory of the chip without what lies in its vector memory, and more
+      than the compiler assigned where there are loops.
     alias_bytes: Bytes of donated arguments that become results.
   """
 
@@ -56,31 +61,50 @@ class Compiled:
 def mesh(
   target: str, shape: Sequence[int] = (1,), axes: Sequence[str] = ("data",)
 ) -> jax.sharding.Mesh:
-  """Makes a mesh of GPUs that are not here.
+  """Makes a mesh of devices that are not here.
 
   Args:
-    target: Key of `gpus.TARGETS`.
+    target: Key of `gpus.TARGETS` or `tpus.TARGETS`.
     shape: Number of devices along each axis.
     axes: Names of the axes.
 
   Raises:
-    ValueError: If the target is unknown.
-    RuntimeError: If the toolchain is not installed.
+    ValueError: If the target is unknown, or has no slice of so many chips.
+    NotImplementedError: If the compiler is not installed.
   """
-  if target not in gpus.TARGETS:
-    raise ValueError(
-      f"target={target!r} is unknown; use one of {sorted(gpus.TARGETS)}."
-    )
+  if target in gpus.TARGETS:
+    described = _gpus(target, math.prod(shape))
+  elif target in tpus.TARGETS:
+    described = _tpus(target, math.prod(shape))
+  else:
+    known = sorted({*gpus.TARGETS, *tpus.TARGETS})
+    raise ValueError(f"target={target!r} is unknown; use one of {known}.")
+  return topologies.make_mesh(
+    topo=described, mesh_shape=tuple(shape), axis_names=tuple(axes)
+  )
+
+
+def _gpus(target: str, count: int) -> topologies.TopologyDescription:
+  """Describes GPUs of one host."""
   toolchain.prepare_environment()
-  description = topologies.get_topology_desc(
+  return topologies.get_topology_desc(
     platform="cuda",
     topology_name=target,
-    # Slices, hosts of a slice, GPUs of a host: all GPUs are in one host.
-    topology=f"1x1x{math.prod(shape)}",
+    # Slices, hosts of a slice, GPUs of a host.
+    topology=f"1x1x{count}",
     target_config=gpus.TARGETS[target].text(),
   )
-  return topologies.make_mesh(
-    topo=description, mesh_shape=tuple(shape), axis_names=tuple(axes)
+
+
+def _tpus(target: str, count: int) -> topologies.TopologyDescription:
+  """Describes a slice; a host has four chips, or one that is alone."""
+  arrangement = tpus.TARGETS[target].slice_of(count)
+  toolchain.prepare_tpu_environment()
+  bounds = (1, 1, 1) if count == 1 else (2, 2, 1)
+  return topologies.get_topology_desc(
+    platform="tpu",
+    topology_name=f"{target}:{arrangement}",
+    chips_per_host_bounds=bounds,
   )
 
 
@@ -108,7 +132,7 @@ def compile_for(
   devices: jax.sharding.Mesh,
   **kwargs: PyTree,
 ) -> Compiled:
-  """Lowers and compiles a function for GPUs that are not here.
+  """Lowers and compiles a function for devices that are not here.
 
   Args:
     function: A function, or the result of `jax.jit`.

@@ -141,8 +141,8 @@ def needs(
     codec_name: What it is called.
     other_decoders: Decoders that may be chosen instead of it, by name.
     videos: Videos that are decoded side by side.
-    platform: "gpu", where kernels keep the scores to themselves, or "cpu";
-      that of this process by default.
+    platform: "gpu" or "tpu", where kernels keep the scores to themselves, or
+      "cpu"; that of this process by default.
   """
   config = model.config
   tokens = shapes.token_grid(*frame[:2], patch=config.patch).tokens
@@ -167,7 +167,7 @@ def needs(
     rows=rows,
     queries=window.chunk_frames * tokens,
     keys=visible * tokens,
-    scores=(platform or jax.default_backend()) != "gpu",
+    scores=(platform or jax.default_backend()) not in ("gpu", "tpu"),
   )
   return Needs(
     parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(model)),

@@ -1,4 +1,4 @@
-"""The cross-compilers for absent GPUs, and where XLA leaves its code."""
+"""The compilers for absent GPUs and TPUs, and where XLA leaves its code."""
 
 import importlib.util
 import os
@@ -26,6 +26,25 @@ def prepare_environment() -> None:
   path = os.environ.get("PATH", "").split(os.pathsep)
   others = [folder for folder in path if folder != tools]
   os.environ["PATH"] = os.pathsep.join([tools, *others])
+
+
+def prepare_tpu_environment() -> None:
+  """Keeps the TPU compiler from asking a cloud what machine this is.
+
+  Raises:
+    NotImplementedError: If the compiler is not installed.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise NotImplementedError(
+      "compiling for a TPU needs libtpu; run pip install 'videomla-jax[tpu]'."
+    )
+  # It reads them when it is loaded, and waits for an answer of the cloud where
+  # they are not set. What is compiled for follows from the topology alone.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  # Only one process at a time may use a TPU; any number of them may compile.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
 def dump_environment(folder: pathlib.Path) -> dict[str, str]:

@@ -200,7 +200,8 @@ class Call(NamedTuple):
   Attributes:
     sigma: Noise level of the call; the axis of one stands for all frames.
     next_sigma: Level after it.
-    fresh: Noise to add, for rules that add any.
+    fresh: Noise to add, for rules that add any; frame, place and channel are
+      one axis.
     weights: Constants of the rule for this call, if it has any.
     first: Whether this is the first call.
   """
@@ -253,7 +254,9 @@ class Renoise(Rule):
   def step(self, state: State, velocity: Latents, call: Call) -> State:
     """Predicts x0 and noises it to the next level."""
     x0 = flow.x0_from_velocity(state.x, velocity, call.sigma)
-    return State(flow.add_noise(x0, call.fresh, call.next_sigma), None)
+    assert call.fresh is not None  # the rule adds noise, see `calls`
+    fresh = call.fresh.reshape(x0.shape)
+    return State(flow.add_noise(x0, fresh, call.next_sigma), None)
 
 
 class Euler(Rule):
@@ -300,7 +303,10 @@ def calls(sampler: Sampler, noise: Noise) -> Call:
   fresh = None
   if sampler.step_rule.adds_noise:  # The last call is followed by no noise.
     last = jnp.zeros_like(noise.start)[None]
-    fresh = jnp.concatenate([noise.fresh, last])
+    # A TPU fills its last axis up to 128: 16 channels would take 8 times their
+    # size, 67 MB for a chunk at 480p that is held until the last call.
+    flat = (x.reshape(*x.shape[:2], -1) for x in (noise.fresh, last))
+    fresh = jnp.concatenate([*flat])
   rows = sampler.step_rule.weights(sampler.sigmas)
   rows = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), rows)
   first = jnp.arange(len(sampler.sigmas)) == 0

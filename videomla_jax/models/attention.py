@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Num
 
 from videomla_jax import sharding
+from videomla_jax.models import cache
 from videomla_jax.models import layers
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
@@ -369,7 +370,7 @@ class LatentSelfAttention(nnx.Module):
         # they are rotated anew in every window, and their angles have more
         # bytes than the keys themselves.
         k_rope = quantise.dequantise(entry.key_rope, dtype)
-        k_rope = rearrange(k_rope, "B T P r -> B (T P) 1 r")
+        k_rope = cache.joined_frames(k_rope)[:, :, None]
         own = jax.tree.map(lambda a, some=some: a[:, some], rotation)
         k_rope = rope.rotate(k_rope, own)[:, :, 0]
       # Kernels read eight-bit content themselves and scale the product.
@@ -377,7 +378,7 @@ class LatentSelfAttention(nnx.Module):
       if not isinstance(content, quantise.Quantised):
         content = content.astype(dtype)
       content, seen = (
-        jax.tree.map(_flat, content),
+        jax.tree.map(cache.joined_frames, content),
         visible[:, frame:][:, :frames],
       )
       segments.append(types.Keys(content, k_rope, seen))

@@ -13,10 +13,10 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peak:
-  """What a generation of GPUs can do at most, by data sheet.
+  """What a generation of devices can do at most, by data sheet.
 
   Attributes:
-    bf16_flops: Dense bfloat16 tensor-core FLOP/s.
+    bf16_flops: FLOP/s of dense products in bfloat16.
     bandwidth: Memory bytes per second.
   """
 
@@ -30,6 +30,13 @@ PEAKS = {
   10: Peak(bf16_flops=2.25e15, bandwidth=7.672e12),
   9: Peak(bf16_flops=9.89e14, bandwidth=3.35e12),
   8: Peak(bf16_flops=3.12e14, bandwidth=2.039e12),
+}
+
+# One chip of a TPU, by the name that JAX gives it: v5e, v5p and v6e.
+TPU_PEAKS = {
+  "TPU v5 lite": Peak(bf16_flops=1.97e14, bandwidth=8.19e11),
+  "TPU v5": Peak(bf16_flops=4.59e14, bandwidth=2.765e12),
+  "TPU v6 lite": Peak(bf16_flops=9.18e14, bandwidth=1.64e12),
 }
 
 # Compute capability by the name of a device: a mesh of devices that are absent
@@ -70,7 +77,7 @@ class Device:
   @property
   def peak(self) -> Peak | None:
     """Data sheet of the device; None if it is not known."""
-    return PEAKS.get(int(self.capability))
+    return TPU_PEAKS.get(self.kind) or PEAKS.get(int(self.capability))
 
   @property
   def intensity(self) -> float:

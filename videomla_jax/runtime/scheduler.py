@@ -1,14 +1,17 @@
 """Reads from the environment how this process joins its run.
 
 The same command runs on every host. Each process finds out who it is in this
-order: our own variables, SkyPilot, Open MPI, Slurm, Kubernetes. JAX finds the
-coordinator by itself under Open MPI, Slurm and Kubernetes (there with the
-package `kubernetes` and the right to read pods); elsewhere it is told. Where
-the environment says nothing, the process works alone.
+order: our own variables, SkyPilot, Open MPI, Slurm, a TPU slice, Kubernetes.
+finds the coordinator by itself under Open MPI, Slurm, on TPU slices and under
+Kubernetes (there with the package `kubernetes` and the right to read pods);
+elsewhere it is told. Where the environment says nothing, the process works
+alone.
 
 Our own variables are VIDEOMLA_COORDINATOR (`host:port` of process 0),
 VIDEOMLA_NUM_PROCESSES and VIDEOMLA_PROCESS_ID; in an indexed Kubernetes job the
-last is JOB_COMPLETION_INDEX. VIDEOMLA_NUM_PROCESSES=1 always means alone.
+last is JOB_COMPLETION_INDEX. VIDEOMLA_NUM_PROCESSES=1 always means alone. The
+machines of a TPU slice that is no Kubernetes job say nothing in the environment
+either: VIDEOMLA_CLUSTER=gcetpu tells JAX to ask the cloud.
 """
 
 from collections.abc import Mapping
@@ -19,9 +22,11 @@ from typing import Any
 COORDINATOR = "VIDEOMLA_COORDINATOR"
 NUM_PROCESSES = "VIDEOMLA_NUM_PROCESSES"
 PROCESS_ID = "VIDEOMLA_PROCESS_ID"
+CLUSTER = "VIDEOMLA_CLUSTER"
 
 _COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 _DEFAULT_PORT = "8476"
+_TPU_CLUSTERS = ("gcetpu", "gketpu")  # JAX's names of how it finds out
 _ALONE = f"for a process that works alone set {NUM_PROCESSES}=1"
 
 Environment = Mapping[str, str]
@@ -74,7 +79,8 @@ def find(environment: Environment) -> Group | None:
     ValueError: If a variable is missing, malformed or out of range.
   """
   # Our own variables come first, so that a user can overrule a scheduler.
-  for finder in (_explicit, _skypilot, _open_mpi, _slurm, _kubernetes):
+  finders = (_explicit, _skypilot, _open_mpi, _slurm, _tpu_slice, _kubernetes)
+  for finder in finders:
     group = finder(environment)
     if group is not None:
       return group
@@ -167,6 +173,24 @@ def _slurm(environment: Environment) -> Group | None:
     all_devices=count == nodes and "JAX_LOCAL_DEVICE_IDS" not in environment,
     method="slurm",
   )
+
+
+def _tpu_slice(environment: Environment) -> Group | None:
+  """Reads what the pods of a TPU slice are told, or the user's own word."""
+  cluster = environment.get(CLUSTER)
+  if cluster is not None:
+    if cluster not in _TPU_CLUSTERS:
+      raise ValueError(
+        f"{CLUSTER}={cluster!r} is unknown; use one of {list(_TPU_CLUSTERS)}, "
+        f"or set {COORDINATOR}, {NUM_PROCESSES} and {PROCESS_ID}."
+      )
+    return Group(source=CLUSTER, method=cluster)
+  hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  if len(hosts) == 1:
+    return None
+  because = f"TPU_WORKER_HOSTNAMES names {len(hosts)} hosts; {_ALONE}"
+  _index(environment, "TPU_WORKER_ID", len(hosts), because)
+  return Group(source="the TPU slice", method="gketpu")
 
 
 def _kubernetes(environment: Environment) -> Group | None:

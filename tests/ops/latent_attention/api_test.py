@@ -31,6 +31,8 @@ def test_api_gives_one_answer_for_every_choice(seed, form, implementation):
     reason = "has no absorbed form"
   if implementation in GPU_ONLY:
     reason = f"{implementation}: needs an NVIDIA GPU .* this is cpu"
+  if implementation == "tpu_flash":
+    reason = "tpu_flash: needs a TPU, this is cpu"
   if reason:
     with pytest.raises(NotImplementedError, match=reason):
       run(queries, keys, up)
@@ -129,6 +131,11 @@ def test_dense_attention_takes_the_named_or_says_why_not(seed, implementation):
   )
   if implementation in GPU_ONLY:
     reason = f"{implementation}: needs an NVIDIA GPU .* this is cpu"
+  elif implementation == "tpu_flash":
+    reason = "tpu_flash: needs a TPU, this is cpu"
+  else:
+    reason = None
+  if reason:
     with pytest.raises(NotImplementedError, match=reason):
       run()
     return

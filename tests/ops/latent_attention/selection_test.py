@@ -18,6 +18,7 @@ H100 = device.Device(
   kind="NVIDIA H100 80GB HBM3", platform="gpu", capability=9.0
 )
 ROWS = [(major, r) for major, rows in selection.TABLE.items() for r in rows]
+ROWS += [("tpu", r) for r in selection.TPU]
 
 
 def _measured(record):
@@ -121,6 +122,22 @@ def test_hopper_follows_its_record(shape, gradient, expected):
   last = [o.choice for o in others if o.choice.implementation == "xla_chunked"]
   order = call.order_of_forms(H100.intensity)
   assert [c.form for c in last] == [*order]
+
+
+def test_every_tpu_has_one_kernel_and_no_record():
+  sizes = attention_shapes.SHAPES["480p"].sizes
+  for kind in device.TPU_PEAKS:
+    here = device.Device(kind=kind, platform="tpu")
+    for problem in ("latent", "dense", "text"):
+      for gradient in (False, True):
+        call = selection.Call(
+          problem, gradient, sizes if problem == "latent" else None
+        )
+        first, *others = selection.options(call, here)
+        assert str(first) == "expanded form by tpu_flash (computed)"
+        # So it checks itself before it is taken on a TPU.
+        assert not first.has_record
+        assert {o.choice.implementation for o in others} == {"xla_chunked"}
 
 
 def test_a_form_that_is_named_is_the_only_one():

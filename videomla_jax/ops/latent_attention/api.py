@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from videomla_jax.ops import device
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import library
+from videomla_jax.ops.latent_attention import library_tpu
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import selection
 from videomla_jax.ops.latent_attention import selection_run
@@ -103,12 +104,33 @@ def _library(name: str) -> types.Implementation:
   return run
 
 
+def _check_tpu() -> None:
+  """Raises `NotImplementedError` if this device is no TPU."""
+  here = device.current()
+  if here.platform != "tpu":
+    raise NotImplementedError(
+      f"{library_tpu.NAME}: needs a TPU, this is {here.kind}"
+    )
+
+
+def _tpu_flash(
+  queries: types.Queries,
+  keys: Sequence[types.Keys],
+  up: types.UpProjections,
+  *,
+  form: types.Form,
+) -> Float[Array, "B L N D"]:
+  _check_tpu()
+  return library_tpu.latent_attention(queries, keys, up, form=form)
+
+
 # Every implementation of latent attention.
 IMPLEMENTATIONS: dict[str, types.Implementation] = {
   **{name: _kernel(name) for name in KERNELS},
   "xla_chunked": xla_chunked.latent_attention,
   "reference": reference.latent_attention,
   **{name: _library(name) for name in LIBRARIES},
+  library_tpu.NAME: _tpu_flash,
 }
 
 
@@ -149,6 +171,18 @@ def _dense_library(name: str) -> types.DenseImplementation:
   return run
 
 
+def _dense_tpu_flash(
+  query: Float[Array, "B L N D"],
+  key: Float[Array, "B S N D"],
+  value: Float[Array, "B S N V"],
+  valid: Bool[Array, "B G"] | None,
+  *,
+  scale: float,
+) -> Float[Array, "B L N V"]:
+  _check_tpu()
+  return library_tpu.dense_attention(query, key, value, valid, scale=scale)
+
+
 def _dense_plain(
   attention: Callable[..., Array],
 ) -> types.DenseImplementation:
@@ -173,6 +207,7 @@ DENSE: dict[str, types.DenseImplementation] = {
   "xla_chunked": _dense_plain(xla_chunked.attention),
   "reference": _dense_plain(reference.attention),
   **{name: _dense_library(name) for name in LIBRARIES},
+  library_tpu.NAME: _dense_tpu_flash,
 }
 
 

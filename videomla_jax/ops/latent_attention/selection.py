@@ -12,7 +12,7 @@ record with it: what is tried first must be the fastest.
 from collections.abc import Iterable
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import get_args, Literal, NamedTuple
 
 from videomla_jax.ops import device
 from videomla_jax.ops.latent_attention import forms
@@ -143,6 +143,21 @@ TABLE: dict[int, tuple[Row, ...]] = {
   ),
 }
 
+# Rows of all TPUs. Calls whose absorbed form costs less are left to XLA, since
+# JAX's kernel has none.
+_TPU_FLASH = Choice("tpu_flash")
+TPU: tuple[Row, ...] = tuple(
+  Row(
+    problem=problem,
+    choices=(_TPU_FLASH,),
+    source=COMPUTED,
+    gradient=gradient,
+    absorbed=False,
+  )
+  for problem in get_args(Problem)
+  for gradient in (False, True)
+)
+
 
 class Option(NamedTuple):
   """Something to try.
@@ -166,6 +181,8 @@ class Option(NamedTuple):
 
 def _rows(here: device.Device) -> tuple[Row, ...]:
   """Returns the rows of the newest architecture that is not newer."""
+  if here.platform == "tpu":
+    return TPU
   known = [major for major in TABLE if major <= here.capability]
   return TABLE[max(known)] if known else ()
 

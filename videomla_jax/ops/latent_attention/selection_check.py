@@ -139,7 +139,6 @@ def _lowers(
     here: The device that is asked, since kernels differ by device.
     absent: The same device, if it is not in this machine.
   """
-  del here  # a key of the cache
 
   def lower() -> None:
     traced = lambda: jax.jit(candidate.program()).trace(
@@ -154,8 +153,9 @@ def _lowers(
       axis_types=jax.sharding.AxisType.Auto,
       abstract_device=absent,
     )
+    platform = "cuda" if here.platform == "gpu" else here.platform
     with jax.sharding.use_abstract_mesh(mesh):
-      traced().lower(lowering_platforms=("cuda",))
+      traced().lower(lowering_platforms=(platform,))
 
   # Backends fail by errors of many kinds, and any of them is a reason.
   try:
