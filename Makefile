@@ -1,5 +1,5 @@
 # make demo | check | test | lint | types | docs | pictures | clean
-# make test-aot | test-clips | test-peers | test-wheel
+# make test-aot | test-clips | test-peers | test-wheel | bench-peer
 #
 # Needs python3 >= 3.12 and pip; everything else is put into .venv.
 
@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: demo check test docs pictures lint format types test-aot test-clips \
-  test-peers test-wheel clean
+  test-peers test-wheel bench-peer clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -118,6 +118,12 @@ test-peers: $(STAMP) $(PEERS_STAMP)
 	  VIDEOMLA_PEER_PYTHON=$(CURDIR)/$(PEERS)/bin/python \
 	  $(BIN)/python -m pytest -q -o addopts="--import-mode=importlib \
 	  --jaxtyping-packages=videomla_jax,beartype.beartype" tests/peers
+
+# A rollout beside Self-Forcing's own code, whose checkout the user names:
+# make bench-peer WAN=../Self-Forcing
+bench-peer: $(STAMP) $(PEERS_STAMP)
+	$(BIN)/python -m tests.peers.rollout_time --wan='$(WAN)' \
+	  --python=$(PEERS)/bin/python $(ARGS)
 
 # Real video, fetched from a wheel into $(CLIPS).
 test-clips: $(STAMP)
