@@ -43,9 +43,16 @@ def load(
   # Only the config of a small video model has this entry.
   if "model" in model_folder.read_config(folder):
     return model_lib.load(folder)
-  return released.load(
+  model = released.load(
     folder, "wan_dit", half_weights=frozen, **settings.network
   )
+  if model.config.products:
+    raise ValueError(
+      f"checkpoint={str(path)!r} has products={model.config.products!r}, and "
+      "weights in float8 are for sampling only; train the folder that they "
+      "were converted from."
+    )
+  return model
 
 
 def check_build(settings: settings_lib.Training) -> None:
