@@ -68,7 +68,10 @@ def shipped(name: str) -> Case:
   if not source.distilled:
     sampler = sampling.euler(10, shift=source.shift, guidance=None)
   frame = source.model.latent_shape()
-  return Case(source.model.dit, text, sampler, frame, source.window)
+  model = source.model.dit
+  # A loop over blocks compiles in a quarter of the time.
+  model.config = dataclasses.replace(model.config, scan_blocks=True)
+  return Case(model, text, sampler, frame, source.window)
 
 
 def random_1p3b(seed: int, *, num_layers: int, kind: str = "latent") -> Case:
