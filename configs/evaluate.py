@@ -39,6 +39,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.videos_per_prompt = 4  # 40 videos: standard errors of a few per cent
   config.seconds = 60.0
   config.seed = 0
+  config.products = ""  # "float8_per_token": blocks multiply in float8
   config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
   config.sampler = dict(
     kind="auto",  # "few_step" for distilled students, else "euler"

@@ -92,6 +92,10 @@ class Calibration:
     unused.refuse(
       dict(decoder=self.networks.decoder), why="here, where nothing is decoded"
     )
+    unused.refuse(
+      dict(products=self.networks.products),
+      why="here, where the given weights are measured",
+    )
 
 
 class NoisyClip(NamedTuple):

@@ -29,6 +29,7 @@ from absl import logging
 
 from videomla_jax.conversion import components
 from videomla_jax.conversion import export
+from videomla_jax.conversion import float8
 from videomla_jax.conversion import ladder
 from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import lora
@@ -39,6 +40,7 @@ from videomla_jax.conversion import to_latent
 from videomla_jax.conversion.names import detect
 from videomla_jax.generation import unused
 from videomla_jax.models import released
+from videomla_jax.ops import quantise
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_values
 from videomla_jax.runtime import progress_bar
@@ -65,7 +67,8 @@ class Options:
     num_heads: Heads of a DiT whose number of heads no shape tells.
     rope_ladder: Frequencies of the positional key of latent attention, "wan" or
       "fresh"; empty where the source tells, and for a new start Wan's.
-    dtype: "float32", "bfloat16", or "source" for the type that is given.
+    dtype: "float32", "bfloat16", "float8_e4m3fn" for the blocks of a DiT, or
+      "source" for the type that is given.
     to: "latent" to change dense attention, else "same".
     init: How latent attention starts: "spectral" or "random".
     d_c: Channels of the content latent; 0 is an eighth of the width.
@@ -159,9 +162,8 @@ def define_flags() -> None:
   choice(
     "rope_ladder", "", ["", "wan", "fresh"], "Frequencies of positional keys."
   )
-  choice(
-    "dtype", "source", ["source", "float32", "bfloat16"], "Type of weights."
-  )
+  dtypes = ["source", "float32", "bfloat16", quantise.FLOAT8]
+  choice("dtype", "source", dtypes, "Type of weights.")
   choice("to", "same", ["same", "latent"], "Kind of attention.")
   choice(
     "init", "spectral", ["spectral", "random"], "Latent attention's start."
@@ -236,9 +238,11 @@ def _plan(
       return [_small_job(options, source, output)]
     opened = _open(options, source, stack)
     components.check_part(opened[0], parts, source)
+    float8.check(options.dtype, {opened[0].architecture})
     return [_network_job(options, opened, source, output, stack)]
   if "dit" not in found:
     unused.refuse({"--lora": options.lora}, why="on parts without the DiT")
+    float8.check(options.dtype, found)
   networks, jobs = {}, []
   for component, path in found.items():
     if component == "tokenizer":

@@ -57,6 +57,8 @@ class Evaluation:
     videos_per_prompt: Videos of each held-out prompt.
     seconds: Length of every video.
     seed: Seed of the noise and of the real clips.
+    products: How all models multiply: "float8_per_token", "float8_per_tensor",
+      or empty for the dtype of each.
     judge: File of the judge, which is trained if it is missing.
     sampler: How videos are denoised.
     output: Where the results go.
@@ -66,6 +68,7 @@ class Evaluation:
   videos_per_prompt: Annotated[int, config_values.Range(1, 10_000)]
   seconds: config_values.Seconds
   seed: config_values.Seed
+  products: str
   judge: config_values.Path
   sampler: sampler_choice.SamplerChoice
   output: request_lib.Output
@@ -149,7 +152,10 @@ def _attention(
 def _open(request: Evaluation) -> dict[str, list[sources.SmallSource]]:
   """Opens the models of each row, one per training seed."""
   models = {
-    name: [sources.open_small(path) for path in paths]
+    name: [
+      sources.in_float8(sources.open_small(path), request.products)
+      for path in paths
+    ]
     for name, paths in request.checkpoints.items()
   }
   every = [source for seeds in models.values() for source in seeds]

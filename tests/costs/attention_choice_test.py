@@ -54,6 +54,26 @@ def test_what_the_config_names_is_said(kind):
   assert found["self_attention"] == said
 
 
+@pytest.mark.parametrize(
+  ("kind", "capability", "words"),
+  [
+    ("NVIDIA H100", 9.0, "in float8"),
+    ("NVIDIA A100", 8.0, "widened to bfloat16 since NVIDIA A100 does not"),
+  ],
+)
+def test_products_in_float8_are_said_to_be_multiplied_or_widened(
+  monkeypatch, kind, capability, words
+):
+  here = device.Device(kind=kind, platform="gpu", capability=capability)
+  monkeypatch.setattr(device, "current", lambda: here)
+  monkeypatch.setattr(selection_check, "refusal", lambda *args: None)
+  config = wan_config.wan_1p3b(products="float8_per_token")
+  found = attention_choice.of_rollout(config, **SIZES)
+  assert attention_choice.lines(found)[2].startswith(
+    f"products: float8_per_token, {words}"
+  )
+
+
 def test_nothing_is_computed(monkeypatch):
   monkeypatch.setattr(jax, "jit", None)
   assert attention_choice.of_rollout(wan_config.wan_1p3b(), **SIZES)

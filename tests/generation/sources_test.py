@@ -10,6 +10,7 @@ from tests import tiny_project
 from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import sources
 from videomla_jax.generation import wan_source
+from videomla_jax.models import layers
 from videomla_jax.small_world import model as model_lib
 
 _PROMPTS = ["slow 1 vertical", "fast 2 diagonal"]
@@ -73,3 +74,13 @@ def test_guidance_of_small_models_runs_against_padding(
   np.testing.assert_array_equal(guided, jnp.concatenate([plain, padding]))
   with pytest.raises(ValueError, match="'cat'"):
     source.check(["slow cat vertical"])
+
+
+@pytest.mark.parametrize("name", ["shipped:small_latent", "random:wan_tiny"])
+def test_products_are_of_every_model(name: str) -> None:
+  asked = networks_lib.Networks(checkpoint=name, products="float8_per_tensor")
+  dit = sources.open_source(asked).load().dit
+  assert dit.config.products == "float8_per_tensor"
+  assert isinstance(dit.blocks.ffn.into, layers.Float8Linear)
+  with pytest.raises(ValueError, match="products='int4' is unknown; use one"):
+    networks_lib.Networks(checkpoint=name, products="int4")

@@ -9,6 +9,8 @@ import pytest
 from tests import tiny_model
 from tests import tolerances
 from videomla_jax.models import feed_forward
+from videomla_jax.models import layers
+from videomla_jax.ops import quantise
 
 LAYERS, WIDTH = 3, 8
 
@@ -34,6 +36,22 @@ def test_parts_add_up_to_the_layer(seed, hidden, parts):
   for layer in range(LAYERS):
     whole = jax.tree.map(lambda leaf, i=layer: leaf[i], stack)
     tolerances.assert_close(by_parts(stack, layer, x), whole(x))
+
+
+@pytest.mark.parametrize("products", quantise.PRODUCTS[1:])
+def test_parts_in_float8_add_up_as_well(seed, products):
+  rng = np.random.default_rng(seed)
+  exact = _stack(rng, 50)
+  stack = nnx.merge(*nnx.split(exact))
+  layers.use_float8(stack, products)
+  x = tiny_model.normal(rng, 2, 1, 3, 5, WIDTH)
+  for layer in range(LAYERS):
+    found = jax.jit(feed_forward.by_slices)(stack, layer, x)
+    # Each part of a token has a scale of its own, so the sums are not equal.
+    whole = jax.tree.map(lambda leaf, i=layer: leaf[i], stack)(x)
+    tolerances.assert_close(found, whole, "float8_products")
+    expected = jax.tree.map(lambda leaf, i=layer: leaf[i], exact)(x)
+    tolerances.assert_close(found, expected, "float8_products")
 
 
 @pytest.mark.parametrize(

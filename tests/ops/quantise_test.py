@@ -1,10 +1,12 @@
-"""Eight-bit storage: the error bound, exact zeros, bytes."""
+"""Eight-bit storage and products: error bounds, exact zeros, bytes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tolerances
+from videomla_jax.ops import device
 from videomla_jax.ops import quantise
 
 DTYPES = sorted(quantise.LARGEST)
@@ -67,3 +69,102 @@ def test_stored_trees_keep_their_structure(seed, dtype):
   assert jax.tree.map(lambda y: y.dtype, new) == jax.tree.map(
     lambda y: y.dtype, stored
   )
+
+
+def _kernel(seed, *shape):
+  # Output channels differ in size, as those of trained weights do.
+  return jnp.swapaxes(_draw(seed, *shape), -1, -2)
+
+
+def test_a_kernel_is_a_sixteenth_off_and_of_half_the_bytes(seed):
+  kernel = _kernel(seed, 3, 20, 64)
+  stored = quantise.quantise_kernel(kernel)
+  assert stored.values.shape == (3, 20, 64)
+  assert stored.values.dtype == jnp.float8_e4m3fn
+  assert (stored.scale.shape, stored.scale.dtype) == ((3, 20, 1), jnp.float32)
+  found = jnp.swapaxes(quantise.dequantise(stored, jnp.float32), -1, -2)
+  error, scale = np.abs(found - kernel), jnp.swapaxes(stored.scale, -1, -2)
+  assert (error <= np.abs(kernel) / 15.9 + 2**-10 * np.asarray(scale)).all()
+  assert stored.values.nbytes * 2 == kernel.astype(jnp.bfloat16).nbytes
+
+
+def test_the_size_of_an_output_channel_is_all_in_its_scale(seed):
+  kernel = _kernel(seed, 20, 64)
+  factors = 2.0 ** np.random.default_rng(seed).integers(-20, 20, 20)
+  stored = quantise.quantise_kernel(kernel)
+  other = quantise.quantise_kernel(kernel * factors)
+  np.testing.assert_array_equal(other.values, stored.values)
+  np.testing.assert_array_equal(other.scale[:, 0], stored.scale[:, 0] * factors)
+
+
+def test_weights_that_float8_holds_come_back_exactly(seed):
+  rng = np.random.default_rng(seed)
+  every = np.arange(256, dtype=np.uint8).view(jnp.float8_e4m3fn)
+  every = every[np.isfinite(every)].astype(np.float32)
+  kernel = rng.choice(every, (64, 20))
+  kernel[0] = 448.0  # so that the scale is 1
+  kernel[:, 3] = 0.0
+  kernel *= 2.0 ** rng.integers(-20, 20, 20)
+  stored = quantise.quantise_kernel(jnp.asarray(kernel))
+  found = quantise.dequantise(stored, jnp.float32)
+  np.testing.assert_array_equal(np.asarray(found).T, kernel)
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_product_is_that_of_the_rounded_numbers(seed, dtype, per_token):
+  x = jnp.clip(_draw(seed, 2, 3, 5, 64), -30, 30).astype(dtype)
+  x = x.at[1, 2, 3].set(0.0)
+  kernel = _kernel(seed + 1, 20, 64) / 64
+  stored = quantise.quantise_kernel(kernel)
+  found = quantise.product(x, stored, per_token=per_token)
+  assert (found.shape, found.dtype) == ((2, 3, 5, 20), x.dtype)
+  axes = -1 if per_token else (1, 2, 3)
+  rounded = quantise.quantise(x, dtype="float8_e4m3fn", axis=axes)
+  expected = np.einsum(
+    "...i,oi->...o",
+    np.asarray(quantise.dequantise(rounded, jnp.float32), np.float64),
+    np.asarray(quantise.dequantise(stored, jnp.float32), np.float64),
+  )
+  kind = "float32" if dtype == "float32" else "bfloat16"
+  tolerances.assert_close(found, expected, kind)
+  assert not np.asarray(found[1, 2, 3]).any()
+
+
+def test_tokens_do_not_know_of_each_other_nor_rows(seed):
+  x = _draw(seed, 2, 6, 64)
+  kernel = quantise.quantise_kernel(_kernel(seed, 20, 64))
+  whole = quantise.product(x, kernel)
+  np.testing.assert_array_equal(
+    quantise.product(x.at[:, 3].set(1e4), kernel)[:, 4:], whole[:, 4:]
+  )
+  whole = quantise.product(x, kernel, per_token=False)
+  changed = quantise.product(x.at[0, 3].set(1e4), kernel, per_token=False)
+  np.testing.assert_array_equal(changed[1], whole[1])
+  assert (changed[0, 4:] != whole[0, 4:]).any()
+
+
+@pytest.mark.parametrize(
+  ("kind", "capability", "float8"),
+  [
+    ("NVIDIA A100", 8.0, False),
+    ("NVIDIA L4", 8.9, True),
+    ("NVIDIA H100", 9.0, True),
+    ("NVIDIA B200", 10.0, True),
+    ("cpu", 0.0, False),
+  ],
+)
+def test_float8_is_multiplied_where_there_are_units_for_it(
+  monkeypatch, kind, capability, float8
+):
+  platform = "gpu" if capability else "cpu"
+  here = device.Device(kind=kind, platform=platform, capability=capability)
+  monkeypatch.setattr(device, "current", lambda: here)
+  kernel = quantise.quantise_kernel(jnp.ones((32, 16)))
+  x = jnp.ones((4, 32), jnp.bfloat16)
+  # A trace is kept by its function, and this one must be new.
+  jaxpr = jax.make_jaxpr(lambda x: quantise.product(x, kernel))(x)
+  (dot,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")
+  wanted = jnp.float8_e4m3fn if float8 else jnp.bfloat16
+  assert [v.aval.dtype for v in dot.invars] == [wanted, wanted]
+  assert dot.outvars[0].aval.dtype == jnp.bfloat16

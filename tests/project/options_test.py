@@ -181,6 +181,7 @@ _CHANGES: dict[str, Any] = {
   "width": 64,
   "half_weights": True,
   "spare_memory": True,
+  "products": "float8_per_token",
   "vae_tile": 5,
   "vae_dtype": "bfloat16",
   "decoder": "tiny",
@@ -250,6 +251,9 @@ def _plan(config: Any) -> dict[str, Any]:
     plan["networks"] = own.weights_seed, own.vae_dtype, own.vae_tile
     plan["spare_memory"] = own.spare_memory
     plan["decoder"] = source.decoder
+    plan["products"] = own.products
+  else:
+    plan["products"] = source.model.dit.config.products
   return plan
 
 

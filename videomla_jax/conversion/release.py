@@ -20,6 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from videomla_jax.conversion import float8
 from videomla_jax.conversion import ladder
 from videomla_jax.conversion import to_latent
 from videomla_jax.conversion.names import detect
@@ -30,6 +31,7 @@ from videomla_jax.conversion.names import wrappers
 from videomla_jax.models import released
 from videomla_jax.models import umt5
 from videomla_jax.models import wan_config
+from videomla_jax.ops import quantise
 from videomla_jax.storage import foreign_files
 from videomla_jax.storage import lazy_tensor
 from videomla_jax.storage import model_folder
@@ -124,7 +126,9 @@ def _recognised(
 def _open_folder(path: PathLike) -> tuple[detect.Network, Tensors]:
   """Opens a model folder as if it held tensors of PyTorch."""
   reader = model_reader.ModelReader(path)
-  network = detect.network_of(released.config_at(path))
+  config = released.config_at(path)
+  float8.refuse_stored(config, str(path))
+  network = detect.network_of(config)
   # The sizes are two files' word, and arrays of another size are never read.
   tree_names.check_same(
     network.table.our_shapes(),
@@ -160,7 +164,8 @@ def write_model(
     output: Folder to create or replace.
     network: What the tensors are.
     tensors: Tensors under original names, see `open_network`.
-    dtype: "float32", "bfloat16", or "source": float32 or bfloat16 as given.
+    dtype: "float32", "bfloat16", or "source": float32 or bfloat16 as given;
+      "float8_e4m3fn" is for the blocks of a DiT, and the rest is "source".
     source: Where the tensors are from, as the folder's config will say.
     latent: How to change dense attention; None changes nothing.
     advance: Called after every tensor.
@@ -168,6 +173,8 @@ def write_model(
   Raises:
     ValueError: If the change is impossible, or there is no room on the disk.
   """
+  in_float8 = dtype == quantise.FLOAT8
+  dtype = "source" if in_float8 else dtype
   specs = _specs(network.table, tensors, dtype)
   about: dict[str, Any] = dict(source=dict(source or {}))
   config, replaced = _as_stored(network.config, specs), frozenset[str]()
@@ -182,11 +189,14 @@ def write_model(
     )
     specs, replaced = _latent_specs(dense, config, specs, dtype)
     about["init"] = dataclasses.asdict(latent)
+  if in_float8 and isinstance(config, wan_config.WanConfig):
+    config, specs = float8.changed(config, specs)
   about |= dict(architecture=network.architecture, config=config.to_dict())
   check_room(output, specs)
   # Each tensor is written before the next one is read, so the memory is that
   # of the largest: 54 MiB of the 5.7 GB of Wan2.1-T2V-1.3B.
-  with model_writer.ModelWriter(output, specs, about) as writer:
+  with model_writer.ModelWriter(output, specs, about) as files:
+    writer = float8.Float8Writer(files, specs)
     for name, tensor in network.table.tensors.items():
       if name not in replaced:
         value = tensor.layout.to_ours(tensors[name].read())
@@ -335,7 +345,7 @@ def _latent_specs(
 
 
 def _write_latent(
-  writer: model_writer.ModelWriter,
+  writer: float8.Float8Writer,
   network: detect.Network,
   tensors: Tensors,
   config: wan_config.WanConfig,

@@ -1,4 +1,4 @@
-"""Which attention a network takes, known from shapes before it is compiled."""
+"""What a network computes with, known from shapes before it is compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from videomla_jax.costs import attention_shapes
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
+from videomla_jax.ops import device
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import forms
@@ -66,7 +67,7 @@ def of(
 
   Returns:
     Form, implementation and reason of self-attention and of the attention to
-    the text.
+    the text; and how projections multiply, if they are not of the usual kind.
   """
   sizes = config.attention
   length, heads = chunk_frames * tokens, sizes.num_heads
@@ -111,7 +112,19 @@ def of(
       *shape.arguments(dtype), form=sizes.form, gradient=gradient
     )
     own = str(found)
-  return dict(self_attention=own, text_attention=text)
+  products = dict(products=_products(config)) if config.products else {}
+  return dict(self_attention=own, text_attention=text) | products
+
+
+def _products(config: wan_config.WanConfig) -> str:
+  """Says whether the device multiplies float8, or only stores it."""
+  where = device.current()
+  if quantise.has_float8_units(where):
+    return f"{config.products}, in float8"
+  return (
+    f"{config.products}, widened to {config.dtype} since {where.kind} does not"
+    " multiply float8: memory is saved, time is not"
+  )
 
 
 def lines(choices: Choices) -> list[str]:
@@ -120,7 +133,10 @@ def lines(choices: Choices) -> list[str]:
   Args:
     choices: What `of` returned.
   """
-  return [
+  found = [
     f"attention: {choices['self_attention']}",
     f"attention to the text: {choices['text_attention']}",
   ]
+  if "products" in choices:
+    found.append(f"products: {choices['products']}")
+  return found

@@ -45,7 +45,8 @@ class Target:
   def text(self) -> str:
     """Writes the GPU as XLA's GpuTargetConfig, a text proto."""
     # CUDA keeps 1 KiB of shared memory of every thread block for itself, so a
-    # multiprocessor has that much more than one block may ask for.
+    # multiprocessor has that much more than one block may ask for. Without a
+    # version of CUDA, XLA takes cuBLAS for one that has no float8 products.
     major, minor = self.capability
     return f"""
 gpu_device_info {{
@@ -66,6 +67,7 @@ gpu_device_info {{
   device_memory_size: {self.memory_bytes}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
+  runtime_version: "13.0.0"
   cuda_compute_capability {{ major: {major} minor: {minor} }}
 }}
 platform_name: "CUDA"

@@ -151,6 +151,7 @@ def load(
   width: int = 0,
   half_weights: bool = False,
   spare_memory: bool = False,
+  products: str = "",
   vae_tile: int = 0,
   vae_dtype: str = "float32",
   decoder: str = "",
@@ -168,6 +169,8 @@ def load(
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     spare_memory: Whether a released network takes less memory and more time.
+    products: "float8_per_token" or "float8_per_tensor" hold the network's
+      blocks in float8 and multiply in it; empty is as the model is stored.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
     vae_dtype: Number format in which the VAE and the tiny decoder compute.
     decoder: What turns Wan's latents into pixels: "wan" (its VAE) or "tiny";
@@ -188,6 +191,7 @@ def load(
     width=width,
     half_weights=half_weights,
     spare_memory=spare_memory,
+    products=products,
     vae_tile=vae_tile,
     vae_dtype=vae_dtype,
     decoder=decoder,

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from videomla_jax.models import released
+from videomla_jax.ops import quantise
 from videomla_jax.runtime import config_values
 
 _DTYPES = ("float32", "bfloat16")
@@ -49,6 +50,8 @@ class Networks:
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     spare_memory: Whether a released network takes less memory and more time,
       see `WanConfig`.
+    products: "float8_per_token" or "float8_per_tensor" hold the network's
+      blocks in float8 and multiply in it; empty is as the model is stored.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
     vae_dtype: Number format in which the VAE and the tiny decoder compute.
     decoder: What turns Wan's latents into pixels: "wan" (its VAE) or "tiny";
@@ -63,6 +66,7 @@ class Networks:
   width: Side = 0
   half_weights: bool = False
   spare_memory: bool = False
+  products: str = ""
   vae_tile: Side = 0
   vae_dtype: str = "float32"
   decoder: str = ""
@@ -77,6 +81,11 @@ class Networks:
     if 0 < self.vae_tile < 5:
       raise ValueError(
         f"vae_tile={self.vae_tile} must be at least 5 latent pixels; use 16."
+      )
+    if self.products not in quantise.PRODUCTS:
+      raise ValueError(
+        f"products={self.products!r} is unknown; use one of "
+        f"{quantise.PRODUCTS}, where '' is as the model is stored."
       )
     if self.vae_dtype not in _DTYPES:
       raise ValueError(

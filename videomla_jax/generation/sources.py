@@ -13,6 +13,7 @@ import dataclasses
 import os
 from typing import Protocol, runtime_checkable
 
+from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,6 +21,7 @@ from videomla_jax.generation import networks as networks_lib
 from videomla_jax.generation import pipeline
 from videomla_jax.generation import unused
 from videomla_jax.generation import wan_source
+from videomla_jax.models import released
 from videomla_jax.models import vae
 from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
@@ -177,6 +179,20 @@ def open_source(networks: networks_lib.Networks) -> Source:
   Raises:
     ValueError: If it is no model, or files of it are missing.
   """
+  source = _as_stored(networks)
+  products = networks.products
+  if isinstance(source, SmallSource):
+    return in_float8(source, products)
+  load = source.load_dit
+  return dataclasses.replace(
+    source, load_dit=lambda: released.with_products(load(), products)
+  )
+
+
+def _as_stored(
+  networks: networks_lib.Networks,
+) -> SmallSource | wan_source.WanSource:
+  """Finds a model by the name of its checkpoint, see `open_source`."""
   name = networks.checkpoint
   if name.startswith(wan_source.RANDOM):
     return wan_source.random_source(networks)
@@ -207,3 +223,17 @@ def open_small(path: str | os.PathLike[str]) -> SmallSource:
   stage = training.get("stage") if isinstance(training, dict) else None
   distilled = bool(about.get("distilled", stage in _DISTILLED))
   return SmallSource(model=model, distilled=distilled)
+
+
+def in_float8(source: SmallSource, products: str) -> SmallSource:
+  """Returns a small model whose network multiplies in float8.
+
+  Args:
+    source: A model, which stays as it is.
+    products: A name in `quantise.PRODUCTS`; empty changes nothing.
+  """
+  if not products:
+    return source
+  model = nnx.merge(*nnx.split(source.model))
+  model.dit = released.with_products(model.dit, products)
+  return dataclasses.replace(source, model=model)

@@ -20,6 +20,7 @@ from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.measuring import random_networks
 from videomla_jax.measuring import row as row_lib
+from videomla_jax.models import released
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
@@ -39,12 +40,14 @@ class Case:
     window: Which frames a chunk sees.
     videos: Videos side by side.
     cache_dtype: Number format of the cache; None is the network's.
+    products: How blocks multiply, see `WanConfig`.
   """
 
   kind: str = "latent"
   window: window_lib.Window = WINDOW
   videos: int = 1
   cache_dtype: str | None = None
+  products: str = ""
 
   @property
   def words(self) -> str:
@@ -52,6 +55,7 @@ class Case:
     words = [f"window {self.window.sink_frames}+{self.window.local_frames}"]
     words += [f"{self.videos} videos"] if self.videos > 1 else []
     words += [f"{self.cache_dtype} cache"] if self.cache_dtype else []
+    words += [self.products] if self.products else []
     return ", ".join(words)
 
 
@@ -64,6 +68,7 @@ CASES = (
   ),
   Case(cache_dtype="int8"),
   Case(videos=8),
+  Case(products="float8_per_token"),
 )
 
 
@@ -108,6 +113,7 @@ def _measure(
   model = random_networks.make(
     lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)), halve=True
   )
+  model = released.with_products(model, case.products)
   text = text_of(config, case.videos)
   keys = jax.random.split(jax.random.key(0), case.videos)
   state = rollout.start(

@@ -76,7 +76,8 @@ def by_slices(
 
   For passes without gradients. The result is that of `MLP`, docs/method.md,
   Eq. (2.8): W₂ a(W₁ x) is the sum over slices p of W₂ₚ a(W₁ₚ x), where every
-  device slices the channels that it has.
+  device slices the channels that it has. In float8 each slice of a token has a
+  scale of its own.
 
   Args:
     stack: MLPs of all layers, leaves `[layers, ...]`.
@@ -88,9 +89,13 @@ def by_slices(
   """
   assert stack.into.bias is not None
   assert stack.out.bias is not None
-  weights = stack.into.kernel[...], stack.into.bias[...], stack.out.kernel[...]
+  kernels = layers.weights(stack.into), layers.weights(stack.out)
+  weights = kernels[0], stack.into.bias[...], kernels[1]
   devices = sharding.devices_along("tensor")
-  _, width, hidden = weights[0].shape
+  width, hidden = x.shape[-1], stack.into.bias.shape[-1]
+  # Axes of the hidden channels; weights in float8 are transposed.
+  float8 = isinstance(stack.into, layers.Float8Linear)
+  axes = (1, 1, 2) if float8 else (2, 1, 1)
   own = hidden // devices
   count = num_slices(width, own)
   done: list[Array] = []
@@ -101,11 +106,17 @@ def by_slices(
     # Without the barrier XLA copies the weights of a whole layer ahead.
     weights, x, done = jax.lax.optimization_barrier((weights, x, done))
     into, bias, out = (
-      _slice(w, layer, axis, channels, devices).astype(x.dtype)
-      for w, axis in zip(weights, (2, 1, 1), strict=True)
+      jax.tree.map(
+        lambda leaf, axis=axis, channels=channels: _slice(
+          leaf, layer, axis, channels, devices
+        ),
+        w,
+      )
+      for w, axis in zip(weights, axes, strict=True)
     )
-    between = stack.activation(x @ into + bias)
-    done.append(sharding.constrain(between, stack.hidden) @ out)
+    between = layers.product(stack.into, into, x) + bias.astype(x.dtype)
+    between = sharding.constrain(stack.activation(between), stack.hidden)
+    done.append(layers.product(stack.out, out, between))
   # Slices are summed in float32, or every further slice would round again.
   bias = jax.lax.dynamic_index_in_dim(stack.out.bias[...], layer, 0, False)
   return sum((y.astype(jnp.float32) for y in done), start=bias)
@@ -123,6 +134,9 @@ def _slice(
     channels: Channels to take, counted on each device.
     devices: Devices that the hidden channels are split over.
   """
+  if stack.shape[axis] == 1:
+    # Scales of output channels, which all hidden channels share.
+    return jax.lax.dynamic_index_in_dim(stack, layer, 0, False)
   before, after = stack.shape[1:axis], stack.shape[axis + 1 :]
   # Layer and channels are one slice, which XLA copies while it computes.
   # The axis of devices is whole in the cut, so that each device takes channels

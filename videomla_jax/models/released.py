@@ -21,6 +21,7 @@ from videomla_jax.models import umt5
 from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import wan
+from videomla_jax.models import wan_block
 from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 
@@ -316,3 +317,19 @@ def halve(model: nnx.Module) -> None:
     if isinstance(module, nnx.Linear) and module.dtype == jnp.bfloat16:
       shape = jax.ShapeDtypeStruct(module.kernel.shape, jnp.bfloat16)
       module.kernel.set_value(shape)
+
+
+def with_products(model: wan.WanDiT, products: str) -> wan.WanDiT:
+  """Returns a network that multiplies in float8; needs no calibration.
+
+  Args:
+    model: Network of any weights, or of shapes; it stays as it is.
+    products: A name in `quantise.PRODUCTS`; empty returns the network.
+  """
+  if not products or products == model.config.products:
+    return model
+  # The copy shares what is not rounded.
+  model = nnx.merge(*nnx.split(model))
+  model.config = dataclasses.replace(model.config, products=products)
+  wan_block.use_float8(model.blocks, products)
+  return model

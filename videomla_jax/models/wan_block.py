@@ -27,6 +27,9 @@ ContextOf = Callable[[PyTree, PyTree], list[PyTree]]
 # Modulated tokens -> what the block adds to the residual tokens.
 FeedForward = Callable[[Array], Array]
 
+# Kernels of attention take these weights themselves, and not their products.
+_READ_BY_ATTENTION = ("w_uk", "w_uv")
+
 
 class TextKeys(NamedTuple):
   """Keys and values of the text, of one layer or of all, `[layers, ...]`.
@@ -129,6 +132,8 @@ class Block(nnx.Module):
     noise = jax.random.normal(rngs.params(), (6, width), jnp.float32)
     # Six vectors: shift, scale and gate, of self-attention and feed-forward.
     self.modulation = nnx.Param(noise / width**0.5)
+    if config.products:
+      use_float8(self, config.products)
 
   def _modulation(
     self, time: Float32[Array, "B G T 6 E"]
@@ -197,3 +202,13 @@ class Block(nnx.Module):
       out = (ffn or self.ffn.to_residual)(b.astype(self.dtype))
       x = x + out * m[..., 5, :]
     return sharding.constrain(x, "residual"), own
+
+
+def use_float8(blocks: Block, products: str) -> None:
+  """Makes the projections of blocks float8, in place.
+
+  Args:
+    blocks: A block, or a stack of all.
+    products: A name in `quantise.PRODUCTS`, not empty.
+  """
+  layers.use_float8(blocks, products, but=_READ_BY_ATTENTION)

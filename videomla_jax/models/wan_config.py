@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from videomla_jax.models import attention
+from videomla_jax.ops import quantise
 from videomla_jax.storage import plain_config
 
 MAX_TIMESTEP = 1000.0  # what the network is told at pure noise; 0 is clean
@@ -28,6 +29,10 @@ class WanConfig(plain_config.PlainConfig):
     learned_grid: Token rows and columns of a learned position embedding; None
       (Wan) leaves position to RoPE and fits every frame size.
     dtype: Dtype of the matrix products; master weights are float32.
+    products: A name in `quantise.PRODUCTS`: "float8_per_token" and
+      "float8_per_tensor" hold the projections of all blocks in float8_e4m3fn
+      and multiply in it, with inputs that have a scale per token, or one for
+      all tokens of a chunk. Not for training.
     remat: Whether each block is computed again in the backward pass.
     scan_blocks: Whether one compiled block serves all layers; False unrolls
       them, which compiles longer and runs faster on a CPU.
@@ -49,6 +54,7 @@ class WanConfig(plain_config.PlainConfig):
   text_tokens: int = 512
   learned_grid: tuple[int, int] | None = None
   dtype: str = "bfloat16"
+  products: str = ""
   remat: bool = False
   scan_blocks: bool = True
   spare_memory: bool = True
@@ -63,6 +69,11 @@ class WanConfig(plain_config.PlainConfig):
       **dict.fromkeys(sizes, (1, 2**20)),
     )
     plain_config.check_dtype(self, "dtype")
+    if self.products not in quantise.PRODUCTS:
+      raise ValueError(
+        f"products={self.products!r:.80} is unknown; use one of "
+        f"{quantise.PRODUCTS}, where '' multiplies in {self.dtype}."
+      )
 
   @property
   def width(self) -> int:

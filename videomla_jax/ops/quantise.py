@@ -1,9 +1,14 @@
-"""Eight-bit storage with one scale per token.
+"""Eight-bit storage with one scale per token, and products of eight bits.
 
   s = max|x| / q_max,   stored = round(x / s),   x ≈ s stored
 
-q_max is 127 for int8 and 448 for float8_e4m3fn. The scale is rounded to
-bfloat16 before x is divided by it, so that this rounding adds no error.
+q_max is 127 for int8 and 448 for float8_e4m3fn. A scale is rounded to its own
+dtype before x is divided by it, so that this rounding adds no error.
+
+In a product y = x W both factors are float8_e4m3fn. Tokens t have scales sₜ,
+and output channels o have scales wₒ, so that both leave the sum:
+
+  yₜₒ = sₜ wₒ Σᵢ (xₜᵢ / sₜ) (Wᵢₒ / wₒ)
 """
 
 from typing import NamedTuple
@@ -11,11 +16,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, BFloat16, Float, PyTree
+from jaxtyping import Array, Float, PyTree
+
+from videomla_jax.ops import device
 
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 SCALE_DTYPE = jnp.bfloat16
 SCALE_BYTES = jnp.dtype(SCALE_DTYPE).itemsize
+
+FLOAT8 = "float8_e4m3fn"
+# What the inputs of a product share a scale with. Without a name, products have
+# the dtype of the network.
+PRODUCTS = ("", "float8_per_token", "float8_per_tensor")
+# CUDA compute capability of the first matrix units that take eight bits.
+FLOAT8_CAPABILITY = 8.9
 
 
 class Quantised(NamedTuple):
@@ -23,11 +37,12 @@ class Quantised(NamedTuple):
 
   Attributes:
     values: The rounded quotients, int8 or float8_e4m3fn.
-    scale: One scale per token.
+    scale: One scale per token, or per output channel of a kernel; axes that
+      share one have size 1.
   """
 
   values: Array
-  scale: BFloat16[Array, "*tokens 1"]
+  scale: Float[Array, "..."]
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -40,19 +55,28 @@ def is_eight_bit(dtype: DTypeLike | None) -> bool:
   return dtype is not None and jnp.dtype(dtype).name in LARGEST
 
 
-def quantise(x: Float[Array, "*tokens d"], *, dtype: DTypeLike) -> Quantised:
+def quantise(
+  x: Float[Array, "*tokens d"],
+  *,
+  dtype: DTypeLike,
+  axis: int | tuple[int, ...] = -1,
+  scale_dtype: DTypeLike = SCALE_DTYPE,
+) -> Quantised:
   """Stores an array in eight bits; zeros stay zeros.
 
   Args:
     x: Finite numbers, a row for each token.
     dtype: Key of `LARGEST`.
+    axis: Axes whose numbers share a scale.
+    scale_dtype: Dtype of the scales.
 
   Returns:
     The stored values and their scales.
   """
   largest = LARGEST[jnp.dtype(dtype).name]
   x = x.astype(jnp.float32)
-  scale = (jnp.abs(x).max(-1, keepdims=True) / largest).astype(SCALE_DTYPE)
+  largest_here = jnp.abs(x).max(axis, keepdims=True)
+  scale = (largest_here / largest).astype(scale_dtype)
   # A token of zeros has the scale 0, by which nothing may be divided.
   divisor = jnp.where(scale > 0, scale, 1).astype(jnp.float32)
   # A scale that was rounded down lets the largest quotient leave the range.
@@ -99,4 +123,58 @@ def store_like(new: PyTree, stored: PyTree) -> PyTree:
 
   return jax.tree.map(
     convert, stored, new, is_leaf=lambda x: isinstance(x, Quantised)
+  )
+
+
+def quantise_kernel(kernel: Float[Array, "*layers I O"]) -> Quantised:
+  """Stores kernels in float8, with a float32 scale per output channel.
+
+  Args:
+    kernel: Finite numbers.
+
+  Returns:
+    The stored values `[*layers, O, I]`, and scales `[*layers, O, 1]`.
+  """
+  # The units of Hopper read both factors along the axis that is summed over.
+  # Stored otherwise, XLA would hold a transposed copy of all layers.
+  transposed = jnp.swapaxes(kernel, -1, -2)
+  return quantise(transposed, dtype=FLOAT8, scale_dtype=jnp.float32)
+
+
+def has_float8_units(where: device.Device) -> bool:
+  """Tells whether a device multiplies float8 without widening it first."""
+  return where.platform == "gpu" and where.capability >= FLOAT8_CAPABILITY
+
+
+def product(
+  x: Float[Array, "*B I"], kernel: Quantised, *, per_token: bool = True
+) -> Float[Array, "*B O"]:
+  """Multiplies by a stored kernel; inputs are rounded to float8 as they come.
+
+  Sums are float32, or what the matrix units of a GPU have for float8. Where a
+  device has no such units, the same rounded numbers are multiplied in the dtype
+  of `x`, which holds all of them.
+
+  Args:
+    x: Inputs; the first axis counts rows that do not know of each other.
+    kernel: What `quantise_kernel` returned, of one layer.
+    per_token: Whether each token has a scale of its own; otherwise all tokens
+      of a row share one.
+  """
+  axes = -1 if per_token or x.ndim < 2 else tuple(range(1, x.ndim))
+  stored = quantise(x, dtype=FLOAT8, axis=axes)
+  left, right = stored.values, kernel.values
+  if not has_float8_units(device.current()):
+    left, right = left.astype(x.dtype), right.astype(x.dtype)
+  # A sum that is written as bfloat16 has half the bytes; float16 would overflow
+  # before it is scaled.
+  half = x.dtype == jnp.bfloat16
+  y = jax.lax.dot_general(
+    left,
+    right,
+    (((x.ndim - 1,), (1,)), ((), ())),
+    preferred_element_type=jnp.bfloat16 if half else jnp.float32,
+  ).astype(jnp.float32)
+  return (y * stored.scale.astype(jnp.float32) * kernel.scale[:, 0]).astype(
+    x.dtype
   )

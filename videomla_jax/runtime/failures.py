@@ -113,8 +113,8 @@ def _of_memory(text: str) -> str:
   size = f" ({asked[0]} were asked for)" if asked else ""
   return (
     f"there is not enough memory{size}; make fewer or smaller videos at a time,"
-    " hold weights in half (half_weights), decode in tiles (vae_tile), or use a"
-    " larger machine."
+    " hold weights in half (half_weights) or less (products), decode in tiles"
+    " (vae_tile), or use a larger machine."
   )
 
 

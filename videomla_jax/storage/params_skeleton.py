@@ -65,8 +65,8 @@ def describe(folder: pathlib.Path, spec: Parameter) -> None:
   if spec.blocks:
     # A block is then read and written without touching its neighbours.
     chunks[0] = 1
-  # NumPy's own code for bfloat16 says only that a number has two bytes.
-  dtype = "bfloat16" if spec.dtype.name == "bfloat16" else spec.dtype.str
+  # NumPy's own codes for bfloat16 and float8 say only how many bytes they have.
+  dtype = spec.dtype.name if spec.dtype.kind == "V" else spec.dtype.str
   about = dict(
     zarr_format=2,
     shape=list(spec.shape),

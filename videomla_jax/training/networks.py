@@ -37,15 +37,28 @@ def load(
       may be kept in bfloat16.
 
   Raises:
-    ValueError: If the folder is damaged or of another architecture.
+    ValueError: If the folder is damaged or of another architecture, or holds
+      weights in float8.
   """
   folder = model_lib.checkpoint_path(path)
   # Only the config of a small video model has this entry.
   if "model" in model_folder.read_config(folder):
     return model_lib.load(folder)
-  return released.load(
+  _refuse_float8("network", settings.network.get("products"))
+  model = released.load(
     folder, "wan_dit", half_weights=frozen, **settings.network
   )
+  _refuse_float8(f"checkpoint={str(path)!r}", model.config.products)
+  return model
+
+
+def _refuse_float8(what: str, products: object) -> None:
+  """Refuses a network whose weights are rounded, which has no gradient."""
+  if products:
+    raise ValueError(
+      f"{what} has products={products!r}, but float8 is for sampling only; "
+      "train a network whose weights were not converted to it."
+    )
 
 
 def check_build(settings: settings_lib.Training) -> None:
