@@ -240,7 +240,8 @@ def _attention(implementation):
     def layer(x, xs):
       module, entry = xs
       own = module.project(x)
-      return x + module.attend(x, [entry, own], rotations), None
+      out = module.attend(x, [entry, own], rotations)
+      return x + out.astype(x.dtype), None
 
     def one_pass(_, x):
       return jax.lax.scan(layer, x, (layers, past))[0]
