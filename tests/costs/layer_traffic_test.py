@@ -85,7 +85,7 @@ def test_each_operation_has_its_kind(
   loop: dict[str, layer_traffic.Operation],
 ) -> None:
   assert {name: x.kind for name, x in loop.items()} == {
-    "begun": "copy",
+    "begun": "weights",
     "attention": "attention",
     "k": "concatenation",
     "q": "product",
@@ -117,9 +117,33 @@ def test_products_and_attention_are_left_out(
   assert layer_traffic.beside_products([*loop.values()]) == expected
 
 
-def test_weights_that_leave_their_stack_are_listed(
+def test_what_is_large_is_listed_with_its_bytes(
   loop: dict[str, layer_traffic.Operation],
 ) -> None:
-  copies = layer_traffic.weight_copies([*loop.values()], least=_LAYER)
-  assert copies == [(64, 32), (64, 16)]
-  assert layer_traffic.weight_copies([*loop.values()], least=2**20) == []
+  whole = [*loop.values()]
+  copies = layer_traffic.large(whole, "weights", least=_LAYER)
+  assert copies == {(64, 32): 2 * _LAYER + 4}
+  assert layer_traffic.large(whole, "weights", least=2**20) == {}
+  joined = layer_traffic.large(whole, "concatenation", least=0)
+  assert joined == {(64, 16): 2 * 64 * 16 * 2}
+
+
+@pytest.mark.parametrize(
+  ("change", "kind"),
+  [
+    # Whatever is done to a weight on its way, it is still copied.
+    (("ROOT %cut", "%cut"), "weights"),
+    # A cache has axes of rows, frames and tokens as well.
+    (("[4,64,32]", "[4,2,4,8,32]"), "entries"),
+  ],
+)
+def test_weights_and_entries_are_told_apart(
+  change: tuple[str, str], kind: str
+) -> None:
+  text = _PROGRAM.replace(*change)
+  if kind == "weights":
+    end = "dynamic_slice_sizes={1,64,32}\n"
+    turned = "  ROOT %turned = f32[32,64]{1,0} transpose(%cut)\n"
+    text = text.replace(end, end + turned, 1)
+  (loop,) = layer_traffic.layer_loops(text)
+  assert {x.name: x.kind for x in loop}["begun"] == kind

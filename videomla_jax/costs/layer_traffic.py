@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 _ITEM = {
   **dict.fromkeys(("f64", "s64", "u64"), 8),
@@ -34,8 +35,10 @@ class Operation:
 
   Attributes:
     name: Its name in the program.
-    kind: "product", "attention", "copy" (a layer leaves its stack unchanged),
-      "concatenation" (a fusion that ends with one) or "other".
+    kind: "product", "attention", "weights" (all that it reads is cut out of
+      stacks of weights, however it changes them), "entries" (likewise of the
+      cache or the text), "concatenation" (a fusion that ends with one) or
+      "other".
     shapes: Sizes of its results.
     num_bytes: Bytes that it reads and writes; workspaces are left out.
   """
@@ -113,10 +116,18 @@ def _in_place(inside: Sequence[_Line]) -> tuple[int, str] | None:
   return None
 
 
-def _read(
+class _Read(NamedTuple):
+  """What an operation reads of one operand; `cut` if it is one layer of it."""
+
+  shape: tuple[int, ...]
+  num_bytes: int
+  cut: bool
+
+
+def _reads(
   line: _Line, types: dict[str, str], inside: Sequence[_Line]
-) -> Iterator[int]:
-  """Yields the bytes that are read of each operand."""
+) -> Iterator[_Read]:
+  """Yields what is read of each operand."""
   update = _in_place(inside)
   places = {
     int(p.rest.split(")")[0]): p.name for p in inside if p.opcode == "parameter"
@@ -131,27 +142,34 @@ def _read(
       for x in users
       if x.opcode == "dynamic-slice" and places[index] == x.operands[0]
     ]
-    if users and cut == users:
-      # Of a stack, one layer is read.
-      yield sum(_bytes(x.result) for x in users)
-    else:
-      yield _bytes(types.get(operand, ""))
+    whole = types.get(operand, "")
+    for _, shape in list(_sizes(whole))[:1]:
+      if users and cut == users:
+        # Of a stack, one layer is read.
+        layer = sum(_bytes(x.result) for x in users)
+        yield _Read(shape, layer, True)
+      else:
+        yield _Read(shape, _bytes(whole), False)
 
 
-def _kind(line: _Line, inside: Sequence[_Line]) -> str:
+# A stack of weights has axes of layers, inputs and outputs, and one of biases
+# and gains two; stacks of entries have more.
+_WEIGHT_RANKS = (2, 3)
+
+
+def _kind(line: _Line, inside: Sequence[_Line], reads: Sequence[_Read]) -> str:
   """Says what an operation does."""
   words = line.rest + "\n".join(f"{x.opcode}({x.rest}" for x in inside)
   if _PRODUCT.search(words):
     return "product"
   if _ATTENTION.search(words):
     return "attention"
+  arrays = [r for r in reads if r.shape]
+  if arrays and all(r.cut for r in arrays):
+    weights = {len(r.shape) for r in arrays} <= {*_WEIGHT_RANKS}
+    return "weights" if weights else "entries"
   root = [x.opcode for x in inside if x.is_root]
-  if "concatenate" in (line.opcode, *root):
-    return "concatenation"
-  moved = {x.opcode for x in inside} - {*_FREE, "compare", "add", "select"}
-  if line.opcode.startswith("copy") or moved == {"dynamic-slice"}:
-    return "copy"
-  return "other"
+  return "concatenation" if "concatenate" in (line.opcode, *root) else "other"
 
 
 def layer_loops(text: str) -> list[list[Operation]]:
@@ -190,13 +208,14 @@ def _operations(
     inside = computations.get(line.attribute("calls"), [])
     written = _written(line)
     update = _in_place(inside)
+    reads = list(_reads(line, types, inside))
     moved = update[0] if update else _bytes(written)
-    moved += sum(_read(line, types, inside))
+    moved += sum(r.num_bytes for r in reads)
     shapes = tuple(sizes for _, sizes in _sizes(written))
     found.append(
       Operation(
         name=line.name,
-        kind=_kind(line, inside),
+        kind=_kind(line, inside, reads),
         shapes=shapes,
         num_bytes=moved,
       )
@@ -214,23 +233,22 @@ def beside_products(loop: Sequence[Operation]) -> int:
   return sum(x.num_bytes for x in loop if x.kind not in kinds)
 
 
-def weight_copies(
-  loop: Sequence[Operation], *, least: int = 2**20
-) -> list[tuple[int, ...]]:
-  """Lists the weights that a layer copies, alone or joined with others.
+def large(
+  loop: Sequence[Operation], kind: str, *, least: int = 2**20
+) -> dict[tuple[int, ...], int]:
+  """Lists what one kind of operation writes, and the bytes that it moves.
 
   Args:
     loop: Operations of one layer.
-    least: Bytes below which a copy is not listed.
+    kind: A kind of `Operation`.
+    least: Bytes below which an operation is not listed.
 
   Returns:
-    Sizes of the copies, without axes of one.
+    Bytes read and written by the sizes of the results, without axes of one.
   """
-  shapes = [
-    tuple(n for n in shape if n > 1)
-    for x in loop
-    if x.kind in ("copy", "concatenation") and x.num_bytes >= least
-    for shape in x.shapes
-  ]
-  # A weight has an axis of inputs and one of outputs; entries have more.
-  return [s for s in shapes if len(s) == 2]
+  found: dict[tuple[int, ...], int] = {}
+  for x in loop:
+    if x.kind == kind and x.num_bytes >= least:
+      shape = tuple(n for n in x.shapes[0] if n > 1)
+      found[shape] = found.get(shape, 0) + x.num_bytes
+  return found

@@ -2,10 +2,10 @@
 
 The same command runs on every host. Each process finds out who it is in this
 order: our own variables, SkyPilot, Open MPI, Slurm, a TPU slice, Kubernetes.
-finds the coordinator by itself under Open MPI, Slurm, on TPU slices and under
-Kubernetes (there with the package `kubernetes` and the right to read pods);
-elsewhere it is told. Where the environment says nothing, the process works
-alone.
+JAX finds the coordinator by itself under Open MPI, Slurm, on TPU slices and
+under Kubernetes (there with the package `kubernetes` and the right to read
+pods); elsewhere it is told. Where the environment says nothing, the process
+works alone.
 
 Our own variables are VIDEOMLA_COORDINATOR (`host:port` of process 0),
 VIDEOMLA_NUM_PROCESSES and VIDEOMLA_PROCESS_ID; in an indexed Kubernetes job the

@@ -104,24 +104,20 @@ def _library(name: str) -> types.Implementation:
   return run
 
 
-def _check_tpu() -> None:
-  """Raises `NotImplementedError` if this device is no TPU."""
-  here = device.current()
-  if here.platform != "tpu":
-    raise NotImplementedError(
-      f"{library_tpu.NAME}: needs a TPU, this is {here.kind}"
-    )
+def _on_tpu[**Arguments](
+  attention: Callable[Arguments, Array],
+) -> Callable[Arguments, Array]:
+  """Makes an implementation say that it needs a TPU, where there is none."""
 
+  def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Array:
+    here = device.current()
+    if here.platform != "tpu":
+      raise NotImplementedError(
+        f"{library_tpu.NAME}: needs a TPU, this is {here.kind}"
+      )
+    return attention(*args, **kwargs)
 
-def _tpu_flash(
-  queries: types.Queries,
-  keys: Sequence[types.Keys],
-  up: types.UpProjections,
-  *,
-  form: types.Form,
-) -> Float[Array, "B L N D"]:
-  _check_tpu()
-  return library_tpu.latent_attention(queries, keys, up, form=form)
+  return run
 
 
 # Every implementation of latent attention.
@@ -130,7 +126,7 @@ IMPLEMENTATIONS: dict[str, types.Implementation] = {
   "xla_chunked": xla_chunked.latent_attention,
   "reference": reference.latent_attention,
   **{name: _library(name) for name in LIBRARIES},
-  library_tpu.NAME: _tpu_flash,
+  library_tpu.NAME: _on_tpu(library_tpu.latent_attention),
 }
 
 
@@ -171,18 +167,6 @@ def _dense_library(name: str) -> types.DenseImplementation:
   return run
 
 
-def _dense_tpu_flash(
-  query: Float[Array, "B L N D"],
-  key: Float[Array, "B S N D"],
-  value: Float[Array, "B S N V"],
-  valid: Bool[Array, "B G"] | None,
-  *,
-  scale: float,
-) -> Float[Array, "B L N V"]:
-  _check_tpu()
-  return library_tpu.dense_attention(query, key, value, valid, scale=scale)
-
-
 def _dense_plain(
   attention: Callable[..., Array],
 ) -> types.DenseImplementation:
@@ -207,7 +191,7 @@ DENSE: dict[str, types.DenseImplementation] = {
   "xla_chunked": _dense_plain(xla_chunked.attention),
   "reference": _dense_plain(reference.attention),
   **{name: _dense_library(name) for name in LIBRARIES},
-  library_tpu.NAME: _dense_tpu_flash,
+  library_tpu.NAME: _on_tpu(library_tpu.dense_attention),
 }
 
 
