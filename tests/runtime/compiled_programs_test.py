@@ -45,7 +45,7 @@ def test_default_lies_in_the_cache_of_the_user(environment, folder):
 def test_without_a_gpu_nothing_is_kept(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   jax.config.update("jax_compilation_cache_dir", None)
-  assert compiled_programs.keep() is None
+  assert not compiled_programs.keep()
   assert jax.config.jax_compilation_cache_dir is None
   assert not [*tmp_path.iterdir()]
 
@@ -54,8 +54,9 @@ def test_with_a_gpu_programs_are_kept_for_the_user_alone(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   monkeypatch.setattr(compiled_programs, "_has_gpu", lambda: True)
   jax.config.update("jax_compilation_cache_dir", None)
-  folder = compiled_programs.keep()
-  assert folder == tmp_path / "videomla_jax" / "programs"
+  said = compiled_programs.keep()
+  folder = tmp_path / "videomla_jax" / "programs"
+  assert said == f"compiled programs are kept in {folder}"
   assert jax.config.jax_compilation_cache_dir == str(folder)
   assert folder.stat().st_mode & 0o077 == 0
 
@@ -63,12 +64,42 @@ def test_with_a_gpu_programs_are_kept_for_the_user_alone(tmp_path, monkeypatch):
 def test_a_folder_of_the_environment_stays(tmp_path, monkeypatch):
   monkeypatch.setattr(compiled_programs, "_has_gpu", lambda: True)
   jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-  assert compiled_programs.keep() is None
+  assert not compiled_programs.keep()
   assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("platforms", "looked"),
+  [(None, True), ("cuda,cpu", True), ("cpu,cuda", False), ("tpu", False)],
+)
+def test_the_first_platform_decides(monkeypatch, platforms, looked):
+  asked = []
+  monkeypatch.setattr(
+    compiled_programs.importlib.util,
+    "find_spec",
+    lambda name: asked.append(name),
+  )
+  before = jax.config.jax_platforms
+  try:
+    jax.config.update("jax_platforms", platforms)
+    assert not compiled_programs._has_gpu()
+  finally:
+    jax.config.update("jax_platforms", before)
+  assert bool(asked) is looked
+
+
+def test_a_home_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+  (tmp_path / "videomla_jax").write_text("")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(compiled_programs, "_has_gpu", lambda: True)
+  jax.config.update("jax_compilation_cache_dir", None)
+  said = compiled_programs.keep()
+  assert said.startswith("compiled programs are not kept: programs=")
+  assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_off_keeps_nothing():
-  assert compiled_programs.keep("off") is None
+  assert not compiled_programs.keep("off")
   assert not jax.config.jax_enable_compilation_cache
 
 
@@ -101,9 +132,12 @@ print(hits, misses)
 """
 
 
-def test_a_second_start_compiles_nothing(tmp_path):
+def test_a_second_start_compiles_nothing_unless_programs_are_damaged(tmp_path):
   counts = []
-  for _ in range(2):
+  for start in range(3):
+    if start == 2:
+      for path in (tmp_path / "programs").glob("*-cache"):
+        path.write_bytes(path.read_bytes()[:-40])
     ended = subprocess.run(
       [sys.executable, "-c", _PROGRAM, str(tmp_path / "programs")],
       capture_output=True,
@@ -116,7 +150,8 @@ def test_a_second_start_compiles_nothing(tmp_path):
       },
     )
     counts.append(tuple(map(int, ended.stdout.split())))
-  (_, first), (hits, second) = counts
+  (_, first), (hits, second), (_, third) = counts
   assert first > 0
   assert hits > 0
   assert second == 0
+  assert third == first

@@ -248,9 +248,9 @@ def run(main: Callable[..., object], *, workdir: bool = False) -> None:
 
   def whole() -> None:
     values = given(workdir=workdir)
-    kept = compiled_programs.keep(flags.FLAGS.programs)
-    if kept is not None:
-      print(f"compiled programs are kept in {kept}", flush=True)
+    said = compiled_programs.keep(flags.FLAGS.programs)
+    if said:
+      print(said, flush=True)
     main(*values)
 
   run_flags(whole)

@@ -28,10 +28,11 @@ def _has_gpu() -> bool:
 
   The processes of a run must join before the first device is asked for.
   """
-  platforms = jax.config.jax_platforms
+  # The first platform of the list is the one that computes.
+  platform = (jax.config.jax_platforms or "cuda").split(",")[0]
   plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
   return (
-    platforms in (None, "", "cuda", "gpu")
+    platform in ("cuda", "gpu")
     and any(map(importlib.util.find_spec, plugins))
     and any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
   )
@@ -50,38 +51,47 @@ def default_folder(environment: Mapping[str, str]) -> pathlib.Path:
   return base / "videomla_jax" / "programs"
 
 
-def keep(choice: str = AUTO) -> pathlib.Path | None:
+def keep(choice: str = AUTO) -> str:
   """Keeps what is compiled from now on, and finds what was kept.
 
   JAX_COMPILATION_CACHE_DIR, if it is set, is left alone unless a folder is
   named here.
 
   Args:
-    choice: "auto" keeps programs of GPUs in the user's cache, "off" keeps
-      none, anything else is a folder for the programs of any device.
+    choice: "auto" keeps programs of GPUs in the user's cache, where that is
+      possible; "off" keeps none, anything else is a folder for the programs of
+      any device.
 
   Returns:
-    The folder, or None if nothing is kept by this call.
+    What to tell the user, without a full stop; empty where there is nothing.
 
   Raises:
-    ValueError: If the folder cannot be made, or others may write into it.
+    ValueError: If a folder is named that cannot be made, or into which others
+      may write.
   """
   if choice == OFF:
     jax.config.update("jax_enable_compilation_cache", False)
-    return None
-  if choice == AUTO:
-    if jax.config.jax_compilation_cache_dir or not _has_gpu():
-      return None
-    folder = default_folder(os.environ)
-  else:
-    folder = pathlib.Path(paths.local(choice, "programs"))
+    return ""
+  if choice != AUTO:
+    return _keep_in(pathlib.Path(paths.local(choice, "programs")))
+  if jax.config.jax_compilation_cache_dir or not _has_gpu():
+    return ""
+  try:
+    return _keep_in(default_folder(os.environ))
+  except ValueError as error:
+    # Nobody asked for it, so nothing else has to fail: a home may be read-only.
+    return f"compiled programs are not kept: {str(error).rstrip('.')}"
+
+
+def _keep_in(folder: pathlib.Path) -> str:
+  """Keeps programs in a folder, and says so."""
   _make_private(folder)
   jax.config.update("jax_compilation_cache_dir", str(folder))
   # JAX counts the bytes of a folder under a lock of the package `filelock`.
   jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
   # By itself JAX keeps what took more than a second.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  return folder
+  return f"compiled programs are kept in {folder}"
 
 
 def _make_private(folder: pathlib.Path) -> None:
