@@ -159,36 +159,34 @@ def test_memory_is_spared_and_nothing_else(seed, kind, scan_blocks, name):
   tolerances.assert_close(*videos, "float32_deep")
 
 
-def test_keys_of_the_text_are_made_once(seed):
-  counts = {}
-  for spare_memory in (True, False):
-    model, text, keys, sampler = tiny_rollout.setup(
-      seed, spare_memory=spare_memory
-    )
-    made = chunk_pass.with_keys_of_text(model, text)
-    again = chunk_pass.with_keys_of_text(model, made)
-    assert jax.tree.structure(again) == jax.tree.structure(made)
-    counts[spare_memory] = len(jax.tree.leaves(made))
-    if not spare_memory:
-      layers, heads = model.config.num_layers, 2
-      assert {x.shape for x in made} == {(layers, B, 3, heads, 12)}
-      # A layer takes its own: another order of layers is another video.
-      turned = jax.tree.map(lambda x: x[::-1], made)
-      cache = rollout.empty_cache(
-        model, batch=B, frame=FRAME, window=WINDOW, max_frames=9
-      )
-      noise = sampling.chunk_noise(
-        keys, jnp.asarray(0), shape=(3, *FRAME), sampler=sampler
-      )
-      chunks = [
-        jax.jit(chunk_pass.chunk_step, static_argnames=("window", "sampler"))(
-          model, cache, noise, t, window=WINDOW, sampler=sampler
-        )[0]
-        for t in (text, made, turned)
-      ]
-      tolerances.assert_close(chunks[0], chunks[1], "float32_deep")
-      assert tolerances.relative_error(chunks[2], chunks[1]) > 1e-3
-  assert counts == {True: 1, False: 2}
+def test_keys_of_the_text_are_made_once_unless_memory_is_spared(seed):
+  model, text, _, _ = tiny_rollout.setup(seed)
+  assert chunk_pass.with_keys_of_text(model, text) is text
+  model, text, _, _ = tiny_rollout.setup(seed, spare_memory=False)
+  made = chunk_pass.with_keys_of_text(model, text)
+  attention = model.config.attention
+  shape = (model.config.num_layers, *text.shape[:2], attention.num_heads)
+  assert {x.shape for x in made} == {(*shape, attention.head_dim)}
+  assert chunk_pass.with_keys_of_text(model, made) is made
+
+
+def test_every_layer_takes_its_own_keys_of_the_text(seed):
+  model, text, keys, sampler = tiny_rollout.setup(seed, spare_memory=False)
+  cache = rollout.empty_cache(
+    model, batch=B, frame=FRAME, window=WINDOW, max_frames=9
+  )
+  noise = sampling.chunk_noise(
+    keys, jnp.asarray(0), shape=(3, *FRAME), sampler=sampler
+  )
+  step = jax.jit(chunk_pass.chunk_step, static_argnames=("window", "sampler"))
+  made = chunk_pass.with_keys_of_text(model, text)
+  turned = jax.tree.map(lambda x: x[::-1], made)
+  of_text, of_keys, of_others = (
+    step(model, cache, noise, x, window=WINDOW, sampler=sampler)[0]
+    for x in (text, made, turned)
+  )
+  tolerances.assert_close(of_text, of_keys, "float32_deep")
+  assert tolerances.relative_error(of_others, of_keys) > 1e-3
 
 
 def test_two_short_scans_equal_one_long_scan(seed):

@@ -201,6 +201,8 @@ def main() -> None:
   if given.worker:
     _ours(given.worker, given.size, *given.window)
     return
+  if given.rounds < 1:
+    parser.error(f"--rounds={given.rounds} must be at least 1; use 5.")
   if not given.wan or not (given.wan / "wan/modules/causal_model.py").exists():
     parser.error(
       f"--wan={given.wan} is no checkout of Self-Forcing; clone"
