@@ -148,11 +148,15 @@ def _function(
   )
   if direction == "forward":
     return attend
-  return _gradient(attend)
+  return gradient(attend)
 
 
-def _gradient(attend: Callable[..., Array]) -> Callable[..., PyTree]:
-  """Returns the gradient by queries, latents, positional keys and weights."""
+def gradient(attend: Callable[..., Array]) -> Callable[..., PyTree]:
+  """Returns the gradient by queries, latents, positional keys and weights.
+
+  Args:
+    attend: (queries, keys, up-projections) -> values.
+  """
 
   def run(queries: Any, keys: Any, up: Any) -> PyTree:
     # Flags have no gradient, and latents in eight bits none either.
@@ -220,7 +224,7 @@ def _errors(
     reference.latent_attention, form="expanded"
   )
   if direction == "gradient":
-    exact = _gradient(exact)
+    exact = gradient(exact)
   wide = jax.tree.map(
     lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, args
   )

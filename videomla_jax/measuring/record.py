@@ -28,7 +28,10 @@ type Line = dict[str, Any]
 
 # What tells measurements apart, in the order in which a label names them. A
 # field that does not apply is absent or null.
-FIELDS = ("name", "shape", "attention", "form", "implementation", "direction")
+FIELDS = (
+  *("name", "shape", "attention", "form", "implementation", "direction"),
+  "tiles",
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
 _MAX_BYTES = 64 * 2**20
 

@@ -39,6 +39,7 @@ class Row:
     form: Form of latent attention.
     implementation: What computes it.
     direction: "forward" or "gradient".
+    tiles: Sizes of a kernel's tiles, where they are what is compared.
     holes: Whether some frames of the window are not valid.
   """
 
@@ -49,6 +50,7 @@ class Row:
   form: str | None = None
   implementation: str | None = None
   direction: str | None = None
+  tiles: str | None = None
   holes: bool | None = None
 
   @property

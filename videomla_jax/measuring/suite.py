@@ -17,10 +17,12 @@ from videomla_jax.costs import attention_shapes
 from videomla_jax.data import locks
 from videomla_jax.measuring import attention_rows
 from videomla_jax.measuring import ceilings
+from videomla_jax.measuring import error_rows
 from videomla_jax.measuring import pixel_rows
 from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
 from videomla_jax.measuring import row as row_lib
+from videomla_jax.measuring import tile_rows
 from videomla_jax.measuring import training_rows
 from videomla_jax.models import tiny_decoder
 from videomla_jax.models import vae_coders
@@ -266,6 +268,12 @@ class GpuSuite:
       ),
       training_rows.rows(stages=self.stages, layers=sizes.layers),
       attention(shapes=others, implementations=_KERNELS),
+      error_rows.rows(
+        make=sizes.make, frame=sizes.frame, implementations=_IMPLEMENTATIONS
+      ),
+      tile_rows.rows(
+        sizes.shapes, tile_rows.calls(names[0], sizes.gradients[0])
+      ),
     )
 
 

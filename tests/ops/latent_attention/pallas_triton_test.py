@@ -217,7 +217,28 @@ def test_what_a_gpu_cannot_do_well_is_refused(seed):
   with pytest.raises(NotImplementedError, match="float32 spills"):
     pallas_triton.flash(queries, segments, scale=1.0)
   odd = triton_config.Config(rows=48, keys=16)
-  with pytest.raises(NotImplementedError, match="48 rows"):
-    pallas_triton.flash(
-      queries, segments, scale=1.0, config=odd, interpret=True
-    )
+  for tiles in ("config", "gradient_config"):
+    with pytest.raises(NotImplementedError, match="48 rows"):
+      pallas_triton.flash(
+        queries, segments, scale=1.0, interpret=True, **{tiles: odd}
+      )
+
+
+def test_tiles_of_the_gradient_change_its_work_and_not_its_value(seed):
+  args = suite.inputs(seed)
+
+  def gradient(tiles):
+    attend = functools.partial(flash, gradient_config=tiles)
+    whole = suite.latent_attention(attend, "expanded")
+    of = jax.grad(lambda args: jnp.sum(jnp.sin(whole(*args))), allow_int=True)
+    found = jax.make_jaxpr(of)(args)
+    values = [
+      x for x in jax.tree.leaves(jax.jit(of)(args)) if x.dtype == jnp.float32
+    ]
+    return str(found), values
+
+  small, values = gradient(CONFIG)
+  large, others = gradient(triton_config.Config(rows=32, keys=32))
+  assert small != large
+  for a, b in zip(values, others, strict=True):
+    suite.tolerances.assert_close(a, b, "float32_gradient")

@@ -46,9 +46,14 @@ def _stored(segments: Sequence[types.KeyValue]) -> Segments:
   return tuple(segments)
 
 
-def _config(segments: Segments) -> triton_config.Config:
+def _config(
+  direction: triton_config.Direction, segments: Segments
+) -> triton_config.Config:
+  """Takes the tiles of the table."""
   first = segments[0]
-  return forward.config_of(first.content.shape[-1], first.values.shape[-1])
+  width = max(first.content.shape[-1], first.values.shape[-1])
+  capability = device.current().capability
+  return triton_config.row_of(direction, width, capability).config
 
 
 def _with_contents(segments: Segments, contents: Sequence[Content]) -> Segments:
@@ -70,7 +75,11 @@ def _would_spill(segments: Segments) -> bool:
 
 
 def with_gradient(
-  run: Forward, *, scale: float, interpret: bool = False
+  run: Forward,
+  *,
+  scale: float,
+  config: triton_config.Config | None = None,
+  interpret: bool = False,
 ) -> Forward:
   """Gives a forward kernel the gradient of this module.
 
@@ -82,6 +91,7 @@ def with_gradient(
   Args:
     run: (queries, segments) -> values; runs where no gradient is asked for.
     scale: Logit multiplier, positive.
+    config: Sizes of the tiles of the backward kernels; by default the table's.
     interpret: Whether to run the kernels of this module on a CPU.
 
   Returns:
@@ -104,7 +114,7 @@ def with_gradient(
       queries,
       segments,
       scale=scale,
-      config=_config(segments),
+      config=_config("forward", segments),
       interpret=interpret,
     )
     return out, (queries, segments, out, log_sum, to_stored)
@@ -118,7 +128,14 @@ def with_gradient(
     else:
       queries, segments, out, log_sum, to_stored = saved
       d_queries, d_segments = vjp.gradients(
-        queries, segments, out, log_sum, d_out, scale=scale, interpret=interpret
+        queries,
+        segments,
+        out,
+        log_sum,
+        d_out,
+        scale=scale,
+        config=config or _config("gradient", segments),
+        interpret=interpret,
       )
     (d_stored,) = to_stored(tuple(s.content for s in d_segments))
     return d_queries, _with_contents(d_segments, d_stored)
@@ -134,6 +151,7 @@ def flash(
   *,
   scale: float,
   config: triton_config.Config | None = None,
+  gradient_config: triton_config.Config | None = None,
   interpret: bool = False,
 ) -> Float[Array, "B R H D"]:
   """Runs the forward kernel as the kernel of `forms.attend`.
@@ -143,7 +161,9 @@ def flash(
       no channels.
     segments: Keys and values of as many heads as the queries have.
     scale: Logit multiplier, positive.
-    config: Sizes of the tiles where no gradient is asked for.
+    config: Sizes of the tiles where no gradient is asked for; by default the
+      table's (`triton_config.TABLE`).
+    gradient_config: Sizes of the tiles of the backward kernels, likewise.
     interpret: Whether to run on a CPU.
 
   Returns:
@@ -164,12 +184,13 @@ def flash(
     raise NotImplementedError(
       "pallas_triton: float32 spills registers on a GPU; use bfloat16"
     )
-  config = config or _config(segments)
-  if any(n & (n - 1) or n < 16 for n in (config.rows, config.keys)):
-    raise NotImplementedError(
-      f"pallas_triton: {config.rows} rows and {config.keys} keys must be "
-      "powers of two from 16 on"
-    )
+  config = config or _config("forward", segments)
+  for tiles in (config, gradient_config or config):
+    if any(n & (n - 1) or n < 16 for n in (tiles.rows, tiles.keys)):
+      raise NotImplementedError(
+        f"pallas_triton: {tiles.rows} rows and {tiles.keys} keys must be "
+        "powers of two from 16 on"
+      )
 
   def run(
     queries: types.Queries, segments: Segments
@@ -183,5 +204,7 @@ def flash(
     nothing: Any = None
     queries = queries._replace(rope=nothing)
     segments = tuple(s._replace(rope=nothing) for s in segments)
-  flash = with_gradient(run, scale=scale, interpret=interpret)
+  flash = with_gradient(
+    run, scale=scale, config=gradient_config, interpret=interpret
+  )
   return flash(queries, segments)

@@ -45,25 +45,6 @@ from videomla_jax.ops.latent_attention import types
 LOG2_E = math.log2(math.e)
 
 
-def config_of(content: int, value: int) -> triton_config.Config:
-  """Block sizes for a head's widths.
-
-  128 rows and 64 keys on 8 warps take 137 registers (expanded) and 145
-  (absorbed, d_c = 192) without spills on sm_100a; 4 warps spill.
-
-  Args:
-    content: Channels of the content part.
-    value: Channels of the values.
-  """
-  if max(content, value) <= 192:
-    return triton_config.Config()
-  # The accumulator of 256 channels is twice that of 128: half the rows.
-  if max(content, value) <= 256:
-    return triton_config.Config(rows=64)
-  # 512 float32 columns of output leave room for few rows and keys.
-  return triton_config.Config(rows=32, keys=32, num_stages=1)
-
-
 def dot(
   a: Shaped[Array, "m k"], b: Shaped[Array, "k n"]
 ) -> Float32[Array, "m n"]:

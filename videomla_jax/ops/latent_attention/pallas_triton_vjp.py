@@ -28,23 +28,6 @@ from videomla_jax.ops.latent_attention import triton_config
 from videomla_jax.ops.latent_attention import types
 
 
-def config_of(content: int, value: int) -> triton_config.Config:
-  """Block sizes of both backward kernels.
-
-  A tile of dK and dV holds content + rope + value float32 columns per key, and
-  both kernels recompute the scores: half the rows of the forward pass.
-
-  Args:
-    content: Channels of the content part.
-    value: Channels of the values.
-  """
-  if max(content, value) <= 128:
-    return triton_config.Config(rows=64, keys=64, num_warps=8, num_stages=1)
-  if max(content, value) <= 192:
-    return triton_config.Config(rows=64, keys=32, num_warps=8, num_stages=1)
-  return triton_config.Config(rows=32, keys=32, num_warps=4, num_stages=1)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows[T]:
@@ -85,6 +68,7 @@ def gradients(
   d_out: Float[Array, "B R H D"],
   *,
   scale: float,
+  config: triton_config.Config,
   interpret: bool = False,
 ) -> tuple[types.Queries, tuple[types.KeyValue, ...]]:
   """Computes the gradients of queries and segments.
@@ -96,13 +80,12 @@ def gradients(
     log_sum: Base-2 logarithm of the sum of each row of the forward pass.
     d_out: Gradient of the output.
     scale: Logit multiplier, positive.
+    config: Sizes of the tiles of both kernels.
     interpret: Whether to run on a CPU.
 
   Returns:
     Gradients in the places of what they belong to; flags have None.
   """
-  first = segments[0]
-  config = config_of(first.content.shape[-1], first.values.shape[-1])
   delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
   rows = Rows(
     content=queries.content,
