@@ -199,6 +199,7 @@ def training(
   config.log = dict(
     every=1,  # steps
     flops=True,  # count operations: utilisation of known GPUs
+    ranks_every=unused(int),  # steps between ranks of attention; None for never
   )
   config.eval = dict(every=500, batches=8)
   config.samples = dict(
@@ -281,4 +282,4 @@ def run_locally(config: Config) -> None:
   for name, value in (("seconds", 2.0), ("num_steps", 2)):
     if config.samples[name] is not None:
       config.samples[name] = value
-  config.log.update(every=1)
+  config.log.update(every=1, ranks_every=3)

@@ -21,7 +21,7 @@ from videomla_jax.training import regression
 from videomla_jax.training.stages import table
 from videomla_jax.training.stages import teacher_forcing
 
-_EXACT = ("train/loss", "train/grad_norm", "eval/loss")
+_EXACT = ("train/loss", "train/grad_norm", "eval/loss", "rank/median")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,9 @@ def test_interrupted_run_equals_an_uninterrupted_one(
   train.train(config, str(parts))
   assert _losses(parts) == _losses(whole)
   assert sorted({x[0] for x in _losses(whole)}) == [1, 2, 3, 4, 5, 6]
+  # A latent of the small network has 16 channels.
+  ranks = {x[0]: x[-1] for x in _losses(whole) if x[-1] is not None}
+  assert [*ranks] == [3, 6] and all(0 < r <= 16 for r in ranks.values())
   ours, theirs = (_final_state(config, x) for x in (parts, whole))
   assert ours[0] == theirs[0] == 6
   for a, b in zip(ours[1], theirs[1], strict=True):

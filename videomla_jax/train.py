@@ -51,6 +51,8 @@ _PROFILE = flags.DEFINE_string(
   "profile", "", "Steps FIRST:LAST to trace into WORKDIR/profile."
 )
 
+_EVERY = ("log", "eval", "checkpoint", "samples")  # groups with such a field
+
 
 def check(stage: stage_lib.Stage, settings: settings_lib.Training) -> None:
   """Refuses what cannot be trained, before anything is loaded or compiled.
@@ -83,11 +85,13 @@ def _check_numbers(settings: settings_lib.Training) -> None:
   Raises:
     ValueError: With the field, the rule and the way out.
   """
-  for name in ("log", "eval", "checkpoint", "samples"):
-    every = getattr(settings, name).every
+  for name, every in (
+    *((f"{x}.every", getattr(settings, x).every) for x in _EVERY),
+    ("log.ranks_every", settings.log.ranks_every),
+  ):
     if every is not None and every < 1:
       raise ValueError(
-        f"{name}.every={every} must be at least 1; for never, use more than "
+        f"{name}={every} must be at least 1; for never, use more than "
         "optim.steps."
       )
   for name, count in (

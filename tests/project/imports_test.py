@@ -27,13 +27,14 @@ BELOW: dict[str, set[str]] = {
   "small_world": {"storage", "models", "data"},
   "costs": {"shapes", "sharding", "ops", "models", "diffusion"},
   "conversion": {"storage", "ops", "models", "small_world"},
+  "analysis": {"storage", "models", "small_world", "conversion"},
   "generation": {
     *("shapes", "media", "storage", "runtime", "ops", "models", "diffusion"),
     *("data", "small_world", "costs"),
   },
   "training": {
     *("sharding", "storage", "runtime", "ops", "models", "diffusion", "data"),
-    *("small_world", "costs", "generation"),
+    *("small_world", "costs", "conversion", "analysis", "generation"),
   },
   "measuring": {
     *("sharding", "storage", "runtime", "ops", "models", "diffusion", "data"),
@@ -111,7 +112,7 @@ def test_top_of_the_package_is_commands_and_rooms() -> None:
   others = rooms - {"checkpoints"} - {*BELOW}
   assert others == {
     *("train", "sample", "evaluate", "convert"),
-    *("calibrate", "prepare", "embed", "benchmark", "verify"),
+    *("calibrate", "prepare", "embed", "analyze", "benchmark", "verify"),
   }
 
 

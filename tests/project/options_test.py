@@ -19,6 +19,7 @@ import pytest
 
 from tests import tiny_project
 import videomla_jax
+from videomla_jax import analyze
 from videomla_jax import benchmark
 from videomla_jax import calibrate
 from videomla_jax import convert
@@ -38,7 +39,12 @@ from videomla_jax.training.stages import table
 
 _DOORS = (
   *(request.Request, evaluate.Evaluation, embed.Embedding, prepare.Request),
-  *(calibrate.Calibration, *benchmark.SUITES.values(), networks.Networks),
+  *(
+    calibrate.Calibration,
+    analyze.Analysis,
+    *benchmark.SUITES.values(),
+    networks.Networks,
+  ),
   *(settings.Training, *settings.DATA.values(), settings.Samples),
   *(stage.settings for stage in table.STAGES.values()),
 )

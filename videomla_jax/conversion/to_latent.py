@@ -208,7 +208,7 @@ def convert_layers(
     )
 
 
-def dense_layer(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
+def layer_parameters(model: wan.WanDiT, n: int) -> dict[str, np.ndarray]:
   """Returns the parameters of the self-attention of layer n, with slashes."""
   parameters = model_folder.model_arrays(model.blocks.self_attention)
   flat = tree_names.flat_dict(parameters)
@@ -249,7 +249,7 @@ def to_latent(
 
   def read_layer(n: int) -> DenseLayer:
     return DenseLayer(
-      dense_layer(dense, n),
+      layer_parameters(dense, n),
       arrays["blocks/modulation"][n],
       None if tokens is None else tokens[n],
     )

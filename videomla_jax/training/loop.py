@@ -27,6 +27,7 @@ from videomla_jax.training import interrupts
 from videomla_jax.training import optim
 from videomla_jax.training import profile as profile_lib
 from videomla_jax.training import programs as programs_lib
+from videomla_jax.training import rank_metrics
 from videomla_jax.training import samples
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training import throughput
@@ -46,6 +47,7 @@ class _Due(NamedTuple):
   Attributes:
     log: Whether its scalars are written.
     evaluate: Whether the average is evaluated on held-out clips.
+    rank: Whether the ranks that its attention occupies are measured.
     save: Whether the state is saved.
     sample: Whether videos are made.
     stop: Whether the run ends although steps are left.
@@ -53,6 +55,7 @@ class _Due(NamedTuple):
 
   log: bool
   evaluate: bool
+  rank: bool
   save: bool
   sample: bool
   stop: bool
@@ -133,6 +136,10 @@ class Run:
           if values:
             writer.scalars(done, values)
           clock.lap(done)  # This time belongs to no step.
+        if due.rank:
+          taken = to_host(rank_metrics.weights(state.ema))
+          writer.scalars(done, rank_metrics.scalars(taken))
+          clock.lap(done)
         if updated and (due.save or owed):
           self._save(done, state, batches)
         # States of skipped steps would push out those before them.
@@ -194,6 +201,7 @@ class Run:
       # A run that stops between two lines reports the steps since the last.
       log=done % settings.log.every == 0 or saves,
       evaluate=at(settings.eval.every),
+      rank=at(settings.log.ranks_every),
       save=saves,
       sample=at(settings.samples.every),
       stop=asked_to_stop and not last,

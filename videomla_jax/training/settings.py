@@ -179,10 +179,13 @@ class Log:
   Attributes:
     every: Steps between two lines.
     flops: Whether to count operations, which gives the utilisation.
+    ranks_every: Steps between two measurements of the ranks that attention
+      occupies; None makes none.
   """
 
   every: int
   flops: bool
+  ranks_every: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
