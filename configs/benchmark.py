@@ -3,12 +3,13 @@
   python -m videomla_jax.benchmark --config=configs/benchmark.py
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=kernels
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=training
+  python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=memory
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=gpu
 
-The second needs the extra `aot` and JAX_PLATFORMS=cpu, and no GPU. The last one
-measures the GPU that is here.
-Arguments: `suite=rollout|kernels|training|gpu`, `minutes=N` (of video, or of
-measuring), `runlocal`.
+`kernels` and `memory` need the extra `aot` and JAX_PLATFORMS=cpu, and no GPU.
+`gpu` measures the one that is here.
+Arguments: `suite=rollout|kernels|training|memory|gpu`, `minutes=N` (of video,
+or of measuring), `runlocal`.
 """
 
 import importlib
@@ -22,7 +23,7 @@ from videomla_jax.training.stages import table
 
 # The config of a stage has the name of the stage.
 STAGES = {name: importlib.import_module(name) for name in table.STAGES}
-SUITES = ("rollout", "kernels", "training", "gpu")
+SUITES = ("rollout", "kernels", "training", "memory", "gpu")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -42,6 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "rollout": _rollout,
     "kernels": _kernels,
     "training": _training,
+    "memory": _memory,
     "gpu": _gpu,
   }
   config = ml_collections.ConfigDict()
@@ -83,6 +85,23 @@ def _kernels(
   config.shapes = tuple(attention_shapes.SHAPES)
   if arguments["runlocal"]:
     config.targets, config.shapes = ("b200",), ("480p",)
+
+
+def _memory(
+  config: ml_collections.ConfigDict, arguments: dict[str, Any]
+) -> None:
+  """Compiles rollouts of 1.3B: half a minute a program, three for each case."""
+  config.targets = ("b200", "h100")
+  config.latents = (0, 64, 128, 192, 256, 512)  # d_c; 0 is dense attention
+  config.windows = ("1+6", "21")  # sink and local frames; all of a clip
+  config.spare_memory = True
+  config.check = True  # compile the largest batch, too
+  config.again = False  # compile what the record has already
+  config.rows = ""  # a regular expression; empty takes all cases
+  config.record = "docs/benchmark_memory.jsonl"
+  if arguments["runlocal"]:
+    config.targets, config.latents, config.windows = ("b200",), (192,), ("1+6",)
+    config.check, config.record = False, "out/benchmark_memory.jsonl"
 
 
 def _gpu(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:

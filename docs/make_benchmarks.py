@@ -1,10 +1,11 @@
-"""Writes the page of measurements, and the README's table, from the records.
+"""Writes the pages of measurements, and the README's table, from the records.
 
   python docs/make_benchmarks.py
 
-Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to. Writes
-docs/benchmarks.md, and README.md between its two markers. A test does the same
-and compares, so that no number is typed.
+Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
+docs/benchmark_memory.jsonl of `suite=memory`. Writes docs/benchmarks.md,
+docs/memory.md, and README.md between its two markers. A test does the same and
+compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
@@ -205,6 +206,93 @@ def summary(lines: list[record.Line]) -> str:
   return f"{about}\n\n{table(titles, rows)}"
 
 
+_MEMORY_HEAD = """# Memory, and how many videos fit
+
+Chunk steps of Wan-1.3B (480 x 832, bfloat16, four passes and the commit) were
+compiled for GPUs that were not there, and nothing has run.
+`python docs/make_benchmarks.py` writes this page from
+docs/benchmark_memory.jsonl, and
+
+```
+JAX_PLATFORMS=cpu python -m videomla_jax.benchmark \\
+  --config=configs/benchmark.py:suite=memory
+```
+
+adds cases to that file (extra `aot`; three programs for each case, about half a
+minute each).
+
+- *First video*: arguments (weights, cache, text) and temporaries of one video.
+- *Each further*: what a video adds, from programs for one and for eight.
+- *Fit*: videos side by side in all memory of the device. The programs of these
+  batches were compiled too, and need what stands in brackets. JAX itself sets
+  aside three quarters of a GPU unless `XLA_PYTHON_CLIENT_MEM_FRACTION` says
+  otherwise.
+- *Tiny*, *Wan*: how many fit if the decoder with its weights and its memory of
+  earlier frames stays beside the network; its activations come on top and are
+  not counted.
+- *Window* 1+6 is one sink frame and six local ones, the chunk included; 21 is
+  every frame of a clip of 5 s.
+
+The paper reports for one B200 and a cache of 21 frames: dense 6.26 GB a request
+and a batch of 28; latents of 64 to 512 channels 0.57 to 1.43 GB, and 4.6 to
+more than 11.4 times the batch, 8.0 times at 192. Here the chunk's own frames
+are not cached (18 of 21 are), a video needs its cache and little else, and no
+decoder is counted in *fit*; the paper does not say what its requests hold
+beside the cache.
+"""
+
+
+def memory_page(lines: Sequence[record.Line]) -> str:
+  """Returns the page about memory.
+
+  Args:
+    lines: The record of `suite=memory`; later lines replace earlier ones.
+  """
+  parts = [_MEMORY_HEAD]
+  case = lambda x: (x["device"], x["spare_memory"], x["window"], x["d_c"])
+  newest = {(*case(x), x["decoder"]): x for x in lines}
+  for group in sorted({k[:3] for k in newest}):
+    device, spare, window = group
+    sparing = ", memory spared" if spare else ""
+    parts.append(f"## {device.upper()}, window {window}{sparing}\n")
+    sizes = sorted({k[3] for k in newest if k[:3] == group})
+    dense = newest.get((*group, 0, "none"))
+    rows = [
+      _memory_row(
+        {k[4]: x for k, x in newest.items() if k[:4] == (*group, d_c)}, dense
+      )
+      for d_c in sizes
+    ]
+    titles = ("attention", "cache", "temporaries", "first video")
+    titles += ("each further", "fit", "of dense", "tiny", "Wan")
+    parts.append(table(titles, rows))
+  return "\n".join(parts)
+
+
+def _memory_row(
+  by_decoder: dict[str, record.Line], dense: record.Line | None
+) -> list[str]:
+  """Returns a line of the table: one size of the latent."""
+  alone = by_decoder["none"]
+  fit = f"{alone['largest_batch']}"
+  if "total_bytes_at_largest_batch" in alone:
+    fit += f" ({alone['total_bytes_at_largest_batch'] / 1e9:.0f} GB)"
+  ratio = ""
+  if dense and alone["d_c"]:
+    ratio = f"{alone['largest_batch'] / dense['largest_batch']:.1f}x"
+  return [
+    f"latent, d_c = {alone['d_c']}" if alone["d_c"] else "dense",
+    f"{alone['cache_bytes'] / 1e6:,.0f} MB",
+    f"{alone['temp_bytes'] / 1e6:,.0f} MB",
+    f"{alone['total_bytes'] / 1e9:.2f} GB",
+    f"{alone['bytes_per_video'] / 1e6:,.0f} MB",
+    fit,
+    ratio,
+    str(by_decoder["tiny"]["largest_batch"]),
+    str(by_decoder["wan"]["largest_batch"]),
+  ]
+
+
 def between(text: str, new: str) -> str:
   """Replaces what stands between the markers of a text."""
   before, _, rest = text.partition(START)
@@ -219,8 +307,10 @@ def documents() -> dict[pathlib.Path, str]:
   folder = ROOT / "docs" / "benchmarks"
   records = [record.read(path) for path in sorted(folder.glob("*.jsonl"))]
   readme = ROOT / "README.md"
+  memory = record.read(ROOT / "docs" / "benchmark_memory.jsonl")
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
+    ROOT / "docs" / "memory.md": memory_page(memory),
     readme: between(readme.read_text("utf-8"), summary(records[0])),
   }
 

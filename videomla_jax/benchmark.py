@@ -7,8 +7,9 @@ rollouts of two lengths, and the time of late chunks over early ones.
 `:suite=kernels` compiles the attention kernels instead, see
 `costs/kernel_table.py`; `:suite=training` counts what a step of each stage
 computes, and how long that takes at a given share of a GPU's peak. Nothing is
-run or compiled for it. `:suite=gpu` measures the GPU that is here and adds to
-its record, see `measuring/suite.py`.
+run or compiled for it. `:suite=memory` compiles rollouts of Wan-1.3B and tells
+how many fit on a GPU, see `measuring/headroom.py`. `:suite=gpu` measures the
+GPU that is here and adds to its record, see `measuring/suite.py`.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from videomla_jax.costs import memory
 from videomla_jax.costs import rollout_run
 from videomla_jax.costs import tpus
 from videomla_jax.diffusion import sampling
+from videomla_jax.measuring import headroom
 from videomla_jax.measuring import record
 from videomla_jax.measuring import suite as measuring_suite
 from videomla_jax.models import cache
@@ -231,12 +233,19 @@ def _check_names(field: str, given: tuple[str, ...], known: list[str]) -> None:
     )
 
 
-Suite = RolloutSuite | KernelSuite | TrainingSuite | measuring_suite.GpuSuite
+Suite = (
+  RolloutSuite
+  | KernelSuite
+  | TrainingSuite
+  | headroom.MemorySuite
+  | measuring_suite.GpuSuite
+)
 # The suites by the name that a config gives; their fields are its keys.
 SUITES: dict[str, type[Suite]] = {
   "rollout": RolloutSuite,
   "kernels": KernelSuite,
   "training": TrainingSuite,
+  "memory": headroom.MemorySuite,
   "gpu": measuring_suite.GpuSuite,
 }
 
