@@ -118,7 +118,8 @@ def test_rooflines_have_units():
   assert least["roofline_us"] == pytest.approx(144.6, rel=0.01)
 
 
-def test_hopper_is_served_by_triton():
+@pytest.fixture(scope="module")
+def hopper():
   made = list(
     kernel_table.rows(
       targets=("h100",),
@@ -127,10 +128,23 @@ def test_hopper_is_served_by_triton():
     )
   )
   for row in made:
-    if row.implementation == "pallas_triton":
-      assert row.compiled and row.tensor_core_ops > 0 and not row.spill_bytes
+    print(kernel_row.line(row))
+  return made
+
+
+def test_hopper_is_served_by_both(hopper):
+  for row in hopper:
+    if row.compiled:
+      assert row.tensor_core_ops > 0
+      assert 0 < row.smem_bytes <= gpus.TARGETS["h100"].smem_bytes
+      assert (row.spill_bytes, row.local_memory_ops) == (0, 0), row
+      assert not row.tmem_columns
     else:
-      assert "compute capability 10" in row.error
+      # Triton's kernel takes bytes.
+      assert (row.implementation, row.form) == ("pallas_mosaic_gpu", "absorbed")
+      assert "not dequantise" in row.error
+  compiled = {(r.shape, r.form) for r in hopper if r.compiled}
+  assert compiled == {(r.shape, r.form) for r in hopper}
 
 
 @pytest.mark.parametrize(
