@@ -22,9 +22,8 @@ block of shared memory that served as K serves as V, and is free after that.
 Keys of dense layers have no positional part, which then is left out.
 """
 
-from typing import Any
-
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -59,7 +58,7 @@ def _stage(
 
 
 def _start_scores(
-  block: items.Block, tile: int, stage: items.Scalar, s: jax.Ref
+  block: items.Block, tile: items.Scalar, stage: items.Scalar, s: jax.Ref
 ) -> None:
   """Starts S += Q Kᵀ, once the keys are there."""
   r = block.refs
@@ -69,18 +68,28 @@ def _start_scores(
     plgpu.wgmma(s, r[name].at[tile], keys.T)
 
 
+def _ready(block: items.Block, tile: items.Scalar, stage: items.Scalar) -> None:
+  """Waits for the values of a stage, and for the turn to start products."""
+  r = block.refs
+  if not block.widths.shared:
+    plgpu.barrier_wait(r["v_full"].at[stage])
+  if block.config.tiles > 1:
+    plgpu.barrier_wait(r["turn"].at[tile])
+
+
 def _start_outputs(
   block: items.Block,
+  tile: items.Scalar,
   stage: items.Scalar,
   p: Float[Array, "rows keys"],
   o: jax.Ref,
 ) -> None:
-  """Starts O += P V, once the values are there."""
+  """Starts O += P V, the last product of a turn."""
   r = block.refs
-  if not block.widths.shared:
-    plgpu.barrier_wait(r["v_full"].at[stage])
   value = r["k_content"] if block.widths.shared else r["v"]
   plgpu.wgmma(o, p, value.at[stage])
+  if block.config.tiles > 1:
+    plgpu.barrier_arrive(r["turn"].at[1 - tile])
 
 
 def _free(block: items.Block, stage: items.Scalar, *, after: str) -> None:
@@ -143,11 +152,11 @@ def _softmax(
   top = lax.broadcast_in_dim(m_new * block.scale, s.shape, [0])
   p = jnp.exp2(s * block.scale - top)
   l_new = alpha * l + p.sum(axis=1)
-  return p.astype(block.out.dtype), alpha, m_new, l_new
+  return p, alpha, m_new, l_new
 
 
 def _attend(
-  block: items.Block, item: items.Item, tile: int, o: jax.Ref
+  block: items.Block, item: items.Item, tile: items.Scalar, o: jax.Ref
 ) -> None:
   """Computes one tile of an item and starts to store it.
 
@@ -157,20 +166,23 @@ def _attend(
     tile: Index of the tile.
     o: Accumulator of the output, zero.
   """
-  config, r = block.config, block.refs
+  config, r, dtype = block.config, block.refs, block.out.dtype
   scores = plgpu.ACC((config.rows, config.keys), jnp.float32)
 
   def first_scores(s: jax.Ref) -> Float32[Array, "rows keys"]:
     _start_scores(block, tile, _stage(block, item, 0), s)
     return _done(s, still_running=0)
 
+  row = item.rows[0] + tile * config.rows
   # Whatever is multiplied for a tile without rows is not stored.
-  pl.when(item.present[tile])(lambda: plgpu.barrier_wait(r["q_full"].at[tile]))
+  present = row < block.rows
+  pl.when(present)(lambda: plgpu.barrier_wait(r["q_full"].at[tile]))
   s = pl.run_scoped(first_scores, scores)
   _free(block, _stage(block, item, 0), after="scores")
   p, _, m, l = _softmax(
     block, item.count(0), s, _row_of(config, items.LEAST), _row_of(config, 0.0)
   )
+  _ready(block, tile, _stage(block, item, 0))
 
   def step(
     j: items.Scalar, carry: tuple[Array, Array, Array]
@@ -180,37 +192,42 @@ def _attend(
     now, following = _stage(block, item, j), _stage(block, item, j + 1)
 
     def products(s: jax.Ref) -> Float32[Array, "rows keys"]:
-      if config.takes_turns:
-        plgpu.barrier_wait(r["turn"].at[tile])
       _start_scores(block, tile, following, s)
-      _start_outputs(block, now, p, o)
-      if config.takes_turns:
-        plgpu.barrier_arrive(r["turn"].at[(tile + 1) % config.tiles])
+      _start_outputs(block, tile, now, p, o)
       return _done(s, still_running=1)
 
     s = pl.run_scoped(products, scores)
     _free(block, following, after="scores")
-    p, alpha, m, l = _softmax(block, count, s, m, l)
+    p, alpha, m, l = lax.optimization_barrier(_softmax(block, count, s, m, l))
+    # Waiting for something else keeps ptxas from waiting for the product before
+    # the softmax, as it would do otherwise.
+    _ready(block, tile, following)
     out = _done(o, still_running=0)
     _free(block, now, after="outputs")
+    # It is rounded only now: the product that is done has read the P before,
+    # and the compiler would start one product after the other if this P took
+    # its registers meanwhile.
+    p, out = lax.optimization_barrier((p, out))
     o[...] = out * lax.broadcast_in_dim(alpha, out.shape, [0])
-    return p, m, l
+    return p.astype(dtype), m, l
 
-  p, _, l = lax.fori_loop(0, item.steps - 1, step, (p, m, l))
+  carry = (p.astype(dtype), m, l)
+  p, _, l = lax.fori_loop(0, item.steps - 1, step, carry)
   plgpu.barrier_arrive(r["q_free"])
   last = _stage(block, item, item.steps - 1)
-  _start_outputs(block, last, p, o)
+  _start_outputs(block, tile, last, p, o)
   out = _done(o, still_running=0)
   _free(block, last, after="outputs")
   factor = jnp.where(l > 0.0, 1.0 / l, 0.0)
   out = out * lax.broadcast_in_dim(factor, out.shape, [0])
-  pl.when(item.present[tile])(lambda: _store(block, item, tile, out))
+  pl.when(present)(lambda: _store(block, item, row, tile, out))
 
 
 def _store(
   block: items.Block,
   item: items.Item,
-  tile: int,
+  row: items.Scalar,
+  tile: items.Scalar,
   out: Float32[Array, "rows columns"],
 ) -> None:
   """Stores a tile through shared memory; TMA clips the rows past the end."""
@@ -219,28 +236,30 @@ def _store(
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
   smem[...] = out.astype(smem.dtype)
   plgpu.commit_smem()
-  rows = pl.ds(item.rows[tile], block.config.rows)
+  rows = pl.ds(row, block.config.rows)
   columns = item.columns(block.widths.value)
   plgpu.copy_smem_to_gmem(smem, block.out.at[item.example, rows, columns])
 
 
-def _consume(block: items.Block, tile: int) -> None:
+def _consume(block: items.Block, tile: items.Scalar) -> None:
   """Computes one tile of every item; the work of a consumer."""
-  r, config = block.refs, block.config
-  if config.takes_turns and tile == 1:
-    plgpu.barrier_arrive(r["turn"].at[0])
+  config = block.config
+  width = block.widths.value
 
   def visit(item: items.Item) -> None:
     pl.run_scoped(
       functools.partial(_attend, block, item, tile),
-      plgpu.ACC((config.rows, block.widths.value), jnp.float32),
+      plgpu.ACC((config.rows, width), jnp.float32),
     )
 
+  if config.tiles > 1:
+    first_turn = block.refs["turn"].at[0]
+    pl.when(tile == 1)(lambda: plgpu.barrier_arrive(first_turn))
   block.for_items(visit)
   plgpu.wait_smem_to_gmem(0)
-  # The other has given back the turn, and no barrier must be left so.
-  if config.takes_turns and tile == 0:
-    plgpu.barrier_wait(r["turn"].at[0])
+  if config.tiles > 1:
+    # The other has given back the turn, and no barrier must be left so.
+    pl.when(tile == 0)(lambda: plgpu.barrier_wait(first_turn))
 
 
 def kernel(
@@ -281,12 +300,9 @@ def kernel(
       plgpu.set_max_registers(hopper_plan.LOAD_REGISTERS, action="decrease")
     items.load(block)
 
-  for tile in block.tiles:
-
-    @pl.when(group == 1 + tile)
-    def consume(tile: int = tile) -> None:
-      if config.tiles > 1:
-        plgpu.set_max_registers(
-          hopper_plan.CONSUMER_REGISTERS, action="increase"
-        )
-      _consume(block, tile)
+  # Both consumers run the same instructions.
+  @pl.when(group > _LOAD_GROUP)
+  def consume() -> None:
+    if config.tiles > 1:
+      plgpu.set_max_registers(hopper_plan.CONSUMER_REGISTERS, action="increase")
+    _consume(block, group - 1)

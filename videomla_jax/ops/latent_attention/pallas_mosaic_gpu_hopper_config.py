@@ -22,8 +22,8 @@ MAX_VALUE = 256  # columns of one product
 # Registers of a thread of each kind. Three warpgroups share 65,536, which is
 # 504 for three threads, one of each, since units are of eight.
 LOAD_REGISTERS, CONSUMER_REGISTERS = 40, 232
-# Registers of O, S and P from which on the compiler spills.
-PRODUCT_REGISTERS = 176
+# Registers of O, S and P above which the compiler spills.
+PRODUCT_REGISTERS = 168
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,6 @@ class Config(plan.Config):
     stages: Blocks of keys that fit into shared memory at once.
     cores: Thread blocks, at most one per work item. Shared memory lets one
       reside on a multiprocessor, of which an H100 has 132.
-    takes_turns: Whether two warpgroups start their products one after the
-      other, so that one's products run beside the other's softmax.
   """
 
   tiles: int = 2
@@ -46,7 +44,6 @@ class Config(plan.Config):
   keys: int = 128
   stages: int = 2
   cores: int = 132
-  takes_turns: bool = True
 
 
 def _product_registers(widths: plan.Widths, keys: int) -> int:
@@ -107,9 +104,7 @@ def config_of(widths: plan.Widths, *, rows: int, heads: int) -> Config:
   config = Config()
   for keys in (128, 64):
     for stages in (4, 3, 2):
-      config = Config(
-        tiles=tiles, keys=keys, stages=stages, takes_turns=tiles > 1
-      )
+      config = Config(tiles=tiles, keys=keys, stages=stages)
       enough = stages >= least or keys == 64
       if enough and not refusal(widths, config):
         return config
