@@ -6,6 +6,10 @@ Runs where the cross-compiler is installed: `make test-aot`.
 import dataclasses
 import functools
 import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ from videomla_jax.costs import gpus
 from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import machine_code
+from videomla_jax.costs import toolchain
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import types
 
@@ -123,7 +128,7 @@ def hopper():
   made = list(
     kernel_table.rows(
       targets=("h100",),
-      shapes=("480p", "480p_float8", "few_queries_int8"),
+      shapes=("480p_float8", "few_queries_int8"),
       implementations=("pallas_mosaic_gpu", "pallas_triton"),
     )
   )
@@ -145,6 +150,40 @@ def test_hopper_is_served_by_both(hopper):
       assert "not dequantise" in row.error
   compiled = {(r.shape, r.form) for r in hopper if r.compiled}
   assert compiled == {(r.shape, r.form) for r in hopper}
+
+
+_COMPILE = """
+import pathlib, sys
+from videomla_jax.costs import compiled_kernel
+row = compiled_kernel.compiled_row(
+  "pallas_mosaic_gpu", sys.argv[1], "480p", "h100", pathlib.Path(sys.argv[2])
+)
+assert row.compiled and not (row.spill_bytes or row.local_memory_ops), row
+"""
+
+
+@pytest.mark.parametrize(
+  ("form", "keys"), [("expanded", 128), ("absorbed", 64)]
+)
+def test_softmax_runs_beside_a_product_on_hopper(tmp_path, form, keys):
+  subprocess.run(
+    [sys.executable, "-c", _COMPILE, form, str(tmp_path)],
+    env=os.environ | toolchain.dump_environment(tmp_path),
+    check=True,
+  )
+  (code,) = tmp_path.glob("*.sass_ctrl")
+  # Exponentials of a thread before each wait, and how many products may go on.
+  waits, exps = [], 0
+  for line in code.read_text().splitlines():
+    exps += "MUFU.EX2" in line
+    if wait := re.search(r"WARPGROUP.DEPBAR.LE gsb0, 0x(\d)", line):
+      waits.append((int(wait[1]), exps))
+      exps = 0
+  # First scores; then scores, beside an output; this output; the last one. The
+  # compiler would add a wait for every product that it runs alone.
+  assert [running for running, _ in waits] == [0, 1, 0, 0]
+  of_a_step = keys // 2 + 2  # 64 rows of 128 threads, and two factors
+  assert [n for _, n in waits] == [0, of_a_step, of_a_step, 0]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,11 @@ def flash_with(config: plan.Config):
   return functools.partial(
     kernel.flash,
     config=config,
-    interpret=plgpu.InterpretGPUParams(detect_races=True),
+    # One clock for each copy and each product of Hopper. Those that share one
+    # would be taken for copies that wait for each other.
+    interpret=plgpu.InterpretGPUParams(
+      detect_races=True, num_tma_threads_per_device=512
+    ),
   )
 
 

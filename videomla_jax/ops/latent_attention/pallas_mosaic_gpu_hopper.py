@@ -39,6 +39,8 @@ from videomla_jax.ops.latent_attention import (
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_items as items
 from videomla_jax.ops.latent_attention import reference
 
+Accumulator = Any  # registers that products add to; Mosaic's type is internal
+
 _LAYOUT = plgpu.Layout.WGMMA
 _ROW = _LAYOUT.reduce(1)
 _LOAD_GROUP = 0  # the others are consumers, one for each tile
@@ -58,7 +60,7 @@ def _stage(
 
 
 def _start_scores(
-  block: items.Block, tile: items.Scalar, stage: items.Scalar, s: jax.Ref
+  block: items.Block, tile: items.Scalar, stage: items.Scalar, s: Accumulator
 ) -> None:
   """Starts S += Q Kᵀ, once the keys are there."""
   r = block.refs
@@ -82,7 +84,7 @@ def _start_outputs(
   tile: items.Scalar,
   stage: items.Scalar,
   p: Float[Array, "rows keys"],
-  o: jax.Ref,
+  o: Accumulator,
 ) -> None:
   """Starts O += P V, the last product of a turn."""
   r = block.refs
@@ -106,7 +108,7 @@ def _free(block: items.Block, stage: items.Scalar, *, after: str) -> None:
 
 
 def _done(
-  accumulator: jax.Ref, *, still_running: int
+  accumulator: Accumulator, *, still_running: int
 ) -> Float32[Array, "rows columns"]:
   """Waits for products and returns what they made.
 
@@ -156,7 +158,7 @@ def _softmax(
 
 
 def _attend(
-  block: items.Block, item: items.Item, tile: items.Scalar, o: jax.Ref
+  block: items.Block, item: items.Item, tile: items.Scalar, o: Accumulator
 ) -> None:
   """Computes one tile of an item and starts to store it.
 
@@ -169,7 +171,7 @@ def _attend(
   config, r, dtype = block.config, block.refs, block.out.dtype
   scores = plgpu.ACC((config.rows, config.keys), jnp.float32)
 
-  def first_scores(s: jax.Ref) -> Float32[Array, "rows keys"]:
+  def first_scores(s: Accumulator) -> Float32[Array, "rows keys"]:
     _start_scores(block, tile, _stage(block, item, 0), s)
     return _done(s, still_running=0)
 
@@ -191,7 +193,7 @@ def _attend(
     count = item.count(j + 1)  # which is read while products run
     now, following = _stage(block, item, j), _stage(block, item, j + 1)
 
-    def products(s: jax.Ref) -> Float32[Array, "rows keys"]:
+    def products(s: Accumulator) -> Float32[Array, "rows keys"]:
       _start_scores(block, tile, following, s)
       _start_outputs(block, tile, now, p, o)
       return _done(s, still_running=1)

@@ -19,8 +19,8 @@ S, P and O live in tensor memory. Where the value is the content itself
 The positional key is shared by all heads and never copied to them.
 
 What an item is and how keys arrive says `pallas_mosaic_gpu_items`. Each of them
-goes on by itself: while the softmax finishes an item, the next one's queries and
-first keys arrive and its first scores are multiplied.
+goes on by itself: while the softmax finishes an item, the next one's queries
+and first keys arrive and its first scores are multiplied.
 """
 
 import functools
