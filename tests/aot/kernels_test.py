@@ -152,25 +152,43 @@ def test_hopper_is_served_by_both(hopper):
   assert compiled == {(r.shape, r.form) for r in hopper}
 
 
-_COMPILE = """
+_LATENT = """
 import pathlib, sys
 from videomla_jax.costs import compiled_kernel
 row = compiled_kernel.compiled_row(
   "pallas_mosaic_gpu", sys.argv[1], "480p", "h100", pathlib.Path(sys.argv[2])
 )
-assert row.compiled and not (row.spill_bytes or row.local_memory_ops), row
+assert row.compiled, row.error
+"""
+_DENSE = """
+import functools, jax
+from videomla_jax.costs import aot
+from videomla_jax.ops.latent_attention import api
+devices = aot.mesh("h100")
+array = lambda n: jax.ShapeDtypeStruct((1, n, 12, 128), "bfloat16")
+valid = jax.ShapeDtypeStruct((1, 21), bool)
+call = aot.place((array(4680), array(32760), array(32760), valid), devices)
+run = functools.partial(
+  api.dense_attention, scale=0.1, implementation="pallas_mosaic_gpu"
+)
+aot.compile_for(run, *call, devices=devices)
 """
 
 
 @pytest.mark.parametrize(
-  ("form", "keys"), [("expanded", 128), ("absorbed", 64)]
+  ("form", "keys"), [("expanded", 128), ("absorbed", 64), ("dense", 128)]
 )
 def test_softmax_runs_beside_a_product_on_hopper(tmp_path, form, keys):
+  script = _DENSE if form == "dense" else _LATENT
+  # Mosaic reads where to write its reports when it starts.
   subprocess.run(
-    [sys.executable, "-c", _COMPILE, form, str(tmp_path)],
+    [sys.executable, "-c", script, form, str(tmp_path)],
     env=os.environ | toolchain.dump_environment(tmp_path),
     check=True,
   )
+  (kernel,) = machine_code.mosaic_kernels(tmp_path)
+  print(f"{form}: {kernel}")
+  assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0)
   (code,) = tmp_path.glob("*.sass_ctrl")
   # Exponentials of a thread before each wait, and how many products may go on.
   waits, exps = [], 0

@@ -210,8 +210,9 @@ def test_a_broken_backend_is_a_reason_and_no_crash(
   assert calls
   found = api.explain_latent(*args)
   assert found.option.choice == ("pallas_triton", "expanded")
-  (reason,) = found.passed_over
+  reason, of_mosaic = found.passed_over
   assert reason.startswith("expanded: ")
+  assert "pallas_mosaic_gpu: dtype float32" in of_mosaic
 
 
 def test_a_broken_cudnn_and_no_triton_leave_plain_xla(seed, gpu, monkeypatch):
