@@ -129,7 +129,7 @@ def test_a_right_kernel_is_asked_once_and_taken(
       out = run(*args)
   _check(args, out)
   # Lowered as it is, run on a small input, and then traced for the call.
-  assert [c[2] for c in calls] == [300, 64, 300]
+  assert [c[2] for c in calls] == [300, 72, 300]
   jax.jit(lambda *args: 2 * api.latent_attention(*args))(*args)
   assert len(calls) == 4
   assert not warnings
