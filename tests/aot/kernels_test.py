@@ -6,6 +6,10 @@ Runs where the cross-compiler is installed: `make test-aot`.
 import dataclasses
 import functools
 import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ from videomla_jax.costs import gpus
 from videomla_jax.costs import kernel_row
 from videomla_jax.costs import kernel_table
 from videomla_jax.costs import machine_code
+from videomla_jax.costs import toolchain
 from videomla_jax.ops.latent_attention import api
 from videomla_jax.ops.latent_attention import types
 
@@ -118,19 +123,79 @@ def test_rooflines_have_units():
   assert least["roofline_us"] == pytest.approx(144.6, rel=0.01)
 
 
-def test_hopper_is_served_by_triton():
+def test_hopper_is_served_by_both():
   made = list(
     kernel_table.rows(
       targets=("h100",),
-      shapes=("480p", "480p_float8", "few_queries_int8"),
+      shapes=("480p_float8", "few_queries_int8"),
       implementations=("pallas_mosaic_gpu", "pallas_triton"),
     )
   )
   for row in made:
-    if row.implementation == "pallas_triton":
-      assert row.compiled and row.tensor_core_ops > 0 and not row.spill_bytes
+    print(kernel_row.line(row))
+    if row.compiled:
+      assert row.tensor_core_ops > 0
+      assert 0 < row.smem_bytes <= gpus.TARGETS["h100"].smem_bytes
+      assert (row.spill_bytes, row.local_memory_ops) == (0, 0), row
+      assert not row.tmem_columns
     else:
-      assert "compute capability 10" in row.error
+      # Triton's kernel takes bytes.
+      assert (row.implementation, row.form) == ("pallas_mosaic_gpu", "absorbed")
+      assert "not dequantise" in row.error
+  compiled = {(r.shape, r.form) for r in made if r.compiled}
+  assert compiled == {(r.shape, r.form) for r in made}
+
+
+_LATENT = """
+import pathlib, sys
+from videomla_jax.costs import compiled_kernel
+row = compiled_kernel.compiled_row(
+  "pallas_mosaic_gpu", sys.argv[1], "480p", "h100", pathlib.Path(sys.argv[2])
+)
+assert row.compiled, row.error
+"""
+_DENSE = """
+import functools, jax
+from videomla_jax.costs import aot
+from videomla_jax.ops.latent_attention import api
+devices = aot.mesh("h100")
+array = lambda n: jax.ShapeDtypeStruct((1, n, 12, 128), "bfloat16")
+valid = jax.ShapeDtypeStruct((1, 21), bool)
+call = aot.place((array(4680), array(32760), array(32760), valid), devices)
+run = functools.partial(
+  api.dense_attention, scale=0.1, implementation="pallas_mosaic_gpu"
+)
+aot.compile_for(run, *call, devices=devices)
+"""
+
+
+@pytest.mark.parametrize(
+  ("form", "keys"), [("expanded", 128), ("absorbed", 64), ("dense", 128)]
+)
+def test_softmax_runs_beside_a_product_on_hopper(tmp_path, form, keys):
+  script = _DENSE if form == "dense" else _LATENT
+  # Mosaic reads where to write its reports when it starts.
+  subprocess.run(
+    [sys.executable, "-c", script, form, str(tmp_path)],
+    env=os.environ | toolchain.dump_environment(tmp_path),
+    check=True,
+  )
+  (kernel,) = machine_code.mosaic_kernels(tmp_path)
+  print(f"{form}: {kernel}")
+  assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0)
+  (code,) = tmp_path.glob("*.sass_ctrl")
+  # Exponentials of a thread before each wait, and how many products may go on.
+  waits, exps = [], 0
+  for line in code.read_text().splitlines():
+    exps += "MUFU.EX2" in line
+    if wait := re.search(r"WARPGROUP.DEPBAR.LE gsb0, 0x(\d)", line):
+      waits.append((int(wait[1]), exps))
+      exps = 0
+  # First scores; then scores, beside an output; this output; the last one. The
+  # compiler would add a wait for every product that it runs alone.
+  assert [running for running, _ in waits] == [0, 1, 0, 0]
+  of_a_step = keys // 2 + 2  # 64 rows of 128 threads, and two factors
+  assert [n for _, n in waits] == [0, of_a_step, of_a_step, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""Cases of the Blackwell kernel; `pallas_mosaic_gpu_test` starts them.
+"""Cases of the kernels in Mosaic; `pallas_mosaic_gpu_test` starts them.
 
-NPROC=16 python -m tests.ops.latent_attention.mosaic_cases items|widths FORM SEED
+NPROC=16 python -m tests.ops.latent_attention.mosaic_cases PART FORM SEED
+
+PART is items or widths for Blackwell's kernel, and hopper for Hopper's.
 """
 
 from collections.abc import Sequence
@@ -15,8 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.ops.latent_attention import kernel_suite as suite
+from tests.ops.latent_attention import mosaic_wgmma
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
+from videomla_jax.ops.latent_attention import (
+  pallas_mosaic_gpu_hopper_config as hopper_plan,
+)
+from videomla_jax.ops.latent_attention import types
 
 TOKENS = 72  # of a frame; no block of 64 or 128 keys divides it
 
@@ -39,6 +46,11 @@ LONG = {
     d_c=64, rope=32, content=96, value=128, length=135, own=TOKENS
   ),
 }
+# Two tiles of 64 rows, the second with a tail.
+HOPPER = {
+  "expanded": dataclasses.replace(WIDE["expanded"], length=70),
+  "absorbed": dataclasses.replace(WIDE["absorbed"], length=35),
+}
 SPLITS = {
   f"split {128 - r}/{r}": suite.Sizes(
     d_c=64, rope=r, content=128 - r, value=128, length=3, own=TOKENS
@@ -48,7 +60,12 @@ SPLITS = {
 
 
 def config_for(
-  form: str, sizes: suite.Sizes, *, tiles: int = 1, cores: int = 148
+  form: str,
+  sizes: suite.Sizes,
+  *,
+  tiles: int = 1,
+  cores: int = 148,
+  hopper: bool = False,
 ) -> plan.Config:
   """What the kernel chooses for few rows, or for so many that two tiles pay."""
   expanded = form == "expanded"
@@ -58,7 +75,8 @@ def config_for(
     value=sizes.value if expanded else sizes.d_c,
     shared=not expanded,
   )
-  chosen = plan.config_of(widths, rows={1: 1, 2: 10**6}[tiles], heads=1)
+  made_for = hopper_plan if hopper else plan
+  chosen = made_for.config_of(widths, rows={1: 1, 2: 10**6}[tiles], heads=1)
   assert chosen.tiles == tiles
   return dataclasses.replace(chosen, cores=cores)
 
@@ -68,7 +86,11 @@ def flash_with(config: plan.Config):
   return functools.partial(
     kernel.flash,
     config=config,
-    interpret=plgpu.InterpretGPUParams(detect_races=True),
+    # One clock for each copy and each product of Hopper. Those that share one
+    # would be taken for copies that wait for each other.
+    interpret=plgpu.InterpretGPUParams(
+      detect_races=True, num_tma_threads_per_device=512
+    ),
   )
 
 
@@ -76,6 +98,7 @@ def check_races(name: str) -> None:
   """Racy kernels usually give the right numbers."""
   races = interpret_pallas_call.get_races().races_found
   assert not races, f"{name}: a race"
+  assert mosaic_wgmma.all_waited_for(), name
 
 
 def run_case(
@@ -192,7 +215,44 @@ def run_widths(form: str, seed: int) -> None:
     run_case(name, form, split, seed, tiles=tiles)
 
 
+def run_dense(seed: int, dtype: str) -> None:
+  """Keys without a positional part, of which some are empty."""
+  rng = np.random.default_rng(seed)
+  draw = lambda n, d: jnp.asarray(rng.standard_normal((2, n, 2, d)), dtype)
+  query, key, value = draw(70, 64), draw(3 * TOKENS, 64), draw(3 * TOKENS, 48)
+  valid = jnp.asarray([[1, 0, 1], [0, 1, 1]], bool)
+  widths = plan.Widths(content=64, rope=0, value=48, shared=False)
+  config = hopper_plan.config_of(widths, rows=70, heads=4)
+  segment = types.KeyValue(key, key[:, :, 0, :0], value, valid)
+  out = flash_with(dataclasses.replace(config, cores=2))(
+    types.Queries(query, query[..., :0]), (segment,), scale=0.1
+  )
+  check_races("dense")
+  q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+  score = np.exp(0.1 * np.einsum("blnd,bsnd->bnls", q, k))
+  score *= np.asarray(segment.valid_keys)[:, None, None]
+  score /= score.sum(-1, keepdims=True)
+  expected = np.einsum("bnls,bsnd->blnd", score, v)
+  suite.tolerances.assert_close(
+    np.asarray(out, np.float64), expected, "bfloat16"
+  )
+  print(f"case dense {dtype}: no race", flush=True)
+
+
+def run_hopper(form: str, seed: int) -> None:
+  """Items of two tiles after each other, the second perhaps without rows."""
+  mosaic_wgmma.install()
+  wide = HOPPER[form]
+  few = dataclasses.replace(wide, length=3)
+  hopper = dict(tiles=2, hopper=True)
+  run_case("two tiles", form, wide, seed, ("holes",), cores=1, **hopper)
+  run_without_keys(form, few, seed, cores=1, hopper=True)
+  if form == "expanded":
+    run_rising(form, few, seed, (20,), **hopper)
+    run_dense(seed, "float16")
+
+
 if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
-  part = {"items": run_items, "widths": run_widths}[sys.argv[1]]
-  part(sys.argv[2], int(sys.argv[3]))
+  parts = {"items": run_items, "widths": run_widths, "hopper": run_hopper}
+  parts[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""The Blackwell kernel in Mosaic's interpreter, with its race detector.
+"""The kernels in Mosaic's interpreter, with its race detector.
 
 The interpreter runs every GPU thread as a thread of a pool as large as the
 machine has cores, and waits for ever if there are fewer cores than threads:
@@ -13,11 +13,16 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from videomla_jax.costs import attention_shapes
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
+from videomla_jax.ops.latent_attention import (
+  pallas_mosaic_gpu_hopper_config as hopper_plan,
+)
+from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import types
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -44,6 +49,35 @@ def test_values_races_and_repetition(seed, form, part):
   out = _run(part, form, str(seed))
   print(out)
   assert out.count("no race") == out.count("case") >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+def test_values_races_and_repetition_on_hopper(seed, form):
+  out = _run("hopper", form, str(seed))
+  print(out)
+  assert out.count("no race") == out.count("case") >= 2
+
+
+def test_gradient_on_hopper_is_tritons_for_dense_keys_too(seed):
+  rng = np.random.default_rng(seed)
+  draw = lambda n, d: jnp.asarray(rng.standard_normal((1, n, 2, d)), "bfloat16")
+  arrays = draw(5, 32), draw(24, 32), draw(24, 16)
+
+  def total(flash, query, key, value):
+    valid = jnp.ones((1, 1), bool)
+    segment = types.KeyValue(key, key[:, :, 0, :0], value, valid)
+    queries = types.Queries(query, query[..., :0])
+    return flash(queries, (segment,), scale=0.2).astype(jnp.float32).sum()
+
+  ours = functools.partial(kernel.flash, config=hopper_plan.Config())
+  found, expected = (
+    jax.grad(
+      functools.partial(total, functools.partial(f, interpret=True)), (0, 1, 2)
+    )(*arrays)
+    for f in (ours, pallas_triton.flash)
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def _refused(
@@ -80,7 +114,27 @@ def test_refusals_give_the_numbers():
   assert "bytes of shared memory" in _refused(config=by_hand)
 
 
-def _plan(name, form):
+def test_refusals_on_hopper_give_the_numbers():
+  refused = functools.partial(_refused, config=hopper_plan.Config())
+  assert "dtype float32" in refused(dtype=jnp.float32)
+  assert "width 40 is no multiple of 16" in refused(content=40)
+  assert "frames of 9 keys are no multiple of 8" in refused(tokens=9)
+  assert "value width 272 exceeds 256" in refused(content=16, value=272)
+  wide = refused(content=512, value=256)
+  assert "224 of 168 registers of a thread" in wide
+  assert "bytes of shared memory" in wide
+  by_hand = hopper_plan.Config(stages=9)
+  assert "bytes of shared memory" in _refused(config=by_hand)
+
+
+def test_keys_without_a_positional_part_are_for_hopper():
+  assert "for Blackwell needs keys with a positional part" in _refused(rope=0)
+  # What is refused is something else.
+  config = hopper_plan.Config(stages=9)
+  assert "bytes of shared memory" in _refused(rope=0, config=config)
+
+
+def _plan(name, form, made_for=plan):
   """Widths and the configuration of a real shape, one stream."""
   spec = attention_shapes.SHAPES[name].sizes
   latent = spec.content_latent
@@ -92,7 +146,7 @@ def _plan(name, form):
   channels = plan.Widths(
     content=content, rope=spec.rope, value=value, shared=form == "absorbed"
   )
-  return channels, plan.config_of(channels, rows=rows, heads=heads)
+  return channels, made_for.config_of(channels, rows=rows, heads=heads)
 
 
 @pytest.mark.parametrize("name", attention_shapes.SHAPES)
@@ -106,6 +160,18 @@ def test_memory_of_real_shapes_is_within_limits(name, form):
     return
   assert widths.tmem_columns(config) <= plan.TMEM_COLUMNS
   assert widths.smem_bytes(config) <= plan.SMEM_BYTES
+
+
+@pytest.mark.parametrize("name", attention_shapes.SHAPES)
+def test_hopper_takes_real_shapes(name):
+  widths, config = _plan(name, "expanded", hopper_plan)
+  assert not hopper_plan.refusal(widths, config)
+  assert (config.tiles, config.keys) == (2, 128) or "few" in name
+  widths, config = _plan(name, "absorbed", hopper_plan)
+  # Wide outputs leave no registers for scores.
+  refused = hopper_plan.refusal(widths, config)
+  assert bool(refused) == (widths.value > 240)
+  assert refused or config.keys == (128 if widths.value <= 128 else 64)
 
 
 def test_two_tiles_where_they_fit_and_shorten_the_work():

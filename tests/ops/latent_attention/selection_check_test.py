@@ -129,7 +129,7 @@ def test_a_right_kernel_is_asked_once_and_taken(
       out = run(*args)
   _check(args, out)
   # Lowered as it is, run on a small input, and then traced for the call.
-  assert [c[2] for c in calls] == [300, 64, 300]
+  assert [c[2] for c in calls] == [300, 72, 300]
   jax.jit(lambda *args: 2 * api.latent_attention(*args))(*args)
   assert len(calls) == 4
   assert not warnings
@@ -210,8 +210,9 @@ def test_a_broken_backend_is_a_reason_and_no_crash(
   assert calls
   found = api.explain_latent(*args)
   assert found.option.choice == ("pallas_triton", "expanded")
-  (reason,) = found.passed_over
+  reason, of_mosaic = found.passed_over
   assert reason.startswith("expanded: ")
+  assert "pallas_mosaic_gpu: dtype float32" in of_mosaic
 
 
 def test_a_broken_cudnn_and_no_triton_leave_plain_xla(seed, gpu, monkeypatch):

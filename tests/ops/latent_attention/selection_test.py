@@ -124,6 +124,14 @@ def test_hopper_follows_its_record(shape, gradient, expected):
   assert [c.form for c in last] == [*order]
 
 
+def test_hopper_tries_what_has_no_record_second_and_says_so():
+  call = selection.Call("latent", False, attention_shapes.SHAPES["480p"].sizes)
+  _, second, third, *_ = selection.options(call, H100)
+  assert str(second) == "expanded form by pallas_mosaic_gpu (computed)"
+  # So it checks itself before it is taken, and what follows does not.
+  assert (second.has_record, third.has_record) == (False, True)
+
+
 def test_every_tpu_has_one_kernel_and_no_record():
   sizes = attention_shapes.SHAPES["480p"].sizes
   for kind in device.TPU_PEAKS:

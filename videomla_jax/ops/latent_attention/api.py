@@ -34,20 +34,22 @@ class Requirement(NamedTuple):
 
   Attributes:
     capability: Least compute capability.
-    one_generation: Whether later generations cannot run the kernel either.
+    generations: Major numbers of the only capabilities that can run the kernel;
+      none if all later ones can.
   """
 
   capability: float
-  one_generation: bool = False
+  generations: tuple[int, ...] = ()
 
   def check(self, name: str) -> None:
     """Raises `NotImplementedError` if this device cannot run the kernel."""
     here, least = device.current(), self.capability
     fits = here.capability >= least
-    if self.one_generation:
-      fits = int(here.capability) == int(least)
+    wanted = f"{least:g} or later"
+    if self.generations:
+      fits = int(here.capability) in self.generations
+      wanted = " or ".join(f"{n}.x" for n in self.generations)
     if not fits:
-      wanted = f"{least:g}" if self.one_generation else f"{least:g} or later"
       raise NotImplementedError(
         f"{name}: needs an NVIDIA GPU of compute capability {wanted}, this is "
         f"{here.kind}"
@@ -57,7 +59,7 @@ class Requirement(NamedTuple):
 # Our kernels for GPUs; a name is that of a file.
 KERNELS: dict[str, Requirement] = {
   "triton": Requirement(8.0),  # takes few rows only, and refuses the others
-  "pallas_mosaic_gpu": Requirement(10.0, one_generation=True),
+  "pallas_mosaic_gpu": Requirement(9.0, generations=(9, 10)),
   "pallas_triton": Requirement(8.0),
 }
 # Other libraries, which need Ampere or later.
@@ -187,7 +189,7 @@ def _dense_plain(
 
 # Every implementation of dense attention.
 DENSE: dict[str, types.DenseImplementation] = {
-  "pallas_triton": _dense_kernel("pallas_triton"),
+  **{n: _dense_kernel(n) for n in ("pallas_mosaic_gpu", "pallas_triton")},
   "xla_chunked": _dense_plain(xla_chunked.attention),
   "reference": _dense_plain(reference.attention),
   **{name: _dense_library(name) for name in LIBRARIES},

@@ -1,27 +1,67 @@
-"""Flash attention for Blackwell (sm_100a) in Pallas Mosaic GPU.
+"""Flash attention for Hopper and Blackwell in Pallas Mosaic GPU.
 
-`pallas_mosaic_gpu_kernel` says how the kernel works, and
-`pallas_mosaic_gpu_config` how its work is cut.
+The two generations multiply by different units, so each has its own kernel and
+its own plan, which says how the work is cut:
+
+  9   sm_90a   `pallas_mosaic_gpu_hopper`, `pallas_mosaic_gpu_hopper_config`
+  10  sm_100a  `pallas_mosaic_gpu_kernel`, `pallas_mosaic_gpu_config`
+
+What they visit and how it is loaded is the same (`pallas_mosaic_gpu_items`).
 """
 
 from collections.abc import Sequence
 import math
-from typing import Any
+import types as python_types
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from videomla_jax.ops import device
 from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import blocks
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper_config
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_kernel
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import types
 
 DTYPES = ("bfloat16", "float16")
+
+
+class Generation(NamedTuple):
+  """The modules for GPUs of one generation.
+
+  Attributes:
+    plan: Has `config_of`, `refusal` and `scratch`.
+    program: Has `kernel`.
+  """
+
+  plan: python_types.ModuleType
+  program: python_types.ModuleType
+
+
+# Keys are major numbers of the compute capability.
+GENERATIONS: dict[int, Generation] = {
+  9: Generation(pallas_mosaic_gpu_hopper_config, pallas_mosaic_gpu_hopper),
+  10: Generation(plan, pallas_mosaic_gpu_kernel),
+}
+
+
+def _generation(config: plan.Config | None) -> Generation:
+  """Returns that of a configuration, or else of the device.
+
+  Where there is no such device, as in an interpreter, it is the newest.
+  """
+  major = int(device.current().capability)
+  if config is not None:
+    is_hopper = isinstance(config, pallas_mosaic_gpu_hopper_config.Config)
+    major = 9 if is_hopper else 10
+  return GENERATIONS.get(major, GENERATIONS[10])
 
 
 def flash(
@@ -32,16 +72,18 @@ def flash(
   config: plan.Config | None = None,
   interpret: plgpu.InterpretGPUParams | bool | None = None,
 ) -> Float[Array, "B R H D"]:
-  """Runs the Blackwell kernel as the kernel of `forms.attend`.
+  """Runs the kernel of this GPU's generation as the kernel of `forms.attend`.
 
   Where a gradient is asked for, Pallas Triton's kernels run instead: they save
-  the logarithm of the sum, for which this kernel has no registers left.
+  the logarithm of the sum, for which Blackwell's has no registers left.
 
   Args:
-    queries: Content queries and rotated positional queries.
+    queries: Content queries and rotated positional queries; on Hopper the
+      second may have no channels.
     segments: Keys and values of as many heads as the queries have.
     scale: Logit multiplier, positive.
-    config: Sizes of the tiles.
+    config: Sizes of the tiles, and thereby the generation; what the device is
+      and its plan says by default.
     interpret: Parameters of the interpreter, to run on a CPU.
 
   Returns:
@@ -52,16 +94,24 @@ def flash(
   """
   widths = _widths(queries, segments)
   batch, rows, heads, _ = queries.content.shape
-  config = config or plan.config_of(widths, rows=rows, heads=batch * heads)
-  reason = plan.refusal(widths, config)
+  made_for = _generation(config)
+  chosen: plan.Config = config or made_for.plan.config_of(
+    widths, rows=rows, heads=batch * heads
+  )
+  reason = made_for.plan.refusal(widths, chosen)
   if reason:
     raise NotImplementedError(f"pallas_mosaic_gpu: {reason}")
 
   def run(
     queries: types.Queries, segments: tuple[types.KeyValue, ...]
   ) -> Float[Array, "B R H D"]:
-    return _call(queries, segments, scale, widths, config, interpret)
+    return _call(made_for, queries, segments, scale, widths, chosen, interpret)
 
+  if not widths.rope:
+    # A kernel takes no empty arrays, and neither does that of the gradient.
+    nothing: Any = None
+    queries = queries._replace(rope=nothing)
+    segments = [s._replace(rope=nothing) for s in segments]
   flash = pallas_triton.with_gradient(
     run, scale=scale, interpret=interpret is not None
   )
@@ -89,6 +139,7 @@ def _tables(
 
 
 def _call(
+  made_for: Generation,
   queries: types.Queries,
   segments: tuple[types.KeyValue, ...],
   scale: float,
@@ -100,17 +151,18 @@ def _call(
   batch, rows, heads, _ = queries.content.shape
   tables = _tables(segments, config)
   arrays = [blocks.longest_first(tables)]
-  arrays += [q.reshape(batch, rows, -1) for q in queries]
+  arrays += [q.reshape(batch, rows, -1) for q in queries if q is not None]
   for s, table in zip(segments, tables, strict=True):
-    keys = (batch, s.rope.shape[1], -1)
+    keys = (batch, s.content.shape[1], -1)
     assert not isinstance(s.content, quantise.Quantised)  # `forms.check`
-    arrays += [*table, s.content.reshape(keys), s.rope]
+    arrays += [*table, s.content.reshape(keys)]
+    arrays += [s.rope] if widths.rope else []
     arrays += [] if s.value is None else [s.value.reshape(keys)]
   dtype = queries.content.dtype
   grid = (batch, heads, pl.cdiv(rows, config.item_rows))
 
   def body(*refs: jax.Ref, **scratch: Any) -> None:
-    pallas_mosaic_gpu_kernel.kernel(
+    made_for.program.kernel(
       *refs,
       widths=widths,
       config=config,
@@ -128,7 +180,7 @@ def _call(
     grid_names=("block",),
     num_threads=1 + config.tiles,
     thread_name="group",
-    scratch_types=plan.scratch(widths, config, dtype),
+    scratch_types=made_for.plan.scratch(widths, config, dtype),
     compiler_params=plgpu.CompilerParams(approx_math=True),
     interpret=interpret,
   )(*arrays)

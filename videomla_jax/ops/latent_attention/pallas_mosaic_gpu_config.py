@@ -1,5 +1,8 @@
 """How the Blackwell kernel cuts its work, and the memory that this takes.
 
+What a configuration is, and the widths of a call, are those of the Hopper
+kernel as well, whose sizes follow in `pallas_mosaic_gpu_hopper_config`.
+
 Tensor memory has 512 columns of 32 bits for each of 128 query rows. A single
 tile of rows takes two slots of S, so that a product runs beside a softmax, and
 P and O. Two tiles run beside each other anyway: each has one S, which its P
@@ -18,7 +21,7 @@ from jax.typing import DTypeLike
 TILE_ROWS = 8  # rows of a swizzled tile, where a TMA copy may start
 TMEM_COLUMNS = 512
 MAX_VALUE = 256  # columns of one product; Mosaic takes no others below 512
-SMEM_BYTES = 232_448
+SMEM_BYTES = 232_448  # on Hopper, too
 # Mosaic keeps bytes for barriers, reductions and addresses; 2,048 were seen.
 HIDDEN_SMEM_BYTES = 3072
 # These are the registers of a thread of each kind. Three warpgroups share
@@ -112,6 +115,8 @@ def refusal(widths: Widths, config: Config) -> str:
     widths: Channels of the call.
     config: Sizes of the work items.
   """
+  if not widths.rope:
+    return "the kernel for Blackwell needs keys with a positional part"
   if widths.value > MAX_VALUE:
     return f"value width {widths.value} exceeds {MAX_VALUE}"
   columns, smem = widths.tmem_columns(config), widths.smem_bytes(config)
@@ -158,8 +163,13 @@ def config_of(widths: Widths, *, rows: int, heads: int) -> Config:
   return config
 
 
-def _tiled(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-  """Asks for memory in the layout that TMA writes and tensor cores read."""
+def tiled(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+  """Asks for memory in the layout that TMA writes and tensor cores read.
+
+  Args:
+    shape: Shape of the memory.
+    dtype: Type of its numbers.
+  """
   bits = jnp.dtype(dtype).itemsize * 8
   swizzle = plgpu.find_swizzle(shape[-1] * bits)
   return plgpu.SMEM(
@@ -170,6 +180,16 @@ def _tiled(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
       plgpu.SwizzleTransform(swizzle),  # type: ignore
     ),
   )
+
+
+def rings(widths: Widths) -> dict[str, tuple[str, ...]]:
+  """Names the memories of each ring, in the order of a segment's arrays.
+
+  Args:
+    widths: Channels of the call.
+  """
+  value = () if widths.shared else ("v",)
+  return {"k": ("k_content", "k_rope", *value)}
 
 
 def scratch(widths: Widths, config: Config, dtype: DTypeLike) -> dict[str, Any]:
@@ -199,13 +219,13 @@ def scratch(widths: Widths, config: Config, dtype: DTypeLike) -> dict[str, Any]:
     return plgpu.Barrier(num_barriers=count, orders_tensor_core=True)
 
   return dict(
-    {name: _tiled(shape, dtype) for name, shape in smem.items()},
+    {name: tiled(shape, dtype) for name, shape in smem.items()},
     sp=[[s, p] if config.slots > 1 else plgpu.RefUnion(s, p) for _ in tiles],
     o=[o for _ in tiles],
     q_full=plgpu.Barrier(num_arrivals=2, num_barriers=len(tiles)),
     q_free=ordered(),
     k_full=plgpu.Barrier(
-      num_arrivals=2 if widths.shared else 3, num_barriers=config.stages
+      num_arrivals=len(rings(widths)["k"]), num_barriers=config.stages
     ),
     k_free=ordered(config.stages),
     s_full=ordered(len(tiles) * config.slots),

@@ -69,6 +69,7 @@ class Row:
     absorbed: True for calls whose absorbed form costs less (`forms.Sizes`),
       which have few queries; False for the others, None for all.
     eight_bits: True for calls with keys in eight bits, None for all.
+    unmeasured: Those of the choices that the record does not have.
   """
 
   problem: Problem
@@ -77,6 +78,7 @@ class Row:
   gradient: bool = False
   absorbed: bool | None = None
   eight_bits: bool | None = None
+  unmeasured: tuple[Choice, ...] = ()
 
   def fits(self, call: Call, intensity: float | int) -> bool:
     """Tells whether the row is for a call on a device of this intensity."""
@@ -131,7 +133,12 @@ TABLE: dict[int, tuple[Row, ...]] = {
       source=H100,
       absorbed=True,
     ),
-    Row(problem="latent", choices=(_CUDNN, *_OURS), source=H100),
+    Row(
+      problem="latent",
+      choices=(_CUDNN, _MOSAIC, *_OURS),
+      source=H100,
+      unmeasured=(_MOSAIC,),
+    ),
     Row(problem="latent", choices=(_CUDNN, *_OURS), source=H100, gradient=True),
     Row(problem="dense", choices=_DENSE, source=H100),
     *_computed(),
@@ -202,7 +209,11 @@ def _recorded(here: device.Device) -> set[str]:
   """Names of the implementations that were measured on this architecture."""
   rows = TABLE.get(int(here.capability), ())
   return {
-    c.implementation for r in rows if r.source != COMPUTED for c in r.choices
+    c.implementation
+    for r in rows
+    if r.source != COMPUTED
+    for c in r.choices
+    if c not in r.unmeasured
   }
 
 
@@ -220,7 +231,14 @@ def options(
   found = []
   if row is not None:
     why = row.source if row.source == COMPUTED else f"record {row.source}"
-    found = [Option(c, why, c.implementation in recorded) for c in row.choices]
+    found = [
+      Option(
+        c,
+        COMPUTED if c in row.unmeasured else why,
+        c.implementation in recorded,
+      )
+      for c in row.choices
+    ]
   last = "no kernel of the table can run"
   if row is None:
     names = {"cpu": "a CPU", "tpu": "a TPU"}
