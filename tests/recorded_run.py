@@ -338,6 +338,8 @@ class Recorder:
     patch.setattr(loop.metrics, "MetricWriter", writer)
     patch.setattr(loop.progress_bar, "Progress", progress)
     patch.setattr(loop, "to_host", lambda state: state)
+    patch.setattr(loop.rank_metrics, "weights", lambda model: {})
+    patch.setattr(loop.rank_metrics, "scalars", self._note("ranks", {}))
 
   def _patch_data(self, patch: pytest.MonkeyPatch) -> None:
     def digits(root: Any, *, batch_size: int, num_frames: int, **named: Any):

@@ -81,6 +81,7 @@ _CHANGES: dict[str, Any] = {
   "checkpoint.every": 5,
   "checkpoint.keep": 7,
   "log.every": 2,
+  "log.ranks_every": 5,
   "log.flops": {False: True, True: False},
   "eval.every": 5,
   "eval.batches": 3,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -75,7 +76,7 @@ def calls(shape: str, gradient: str) -> tuple[Call, ...]:
 
 
 def rows(
-  shapes: Mapping[str, attention_shapes.Shape], swept: Iterable[Call]
+  shapes: Mapping[str, attention_shapes.Shape], swept: Sequence[Call]
 ) -> Iterator[row_lib.Row]:
   """Yields the rows.
 
@@ -85,7 +86,8 @@ def rows(
   """
   if device.current().capability < _CAPABILITY:
     # One refusal says what that of every candidate would say.
-    yield row_lib.Row(name=NAME, measure=_refuse)
+    shape = ", ".join(sorted({call.shape for call in swept}))
+    yield row_lib.Row(name=NAME, measure=_refuse, shape=shape)
     return
   for call in swept:
     shape = shapes[call.shape]
