@@ -128,5 +128,6 @@ def test_the_tiny_decoder_needs_a_25th_of_the_operations() -> None:
       *(decoder, latents, later.memory),
     )
   # docs/wan.md: a chunk of twelve frames of 480 x 832.
+  print(counts)
   assert counts["tiny"] == pytest.approx(1.58e12, rel=5e-3)
   assert counts["wan"] == pytest.approx(40.65e12, rel=5e-3)

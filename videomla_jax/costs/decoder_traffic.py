@@ -124,7 +124,9 @@ def _operations(
     elif line.opcode == "get-tuple-element":
       (whole,) = from_weights
       origins[line.name] = (
-        whole if isinstance(whole, bool) else whole[int(line.attribute("index"))]
+        whole
+        if isinstance(whole, bool)
+        else whole[int(line.attribute("index"))]
       )
     elif line.opcode in ("while", "call"):
       body, runs = _called(line)
@@ -158,9 +160,7 @@ def _called(line: program_text.Line) -> tuple[str, int]:
   return line.attribute("body"), int(trips[1])
 
 
-def _kind(
-  kernel: program_text.Kernel, origins: Mapping[str, _Origin]
-) -> str:
+def _kind(kernel: program_text.Kernel, origins: Mapping[str, _Origin]) -> str:
   """Says what an operation does."""
   line, inside = kernel.line, kernel.inside
   words = line.rest + "\n".join(f"{x.opcode}({x.rest}" for x in inside)

@@ -221,9 +221,7 @@ def _reads(
     whole = types.get(operand, "")
     # An index is an operand of a slice, too, but not its first.
     cut = [
-      x
-      for x in users
-      if x.opcode == "dynamic-slice" and place == x.operands[0]
+      x for x in users if x.opcode == "dynamic-slice" and place == x.operands[0]
     ]
     pieces = cut
     if static_slices:

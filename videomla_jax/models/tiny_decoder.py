@@ -234,7 +234,8 @@ class TinyDecoder(nnx.Module):
   ) -> tuple[layers.Out, vae.State]:
     """Returns pixels in about [0, 1], float32, and the state after them."""
     x = jnp.tanh(latents.astype(jnp.float32) / _BOUND) * _BOUND
-    out, state = vae.in_groups(layers.laid_out(self)._group, x, state, group=1)
+    group = vae.laid_out(self)._group
+    out, state = vae.in_groups(group, x, state, group=1)
     return out.astype(jnp.float32), state
 
   def decode_chunk(

@@ -136,6 +136,24 @@ def in_groups(
   return jnp.concatenate(pieces, axis=1), State(memory, False)
 
 
+def laid_out[Coder: nnx.Module](coder: Coder, form: str = "sum") -> Coder:
+  """Returns a coder whose weights need no work before their products.
+
+  A program does this once, before it loops over groups of frames.
+
+  Args:
+    coder: A module with layers of `vae_layers`.
+    form: Key of `convolution.FORMS`.
+  """
+  ready = nnx.merge(*nnx.split(coder))
+  for _, module in nnx.iter_modules(ready):
+    if isinstance(module, layers.Conv):
+      module.lay_out(form)
+    elif isinstance(module, layers.Norm):
+      module.form = form
+  return ready
+
+
 class WanVAE(nnx.Module):
   """Turns pixels into normalised latents and latents into pixels.
 
@@ -213,7 +231,7 @@ class WanVAE(nnx.Module):
       ValueError: If the number of frames does not fit.
     """
     self._check_frames(video.shape[1], first=state.first)
-    encoder = layers.laid_out(self.encoder, self.form)
+    encoder = laid_out(self.encoder, self.form)
     out, state = in_groups(encoder, video, state, group=self.temporal_stride)
     # The released projection has means first; nothing here draws from them.
     mean, log_variance = jnp.split(
@@ -268,14 +286,15 @@ class WanVAE(nnx.Module):
     """
     return State(self.decoder.start(batch, height, width), True)
 
-  def latents_at_once(self, count: int) -> int:
+  def latents_at_once(self, count: int, *, form: str) -> int:
     """Returns how many latent frames are decoded side by side.
 
     Args:
       count: Latent frames of a chunk, without the first of a video.
+      form: Form of the convolutions over time.
     """
     spare = self.config.spare_memory
-    most = 1 if spare else convolution.FORMS[self.form].latents_at_once
+    most = 1 if spare else convolution.FORMS[form].latents_at_once
     return max(n for n in range(1, most + 1) if count % n == 0)
 
   def decode_unclipped(
@@ -285,8 +304,8 @@ class WanVAE(nnx.Module):
     # Statistics are applied in float32: they scale channels by up to 3.3.
     raw = latents.astype(jnp.float32) * self._std + self._mean
     x = self.post_quant(raw)
-    decoder = layers.laid_out(self.decoder, self.form)
-    group = self.latents_at_once(x.shape[1] - state.first)
+    decoder = laid_out(self.decoder, self.form)
+    group = self.latents_at_once(x.shape[1] - state.first, form=self.form)
     out, state = in_groups(decoder, x, state, group=group)
     return out.astype(jnp.float32), state
 

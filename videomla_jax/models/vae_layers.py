@@ -27,7 +27,7 @@ _IN_TIME = 5  # axes of the weights of a convolution over time
 class Conv(nnx.Module):
   """Holds the weights of a convolution as float32 master copies.
 
-  A program that uses them several times lays them out first: `laid_out`.
+  A program that uses them several times lays them out first: `vae.laid_out`.
   """
 
   def __init__(
@@ -361,24 +361,6 @@ class Upsample(nnx.Module):
       x = pair.reshape(x.shape[0], -1, *x.shape[2:])
     # The released order: the time convolution sees a quarter of the pixels.
     return self.frame_conv.doubled(x), memory
-
-
-def laid_out[Coder: nnx.Module](coder: Coder, form: str = "sum") -> Coder:
-  """Returns a coder whose weights need no work before their products.
-
-  A program does this once, before it loops over groups of frames.
-
-  Args:
-    coder: A module with layers of this file.
-    form: Key of `convolution.FORMS`.
-  """
-  ready = nnx.merge(*nnx.split(coder))
-  for _, module in nnx.iter_modules(ready):
-    if isinstance(module, Conv):
-      module.lay_out(form)
-    elif isinstance(module, Norm):
-      module.form = form
-  return ready
 
 
 type Layer = Residual | FrameAttention | Downsample | Upsample

@@ -70,9 +70,7 @@ def of_doubled_frames(x: Video, kernel: Float[Array, "3 3 C c"]) -> Out:
   parts = jnp.split(of_frames(x, joined), 4, axis=-1)
   rows = [
     jnp.stack(
-      [
-        parts[2 * a + b][:, :, a : a + height, b : b + width] for b in range(2)
-      ],
+      [parts[2 * a + b][:, :, a : a + height, b : b + width] for b in range(2)],
       axis=4,
     )
     for a in range(2)
