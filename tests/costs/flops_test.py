@@ -112,7 +112,7 @@ def test_the_real_step_costs_what_its_tokens_and_parameters_say(name):
   assert 1 < found / (passes * forward) < 4  # the rest is attention
 
 
-def test_the_tiny_decoder_needs_a_25th_of_the_operations() -> None:
+def test_the_tiny_decoder_needs_a_30th_of_the_operations() -> None:
   latents = jax.ShapeDtypeStruct((1, 3, 60, 104, 16), jnp.float32)
   counts = {}
   for name, decoder in {
@@ -128,5 +128,5 @@ def test_the_tiny_decoder_needs_a_25th_of_the_operations() -> None:
       *(decoder, latents, later.memory),
     )
   # docs/wan.md: a chunk of twelve frames of 480 x 832.
-  assert counts["tiny"] == pytest.approx(1.58e12, rel=5e-3)
-  assert counts["wan"] == pytest.approx(40.65e12, rel=5e-3)
+  assert counts["tiny"] == pytest.approx(1.313e12, rel=5e-3)
+  assert counts["wan"] == pytest.approx(38.79e12, rel=5e-3)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from videomla_jax import shapes
+from videomla_jax.costs import decoder_memory
 from videomla_jax.diffusion import rollout
 from videomla_jax.models import cache
 from videomla_jax.models import feed_forward
@@ -42,9 +43,11 @@ class Needs:
       earlier frames.
     decoder_states: Bytes that decoders remember of earlier frames, by name:
       first the codec, then those that may be chosen instead.
-    peak_bytes: Predicted peak while a chunk is made: parameters with the copies
-      that are made when layers leave their stack, cache, activations, and the
-      codec without its activations.
+    decoder_temporary_bytes: Predicted bytes that the codec's program needs
+      while it decodes a chunk.
+    peak_bytes: Predicted peak: parameters with the copies that are made when
+      layers leave their stack, cache, codec, and the activations of the network
+      or of the codec, whichever are more.
   """
 
   parameters: int
@@ -59,6 +62,7 @@ class Needs:
   dense_cache_bytes: int
   decoder_bytes: int
   decoder_states: Mapping[str, int]
+  decoder_temporary_bytes: int
   peak_bytes: int
 
   def lines(self) -> list[str]:
@@ -95,7 +99,8 @@ class Needs:
     unused = "".join(f"; {n} would hold {human(x)}" for n, x in others)
     return [
       f"decoder: {name}, {human(self.decoder_bytes)}, of which it holds "
-      f"{human(held)} of earlier frames{unused}"
+      f"{human(held)} of earlier frames{unused}; temporaries "
+      f"{human(self.decoder_temporary_bytes)}"
     ]
 
 
@@ -162,13 +167,24 @@ def needs(
     for name, decoder in (decoders | dict(other_decoders or {})).items()
   }
   decoder_bytes = 0 if codec is None else _bytes(codec) + states[codec_name]
+  platform = platform or jax.default_backend()
   block = _block_bytes(
     model,
     rows=rows,
     queries=window.chunk_frames * tokens,
     keys=visible * tokens,
-    scores=(platform or jax.default_backend()) not in ("gpu", "tpu"),
+    scores=platform not in ("gpu", "tpu"),
   )
+  decoding = 0
+  if codec is not None:
+    decoding = decoder_memory.temporaries(
+      codec,
+      videos=videos,
+      frame=frame[:2],
+      latents=window.chunk_frames,
+      platform=platform,
+    )
+  held = parameter_bytes + cached.cache_bytes + decoder_bytes
   return Needs(
     parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(model)),
     parameter_bytes=parameter_bytes,
@@ -182,7 +198,9 @@ def needs(
     dense_cache_bytes=cached.dense_cache_bytes,
     decoder_bytes=decoder_bytes,
     decoder_states=states,
-    peak_bytes=sum((parameter_bytes, cached.cache_bytes, decoder_bytes, block)),
+    decoder_temporary_bytes=decoding,
+    # The network and the decoder run one after the other.
+    peak_bytes=held + max(block, decoding),
   )
 
 

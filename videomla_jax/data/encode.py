@@ -23,6 +23,7 @@ from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import umt5
 from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
+from videomla_jax.ops import convolution
 from videomla_jax.storage import model_folder
 
 RANDOM = "random:wan_tiny"
@@ -166,7 +167,7 @@ class EncoderConfig:
     return frames, height // space, width // space, sizes.channels
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=convolution.CHANNELS_LAST)
 def _encode(
   codec: vae.WanVAE, video: UInt8[Array, "B t h w 3"]
 ) -> Float32[Array, "B T H W C"]:

@@ -48,8 +48,8 @@ class Networks:
       their own, and refuse another one.
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
-    spare_memory: Whether a released network takes less memory and more time,
-      see `WanConfig`.
+    spare_memory: Whether a released network and its VAE take less memory and
+      more time, see `WanConfig` and `VaeConfig`.
     products: "float8_per_token" or "float8_per_tensor" hold the network's
       blocks in float8 and multiply in it; empty is as the model is stored.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.

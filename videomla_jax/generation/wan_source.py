@@ -185,7 +185,7 @@ def from_folders(
     )
   family = released.family_at(folders["dit"])
   _check_together(folders, networks.embeddings)
-  sizes = _vae_sizes(folders["vae"], networks.vae_dtype)
+  sizes = _vae_sizes(folders["vae"], networks)
   if networks.decoder == "tiny":
     _check_tiny(folders["tiny_decoder"], sizes)
   return WanSource(
@@ -202,7 +202,12 @@ def from_folders(
       spare_memory=networks.spare_memory,
     ),
     load_codec=lambda: _tiled(
-      released.load(folders["vae"], "vae", dtype=networks.vae_dtype),
+      released.load(
+        folders["vae"],
+        "vae",
+        dtype=networks.vae_dtype,
+        spare_memory=networks.spare_memory,
+      ),
       networks.vae_tile,
     ),
     load_tiny=(
@@ -218,8 +223,10 @@ def from_folders(
   )
 
 
-def _vae_sizes(folder: pathlib.Path, dtype: str) -> vae_coders.VaeConfig:
-  """Returns the sizes of the VAE, which computes in the given format.
+def _vae_sizes(
+  folder: pathlib.Path, networks: networks_lib.Networks
+) -> vae_coders.VaeConfig:
+  """Returns the sizes of the VAE, which computes as it is asked to.
 
   Raises:
     ValueError: If the folder holds another network.
@@ -230,7 +237,9 @@ def _vae_sizes(folder: pathlib.Path, dtype: str) -> vae_coders.VaeConfig:
       f"checkpoint={str(folder)!r} holds no 'vae'; give the folder that "
       "convert wrote for it."
     )
-  return dataclasses.replace(sizes, dtype=dtype)
+  return dataclasses.replace(
+    sizes, dtype=networks.vae_dtype, spare_memory=networks.spare_memory
+  )
 
 
 def _load_tiny(
@@ -339,7 +348,9 @@ def random_source(networks: networks_lib.Networks) -> WanSource:
     )
   unused.refuse_of_random(networks)
   family = released.FAMILIES["wan_tiny"]
-  sizes = dataclasses.replace(family.vae, dtype=networks.vae_dtype)
+  sizes = dataclasses.replace(
+    family.vae, dtype=networks.vae_dtype, spare_memory=networks.spare_memory
+  )
 
   @functools.cache
   def build() -> tuple[umt5.Umt5Encoder, vae.WanVAE, wan.WanDiT]:

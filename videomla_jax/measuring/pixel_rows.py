@@ -22,6 +22,7 @@ from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
+from videomla_jax.ops import convolution
 
 _CHUNKS = 4  # that are timed, behind those that fill the window
 
@@ -39,24 +40,44 @@ def decoders(
     wan_sizes: Sizes of Wan's VAE.
     tiny_sizes: Sizes of the tiny decoder.
   """
-  # A CPU emulates bfloat16.
-  dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
-  whole = dataclasses.replace(wan_sizes, dtype=dtype)
-  small = dataclasses.replace(tiny_sizes, dtype=dtype)
+  small = dataclasses.replace(tiny_sizes, dtype=_dtype())
   return {
-    "wan": lambda: random_networks.make(
-      lambda: vae.WanVAE(whole, rngs=nnx.Rngs(0))
-    ),
+    "wan": functools.partial(_wan, wan_sizes, ""),
     "tiny": lambda: random_networks.make(
       lambda: tiny_decoder.TinyDecoder(small, rngs=nnx.Rngs(0))
     ),
   }
 
 
+def forms(wan_sizes: vae_coders.VaeConfig) -> dict[str, Make]:
+  """Returns what makes Wan's VAE with convolutions that are not chosen here.
+
+  Args:
+    wan_sizes: Sizes of Wan's VAE.
+  """
+  chosen = convolution.form_for(jax.default_backend())
+  return {
+    f"wan_{form}": functools.partial(_wan, wan_sizes, form)
+    for form in convolution.FORMS
+    if form != chosen
+  }
+
+
+def _dtype() -> str:
+  """Returns the number format; a CPU emulates bfloat16."""
+  return "bfloat16" if jax.default_backend() == "gpu" else "float32"
+
+
+def _wan(sizes: vae_coders.VaeConfig, form: str) -> vae.WanVAE:
+  config = dataclasses.replace(sizes, dtype=_dtype(), convolution=form)
+  return random_networks.make(lambda: vae.WanVAE(config, rngs=nnx.Rngs(0)))
+
+
 def rows(
   *,
   make: Callable[..., wan_config.WanConfig],
   decoders: Mapping[str, Make],
+  others: Mapping[str, Make],
   frame: tuple[int, int, int],
 ) -> Iterator[row_lib.Row]:
   """Yields the rows.
@@ -64,11 +85,12 @@ def rows(
   Args:
     make: Makes the sizes of the network from its `kind`.
     decoders: What makes each decoder, by name.
+    others: Likewise, of those that only decode a chunk.
     frame: H, W, C of a latent frame.
   """
   shape = f"{frame[0]}x{frame[1]} latents"
   frames = rollout_rows.WINDOW.chunk_frames
-  for name, decoder in decoders.items():
+  for name, decoder in {**decoders, **others}.items():
     yield row_lib.Row(
       name="vae_decode",
       measure=functools.partial(_decode, decoder, (1, frames, *frame)),
@@ -101,6 +123,7 @@ def _decode(
   decode = jax.jit(
     lambda decoder, latents, state: decoder.decode_chunk(latents, state),
     donate_argnums=2,
+    compiler_options=convolution.CHANNELS_LAST,
   )
   state = decoder.start(shape[0], *shape[2:4])
   pixels, state = decode(decoder, latents, state)

@@ -260,6 +260,7 @@ class GpuSuite:
       pixel_rows.rows(
         make=sizes.make,
         decoders=pixel_rows.decoders(sizes.vae, sizes.tiny_decoder),
+        others=pixel_rows.forms(sizes.vae),
         frame=sizes.frame,
       ),
       attention(shapes=first, implementations=_IMPLEMENTATIONS),

@@ -166,9 +166,8 @@ class Resolution(nnx.Module):
     x = einops.rearrange(
       self.grow(x), "B T H W (n C) -> B (T n) H W C", n=frames
     )
-    if self.spatial:
-      x = x.repeat(2, axis=2).repeat(2, axis=3)
-    return self.conv(x), tuple(after)
+    x = self.conv.doubled(x) if self.spatial else self.conv(x)
+    return x, tuple(after)
 
 
 class TinyDecoder(nnx.Module):
@@ -235,7 +234,8 @@ class TinyDecoder(nnx.Module):
   ) -> tuple[layers.Out, vae.State]:
     """Returns pixels in about [0, 1], float32, and the state after them."""
     x = jnp.tanh(latents.astype(jnp.float32) / _BOUND) * _BOUND
-    out, state = vae.in_groups(self._group, x, state, group=1)
+    group = vae.laid_out(self)._group
+    out, state = vae.in_groups(group, x, state, group=1)
     return out.astype(jnp.float32), state
 
   def decode_chunk(

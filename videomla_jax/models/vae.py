@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_layers as layers
+from videomla_jax.ops import convolution
+from videomla_jax.ops import device
 
 Video = Float[Array, "B T H W C"]
 
@@ -134,8 +136,30 @@ def in_groups(
   return jnp.concatenate(pieces, axis=1), State(memory, False)
 
 
+def laid_out[Coder: nnx.Module](coder: Coder, form: str = "sum") -> Coder:
+  """Returns a coder whose weights need no work before their products.
+
+  A program does this once, before it loops over groups of frames.
+
+  Args:
+    coder: A module with layers of `vae_layers`.
+    form: Key of `convolution.FORMS`.
+  """
+  ready = nnx.merge(*nnx.split(coder))
+  for _, module in nnx.iter_modules(ready):
+    if isinstance(module, layers.Conv):
+      module.lay_out(form)
+    elif isinstance(module, layers.Norm):
+      module.form = form
+  return ready
+
+
 class WanVAE(nnx.Module):
-  """Turns pixels into normalised latents and latents into pixels."""
+  """Turns pixels into normalised latents and latents into pixels.
+
+  Programs that use it on a GPU are compiled with `convolution.CHANNELS_LAST`;
+  without it they are right, but slow.
+  """
 
   def __init__(self, config: vae_coders.VaeConfig, *, rngs: nnx.Rngs) -> None:
     self.config = config
@@ -148,6 +172,12 @@ class WanVAE(nnx.Module):
     self.post_quant = layers.Pointwise(
       channels, channels, dtype=dtype, rngs=rngs
     )
+
+  @property
+  def form(self) -> str:
+    """Form of the convolutions over time, a key of `convolution.FORMS`."""
+    chosen = self.config.convolution
+    return chosen or convolution.form_for(device.current().platform)
 
   @property
   def channels(self) -> int:
@@ -201,9 +231,8 @@ class WanVAE(nnx.Module):
       ValueError: If the number of frames does not fit.
     """
     self._check_frames(video.shape[1], first=state.first)
-    out, state = in_groups(
-      self.encoder, video, state, group=self.temporal_stride
-    )
+    encoder = laid_out(self.encoder, self.form)
+    out, state = in_groups(encoder, video, state, group=self.temporal_stride)
     # The released projection has means first; nothing here draws from them.
     mean, log_variance = jnp.split(
       self.quant(out).astype(jnp.float32), 2, axis=-1
@@ -257,6 +286,17 @@ class WanVAE(nnx.Module):
     """
     return State(self.decoder.start(batch, height, width), True)
 
+  def latents_at_once(self, count: int, *, form: str) -> int:
+    """Returns how many latent frames are decoded side by side.
+
+    Args:
+      count: Latent frames of a chunk, without the first of a video.
+      form: Form of the convolutions over time.
+    """
+    spare = self.config.spare_memory
+    most = 1 if spare else convolution.FORMS[form].latents_at_once
+    return max(n for n in range(1, most + 1) if count % n == 0)
+
   def decode_unclipped(
     self, latents: Video, state: State
   ) -> tuple[layers.Out, State]:
@@ -264,7 +304,9 @@ class WanVAE(nnx.Module):
     # Statistics are applied in float32: they scale channels by up to 3.3.
     raw = latents.astype(jnp.float32) * self._std + self._mean
     x = self.post_quant(raw)
-    out, state = in_groups(self.decoder, x, state, group=1)
+    decoder = laid_out(self.decoder, self.form)
+    group = self.latents_at_once(x.shape[1] - state.first, form=self.form)
+    out, state = in_groups(decoder, x, state, group=group)
     return out.astype(jnp.float32), state
 
   def decode_chunk(

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from videomla_jax.models import vae_layers as layers
+from videomla_jax.ops import convolution
 from videomla_jax.storage import plain_config
 
 Video = Float[Array, "B T H W C"]
@@ -38,6 +39,10 @@ class VaeConfig(plain_config.PlainConfig):
     mean: Mean of the latents before they are normalised, per channel.
     std: Their standard deviation, per channel.
     dtype: Type of the convolutions; norms and attention scores are float32.
+    convolution: How convolutions over time are computed, a key of
+      `convolution.FORMS`; by default the platform decides.
+    spare_memory: Whether the decoder takes one latent frame at a time where it
+      would be faster to take several.
   """
 
   title = "VAE config"
@@ -50,6 +55,8 @@ class VaeConfig(plain_config.PlainConfig):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   dtype: str = "float32"
+  convolution: str = ""
+  spare_memory: bool = False
 
   def __post_init__(self) -> None:
     plain_config.check_range(
@@ -66,6 +73,11 @@ class VaeConfig(plain_config.PlainConfig):
       raise ValueError(
         f"vae.multipliers={self.multipliers} must have 1 to {_MAX_RESOLUTIONS} "
         "entries."
+      )
+    if self.convolution not in ("", *convolution.FORMS):
+      raise ValueError(
+        f"vae.convolution={self.convolution!r} is unknown; use one of "
+        f"{sorted(convolution.FORMS)}, or leave it empty."
       )
     if len(self.temporal) != len(self.multipliers) - 1:
       raise ValueError(

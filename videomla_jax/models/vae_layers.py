@@ -15,42 +15,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from videomla_jax.ops import convolution
 from videomla_jax.ops.latent_attention import reference
 
 Video = Float[Array, "B T H W C"]
 Out = Float[Array, "B t h w c"]
 _EPSILON = 1e-12  # bounds the length from below, not its square
-
-
-def conv_2d(
-  x: Video,
-  kernel: Float[Array, "p q C c"],
-  *,
-  stride: int = 1,
-  pad: tuple[int, int] = (1, 1),
-) -> Out:
-  """Returns every frame convolved by itself.
-
-  Args:
-    x: Frames.
-    kernel: Weights; p and q are the window in pixels.
-    stride: Pixels from one window to the next, along both axes.
-    pad: Zeros before and after each axis.
-  """
-  # Frames join the batch, so that XLA sees an ordinary 2D convolution.
-  batch, frames = x.shape[:2]
-  out = jax.lax.conv_general_dilated(
-    x.reshape(-1, *x.shape[2:]),
-    kernel,
-    (stride, stride),
-    [pad, pad],
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  return out.reshape(batch, frames, *out.shape[1:])
+_IN_TIME = 5  # axes of the weights of a convolution over time
 
 
 class Conv(nnx.Module):
-  """Holds the weights of a convolution as float32 master copies."""
+  """Holds the weights of a convolution as float32 master copies.
+
+  A program that uses them several times lays them out first: `vae.laid_out`.
+  """
 
   def __init__(
     self,
@@ -72,7 +50,8 @@ class Conv(nnx.Module):
       rngs: Source of the weights.
       bias: Whether a constant is added to every channel.
     """
-    self.dtype = dtype
+    self.dtype, self.inputs = dtype, inputs
+    self.form = "sum"
     # This is PyTorch's default: a VAE trained from here starts like Wan's.
     bound = 1 / math.sqrt(math.prod(window) * inputs)
 
@@ -87,6 +66,19 @@ class Conv(nnx.Module):
     """Returns kernel `[*window, in, out]` and bias in the products' type."""
     bias = jnp.zeros(()) if self.bias is None else self.bias[...]
     return self.kernel[...].astype(self.dtype), bias.astype(self.dtype)
+
+  def lay_out(self, form: str) -> None:
+    """Replaces the weights by what the products of a form take.
+
+    Args:
+      form: Key of `convolution.FORMS`, for convolutions over time.
+    """
+    kernel, bias = self.weights()
+    if self.bias is not None:
+      self.bias = nnx.Param(bias)
+    if kernel.ndim == _IN_TIME:
+      kernel = convolution.FORMS[form].lay_out(kernel)
+    self.kernel, self.form = nnx.Param(kernel), form
 
 
 class Pointwise(Conv):
@@ -127,17 +119,19 @@ class FrameConv(Conv):
   def __call__(
     self, x: Video, *, stride: int = 1, pad: tuple[int, int] = (1, 1)
   ) -> Out:
-    """Returns the convolved frames; `stride` and `pad` as in `conv_2d`."""
+    """Returns convolved frames; `stride`, `pad`: `convolution.of_frames`."""
     kernel, bias = self.weights()
-    return conv_2d(x.astype(self.dtype), kernel, stride=stride, pad=pad) + bias
+    x = x.astype(self.dtype)
+    return convolution.of_frames(x, kernel, stride=stride, pad=pad) + bias
+
+  def doubled(self, x: Video) -> Out:
+    """Returns convolved frames, each pixel repeated 2 x 2 before."""
+    kernel, bias = self.weights()
+    return convolution.of_doubled_frames(x.astype(self.dtype), kernel) + bias
 
 
 class CausalConv(Conv):
-  """A convolution over three frames: this one and the two before it.
-
-  It is computed as a sum of three convolutions of single frames, which on a CPU
-  is up to twice as fast as one convolution over space and time.
-  """
+  """A convolution over three frames: this one and the two before it."""
 
   def __init__(
     self,
@@ -154,13 +148,20 @@ class CausalConv(Conv):
   def start(self, batch: int, height: int, width: int) -> Array:
     """Returns two frames of zeros, which pad the video on the left."""
     # Memory has the type of the products: a scan must find it unchanged.
-    shape = (batch, 2, height, width, self.kernel.shape[-2])
+    shape = (batch, 2, height, width, self.inputs)
     return jnp.zeros(shape, self.dtype)
 
   def __call__(self, x: Video, memory: Array) -> tuple[Out, Array]:
     """Returns the convolved frames and the last two inputs as memory."""
     frames = jnp.concatenate([memory, x.astype(self.dtype)], axis=1)
-    return self.over(frames), frames[:, -2:]
+    if not convolution.FORMS[self.form].one_buffer:
+      return self.over(frames), frames[:, -2:]
+    # Barriers let XLA write the frames once, take the memory out of them, and
+    # do so before the convolution: at the end of the program it would hold the
+    # frames of all layers.
+    frames = jax.lax.optimization_barrier(frames)
+    frames, after = jax.lax.optimization_barrier((frames, frames[:, -2:]))
+    return self.over(frames), after
 
   def over(self, frames: Video, *, stride: int = 1) -> Out:
     """Returns the outputs that see three of the given frames.
@@ -170,12 +171,8 @@ class CausalConv(Conv):
       stride: Frames from one output to the next.
     """
     kernel, bias = self.weights()
-    pad = (kernel.shape[1] // 2,) * 2
-    last = frames.shape[1] - 2
-    return bias + sum(
-      conv_2d(frames[:, i : i + last : stride], kernel[i], pad=pad)
-      for i in range(3)
-    )
+    out = convolution.FORMS[self.form].apply(frames, kernel, stride=stride)
+    return out[..., : bias.shape[0]] + bias
 
 
 class Norm(nnx.Module):
@@ -186,12 +183,17 @@ class Norm(nnx.Module):
 
   def __init__(self, features: int) -> None:
     self.gain = nnx.Param(jnp.ones((features,), jnp.float32))
+    self.form = "sum"
 
   def __call__(self, x: Video) -> Out:
     """Returns normalised pixels in the type of `x`."""
     # bfloat16 has 8 bits, too few for a sum of squares over 384 channels.
     x32 = x.astype(jnp.float32)
     length = jnp.sqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True))
+    if convolution.FORMS[self.form].one_buffer:
+      # What follows is computed where the convolution's frames are written;
+      # without a barrier XLA normalises into an array of its own before.
+      length = jax.lax.optimization_barrier(length)
     unit = x32 / jnp.maximum(length, _EPSILON)
     return (unit * (x.shape[-1] ** 0.5 * self.gain[...])).astype(x.dtype)
 
@@ -358,8 +360,7 @@ class Upsample(nnx.Module):
       pair = jnp.stack(jnp.split(y, 2, axis=-1), axis=2)
       x = pair.reshape(x.shape[0], -1, *x.shape[2:])
     # The released order: the time convolution sees a quarter of the pixels.
-    x = x.repeat(2, axis=2).repeat(2, axis=3)
-    return self.frame_conv(x), memory
+    return self.frame_conv.doubled(x), memory
 
 
 type Layer = Residual | FrameAttention | Downsample | Upsample

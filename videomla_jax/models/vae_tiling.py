@@ -85,14 +85,15 @@ class TiledDecoder(nnx.Module):
     )
     return np.asarray([(r, c) for r in rows for c in columns])
 
-  def _sides(self, height: int, width: int) -> tuple[int, int]:
+  def sides(self, height: int, width: int) -> tuple[int, int]:
+    """Returns latent rows and columns of a tile of such a frame."""
     return min(self.tile, height), min(self.tile, width)
 
   def start(self, batch: int, height: int, width: int) -> vae_lib.State:
     """Returns the state of every tile before the first latent frame."""
     # Tiles are equal in size, so one state serves as the pattern of all.
     count = len(self._corners(height, width))
-    one = self.whole.start(batch, *self._sides(height, width))
+    one = self.whole.start(batch, *self.sides(height, width))
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
 
   def decode_chunk(
@@ -100,7 +101,7 @@ class TiledDecoder(nnx.Module):
   ) -> tuple[Float[Array, "B t h w 3"], vae_lib.State]:
     """Returns what `decode_chunk` of the whole does, tile by tile."""
     height, width = latents.shape[2:4]
-    sides = self._sides(height, width)
+    sides = self.sides(height, width)
 
     def decode_tile(
       tile: tuple[Int[Array, "2"], vae_lib.State],
@@ -168,7 +169,7 @@ class TiledVAE(TiledDecoder):
     height, width = (n // stride for n in video.shape[2:4])
     # This raises for sizes that are no multiple of the stride.
     self.whole.start_encode(1, *video.shape[2:4])
-    sides = tuple(n * stride for n in self._sides(height, width))
+    sides = tuple(n * stride for n in self.sides(height, width))
     corners = self._corners(height, width)
     pieces = jax.lax.map(
       lambda corner: self.whole.encode(_crop(video, corner * stride, sides)),
