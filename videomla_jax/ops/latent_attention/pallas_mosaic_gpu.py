@@ -26,6 +26,7 @@ from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper_config
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_items as items
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_kernel
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import types
@@ -37,8 +38,8 @@ class Generation(NamedTuple):
   """The modules for GPUs of one generation.
 
   Attributes:
-    plan: Has `config_of`, `refusal` and `scratch`.
-    program: Has `kernel`.
+    plan: Has `config_of`, `refusal`, `rings` and `scratch`.
+    program: Has `kernel`, which takes an `items.Block`.
   """
 
   plan: python_types.ModuleType
@@ -162,15 +163,17 @@ def _call(
   grid = (batch, heads, pl.cdiv(rows, config.item_rows))
 
   def body(*refs: jax.Ref, **scratch: Any) -> None:
-    made_for.program.kernel(
-      *refs,
+    block = items.block_of(
+      refs,
       widths=widths,
       config=config,
       scale=scale,
       rows=rows,
       grid=grid,
-      **scratch,
+      rings=made_for.plan.rings(widths),
+      scratch=scratch,
     )
+    made_for.program.kernel(block)
 
   body.__name__ = "latent_attention"
   out = plgpu.kernel(

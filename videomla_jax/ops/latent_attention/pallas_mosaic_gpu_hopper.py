@@ -25,7 +25,6 @@ Keys of dense layers have no positional part, which then is left out.
 import functools
 from typing import Any
 
-import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -264,36 +263,13 @@ def _consume(block: items.Block, tile: items.Scalar) -> None:
     pl.when(tile == 0)(lambda: plgpu.barrier_wait(first_turn))
 
 
-def kernel(
-  *refs: jax.Ref,
-  widths: plan.Widths,
-  config: hopper_plan.Config,
-  scale: float,
-  rows: int,
-  grid: tuple[int, int, int],
-  **scratch: Any,
-) -> None:
+def kernel(block: items.Block) -> None:
   """Gives every warpgroup of a thread block its work.
 
   Args:
-    *refs: What `items.block_of` sorts.
-    widths: Channels of queries, keys and values.
-    config: Sizes of the tiles.
-    scale: Logit multiplier.
-    rows: Query rows of a head.
-    grid: Number of rows of the batch, of heads, and of items of a head.
-    **scratch: Memories and barriers by the names of `hopper_plan.scratch`.
+    block: What all warps know.
   """
-  block = items.block_of(
-    refs,
-    widths=widths,
-    config=config,
-    scale=scale,
-    rows=rows,
-    grid=grid,
-    rings=hopper_plan.rings(widths),
-    scratch=scratch,
-  )
+  config = block.config
   group = lax.axis_index("group")
 
   @pl.when(group == _LOAD_GROUP)

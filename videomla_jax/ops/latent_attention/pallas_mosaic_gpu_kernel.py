@@ -24,9 +24,7 @@ and first keys arrive and its first scores are multiplied.
 """
 
 import functools
-from typing import Any
 
-import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -261,36 +259,13 @@ def _store(block: items.Block, item: items.Item, tile: int) -> None:
     plgpu.copy_smem_to_gmem(smem, block.out.at[item.example, rows, columns])
 
 
-def kernel(
-  *refs: jax.Ref,
-  widths: plan.Widths,
-  config: plan.Config,
-  scale: float,
-  rows: int,
-  grid: tuple[int, int, int],
-  **scratch: Any,
-) -> None:
+def kernel(block: items.Block) -> None:
   """Gives every warp of a thread block its work.
 
   Args:
-    *refs: What `items.block_of` sorts.
-    widths: Channels of queries, keys and values.
-    config: Sizes of the tiles.
-    scale: Logit multiplier.
-    rows: Query rows of a head.
-    grid: Number of rows of the batch, of heads, and of items of a head.
-    **scratch: Memories and barriers by the names of `plan.scratch`.
+    block: What all warps know.
   """
-  block = items.block_of(
-    refs,
-    widths=widths,
-    config=config,
-    scale=scale,
-    rows=rows,
-    grid=grid,
-    rings=plan.rings(widths),
-    scratch=scratch,
-  )
+  config = block.config
   group = lax.axis_index("group")
 
   @pl.when(group == _LOAD_GROUP)
