@@ -9,6 +9,8 @@ memory of one layer.
 
 import ml_collections
 
+import common
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config; there are no variants.
@@ -19,12 +21,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   Raises:
     ValueError: If there is an argument.
   """
-  if arg:
-    raise ValueError(f"config argument {arg!r} is unknown; there are none.")
-  config = ml_collections.ConfigDict()
+  config = common.without_variants(arg)
   # Networks, separated by semicolons.
   config.checkpoints = "shipped:small_dense; shipped:small_latent"
   config.select = ""  # network in a training checkpoint (generator_ema)
+  # Heads of a DiT in a file whose shapes do not tell them.
+  config.num_heads = common.unused(int)
   config.activations = ""  # a file of `calibrate`: real inputs of all layers
   config.energy = 0.99  # that the effective rank holds
   config.ranks = ()  # () is E / 24, E / 12, E / 8, E / 6 and E / 3

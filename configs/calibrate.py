@@ -10,6 +10,8 @@ size for lack of weights.
 
 import ml_collections
 
+import common
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config; there are no variants.
@@ -20,9 +22,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   Raises:
     ValueError: If there is an argument.
   """
-  if arg:
-    raise ValueError(f"config argument {arg!r} is unknown; there are none.")
-  config = ml_collections.ConfigDict()
+  config = common.without_variants(arg)
   config.checkpoint = "models/wan_1p3b"  # a model with dense attention
   # Folders of Wan's parts; empty is CHECKPOINT/NAME.
   config.parts = dict(dit="", vae="", umt5="", tokenizer="")

@@ -227,6 +227,20 @@ def change(config: Config, size: dict[str, Any]) -> None:
       config[group].update(values)
 
 
+def without_variants(arg: str | None) -> Config:
+  """Returns an empty config, and refuses an argument.
+
+  Args:
+    arg: What follows the colon behind the file; must be empty.
+
+  Raises:
+    ValueError: If there is an argument.
+  """
+  if arg:
+    raise ValueError(f"config argument {arg!r} is unknown; there are none.")
+  return Config()
+
+
 def unused(kind: type[float | int]) -> config_dict.FieldReference:
   """Returns None for a key that nothing reads; a flag may set a number."""
   return config_dict.FieldReference(None, field_type=kind)

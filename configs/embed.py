@@ -8,6 +8,8 @@ The encoder is 11.4 GB in bfloat16; not run at full size (no weights at hand).
 
 import ml_collections
 
+import common
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config; there are no variants.
@@ -18,9 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   Raises:
     ValueError: If there is an argument.
   """
-  if arg:
-    raise ValueError(f"config argument {arg!r} is unknown; there are none.")
-  config = ml_collections.ConfigDict()
+  config = common.without_variants(arg)
   config.checkpoint = "models/wan_1p3b"  # holds umt5/ and tokenizer/
   config.prompts = ""  # separated by semicolons
   config.prompts_file = ""  # one prompt per line
