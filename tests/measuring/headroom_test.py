@@ -79,7 +79,9 @@ def test_what_is_recorded_is_not_compiled_again(
     ("targets", ("b300",), "targets="),
     ("windows", (), "windows="),
     ("latents", (-1,), "latents"),
+    ("latents", (), "is empty"),
     ("rows", "nothing", "matches no case"),
+    ("rows", "(", "no regular expression"),
   ],
 )
 def test_mistakes_are_refused_before_anything_compiles(

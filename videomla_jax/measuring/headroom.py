@@ -240,8 +240,11 @@ class MemorySuite:
       given = getattr(self, field)
       if not given or {*given} - {*known}:
         raise ValueError(f"{field}={[*given]} must be some of {[*known]}.")
+    if not self.latents:
+      raise ValueError("latents=[] is empty; give sizes d_c, 0 for dense.")
     for d_c in self.latents:
       config_values.Range(0, 2**14)(d_c, "latents")
+    record.check_pattern(self.rows)
 
   def cases(self) -> list[Case]:
     """Returns what is asked for."""
@@ -265,7 +268,9 @@ class MemorySuite:
     """
     cases = self.cases()
     if not cases:
-      raise ValueError(f"rows={self.rows!r} matches no case.")
+      raise ValueError(
+        f"rows={self.rows!r} matches no case; leave it empty for all of them."
+      )
     path = output_folder.check_file(self.record)
     with locks.alone(path, wait=True):
       found = [x for case in cases for x in self._of(case, path)]

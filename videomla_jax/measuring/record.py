@@ -105,6 +105,20 @@ def _versions() -> dict[str, str]:
   return versions
 
 
+def check_pattern(rows: str) -> None:
+  """Raises `ValueError` if what selects rows is no regular expression.
+
+  Args:
+    rows: What the user wrote.
+  """
+  try:
+    re.compile(rows)
+  except re.error as error:
+    raise ValueError(
+      f"rows={rows!r} is no regular expression ({error})."
+    ) from error
+
+
 def label(line: Mapping[str, Any]) -> str:
   """Names a measurement in one line, such as "latent_attention/480p/cudnn"."""
   parts = [str(line[f]) for f in FIELDS if line.get(f) is not None]

@@ -165,12 +165,7 @@ class GpuSuite:
       raise ValueError(
         f"sizes={self.sizes!r} is unknown; use one of {[*SIZES]}."
       )
-    try:
-      re.compile(self.rows)
-    except re.error as error:
-      raise ValueError(
-        f"rows={self.rows!r} is no regular expression ({error})."
-      ) from error
+    record.check_pattern(self.rows)
 
   def run(self) -> list[record.Line]:
     """Measures every row that is asked for and not known, and prints a table.
