@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
+from tests import early_release
 from tests import tiny_project
 from tests import tiny_release
 from videomla_jax import analyze
@@ -97,8 +99,11 @@ def test_a_wan_folder_and_its_latents_with_real_inputs(
   [
     ("checkpoints", "shipped:small_latent; shipped:small_latent", "different"),
     ("checkpoints", "shipped:nothing", "does not exist"),
+    ("checkpoints", "", "checkpoints="),
     ("checkpoints", "/nowhere/at/all", "/nowhere/at/all"),
     ("formats", "svg; bmp", "'bmp'"),
+    ("select", "generator_ema", "select"),
+    ("num_heads", 3, "num_heads"),
     ("ranks", (0,), "has 0; use 1"),
     ("energy", 1.5, "energy"),
     ("activations", "/nowhere/tokens.safetensors", "activations="),
@@ -125,6 +130,44 @@ def test_inputs_of_another_width_and_other_networks_are_refused(
   config.checkpoints = str(networks / "wan" / "vae")
   with pytest.raises(ValueError, match="give a DiT"):
     analyze.analyze(config)
+
+
+@pytest.mark.parametrize(("number", "refused"), [(0.0, False), (np.nan, True)])
+def test_layers_of_zeros_are_drawn_and_others_than_numbers_refused(
+  config: Any, tmp_path: pathlib.Path, seed: int, number: float, refused: bool
+) -> None:
+  tensors = tiny_release.draw(
+    tiny_release.dit_table(), np.random.default_rng(seed)
+  )
+  for name, x in tensors.items():
+    if ".1.self_attn." in name:
+      tensors[name] = np.full_like(x, number)
+  config.checkpoints = str(tmp_path / "dit.safetensors")
+  safetensors_numpy.save_file(tensors, config.checkpoints)
+  with pytest.raises(ValueError, match="number of heads"):
+    analyze.analyze(config)
+  config.formats, config.num_heads = "svg", tiny_release.HEADS
+  if refused:
+    with pytest.raises(ValueError, match="of layer 1 that are not finite"):
+      analyze.analyze(config)
+    return
+  report = analyze.analyze(config)
+  assert [x["rank"] for x in report["layers"]][1] == 1
+  # JSON has no words for what is no number.
+  text = (pathlib.Path(config.output) / "report.json").read_text()
+  json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_checkpoint_of_the_authors_needs_no_ladder(
+  config: Any, tmp_path: pathlib.Path, seed: int
+) -> None:
+  tensors, _ = early_release.draw_network(np.random.default_rng(seed))
+  path = tmp_path / "model.pt"
+  tiny_release.write_pth(path, dict(generator_ema=tensors))
+  config.checkpoints = str(path)
+  (found,) = analyze.analyze(config)["summary"]
+  assert found["kind"] == "latent"
+  assert found["d_c"] == found["highest_rank"] > 0
 
 
 def test_without_matplotlib_tables_are_left(

@@ -18,11 +18,14 @@ import json
 import time
 from typing import Annotated, Any
 
+import numpy as np
+
 from videomla_jax.analysis import attention_layers
 from videomla_jax.analysis import figures
 from videomla_jax.analysis import operators
 from videomla_jax.analysis import rank_table
 from videomla_jax.conversion import moments
+from videomla_jax.generation import unused
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
@@ -42,6 +45,8 @@ class Analysis:
     checkpoints: Networks, dense or latent: small models, model folders,
       releases of Wan, or files of a DiT.
     select: Name of the network inside training checkpoints.
+    num_heads: Heads of DiTs in files whose shapes do not tell them; None where
+      they do.
     activations: File of inputs that `calibrate` wrote, of networks of the same
       width and depth; empty analyses weights only.
     energy: Share of the energy that the effective rank holds.
@@ -54,6 +59,7 @@ class Analysis:
 
   checkpoints: tuple[config_values.Path, ...]
   select: str
+  num_heads: Annotated[int | None, config_values.Range(1, 2**20)]
   activations: config_values.Path
   energy: Annotated[float, config_values.Range(0.01, 0.999999)]
   ranks: tuple[int, ...]
@@ -62,7 +68,7 @@ class Analysis:
 
   def __post_init__(self) -> None:
     names = [*map(attention_layers.name_of, self.checkpoints)]
-    if not self.checkpoints or len(set(names)) < len(names):
+    if not all(names) or len(set(names)) < len(names):
       raise ValueError(
         f"checkpoints={list(self.checkpoints)} must be networks with different "
         "last names, which tables and figures show; rename a folder."
@@ -92,6 +98,11 @@ def analyze(config: config_reader.Values) -> dict[str, Any]:
       do not belong together.
   """
   request = config_reader.read(Analysis, config)
+  if all(map(attention_layers.is_folder_of_ours, request.checkpoints)):
+    unused.refuse(
+      dict(select=request.select, num_heads=request.num_heads),
+      why="on model folders, which hold one network and all of its sizes",
+    )
   # What cannot be written would cost the whole work.
   folder = output_folder.check(request.output)
   started = time.perf_counter()
@@ -122,11 +133,14 @@ def analyze(config: config_reader.Values) -> dict[str, Any]:
 def _layers(request: Analysis, path: str) -> Iterator[rank_table.LayerSpectrum]:
   """Yields what is found of every layer of a network."""
   name = attention_layers.name_of(path)
-  with attention_layers.open_layers(path, select=request.select) as network:
+  with attention_layers.open_layers(
+    path, select=request.select, num_heads=request.num_heads
+  ) as network:
     attention, count = network.config.attention, network.config.num_layers
     with progress_bar.Progress(count, name, unit="layer") as progress:
       for n in range(count):
         parameters = network.read(n)
+        _check_finite(parameters, path, n)
         operator = operators.operator_of(parameters)
         found = {"weights": operator.spectrum()}
         if request.activations:
@@ -145,6 +159,18 @@ def _layers(request: Analysis, path: str) -> Iterator[rank_table.LayerSpectrum]:
             spectrum=spectrum,
           )
         progress.update(1)
+
+
+def _check_finite(
+  parameters: attention_layers.Parameters, path: str, layer: int
+) -> None:
+  """Refuses weights that have no singular values."""
+  for name, x in parameters.items():
+    if not np.isfinite(x).all():
+      raise ValueError(
+        f"checkpoint={path!r} has numbers in {name!r} of layer {layer} that "
+        "are not finite; give a network that was trained to its end."
+      )
 
 
 def _check_width(request: Analysis, tokens: moments.Tokens, width: int) -> None:

@@ -47,6 +47,13 @@ def test_a_latent_whose_directions_repeat_occupies_fewer(seed):
   assert low_rank.energy_kept(spectrum, 3) > 1 - 1e-12
 
 
+def test_a_layer_of_zeros_is_kept_by_any_rank():
+  layer = {f"{n}/kernel": np.zeros((E, E)) for n in ("key", "value")}
+  spectrum = operators.operator_of(layer).spectrum()
+  assert low_rank.energy_kept(spectrum, 1) == 1.0
+  assert low_rank.effective_rank(spectrum) == 1
+
+
 def test_activations_have_the_spectrum_of_their_covariance(seed):
   rng = np.random.default_rng(seed)
   x = rng.standard_normal((N, E)) * rng.uniform(0.1, 3, E) + 5

@@ -16,6 +16,7 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_project
 from tests import tiny_release
+from videomla_jax import analyze
 from videomla_jax import benchmark
 from videomla_jax import calibrate
 from videomla_jax import convert
@@ -98,6 +99,14 @@ def _calibrate(inputs: pathlib.Path, output: pathlib.Path) -> object:
   return calibrate.calibrate(config)
 
 
+def _analyze(inputs: pathlib.Path, output: pathlib.Path) -> object:
+  config = tiny_project.config("analyze")
+  config.checkpoints = f"shipped:small_latent; {inputs / 'dit.safetensors'}"
+  config.output = str(output / "analysis")
+  config.num_heads = tiny_release.HEADS
+  return analyze.analyze(config)
+
+
 def _benchmark(inputs: pathlib.Path, output: pathlib.Path) -> object:
   config = tiny_project.config("benchmark", "suite=training")
   # Without a stage only the report is left of the suite.
@@ -113,6 +122,7 @@ _COMMANDS = {
   "embed": _embed,
   "prepare": _prepare,
   "calibrate": _calibrate,
+  "analyze": _analyze,
   "benchmark": _benchmark,
 }
 

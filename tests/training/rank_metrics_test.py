@@ -24,3 +24,10 @@ def test_scalars_are_the_ranks_of_the_layers(seed, kind):
   assert found["rank/median"] == np.median(ranks)
   assert (found["rank/least"], found["rank/most"]) == (min(ranks), max(ranks))
   assert 0 < found["rank/share"] <= 1
+
+
+def test_a_model_that_has_diverged_has_no_ranks_and_stops_nothing(seed):
+  model = tiny_model.build("latent", np.random.default_rng(seed))
+  stacked = {k: np.array(x) for k, x in rank_metrics.weights(model).items()}
+  stacked["w_uk/kernel"][0, 0, 0] = np.nan
+  assert rank_metrics.scalars(stacked) == {}

@@ -16,6 +16,7 @@ from videomla_jax.conversion import to_latent
 from videomla_jax.conversion.names import dit as dit_names
 from videomla_jax.models import wan_config
 from videomla_jax.small_world import model as small_model
+from videomla_jax.storage import model_folder
 
 type Parameters = Mapping[str, np.ndarray]
 
@@ -34,7 +35,10 @@ class Layers(NamedTuple):
 
 @contextlib.contextmanager
 def open_layers(
-  path: str | os.PathLike[str], *, select: str = ""
+  path: str | os.PathLike[str],
+  *,
+  select: str = "",
+  num_heads: int | None = None,
 ) -> Iterator[Layers]:
   """Opens a network without loading it.
 
@@ -42,6 +46,7 @@ def open_layers(
     path: Small model or `shipped:NAME`, folder of `convert`, release of Wan, or
       file of a DiT.
     select: Name of the network inside a training checkpoint.
+    num_heads: Heads of a DiT in a file whose shapes do not tell them.
 
   Yields:
     Its layers. Weights of a release are read when they are asked for.
@@ -55,7 +60,13 @@ def open_layers(
     yield Layers(dit.config, lambda n: to_latent.layer_parameters(dit, n))
     return
   found = components.choose(folder, frozenset({"dit"}))
-  with release.open_network(found.get("dit", folder), select=select) as (
+  with release.open_network(
+    found.get("dit", folder),
+    select=select,
+    num_heads=num_heads,
+    # Singular values know of no positions.
+    rotates=False,
+  ) as (
     network,
     tensors,
   ):
@@ -74,6 +85,15 @@ def open_layers(
       }
 
     yield Layers(config, read)
+
+
+def is_folder_of_ours(path: str | os.PathLike[str]) -> bool:
+  """Tells whether a path is a model folder, which says all of its sizes.
+
+  Args:
+    path: As in `open_layers`.
+  """
+  return model_folder.is_model_folder(small_model.checkpoint_path(path))
 
 
 def name_of(path: str | os.PathLike[str]) -> str:

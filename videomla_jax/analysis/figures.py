@@ -147,7 +147,10 @@ def energies(table: rank_table.Table) -> Drawn:
   for group, layers in table.groups().items():
     most = min(len(x.spectrum) for x in layers)
     shares = np.stack(
-      [np.cumsum(x.spectrum**2)[:most] / np.sum(x.spectrum**2) for x in layers]
+      [
+        np.cumsum(x.spectrum**2)[:most] / max(np.sum(x.spectrum**2), 1e-300)
+        for x in layers
+      ]
     )
     x = np.arange(1, most + 1)
     for axes, y in (

@@ -8,14 +8,15 @@ from videomla_jax.models import wan_config
 
 
 def settle(
-  network: detect.Network, asked: str, *, early: bool, written: str = ""
+  network: detect.Network, asked: str, *, must_be_told: bool, written: str = ""
 ) -> detect.Network:
   """Returns a network with the ladder that was asked for.
 
   Args:
     network: A network of another project's file, told from names and shapes.
     asked: `rope_ladder` as the user gave it; empty if it was not given.
-    early: Whether the file has the authors' early layout.
+    must_be_told: Whether the file has the authors' early layout, which does not
+      tell it, and somebody will need it.
     written: The ladder that the file itself names, as our own exports do.
 
   Raises:
@@ -23,7 +24,7 @@ def settle(
   """
   if not is_latent(network):
     return network
-  if early and not asked:
+  if must_be_told and not asked:
     raise ValueError(
       "source is in VideoMLA's early layout, whose tensors do not tell the "
       "frequencies of its positional key; give --rope_ladder=fresh, which its "

@@ -145,7 +145,9 @@ def energy_kept(spectrum: Float[np.ndarray, "n"], rank: int) -> float:
     rank: How many are kept.
   """
   square = np.square(spectrum)
-  return float(square[:rank].sum() / square.sum())
+  total = square.sum()
+  # What is nothing is kept by any rank.
+  return float(square[:rank].sum() / total) if total else 1.0
 
 
 def effective_rank(

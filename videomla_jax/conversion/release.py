@@ -59,6 +59,7 @@ def open_network(
   select: str = "",
   num_heads: int | None = None,
   rope_ladder: str = "",
+  rotates: bool = True,
 ) -> Iterator[tuple[detect.Network, Tensors]]:
   """Opens a checkpoint or a model folder and finds out what it is.
 
@@ -70,6 +71,7 @@ def open_network(
       heads have not 128 channels.
     rope_ladder: Frequencies of a latent network's positional key, see
       `AttentionConfig`; empty where the source settles them.
+    rotates: Whether positions will be used; if not, no ladder is asked for.
 
   Yields:
     The network, and its tensors under original names, complete and of the
@@ -86,7 +88,11 @@ def open_network(
     return
   with tensor_files.open_tensors(path, select=select) as tensors:
     yield _recognised(
-      tensor_files.find(pathlib.Path(path)), tensors, num_heads, rope_ladder
+      tensor_files.find(pathlib.Path(path)),
+      tensors,
+      num_heads,
+      rope_ladder,
+      rotates=rotates,
     )
 
 
@@ -95,6 +101,8 @@ def _recognised(
   tensors: Tensors,
   num_heads: int | None,
   rope_ladder: str,
+  *,
+  rotates: bool,
 ) -> tuple[detect.Network, Tensors]:
   """Returns the network of a file, and its tensors under original names."""
   try:
@@ -107,7 +115,7 @@ def _recognised(
     network = ladder.settle(
       network,
       rope_ladder,
-      early=early is not None,
+      must_be_told=rotates and early is not None,
       written=tensor_files.read_metadata(path).get("rope_ladder", ""),
     )
     originals = network.table.originals(shapes)

@@ -138,7 +138,8 @@ class Run:
           clock.lap(done)  # This time belongs to no step.
         if due.rank:
           taken = to_host(rank_metrics.weights(state.ema))
-          writer.scalars(done, rank_metrics.scalars(taken))
+          if ranks := rank_metrics.scalars(taken):
+            writer.scalars(done, ranks)
           clock.lap(done)
         if updated and (due.save or owed):
           self._save(done, state, batches)

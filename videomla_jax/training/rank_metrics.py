@@ -34,10 +34,13 @@ def scalars(
   """Returns median, least and most of the layers' 99% ranks.
 
   The share is that of the median in the highest rank that there could be.
+  Weights that are not finite have no rank, and nothing is returned.
 
   Args:
     stacked: What `weights` returns, in host memory.
   """
+  if not all(np.isfinite(x).all() for x in stacked.values()):
+    return {}
   count = len(next(iter(stacked.values())))
   found, highest = [], 1
   for n in range(count):

@@ -42,7 +42,7 @@ def _network(
   tensors, heads = translated
   found = {name: x.shape for name, x in tensors.items()}
   network = detect.detect(found, num_heads=heads)
-  network = ladder_lib.settle(network, ladder, early=True)
+  network = ladder_lib.settle(network, ladder, must_be_told=True)
   values = {name: x.read() for name, x in tensors.items()}
   for name, x in values.items():
     assert (x.shape, x.dtype) == (tensors[name].shape, tensors[name].dtype)
