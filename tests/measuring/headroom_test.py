@@ -8,6 +8,7 @@ import pytest
 from tests import tiny_project
 from videomla_jax import benchmark
 from videomla_jax.costs import gpus
+from videomla_jax.data import locks
 from videomla_jax.measuring import headroom
 from videomla_jax.measuring import record
 
@@ -71,6 +72,15 @@ def test_what_is_recorded_is_not_compiled_again(
   config.again, config.windows = False, ("1+6", "21")
   benchmark.benchmark(config)
   assert len(compiled) == 3 * count
+
+
+def test_a_second_process_is_refused_before_anything_compiles(
+  config: Any, compiled: list[int]
+) -> None:
+  with locks.alone(pathlib.Path(config.record), wait=False):
+    with pytest.raises(ValueError, match="another process measures into"):
+      benchmark.benchmark(config)
+  assert not compiled
 
 
 @pytest.mark.parametrize(

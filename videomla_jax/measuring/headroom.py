@@ -3,9 +3,9 @@
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=memory
 
 The chunk step of a rollout is compiled for each device at two batches. Memory
-grows by a constant per video beside what is there once (docs/method.md, section
-8.7 has the cache), so both tell the largest batch, and a third program, at that
-batch, checks it. Compiled, and never run.
+grows by a constant per video (docs/method.md, section 3.5) beside what is there
+once, so both tell the largest batch, and a third program, at that batch, checks
+it. Compiled, and never run.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,6 @@ import jax
 from videomla_jax.costs import aot
 from videomla_jax.costs import gpus
 from videomla_jax.costs import memory
-from videomla_jax.data import locks
 from videomla_jax.diffusion import rollout
 from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
@@ -272,7 +271,7 @@ class MemorySuite:
         f"rows={self.rows!r} matches no case; leave it empty for all of them."
       )
     path = output_folder.check_file(self.record)
-    with locks.alone(path, wait=True):
+    with record.written_alone(path):
       found = [x for case in cases for x in self._of(case, path)]
     if self.json:
       atomic.write_text(self.json, record.text_of(found))

@@ -8,7 +8,9 @@ last one.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -21,6 +23,7 @@ from typing import Any
 
 import jax
 
+from videomla_jax.data import locks
 from videomla_jax.storage import atomic
 from videomla_jax.storage import ordinary_files
 
@@ -103,6 +106,27 @@ def _versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       continue
   return versions
+
+
+@contextlib.contextmanager
+def written_alone(path: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from adding to a record meanwhile.
+
+  Args:
+    path: The record; its folder exists.
+
+  Raises:
+    ValueError: If another process has it.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(locks.alone(path, wait=False))
+    except BlockingIOError as error:
+      raise ValueError(
+        f"another process measures into {str(path)!r}; wait for it, since both "
+        "would be slower, or name another place."
+      ) from error
+    yield
 
 
 def check_pattern(rows: str) -> None:

@@ -14,7 +14,6 @@ import jax
 import ml_collections
 
 from videomla_jax.costs import attention_shapes
-from videomla_jax.data import locks
 from videomla_jax.measuring import attention_rows
 from videomla_jax.measuring import ceilings
 from videomla_jax.measuring import error_rows
@@ -193,14 +192,8 @@ class GpuSuite:
     output_folder.check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file_name(session.device)
-    try:
-      with locks.alone(path, wait=False):
-        left = self._measure(wanted, path, session)
-    except BlockingIOError as error:
-      raise ValueError(
-        f"another process measures into {str(path)!r}; wait for it, since both "
-        "would be slower, or name another folder."
-      ) from error
+    with record.written_alone(path):
+      left = self._measure(wanted, path, session)
     lines = [x for x in record.read(path) if session.made(x)]
     print(f"{path}: {len(lines)} lines of {session.commit}", flush=True)
     if left:
