@@ -254,15 +254,16 @@ class DenseSelfAttention(nnx.Module):
       )
       return out.reshape(query.shape)
 
-    out = sharding.per_device(
-      run,
-      ("queries", query),
-      ("angles", _by_frame(rotations.query, tokens)),
-      ("keys", key),
-      ("batch", _by_frame(rotations.key, tokens)),
-      ("keys", value),
-      ("batch", rotations.visible),
-    )
+    with jax.named_scope("dense_attention"):
+      out = sharding.per_device(
+        run,
+        ("queries", query),
+        ("angles", _by_frame(rotations.query, tokens)),
+        ("keys", key),
+        ("batch", _by_frame(rotations.key, tokens)),
+        ("keys", value),
+        ("batch", rotations.visible),
+      )
     return layers.to_residual(self.out, out.reshape(x.shape))
 
 
