@@ -114,6 +114,7 @@ def _work(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:
   config.cache_dtypes = ("int8",)  # beside bfloat16
   config.products = ("float8_per_token",)
   config.decoders = ("wan", "tiny")
+  config.checkpoints = ("shipped:small_student",)
   config.stages = {
     name: module.get_config("wan_1p3b") for name, module in STAGES.items()
   }

@@ -3,14 +3,17 @@
   python docs/make_benchmarks.py
 
 Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
-docs/benchmark_memory.jsonl of `suite=memory`. Writes docs/benchmarks.md,
-docs/memory.md, and README.md between its two markers. A test does the same and
-compares, so that no number is typed.
+docs/benchmark_memory.jsonl of `suite=memory` and docs/benchmark_work.jsonl of
+`suite=work`. Writes docs/benchmarks.md, docs/memory.md, docs/throughput.md, and
+README.md between its two markers. A test does the same and compares, so that no
+number is typed.
 """
 
 from collections.abc import Iterable
 from collections.abc import Sequence
 import pathlib
+
+from pages import throughput
 
 from videomla_jax.measuring import record
 
@@ -308,9 +311,11 @@ def documents() -> dict[pathlib.Path, str]:
   records = [record.read(path) for path in sorted(folder.glob("*.jsonl"))]
   readme = ROOT / "README.md"
   memory = record.read(ROOT / "docs" / "benchmark_memory.jsonl")
+  work = record.read(ROOT / "docs" / "benchmark_work.jsonl")
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
+    ROOT / "docs" / "throughput.md": throughput.page(records[0], work),
     readme: between(readme.read_text("utf-8"), summary(records[0])),
   }
 

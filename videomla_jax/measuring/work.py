@@ -18,6 +18,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from videomla_jax import sharding
@@ -27,13 +28,16 @@ from videomla_jax.costs import flops
 from videomla_jax.costs import gpus
 from videomla_jax.costs import layer_traffic
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.measuring import chunk_programs
 from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
+from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import types
 from videomla_jax.runtime import config_values
+from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 from videomla_jax.training import abstract_step
@@ -42,6 +46,7 @@ from videomla_jax.training.stages import table
 KINDS = ("latent", "dense")
 _PASSES = len(rollout_rows.SAMPLER.sigmas)  # beside the one that commits
 _TOKENS = chunk_programs.FRAME[0] * chunk_programs.FRAME[1] // 4  # of a frame
+_SMALL_FRAMES = 240  # a minute of the small world
 # Names of scopes in which attention is computed, by what it attends to.
 _SELF, _TEXT = ("latent_attention", "dense_attention"), "text_attention"
 
@@ -170,6 +175,48 @@ def _chunk_step(
   )
 
 
+def _small_chunk_step(
+  checkpoint: str, videos: int, target: str
+) -> dict[str, Any]:
+  """Counts the kernels of a small model's chunk step, which bound it."""
+  model = model_lib.load(checkpoint)
+  sampler = sampling.few_step(shift=model.config.shift)
+  window, frame = model.config.window, model.latent_shape()
+  config = model.dit.config
+  shape = (videos, config.text_tokens, config.text_dim)
+  text = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+  def start(dit: wan.WanDiT, text: jax.Array) -> rollout.Rollout:
+    return rollout.start(
+      dit,
+      text,
+      jax.random.split(jax.random.key(0), videos),
+      frame=frame,
+      window=window,
+      sampler=sampler,
+      max_frames=_SMALL_FRAMES,
+    )
+
+  state = jax.eval_shape(start, model.dit, text)
+  devices = aot.mesh(target)
+  program = aot.compile_for(
+    rollout.scan_chunks,
+    *aot.place((model.dit, state, text), devices),
+    devices=devices,
+    window=window,
+    sampler=sampler,
+    chunks=1,
+    frame=frame,
+  )
+  found = decoder_traffic.operations(program.text)
+  return dict(
+    kernels=sum(x.times for x in found),
+    moved_bytes=sum(x.times * x.num_bytes for x in found),
+    chunks=-(-_SMALL_FRAMES // window.chunk_frames),
+    compile_seconds=round(program.seconds, 1),
+  )
+
+
 def _decode(name: str, target: str) -> dict[str, Any]:
   """Counts the work of decoding a chunk."""
   codec = chunk_programs.decoder(name)
@@ -209,6 +256,7 @@ class WorkSuite:
     cache_dtypes: Further number formats of the latent cache, one video.
     products: Further ways to multiply, see `WanConfig`, one video.
     decoders: Names in `chunk_programs.DECODERS`.
+    checkpoints: Small models whose chunk step of four videos is counted.
     stages: Config of each stage of training by its name.
     again: Whether rows that the record has are counted again.
     rows: Regular expression that a row must contain.
@@ -222,6 +270,7 @@ class WorkSuite:
   cache_dtypes: tuple[str, ...]
   products: tuple[str, ...]
   decoders: tuple[str, ...]
+  checkpoints: tuple[str, ...]
   stages: Mapping[str, ml_collections.ConfigDict]
   again: bool
   rows: str
@@ -291,6 +340,12 @@ class WorkSuite:
       found.append(
         Row(about=about, count=functools.partial(_decode, name, target))
       )
+    for target, name in itertools.product(self.targets, self.checkpoints):
+      about = dict(
+        name="small_chunk_step", checkpoint=name, batch=4, target=target
+      )
+      count = functools.partial(_small_chunk_step, name, 4, target)
+      found.append(Row(about=about, count=count))
     for name, values in self.stages.items():
       about = dict(name="training_step", stage=name)
       found.append(
