@@ -15,6 +15,7 @@ import pathlib
 
 from pages import throughput
 
+from videomla_jax.measuring import rates
 from videomla_jax.measuring import record
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -311,11 +312,11 @@ def documents() -> dict[pathlib.Path, str]:
   records = [record.read(path) for path in sorted(folder.glob("*.jsonl"))]
   readme = ROOT / "README.md"
   memory = record.read(ROOT / "docs" / "benchmark_memory.jsonl")
-  work = record.read(ROOT / "docs" / "benchmark_work.jsonl")
+  measured = rates.Measured.read(ROOT / "docs")
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
-    ROOT / "docs" / "throughput.md": throughput.page(records[0], work),
+    ROOT / "docs" / "throughput.md": throughput.page(measured),
     readme: between(readme.read_text("utf-8"), summary(records[0])),
   }
 

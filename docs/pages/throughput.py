@@ -1,12 +1,12 @@
 """Writes docs/throughput.md from records, for make_benchmarks.py."""
 
 from collections.abc import Iterable
-from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 
-from videomla_jax.costs import attention_shapes
 from videomla_jax.costs import chunk_time
+from videomla_jax.measuring import chunk_programs
+from videomla_jax.measuring import rates
 from videomla_jax.measuring import record
 from videomla_jax.ops import device
 
@@ -104,101 +104,6 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-  """The record of the GPU whose rates are taken.
-
-  Attributes:
-    lines: Lines of its record.
-    work: Lines of `suite=work`.
-  """
-
-  lines: Sequence[record.Line]
-  work: Sequence[record.Line]
-
-  @property
-  def peak(self) -> device.Peak:
-    return device.PEAKS[_GPUS["H100"]]
-
-  def rate(self, name: str, unit: str, **fields: str | bool) -> float:
-    return chunk_time.rate_of(self.lines, name=name, unit=unit, **fields)
-
-  def beside_seconds(self) -> float:
-    """Time of what ran beside products and attention when it was measured."""
-    parts = ("elementwise", "weight_copies", "concatenations")
-    return (
-      sum(
-        self.rate(f"chunk_step_part_{p}", "ms", implementation="cudnn")
-        for p in parts
-      )
-      / 1e3
-    )
-
-  def gradient(self, implementation: str) -> float:
-    """Operations per second of attention with its gradient.
-
-    The backward pass has five products where the forward pass has two, and one
-    of seven frames is empty in the call that was timed.
-    """
-    call = attention_shapes.SHAPES["480p_framewise"].sizes
-    keys = call.keys * 6 // 7
-    flops = 2 * dataclasses.replace(call, keys=keys).multiply_adds("expanded")
-    microseconds = self.rate(
-      "latent_attention",
-      "us",
-      shape="480p_framewise",
-      implementation=implementation,
-      form="expanded",
-      direction="gradient",
-    )
-    return 3.5 * flops / (microseconds * 1e-6)
-
-  def shares(
-    self, implementation: str = "cudnn", form: str = "expanded"
-  ) -> chunk_time.Shares:
-    """Returns what share of the data sheet each part reached."""
-    attention = self.rate(
-      "latent_attention",
-      "TFLOP/s",
-      shape="480p",
-      implementation=implementation,
-      form=form,
-      holes=False,
-    )
-    then = chunk_time.rate_of(
-      [dict(x, value=x["beside_bytes"]) for x in self.work
-       if x["name"] == "chunk_step_as_measured"],
-      commit="499dede",
-    )  # fmt: skip
-    sheet = self.peak
-    return chunk_time.Shares(
-      products=self.rate("matmul", "TFLOP/s") * 1e12 / sheet.bf16_flops,
-      attention=attention * 1e12 / sheet.bf16_flops,
-      gradient=self.gradient(implementation) / sheet.bf16_flops,
-      beside=then / self.beside_seconds() / sheet.bandwidth,
-    )
-
-
-def work_of(
-  line: Mapping[str, object], form: str = "expanded"
-) -> chunk_time.Work:
-  """Reads the work of a chunk step.
-
-  Args:
-    line: A line of `suite=work`.
-    form: Order of the products of latent attention.
-  """
-  number = lambda key: float(str(line[key]))
-  key = "attention_flops" if form == "expanded" else "absorbed_flops"
-  return chunk_time.Work(
-    product_flops=number("product_flops"),
-    attention_flops=number(key),
-    text_flops=number("text_flops"),
-    beside_bytes=number("beside_bytes"),
-    float8=str(line["products"]).startswith("float8"),
-  )
-
-
 def _case(line: record.Line) -> str:
   words = [line["attention"], f"window {line['window']}"]
   words += [f"{line['batch']} videos"] if line["batch"] > 1 else []
@@ -212,19 +117,28 @@ def _chunk_lines(work: Sequence[record.Line]) -> list[record.Line]:
   chosen = [
     x for x in work if x["name"] == "chunk_step" and x["target"] == "h100"
   ]
-  return [*{_case(x): x for x in chosen}.values()]
+  newest = {_case(x): x for x in chosen}.values()
+  order = lambda x: (
+    x["attention"] == "dense",
+    [*chunk_programs.WINDOWS].index(x["window"]),
+    x["batch"],
+  )
+  return sorted(newest, key=order)
 
 
-def _rates(measured: _Measured) -> str:
+def _rates(measured: rates.Measured) -> str:
   """Tabulates the rates, and where each one is from."""
   shares, sheet = measured.shares(), measured.peak
   flops = lambda share: [
     f"{share * sheet.bf16_flops / 1e12:,.0f} TFLOP/s",
     f"{share:.0%}",
   ]
+  dense = measured.rate("dense_attention", "TFLOP/s", implementation="cudnn")
   rows = [
     ["products", *flops(shares.products), "a product of 8192 x 8192 x 8192"],
     ["attention", *flops(shares.attention), "`cudnn`, the whole call at 480p"],
+    ["dense, window 21", *flops(dense * 1e12 / sheet.bf16_flops),
+     "`cudnn`, the call of such a layer"],
     ["with gradient", *flops(shares.gradient), "`cudnn`, `480p_framewise`"],
     ["beside", f"{shares.beside * sheet.bandwidth / 1e12:.2f} TB/s",
      f"{shares.beside:.0%}", "the profile of a chunk"],
@@ -232,7 +146,7 @@ def _rates(measured: _Measured) -> str:
   return _table(["part", "rate", "of the data sheet", "from"], rows)
 
 
-def _check(measured: _Measured) -> str:
+def _check(measured: rates.Measured) -> str:
   """Compares the model with chunk steps that were timed."""
   then = next(
     x for x in reversed(measured.work) if x["name"] == "chunk_step_as_measured"
@@ -253,14 +167,8 @@ def _check(measured: _Measured) -> str:
       continue
     # What it moved then, where products were not cuBLAS's from the start.
     moved = then["weight_copy_bytes"] + videos * activations
-    work = dataclasses.replace(work_of(by_case[case]), beside_bytes=moved)
-    shares = measured.shares(implementation)
-    if case.startswith("dense"):
-      attention = measured.rate(
-        "dense_attention", "TFLOP/s", implementation=implementation
-      )
-      share = attention * 1e12 / measured.peak.bf16_flops
-      shares = dataclasses.replace(shares, attention=share)
+    work = dataclasses.replace(rates.work_of(by_case[case]), beside_bytes=moved)
+    shares = rates.shares_of(measured, by_case[case], implementation)
     computed = (
       sum(chunk_time.seconds(work, shares, measured.peak).values()) * 1e3
     )
@@ -280,7 +188,7 @@ def _check(measured: _Measured) -> str:
   )
 
 
-def _speeds(measured: _Measured) -> str:
+def _speeds(measured: rates.Measured) -> str:
   """Tabulates times and rates of every case and GPU."""
   rows = []
   for line in _chunk_lines(measured.work):
@@ -292,10 +200,10 @@ def _speeds(measured: _Measured) -> str:
       times = [
         sum(
           chunk_time.seconds(
-            work_of(line), shares, device.PEAKS[major]
+            rates.work_of(line), shares, device.PEAKS[major]
           ).values()
         )
-        for shares in (measured.shares(), chunk_time.SHEET)
+        for shares in (rates.shares_of(measured, line), chunk_time.SHEET)
       ]
       frames = _PIXEL_FRAMES * line["batch"] / times[0]
       cells.append(
@@ -306,11 +214,13 @@ def _speeds(measured: _Measured) -> str:
   return _table(["chunk step", *_GPUS], rows)
 
 
-def _parts(measured: _Measured) -> str:
+def _parts(measured: rates.Measured) -> str:
   """Tabulates what the time of a chunk is made of, on an H100."""
   rows = []
   for line in _chunk_lines(measured.work):
-    times = chunk_time.seconds(work_of(line), measured.shares(), measured.peak)
+    times = chunk_time.seconds(
+      rates.work_of(line), rates.shares_of(measured, line), measured.peak
+    )
     whole = sum(times.values())
     cells = [f"{t * 1e3:,.0f} ms ({t / whole:.0%})" for t in times.values()]
     rows.append([_case(line), *cells, f"{line['beside_bytes'] / 1e9:,.1f} GB"])
@@ -318,7 +228,7 @@ def _parts(measured: _Measured) -> str:
   return _table([*titles, "moved beside"], rows)
 
 
-def _forms(measured: _Measured) -> str:
+def _forms(measured: rates.Measured) -> str:
   """Compares the two forms by the rates of the kernels that have both."""
   line = {_case(x): x for x in _chunk_lines(measured.work)}[
     "latent, window 1+6"
@@ -330,7 +240,7 @@ def _forms(measured: _Measured) -> str:
     ("pallas_triton", "absorbed"),
   ):
     shares = measured.shares(implementation, form)
-    work = work_of(line, form)
+    work = rates.work_of(line, form)
     times = chunk_time.seconds(work, shares, measured.peak)
     rows.append(
       [
@@ -344,7 +254,7 @@ def _forms(measured: _Measured) -> str:
   return _table(titles, rows)
 
 
-def _decoders(measured: _Measured) -> str:
+def _decoders(measured: rates.Measured) -> str:
   """Tabulates the least time of decoders."""
   chosen = [
     x for x in measured.work if x["name"] == "decode" and x["target"] == "h100"
@@ -363,7 +273,7 @@ def _decoders(measured: _Measured) -> str:
   return _table([*titles, *(f"{g}, at least" for g in _GPUS)], rows)
 
 
-def _training(measured: _Measured) -> str:
+def _training(measured: rates.Measured) -> str:
   """Tabulates attention's share of every stage, before and after."""
   rows = []
   stages = [x for x in measured.work if x["name"] == "training_step"]
@@ -394,17 +304,16 @@ def _small(work: Sequence[record.Line]) -> list[record.Line]:
   return [*{x["checkpoint"]: x for x in chosen}.values()]
 
 
-def page(lines: Sequence[record.Line], work: Sequence[record.Line]) -> str:
+def page(measured: rates.Measured) -> str:
   """Returns the page about throughput.
 
   Args:
-    lines: The record of an H100, of `suite=gpu`.
-    work: The record of `suite=work`.
+    measured: What an H100 reached, and the record of `suite=work`.
   """
-  measured, small = _Measured(lines, work), _small(work)
-  latent = {_case(x): x for x in _chunk_lines(work)}[_LATENT]
+  small = _small(measured.work)
+  latent = {_case(x): x for x in _chunk_lines(measured.work)}[_LATENT]
   peak = device.PEAKS[_GPUS["B200"]]
-  times = chunk_time.seconds(work_of(latent), measured.shares(), peak)
+  times = chunk_time.seconds(rates.work_of(latent), measured.shares(), peak)
   return _PAGE.format(
     rates=_rates(measured),
     beside=measured.beside_seconds() * 1e3,

@@ -29,10 +29,10 @@ class Work:
     float8: Whether the products take numbers in eight bits.
   """
 
-  product_flops: float
-  attention_flops: float
-  text_flops: float
-  beside_bytes: float
+  product_flops: float | int
+  attention_flops: float | int
+  text_flops: float | int
+  beside_bytes: float | int
   float8: bool = False
 
 
