@@ -232,9 +232,10 @@ minute each).
 - *First video*: arguments (weights, cache, text) and temporaries of one video.
 - *Each further*: what a video adds, from programs for one and for eight.
 - *Fit*: videos side by side in all memory of the device. The programs of these
-  batches were compiled too, and need what stands in brackets. JAX itself sets
-  aside three quarters of a GPU unless `XLA_PYTHON_CLIENT_MEM_FRACTION` says
-  otherwise.
+  batches were compiled too, and need what stands in brackets; where that is
+  more than there is (H100: 84.9 GB), one or two of a hundred are too many. JAX
+  itself sets aside three quarters of a GPU unless
+  `XLA_PYTHON_CLIENT_MEM_FRACTION` says otherwise.
 - *Tiny*, *Wan*: how many fit if the decoder with its weights and its memory of
   earlier frames stays beside the network; its activations come on top and are
   not counted.
