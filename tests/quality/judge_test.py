@@ -12,6 +12,7 @@ import pytest
 
 from videomla_jax.quality import folder as folder_lib
 from videomla_jax.quality import judge
+from videomla_jax.quality import judging
 from videomla_jax.quality import scores
 
 # What it is asked is written beside its results.
@@ -50,7 +51,7 @@ def _judged(folder: pathlib.Path, package: judge.Package, **changes: Any):
   arguments: dict[str, Any] = dict(
     videos=folder / "videos",
     digests={"a-0.mp4": "1"},
-    judging=judge.Judging(dimensions=("imaging_quality",)),
+    judging=judging.Judging(dimensions=("imaging_quality",)),
   )
   return judge.judge(
     package,
@@ -151,7 +152,7 @@ def test_flicker_of_the_standard_list_needs_still_videos(
   tmp_path: pathlib.Path,
 ) -> None:
   package = _package(tmp_path)
-  call = dict(videos=tmp_path, digests={}, judging=judge.Judging(), samples=5)
+  call = dict(videos=tmp_path, digests={}, judging=judging.Judging(), samples=5)
   folder = folder_lib.Folder(tmp_path)
   with pytest.raises(judge.CannotJudge, match="vbench static_filter"):
     judge.judge(
@@ -172,26 +173,9 @@ def test_a_package_that_is_not_there_is_one_sentence(
   tmp_path: pathlib.Path,
 ) -> None:
   with pytest.raises(judge.CannotJudge, match="vbench is not installed for"):
-    judge.find(judge.Judging(dimensions=("scene",)))
-  absent = judge.Judging(dimensions=("scene",), python=str(tmp_path / "python"))
+    judge.find(judging.Judging(dimensions=("scene",)))
+  absent = judging.Judging(
+    dimensions=("scene",), python=str(tmp_path / "python")
+  )
   with pytest.raises(judge.CannotJudge, match="cannot be started"):
     judge.find(absent)
-
-
-@pytest.mark.parametrize(
-  ("changes", "words"),
-  [
-    (dict(length="long"), "judging.length='long' is unknown"),
-    (dict(dimensions=("taste",)), "judging.dimensions has 'taste'"),
-    (dict(python="p"), "judging.python='p' has no effect without"),
-    (
-      dict(dimensions=("scene",), checkout="c"),
-      "judging.checkout='c' has no effect with",
-    ),
-  ],
-)
-def test_options_that_mean_nothing_are_refused(
-  changes: dict[str, Any], words: str
-) -> None:
-  with pytest.raises(ValueError, match=words):
-    judge.Judging(**changes)

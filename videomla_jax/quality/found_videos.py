@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from videomla_jax.generation import request as request_lib
 from videomla_jax.quality import folder as folder_lib
-from videomla_jax.quality import judge
+from videomla_jax.quality import judging as judging_lib
 from videomla_jax.quality import measures as measures_lib
 from videomla_jax.quality import report
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
 
 DriftSeconds = Annotated[float | int, config_values.Range(0.01, 3600)]
-_JUDGING = judge.Judging()
+_JUDGING = judging_lib.Judging()
 _OUTPUT = request_lib.Output(name="videos")
 _Frames = Annotated[int, config_values.Range(0, 1_000_000)]
 
@@ -61,7 +61,7 @@ class FoundVideos:
   videos: config_values.Path
   chunks: ChunkLengths = ChunkLengths()
   drift_seconds: DriftSeconds = 5.0
-  judging: judge.Judging = _JUDGING
+  judging: judging_lib.Judging = _JUDGING
   output: request_lib.Output = _OUTPUT
   record: config_values.Path = ""
 

@@ -15,7 +15,7 @@ from videomla_jax.generation import wan_source
 from videomla_jax.models import window as window_lib
 from videomla_jax.quality import folder as folder_lib
 from videomla_jax.quality import found_videos
-from videomla_jax.quality import judge
+from videomla_jax.quality import judging as judging_lib
 from videomla_jax.quality import making
 from videomla_jax.quality import measures as measures_lib
 from videomla_jax.quality import plan
@@ -30,7 +30,7 @@ from videomla_jax.storage import state_digests
 _SAMPLER = sampler_choice.SamplerChoice()
 # The window of training; a rollout may use another one.
 _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
-_JUDGING = judge.Judging()
+_JUDGING = judging_lib.Judging()
 _OUTPUT = request_lib.VideoOutput(name="vbench")
 
 _FORMAT = 1  # of settings.json
@@ -86,7 +86,7 @@ class Protocol:
   window: window_lib.Window = _WINDOW
   cache_dtype: str = ""
   drift_seconds: found_videos.DriftSeconds = 5.0
-  judging: judge.Judging = _JUDGING
+  judging: judging_lib.Judging = _JUDGING
   output: request_lib.VideoOutput = _OUTPUT
   record: config_values.Path = ""
 

@@ -10,6 +10,7 @@ from typing import Any
 from videomla_jax.generation import request as request_lib
 from videomla_jax.quality import folder as folder_lib
 from videomla_jax.quality import judge
+from videomla_jax.quality import judging as judging_lib
 from videomla_jax.quality import measures as measures_lib
 from videomla_jax.quality import paper
 from videomla_jax.quality import scores
@@ -51,7 +52,7 @@ def open_folder(output: request_lib.Output) -> folder_lib.Folder:
   return folder_lib.Folder(folder / output.name)
 
 
-def package_of(judging: judge.Judging) -> judge.Package | str | None:
+def package_of(judging: judging_lib.Judging) -> judge.Package | str | None:
   """Looks for VBench before anything is made.
 
   Args:
@@ -120,7 +121,7 @@ def measure(
 
 
 def judge_all(
-  judging: judge.Judging,
+  judging: judging_lib.Judging,
   package: judge.Package | str | None,
   folder: folder_lib.Folder,
   *,
@@ -174,7 +175,7 @@ def judge_all(
 def write(
   output: request_lib.Output,
   *,
-  judging: judge.Judging,
+  judging: judging_lib.Judging,
   videos: Sequence[Report],
   judged: Judged,
   **about: object,
