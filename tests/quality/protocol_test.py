@@ -199,7 +199,8 @@ def test_a_folder_is_measured_without_a_model(
   (video,) = report["videos"]
   assert (video["video"], video["frames"]) == ("a-0.mp4", 8)
   (line,) = (tmp_path / "record.jsonl").read_text().splitlines()
-  assert json.loads(line)["measures"] == video["measures"]
+  stored = json.loads(line)["videos"]["a-0.mp4"]
+  assert stored["measures"] == video["measures"]
   config.chunks.first = 0
   with pytest.raises(ValueError, match="both be given, or both be 0"):
     evaluate.evaluate(config)

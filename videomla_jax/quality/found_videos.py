@@ -54,8 +54,7 @@ class FoundVideos:
     drift_seconds: Seconds of beginning and end that are compared.
     judging: How VBench judges them; prompts are those of the file names.
     output: Where results go.
-    record: File of JSON lines to which a line per video is added; empty for
-      none.
+    record: File of JSON lines to which a line is added; empty for none.
   """
 
   videos: config_values.Path
@@ -108,19 +107,21 @@ class FoundVideos:
     )
 
   def lines(self, made: report.Report) -> list[dict[str, Any]]:
-    """Returns a line of a record for each video.
+    """Returns the line of a record that says what was measured.
 
     Args:
       made: What `run` returned.
     """
-    shared = dict(
-      name="measures",
-      kind="file",
-      chunks=made["chunks"],
-      drift_seconds=made["drift_seconds"],
-    )
+    kept = ("sha256", "frames", "fps", "measures")
     return [
-      shared
-      | {k: x[k] for k in ("video", "sha256", "frames", "fps", "measures")}
-      for x in made["videos"]
+      dict(
+        name="measures",
+        kind="folder",
+        folder=pathlib.Path(self.videos).absolute().name,
+        chunks=made["chunks"],
+        drift_seconds=made["drift_seconds"],
+        num_videos=made["num_videos"],
+        summary=made["summary"],
+        videos={x["video"]: {k: x[k] for k in kept} for x in made["videos"]},
+      )
     ]

@@ -150,9 +150,12 @@ def _statistics(frame: Frame) -> tuple[float, float, float, float]:
   """Returns brightness, contrast, saturation and sharpness of a frame."""
   if frame.shape[-1] == 3:
     luma = frame.astype(np.float32) @ _LUMA / np.float32(_GREY)
-    most = frame.max(-1).astype(np.float32)
-    apart = most - frame.min(-1)
-    saturation = float((apart / np.maximum(most, 1)).mean(dtype=np.float64))
+    # Channel by channel: reducing the short last axis takes ten times as long.
+    red, green, blue = (frame[..., i] for i in range(3))
+    most = np.maximum(np.maximum(red, green), blue)
+    least = np.minimum(np.minimum(red, green), blue)
+    shares = (most - least) / np.maximum(most, 1).astype(np.float32)
+    saturation = float(shares.mean(dtype=np.float64))
   else:
     luma = frame[..., 0].astype(np.float32) / np.float32(_GREY)
     saturation = 0.0

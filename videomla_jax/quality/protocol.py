@@ -166,13 +166,18 @@ class Protocol:
     missing = {x.file for x in folder.missing(videos)}
     there = [x for x in videos if x.file not in missing]
     others = folder.others(videos)
-    measured = report.measure(
-      [folder.videos / x.file for x in there],
+    # Processes that end together measure their own videos first.
+    mine = {x.file for x in share.of(videos)}
+    ordered = sorted(there, key=lambda x: x.file not in mine)
+    found = report.measure(
+      [folder.videos / x.file for x in ordered],
       folder,
       chunks=chunks,
       drift_seconds=self.drift_seconds,
       num_frames=job.num_frames,
     )
+    by_file = {x["video"]: x for x in found}
+    measured = [by_file[x.file] for x in there]
     judged = report.judge_all(
       self.judging,
       package,
@@ -187,9 +192,8 @@ class Protocol:
       self.output,
       judging=self.judging,
       videos=[
-        # The digest of what was measured names the video; so does the plan.
-        dict(dataclasses.asdict(video), **found)
-        for video, found in zip(there, measured, strict=True)
+        dict(dataclasses.asdict(video), **numbers)
+        for video, numbers in zip(there, measured, strict=True)
       ],
       judged=judged,
       settings=settings,
