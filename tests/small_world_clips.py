@@ -21,7 +21,7 @@ from videomla_jax.small_world import prompts
 _FPS, _SCALE, _FRAMES = 4, 12, 240  # those of the shipped models
 
 
-def write(folder: pathlib.Path, *, num_frames: int = _FRAMES) -> None:
+def write(folder: pathlib.Path) -> None:
   """Writes the clips under the names of VBench."""
   folder.mkdir(parents=True, exist_ok=True)
   held_out = [*prompts.held_out_prompts()]
@@ -32,7 +32,7 @@ def write(folder: pathlib.Path, *, num_frames: int = _FRAMES) -> None:
     seed=0,
   )
   shown = [prompts.parse(x.prompt) for x in videos]
-  real = measures.real_videos(shown, num_frames=num_frames, seed=0)
+  real = measures.real_videos(shown, num_frames=_FRAMES, seed=0)
   for video, frames in zip(videos, real, strict=True):
     mp4.write_mp4(
       folder / video.file,
