@@ -50,6 +50,17 @@ def test_the_same_settings_are_taken_and_others_refused(
   assert (folder.root / "settings.json").read_bytes() == before
 
 
+def test_a_disk_that_does_not_tell_names_apart_is_refused(
+  folder: folder_lib.Folder,
+) -> None:
+  folder.claim(_SETTINGS, needs_case=True)
+  # Such a disk finds the file under another name, too.
+  (folder.root / "SETTINGS.JSON").touch()
+  folder.claim(_SETTINGS)
+  with pytest.raises(ValueError, match="does not tell capital letters"):
+    folder.claim(_SETTINGS, needs_case=True)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{"])
 def test_settings_that_cannot_be_read_are_kept(
   folder: folder_lib.Folder, content: bytes

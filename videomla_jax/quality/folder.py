@@ -59,15 +59,18 @@ class Folder:
     """Folder of what the package `vbench` gave."""
     return self.root / "vbench"
 
-  def claim(self, settings: Mapping[str, object]) -> None:
+  def claim(
+    self, settings: Mapping[str, object], *, needs_case: bool = False
+  ) -> None:
     """Writes what the videos are made with, or compares it.
 
     Args:
       settings: All that decides about the frames, but prompts and indices.
+      needs_case: Whether names of videos differ in capital letters only.
 
     Raises:
-      ValueError: If the folder cannot be written, or its videos were made with
-        other settings.
+      ValueError: If the folder cannot be written or does not tell names apart,
+        or its videos were made with other settings.
     """
     output_folder.check(self.videos)
     asked: Settings = json.loads(json.dumps(settings))
@@ -83,6 +86,12 @@ class Folder:
         )
       else:
         atomic.write_text(path, json.dumps(asked, indent=1) + "\n")
+    if needs_case and path.with_name(path.name.upper()).exists():
+      raise ValueError(
+        f"the disk of {str(self.root)!r} does not tell capital letters from"
+        " small ones, in which prompts of the list differ; choose an"
+        " output.folder on another disk."
+      )
 
   def _compare(self, path: pathlib.Path, asked: Settings) -> None:
     """Refuses settings that differ from those of a file."""

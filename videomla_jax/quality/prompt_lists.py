@@ -55,6 +55,12 @@ class PromptList:
   entries: tuple[Entry, ...]
   standard: bool = False
 
+  @property
+  def needs_case(self) -> bool:
+    """Whether names differ in capital letters only, as one of VBench's does."""
+    names = {x.name.casefold() for x in self.entries}
+    return len(names) < len(self.entries)
+
   def chosen(self, dimensions: Sequence[str]) -> "PromptList":
     """Returns the part of the list that some dimensions need.
 
@@ -133,12 +139,6 @@ def _listed(
       name=name,
       text=old.text if old else text,
       dimensions=(*(old.dimensions if old else ()), *dimensions),
-    )
-  names = {x.name.casefold() for x in entries.values()}
-  if len(names) < len(entries):
-    raise ValueError(
-      "the list has prompts that differ in capital letters only, which not all"
-      " disks tell apart; leave one of them out."
     )
   return PromptList(entries=tuple(entries.values()), standard=standard)
 

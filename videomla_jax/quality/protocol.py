@@ -161,7 +161,7 @@ class Protocol:
     package = report.package_of(self.judging)
     chunks = chunks_of(job)
     settings = settings_of(job, texts_file=self.texts_file)
-    folder.claim(settings)
+    folder.claim(settings, needs_case=prompts.needs_case)
     self._make(videos, share, folder, job)
     missing = {x.file for x in folder.missing(videos)}
     there = [x for x in videos if x.file not in missing]
