@@ -158,6 +158,10 @@ def test_vbench_that_is_not_there_is_told_and_measures_run(
   assert "VBench does not judge: the package vbench" in capsys.readouterr().out
   assert {*report["judging"]["not_judged"]} == {"imaging_quality", "scene"}
   assert report["summary"]["temporal_flickering"]["n"] == 4
+  folder = pathlib.Path(config.output.folder) / "vbench" / "videos"
+  (folder / "notes.txt").touch()  # VBench would look for videos named .txt
+  report = evaluate.evaluate(config)
+  assert "'notes.txt'" in report["judging"]["not_judged"]["scene"]
   config.judging.python = "/none/python"
   with pytest.raises(ValueError, match="cannot be started"):
     evaluate.evaluate(config)

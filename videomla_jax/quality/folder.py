@@ -126,13 +126,16 @@ class Folder:
     return [x for x in videos if x.file not in there]
 
   def others(self, videos: Sequence[plan.Video]) -> list[str]:
-    """Returns the names of videos that no plan asks for.
+    """Returns the names of files that no plan asks for, hidden ones included.
+
+    VBench takes the ending of all videos from the first file that it meets.
 
     Args:
       videos: The whole plan.
     """
     planned = {x.file for x in videos}
-    return [x.name for x in videos_in(self.videos) if x.name not in planned]
+    found = (x for x in self.videos.iterdir() if not x.is_dir())
+    return sorted(x.name for x in found if x.name not in planned)
 
   @contextlib.contextmanager
   def held(self, share: plan.Share) -> Iterator[None]:

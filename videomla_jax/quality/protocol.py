@@ -254,8 +254,8 @@ def _why_not(missing: int, planned: int, others: list[str]) -> str:
     )
   if others:
     return (
-      f"{len(others)} videos such as {others[0]!r} are of no prompt of the"
-      " list, and would be judged, too; move them away"
+      f"{len(others)} files such as {others[0]!r} are no videos of the list,"
+      " and VBench would take them for some; move them away"
     )
   return ""
 
