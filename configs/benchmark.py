@@ -4,12 +4,13 @@
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=kernels
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=training
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=memory
+  python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=work
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=gpu
 
-`kernels` and `memory` need the extra `aot` and JAX_PLATFORMS=cpu, and no GPU.
-`gpu` measures the one that is here.
-Arguments: `suite=rollout|kernels|training|memory|gpu`, `minutes=N` (of video,
-or of measuring), `runlocal`.
+`kernels`, `memory` and `work` need the extra `aot` and JAX_PLATFORMS=cpu,
+and no GPU. `gpu` measures the one that is here.
+Arguments: `suite=rollout|kernels|training|memory|work|gpu`, `minutes=N`
+(of video, or of measuring), `runlocal`.
 """
 
 import importlib
@@ -23,7 +24,7 @@ from videomla_jax.training.stages import table
 
 # The config of a stage has the name of the stage.
 STAGES = {name: importlib.import_module(name) for name in table.STAGES}
-SUITES = ("rollout", "kernels", "training", "memory", "gpu")
+SUITES = ("rollout", "kernels", "training", "memory", "work", "gpu")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -44,6 +45,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "kernels": _kernels,
     "training": _training,
     "memory": _memory,
+    "work": _work,
     "gpu": _gpu,
   }
   config = ml_collections.ConfigDict()
@@ -102,6 +104,27 @@ def _memory(
   if arguments["runlocal"]:
     config.targets, config.latents, config.windows = ("b200",), (192,), ("1+6",)
     config.check, config.record = False, "out/benchmark_memory.jsonl"
+
+
+def _work(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:
+  """Counts what 1.3B computes and moves: a program for each row."""
+  config.targets = ("h100",)  # for which programs are compiled
+  config.windows = ("1+6", "1+12", "21")  # sink and local frames; a clip's
+  config.batches = (1, 8)  # videos side by side
+  config.cache_dtypes = ("int8",)  # beside bfloat16
+  config.products = ("float8_per_token",)
+  config.decoders = ("wan", "tiny")
+  config.checkpoints = ("shipped:small_student",)
+  config.stages = {
+    name: module.get_config("wan_1p3b") for name, module in STAGES.items()
+  }
+  config.again = False  # count what the record has already
+  config.rows = ""  # a regular expression; empty takes all of them
+  config.record = "docs/benchmark_work.jsonl"
+  if arguments["runlocal"]:
+    config.targets = ()
+    config.stages = {"pretraining": config.stages["pretraining"]}
+    config.record = "out/benchmark_work.jsonl"
 
 
 def _gpu(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:

@@ -3,9 +3,11 @@
   python docs/make_benchmarks.py
 
 Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
-docs/benchmark_memory.jsonl of `suite=memory`, and docs/measures.jsonl of
-`evaluate`. Writes docs/benchmarks.md, docs/memory.md, and README.md and
-docs/evaluation.md between their two markers. A test does the same and
+docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
+`suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels` and
+docs/measures.jsonl of `evaluate`. Writes docs/benchmarks.md, docs/evidence.md,
+docs/memory.md, docs/throughput.md, and parts of docs/kernels.md,
+docs/evaluation.md and README.md between two markers. A test does the same and
 compares, so that no number is typed.
 """
 
@@ -13,6 +15,11 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import pathlib
 
+from pages import evidence
+from pages import kernels
+from pages import throughput
+
+from videomla_jax.measuring import rates
 from videomla_jax.measuring import record
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -339,13 +346,23 @@ def _four(value: float | None) -> str:
   return "" if value is None else f"{value:.4f}"
 
 
-def between(text: str, new: str) -> str:
-  """Replaces what stands between the markers of a text."""
-  before, _, rest = text.partition(START)
-  _, found, after = rest.partition(END)
+def between(text: str, new: str, *, start: str = START, end: str = END) -> str:
+  """Replaces what stands between the markers of a text.
+
+  Args:
+    text: A document.
+    new: What is to stand there.
+    start: The marker in front of it.
+    end: The marker behind it.
+
+  Raises:
+    ValueError: If the document lacks them.
+  """
+  before, _, rest = text.partition(start)
+  _, found, after = rest.partition(end)
   if not found:
-    raise ValueError(f"the text lacks {START} and {END}")
-  return f"{before}{START}\n{new}{END}{after}"
+    raise ValueError(f"the text lacks {start} and {end}")
+  return f"{before}{start}\n{new}{end}{after}"
 
 
 def documents() -> dict[pathlib.Path, str]:
@@ -353,14 +370,24 @@ def documents() -> dict[pathlib.Path, str]:
   folder = ROOT / "docs" / "benchmarks"
   records = [record.read(path) for path in sorted(folder.glob("*.jsonl"))]
   readme = ROOT / "README.md"
+  kernel_page = ROOT / "docs" / "kernels.md"
   memory = record.read(ROOT / "docs" / "benchmark_memory.jsonl")
+  measured = rates.Measured.read(ROOT / "docs")
   evaluation = ROOT / "docs" / "evaluation.md"
-  measured = measures_section(record.read(ROOT / "docs" / "measures.jsonl"))
+  quality = measures_section(record.read(ROOT / "docs" / "measures.jsonl"))
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
+    ROOT / "docs" / "evidence.md": evidence.page(ROOT),
+    ROOT / "docs" / "throughput.md": throughput.page(measured),
+    kernel_page: between(
+      kernel_page.read_text("utf-8"),
+      kernels.table(kernels.read(ROOT / "docs" / "benchmark_kernels.jsonl")),
+      start=kernels.START,
+      end=kernels.END,
+    ),
     readme: between(readme.read_text("utf-8"), summary(records[0])),
-    evaluation: between(evaluation.read_text("utf-8"), measured),
+    evaluation: between(evaluation.read_text("utf-8"), quality),
   }
 
 

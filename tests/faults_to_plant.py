@@ -99,8 +99,8 @@ FAULTS = (
   Fault(
     "cross-attention does not see the last text token",
     "models/wan_block.py",
-    "        value,\n        None,\n",
-    "        value,\n        jnp.ones(key.shape[:2], bool).at[:, -1].set(False),\n",
+    "          value,\n          None,\n",
+    "          value,\n          jnp.ones(key.shape[:2], bool).at[:, -1].set(False),\n",
     ("parity/wan_dit_test.py",),
   ),
   Fault(

@@ -8,8 +8,9 @@ rollouts of two lengths, and the time of late chunks over early ones.
 `costs/kernel_table.py`; `:suite=training` counts what a step of each stage
 computes, and how long that takes at a given share of a GPU's peak. Nothing is
 run or compiled for it. `:suite=memory` compiles rollouts of Wan-1.3B and tells
-how many fit on a GPU, see `measuring/headroom.py`. `:suite=gpu` measures the
-GPU that is here and adds to its record, see `measuring/suite.py`.
+how many fit on a GPU, see `measuring/headroom.py`. `:suite=work` counts
+what they compute and move, see `measuring/work.py`. `:suite=gpu` measures
+the GPU that is here and adds to its record, see `measuring/suite.py`.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from videomla_jax.diffusion import sampling
 from videomla_jax.measuring import headroom
 from videomla_jax.measuring import record
 from videomla_jax.measuring import suite as measuring_suite
+from videomla_jax.measuring import work
 from videomla_jax.models import cache
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
@@ -238,6 +240,7 @@ Suite = (
   | KernelSuite
   | TrainingSuite
   | headroom.MemorySuite
+  | work.WorkSuite
   | measuring_suite.GpuSuite
 )
 # The suites by the name that a config gives; their fields are its keys.
@@ -246,6 +249,7 @@ SUITES: dict[str, type[Suite]] = {
   "kernels": KernelSuite,
   "training": TrainingSuite,
   "memory": headroom.MemorySuite,
+  "work": work.WorkSuite,
   "gpu": measuring_suite.GpuSuite,
 }
 

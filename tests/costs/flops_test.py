@@ -31,6 +31,24 @@ def test_products_are_counted_wherever_they_are():
   assert flops.of(batched, many, W) == 7 * ONE
 
 
+def test_a_scope_counts_what_is_within_and_its_gradient():
+  def inner(x, w):
+    with jax.named_scope("attention"):
+      return jax.lax.scan(lambda c, _: (c, x @ w), 0, length=3)[1].sum()
+
+  def both(x, w):
+    return inner(x, w) + (x @ w).sum()
+
+  count = lambda f, scope: flops.of(f, X, W, scope=scope)
+  assert count(both, "") == 4 * ONE
+  assert count(both, "attention") == 3 * ONE
+  assert count(both, "elsewhere") == 0
+  # A gradient has two products for each one.
+  gradient = lambda x, w: jax.grad(lambda xw: both(*xw))((x, w))
+  inside = count(gradient, "attention")
+  assert 2 * 3 * ONE <= inside <= count(gradient, "") - 2 * ONE
+
+
 def test_loops_count_as_often_as_they_run():
   def loop(x, w, end):
     return jax.lax.fori_loop(0, end, lambda i, y: y + jnp.sum(x @ w), 0.0)

@@ -1,5 +1,6 @@
 """Notebooks run from top to bottom, and their two files say the same."""
 
+import os
 import pathlib
 
 import jupytext
@@ -9,7 +10,7 @@ import pytest
 _FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 _NAMES = sorted(path.stem for path in _FOLDER.glob("*.ipynb"))
 _MAX_BYTES = 400_000  # A notebook is read in a browser and kept in git.
-_SECONDS = 180  # Of one cell; 20 s without other load.
+_SECONDS = 600  # Of one cell; a notebook takes 3 minutes on two free cores.
 
 
 def _cells(name: str, suffix: str) -> list[tuple[str, str]]:
@@ -37,7 +38,9 @@ def test_notebook_holds_outputs_without_errors(name):
   assert (_FOLDER / f"{name}.ipynb").stat().st_size < _MAX_BYTES
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(
+  "VIDEOMLA_NOTEBOOKS" not in os.environ, reason="run by make test-notebooks"
+)
 @pytest.mark.parametrize("name", _NAMES)
 def test_notebook_runs_in_a_fresh_kernel(name):
   notebook = jupytext.read(_FOLDER / f"{name}.md")

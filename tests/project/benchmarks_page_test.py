@@ -14,7 +14,9 @@ def program() -> types.ModuleType:
   path = _ROOT / "docs" / "make_benchmarks.py"
   spec = importlib.util.spec_from_file_location("make_benchmarks", path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(path.parent))  # as for a script
+    spec.loader.exec_module(module)
   return module
 
 

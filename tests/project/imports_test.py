@@ -27,7 +27,9 @@ BELOW: dict[str, set[str]] = {
   "small_world": {"storage", "models", "data"},
   "costs": {"shapes", "sharding", "ops", "models", "diffusion"},
   "conversion": {"storage", "ops", "models", "small_world"},
-  "analysis": {"storage", "models", "small_world", "conversion"},
+  "analysis": {
+    *("storage", "ops", "models", "diffusion", "small_world", "conversion"),
+  },
   "generation": {
     *("shapes", "media", "storage", "runtime", "ops", "models", "diffusion"),
     *("data", "small_world", "costs"),
@@ -38,7 +40,7 @@ BELOW: dict[str, set[str]] = {
   },
   "measuring": {
     *("sharding", "storage", "runtime", "ops", "models", "diffusion", "data"),
-    *("costs", "generation", "training"),
+    *("small_world", "costs", "generation", "training"),
   },
   "quality": {
     *("shapes", "media", "storage", "runtime", "models", "data"),

@@ -9,6 +9,7 @@ plain XLA.
 
 from collections.abc import Callable
 import contextlib
+import functools
 import math
 
 import jax
@@ -35,7 +36,10 @@ def traced_for_cpu() -> contextlib.AbstractContextManager[object]:
 
 
 def of(
-  function: Callable[..., PyTree], *args: PyTree, trips: float | int = 1
+  function: Callable[..., PyTree],
+  *args: PyTree,
+  trips: float | int = 1,
+  scope: str = "",
 ) -> float:
   """Counts the operations of `function(*args)`, over the whole batch.
 
@@ -44,32 +48,38 @@ def of(
     *args: Arguments of the function, real or abstract.
     trips: Mean number of rounds of loops whose end is not known before they
       run, such as the calls before a random exit.
+    scope: A name of `jax.named_scope`: only operations within it are counted,
+      those of their gradients included. Empty counts all.
   """
   args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
   with traced_for_cpu():
     program = jax.make_jaxpr(function)(*args)
-  return count(program.jaxpr, trips=trips)
+  return count(program.jaxpr, trips=trips, scope=scope)
 
 
-def count(program: core.Jaxpr, *, trips: float | int = 1) -> float:
+def count(
+  program: core.Jaxpr, *, trips: float | int = 1, scope: str = ""
+) -> float:
   """Counts the operations of a traced program, see `of`."""
-  return math.fsum(_equation(e, trips) for e in program.eqns)
+  return math.fsum(_equation(e, trips, scope) for e in program.eqns)
 
 
-def _equation(equation: core.JaxprEqn, trips: float | int) -> float:
+def _equation(equation: core.JaxprEqn, trips: float | int, scope: str) -> float:
   """Counts the operations of an equation and of the programs it calls."""
   name, params = equation.primitive.name, equation.params
-  if name == "dot_general":
-    return _dot(equation)
-  if name == "conv_general_dilated":
-    return _convolution(equation)
+  if scope in str(equation.source_info.name_stack):
+    scope = ""  # what it calls is within the scope, too
+  if name in ("dot_general", "conv_general_dilated"):
+    one = _dot if name == "dot_general" else _convolution
+    return 0.0 if scope else one(equation)
+  inside = functools.partial(count, trips=trips, scope=scope)
   if name == "scan":
-    return params["length"] * count(params["jaxpr"].jaxpr, trips=trips)
+    return params["length"] * inside(params["jaxpr"].jaxpr)
   if name == "cond":  # the branch that costs most
-    return max(count(b.jaxpr, trips=trips) for b in params["branches"])
+    return max(inside(b.jaxpr) for b in params["branches"])
   rounds = trips if name == "while" else 1
   return rounds * math.fsum(
-    count(getattr(params[key], "jaxpr", params[key]), trips=trips)
+    inside(getattr(params[key], "jaxpr", params[key]))
     for key in _PROGRAMS
     if params.get(key) is not None
   )

@@ -51,23 +51,23 @@ def positions_of(
   )
 
 
-class _Context(TypedDict):
+class Context(TypedDict):
   """The arguments by which the network sees the cache."""
 
   context_of: wan_block.ContextOf
   history: PyTree
 
 
-def _context(cache: cache_lib.Cache) -> _Context:
+def context_of(cache: cache_lib.Cache) -> Context:
   """Returns what a chunk sees: the cache, if it has slots, and itself."""
 
-  def context_of(own: PyTree, past: PyTree) -> list[PyTree]:
+  def with_past(own: PyTree, past: PyTree) -> list[PyTree]:
     # Cache and chunk stay apart: joining them would copy the cache.
     # The network has an axis of chunks, of which a rollout runs one at a time.
     history = jax.tree.map(lambda x: x[:, None], past)
     return [history, own] if cache.frame.shape[1] else [own]
 
-  return dict(context_of=context_of, history=cache.entries)
+  return dict(context_of=with_past, history=cache.entries)
 
 
 def _by_frame(
@@ -104,7 +104,7 @@ def velocity_and_entries(
     _by_frame(timestep, latents),
     text,
     positions,
-    **_context(cache),
+    **context_of(cache),
   )
   return velocity[:, 0], jax.tree.map(lambda e: e[:, :, 0], entries)
 
@@ -139,7 +139,7 @@ def velocity_and_history(
     text,
     positions,
     store=store,
-    **_context(cache),
+    **context_of(cache),
   )
   return velocity[:, 0], history
 

@@ -9,39 +9,22 @@ it. Compiled, and never run.
 """
 
 from collections.abc import Iterator
-from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
 import re
 from typing import NamedTuple
 
-from flax import nnx
-import jax
-
-from videomla_jax.costs import aot
 from videomla_jax.costs import gpus
 from videomla_jax.costs import memory
-from videomla_jax.diffusion import rollout
+from videomla_jax.measuring import chunk_programs
 from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
-from videomla_jax.models import released
-from videomla_jax.models import tiny_decoder
-from videomla_jax.models import vae
-from videomla_jax.models import vae_coders
-from videomla_jax.models import wan
 from videomla_jax.models import wan_config
-from videomla_jax.models import window as window_lib
 from videomla_jax.runtime import config_values
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 
-WINDOWS: Mapping[str, window_lib.Window] = {
-  "1+6": rollout_rows.WINDOW,
-  "21": window_lib.Window(chunk_frames=3, sink_frames=0, local_frames=21),
-}
-DECODERS = ("none", "tiny", "wan")
-_FRAME = (60, 104, 16)  # 480 x 832
 _FEW = 8  # rows of the second program
 _MOST = 4096  # rows that a batch may have at all
 
@@ -77,14 +60,6 @@ class Bytes(NamedTuple):
   temporaries: int
 
 
-@functools.cache
-def _model(config: wan_config.WanConfig) -> wan.WanDiT:
-  """Makes the network of shapes, kernels in bfloat16."""
-  model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
-  released.halve(model)
-  return model
-
-
 def compiled(case: Case, batch: int) -> Bytes:
   """Compiles the chunk step of a rollout.
 
@@ -95,51 +70,13 @@ def compiled(case: Case, batch: int) -> Bytes:
   Raises:
     NotImplementedError: If the compiler is not installed.
   """
-  devices, window = aot.mesh(case.device), WINDOWS[case.window]
-  model = _model(case.config)
-  text = jax.eval_shape(
-    functools.partial(rollout_rows.text_of, case.config, batch)
+  rows = rollout_rows.Case(
+    window=chunk_programs.WINDOWS[case.window], videos=batch
   )
-
-  def start(model: wan.WanDiT, text: jax.Array) -> rollout.Rollout:
-    return rollout.start(
-      model,
-      text,
-      jax.random.split(jax.random.key(0), batch),
-      frame=_FRAME,
-      window=window,
-      sampler=rollout_rows.SAMPLER,
-      max_frames=999,
-    )
-
-  state = jax.eval_shape(start, model, text)
-  program = aot.compile_for(
-    rollout.scan_chunks,
-    *aot.place((model, state, text), devices),
-    devices=devices,
-    window=window,
-    sampler=rollout_rows.SAMPLER,
-    chunks=1,
-    frame=_FRAME,
-  )
+  program = chunk_programs.chunk_step(case.config, rows, target=case.device)
   # The results that are no donated arguments take memory, too.
   results = program.output_bytes - program.alias_bytes
   return Bytes(program.argument_bytes, program.temporary_bytes + results)
-
-
-@functools.cache
-def _decoder(name: str) -> vae.Decoder | None:
-  """Makes a decoder of shapes, in bfloat16."""
-  if name == "none":
-    return None
-  sizes = dict(dtype="bfloat16")
-  if name == "tiny":
-    tiny = tiny_decoder.TinyDecoderConfig(**sizes)  # type: ignore[arg-type]
-    return nnx.eval_shape(
-      lambda: tiny_decoder.TinyDecoder(tiny, rngs=nnx.Rngs(0))
-    )
-  whole = vae_coders.wan_vae(**sizes)
-  return nnx.eval_shape(lambda: vae.WanVAE(whole, rngs=nnx.Rngs(0)))
 
 
 class _Line(NamedTuple):
@@ -163,13 +100,13 @@ def lines_of(case: Case) -> Iterator[record.Line]:
   one, few = compiled(case, 1), compiled(case, _FEW)
   network = _Line.through(sum(one), sum(few))
   most = gpus.TARGETS[case.device].memory_bytes
-  for decoder in DECODERS:
-    codec = _decoder(decoder)
+  for decoder in chunk_programs.DECODERS:
+    codec = chunk_programs.decoder(decoder)
     needs = functools.partial(
       memory.needs,
-      _model(case.config),
-      frame=_FRAME,
-      window=WINDOWS[case.window],
+      chunk_programs.network(case.config),
+      frame=chunk_programs.FRAME,
+      window=chunk_programs.WINDOWS[case.window],
       max_frames=999,
       codec=codec,
       platform="gpu",
@@ -215,7 +152,7 @@ class MemorySuite:
   Attributes:
     targets: Keys of `gpus.TARGETS`.
     latents: Sizes d_c of the content latent; 0 is dense attention.
-    windows: Keys of `WINDOWS`.
+    windows: Keys of `chunk_programs.WINDOWS`.
     spare_memory: Whether passes spare memory, see `WanConfig`.
     check: Whether the largest batch is compiled, too.
     again: Whether cases that the record has are compiled again.
@@ -235,7 +172,10 @@ class MemorySuite:
   json: config_values.Path
 
   def __post_init__(self) -> None:
-    for field, known in (("targets", gpus.TARGETS), ("windows", WINDOWS)):
+    for field, known in (
+      ("targets", gpus.TARGETS),
+      ("windows", chunk_programs.WINDOWS),
+    ):
       given = getattr(self, field)
       if not given or {*given} - {*known}:
         raise ValueError(f"{field}={[*given]} must be some of {[*known]}.")

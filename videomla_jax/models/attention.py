@@ -245,8 +245,7 @@ class DenseSelfAttention(nnx.Module):
       visible: Array,
     ) -> Array:
       out = api.dense_attention(
-        _rotate(query, query_rotation),
-        _rotate(key, key_rotation),
+        *(_rotate(query, query_rotation), _rotate(key, key_rotation)),
         _flat(value),
         visible,
         scale=scale,
@@ -254,15 +253,16 @@ class DenseSelfAttention(nnx.Module):
       )
       return out.reshape(query.shape)
 
-    out = sharding.per_device(
-      run,
-      ("queries", query),
-      ("angles", _by_frame(rotations.query, tokens)),
-      ("keys", key),
-      ("batch", _by_frame(rotations.key, tokens)),
-      ("keys", value),
-      ("batch", rotations.visible),
-    )
+    with jax.named_scope("dense_attention"):
+      out = sharding.per_device(
+        run,
+        ("queries", query),
+        ("angles", _by_frame(rotations.query, tokens)),
+        ("keys", key),
+        ("batch", _by_frame(rotations.key, tokens)),
+        ("keys", value),
+        ("batch", rotations.visible),
+      )
     return layers.to_residual(self.out, out.reshape(x.shape))
 
 
@@ -313,23 +313,25 @@ class LatentSelfAttention(nnx.Module):
       context: Entries of the frames that are seen, in the order of `rotations`.
       rotations: Rotations of queries and keys in the current window.
     """
-    heads = self.config.num_heads
     with jax.named_scope("query"):
-      q_latent = self.query_norm(self.w_dq(x))
-      content, q_rope = (
-        rearrange(w(q_latent), "B T P (N d) -> B T P N d", N=heads)
-        for w in (self.w_uq, self.w_qr)
-      )
+      queries = self.queries(x)
     with jax.named_scope("latent_attention"):
       # Every device has all latents, 448 B per token, and its own queries.
       out = sharding.per_device(
         self._attend,
-        ("queries", (content, q_rope)),
+        ("queries", queries),
         ("angles", _by_frame(rotations.query, x.shape[2])),
         ("batch", (context, rotations.key, rotations.visible)),
         ("heads", self.up_projections(x.dtype)),
       )
     return layers.to_residual(self.w_o, out.reshape(x.shape))
+
+  def queries(self, x: Float[Array, "B T P E"]) -> tuple[Array, Array]:
+    """Returns content queries and positional ones, `[B, T, P, N, d]`."""
+    heads = self.config.num_heads
+    split = lambda y: rearrange(y, "B T P (N d) -> B T P N d", N=heads)
+    q_latent = self.query_norm(self.w_dq(x))
+    return split(self.w_uq(q_latent)), split(self.w_qr(q_latent))
 
   def _attend(
     self,
@@ -342,14 +344,14 @@ class LatentSelfAttention(nnx.Module):
     content, q_rope = queries
     out = api.latent_attention(
       types.Queries(_flat(content), _rotate(q_rope, rotation)),
-      self._segments(*seen, dtype=content.dtype),
+      self.keys(*seen, dtype=content.dtype),
       up,
       form=self.config.form,
       implementation=self.config.implementation,
     )
     return out.reshape(*content.shape[:-1], -1)
 
-  def _segments(
+  def keys(
     self,
     context: list[LatentEntry],
     rotation: rope.Rotation,

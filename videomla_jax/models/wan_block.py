@@ -98,13 +98,14 @@ class CrossAttention(nnx.Module):
     key, value = text if isinstance(text, TextKeys) else self.keys(text)
 
     def run(query: Array, key: Array, value: Array) -> Array:
-      out = api.dense_attention(
-        rearrange(query, "B G T P N D -> B (G T P) N D"),
-        key,
-        value,
-        None,
-        scale=1 / math.sqrt(query.shape[-1]),
-      )
+      with jax.named_scope("text_attention"):
+        out = api.dense_attention(
+          rearrange(query, "B G T P N D -> B (G T P) N D"),
+          key,
+          value,
+          None,
+          scale=1 / math.sqrt(query.shape[-1]),
+        )
       return out.reshape(query.shape)
 
     out = sharding.per_device(

@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32
 
 from videomla_jax.ops.latent_attention import types
 
@@ -56,13 +56,33 @@ def latent_attention(
   """
   if form != "expanded":
     raise NotImplementedError(f"reference: has no {form} form")
+  value = jnp.einsum(
+    "BSc,cNd->BSNd",
+    types.join(keys).content,
+    up.value,
+    preferred_element_type=jnp.float32,
+  )
+  weights = probabilities(queries, keys, up)
+  out = jnp.einsum("BNLS,BSNd->BLNd", weights, value)
+  return out.astype(queries.content.dtype)
+
+
+def probabilities(
+  queries: types.Queries,
+  keys: Sequence[types.Keys],
+  up: types.UpProjections,
+) -> Float32[Array, "B N L S"]:
+  """Returns the softmax of Eq. (7): how much each query looks at each key.
+
+  Args:
+    queries: Content queries and rotated positional queries.
+    keys: Segments of content latents and rotated positional keys.
+    up: Up-projections of the latents, of which that of keys is read.
+  """
   f32 = jnp.float32
   joined = types.join(keys)
   key_content = jnp.einsum(
     "BSc,cNd->BSNd", joined.content, up.key, preferred_element_type=f32
-  )
-  value = jnp.einsum(
-    "BSc,cNd->BSNd", joined.content, up.value, preferred_element_type=f32
   )
   score = jnp.einsum(
     "BLNd,BSNd->BNLS", queries.content.astype(f32), key_content
@@ -72,5 +92,4 @@ def latent_attention(
   width = queries.content.shape[-1] + queries.rope.shape[-1]
   valid = joined.valid[:, None, None]
   score = jnp.where(valid, score / math.sqrt(width), MASKED)
-  out = jnp.einsum("BNLS,BSNd->BLNd", jax.nn.softmax(score, axis=-1), value)
-  return out.astype(queries.content.dtype)
+  return jax.nn.softmax(score, axis=-1)

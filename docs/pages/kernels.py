@@ -1,0 +1,65 @@
+"""Writes the table of compiled kernels of docs/kernels.md."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+import pathlib
+from typing import Any
+
+START, END = "<!-- compiled: start -->", "<!-- compiled: end -->"
+_TITLES = (
+  "shape",
+  "form",
+  "B200: Mosaic, registers / SMEM / TMEM / MMA",
+  "B200: Triton, the same",
+  "H100: Mosaic, registers / SMEM / MMA",
+  "H100: Triton, the same",
+  "B200 roofline",
+  "H100 roofline",
+)
+_MOSAIC, _TRITON = "pallas_mosaic_gpu", "pallas_triton"
+
+type Row = Mapping[str, Any]
+
+
+def read(path: pathlib.Path) -> list[Row]:
+  """Reads the rows of `suite=kernels`.
+
+  Args:
+    path: Its file of JSON lines.
+  """
+  return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _cell(row: Row) -> str:
+  """Says what a kernel needs, or why there is none."""
+  if not row["compiled"]:
+    eight = "dequantise" in row["error"]
+    return "no eight bits" if eight else "too wide"
+  needs = [f"{row['registers']}", f"{row['smem_bytes']:,}"]
+  if row["target"] == "b200":
+    needs.append(str(row["tmem_columns"] or "-"))
+  return " / ".join([*needs, f"{row['tensor_core_ops']}"])
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Returns the table: a line for each shape and form.
+
+  Args:
+    rows: What `suite=kernels` wrote.
+  """
+  found = {
+    (r["shape"], r["form"], r["target"], r["implementation"]): r for r in rows
+  }
+  lines = [_TITLES, ["---"] * len(_TITLES)]
+  for shape, form in dict.fromkeys((r["shape"], r["form"]) for r in rows):
+    own = lambda target, name, s=shape, f=form: found[s, f, target, name]
+    cells = [
+      _cell(own(target, name))
+      for target in ("b200", "h100")
+      for name in (_MOSAIC, _TRITON)
+    ]
+    least = [own(target, _TRITON) for target in ("b200", "h100")]
+    cells += [f"{r['roofline_us']:.1f} us, {r['bound']}" for r in least]
+    lines.append([shape, form, *cells])
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
