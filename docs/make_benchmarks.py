@@ -6,9 +6,9 @@ Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
 docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 `suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels` and
 docs/measures.jsonl of `evaluate`. Writes docs/benchmarks.md, docs/evidence.md,
-docs/memory.md, docs/throughput.md, and parts of docs/kernels.md,
-docs/evaluation.md and README.md between two markers. A test does the same and
-compares, so that no number is typed.
+docs/memory.md, docs/models.md, docs/throughput.md, and parts of
+docs/kernels.md, docs/evaluation.md and README.md between two markers. A test
+does the same and compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ import pathlib
 
 from pages import evidence
 from pages import kernels
+from pages import models
 from pages import throughput
 
 from videomla_jax.measuring import rates
@@ -379,6 +380,7 @@ def documents() -> dict[pathlib.Path, str]:
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
     ROOT / "docs" / "evidence.md": evidence.page(ROOT),
+    ROOT / "docs" / "models.md": models.page(ROOT),
     ROOT / "docs" / "throughput.md": throughput.page(measured),
     kernel_page: between(
       kernel_page.read_text("utf-8"),
