@@ -187,10 +187,12 @@ $(PEERS_STAMP): constraints-peers.txt
 	  torch==2.13.0
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-peers.txt diffusers==0.42.1 transformers==5.23.0 \
-	  sentencepiece protobuf einops ftfy easydict safetensors numpy pytest
-	@# The published Wan code; what it asks for beyond its network stays out.
+	  sentencepiece protobuf einops ftfy easydict safetensors numpy pytest \
+	  opencv-python-headless tqdm
+	@# The published Wan code, and VBench's; what they ask for beyond what runs
+	@# here stays out.
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --no-deps wan22==2.2.11
+	  --no-deps wan22==2.2.11 vbench==0.1.5
 	touch $@
 
 clean:

@@ -3,11 +3,12 @@
   python docs/make_benchmarks.py
 
 Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
-docs/benchmark_memory.jsonl of `suite=memory` and docs/benchmark_work.jsonl of
-`suite=work` and docs/benchmark_kernels.jsonl of `suite=kernels`. Writes
-docs/benchmarks.md, docs/evidence.md, docs/memory.md, docs/models.md,
-docs/throughput.md, and parts of docs/kernels.md and README.md between two
-markers. A test does the same and compares, so that no number is typed.
+docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
+`suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels` and
+docs/measures.jsonl of `evaluate`. Writes docs/benchmarks.md, docs/evidence.md,
+docs/memory.md, docs/models.md, docs/throughput.md, and parts of
+docs/kernels.md, docs/evaluation.md and README.md between two markers. A test
+does the same and compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
@@ -302,6 +303,51 @@ def _memory_row(
   ]
 
 
+_FEW = 10  # videos of a folder that have a column each
+
+
+def measures_section(lines: Sequence[record.Line]) -> str:
+  """Returns the tables of measures without weights.
+
+  Args:
+    lines: The record of `evaluate`; later lines replace earlier ones.
+  """
+  columns = {x.get("checkpoint") or x["folder"]: x for x in lines}
+  many = {k: x for k, x in columns.items() if x["num_videos"] > _FEW}
+  parts = []
+  if many:
+    names = next(iter(many.values()))["summary"]
+    rows = [
+      [name, *(_spread(x["summary"].get(name)) for x in many.values())]
+      for name in names
+    ]
+    titles = [f"{k}, n = {x['num_videos']}" for k, x in many.items()]
+    parts.append(table(["mean ± deviation", *titles], rows))
+  for folder, line in columns.items():
+    if folder not in many:
+      videos = line["videos"]
+      rows = [
+        [name, *(_four(x["measures"][name]) for x in videos.values())]
+        for name in line["summary"]
+      ]
+      titles = [
+        f"{name} ({x['frames']} frames, {x['fps']:.4g} a second)"
+        for name, x in videos.items()
+      ]
+      parts.append(table([folder, *titles], rows))
+  return "\n".join(parts)
+
+
+def _spread(value: dict[str, float] | None) -> str:
+  if value is None:
+    return ""
+  return f"{value['mean']:.4f} ± {value['std']:.4f}"
+
+
+def _four(value: float | None) -> str:
+  return "" if value is None else f"{value:.4f}"
+
+
 def between(text: str, new: str, *, start: str = START, end: str = END) -> str:
   """Replaces what stands between the markers of a text.
 
@@ -329,6 +375,8 @@ def documents() -> dict[pathlib.Path, str]:
   kernel_page = ROOT / "docs" / "kernels.md"
   memory = record.read(ROOT / "docs" / "benchmark_memory.jsonl")
   measured = rates.Measured.read(ROOT / "docs")
+  evaluation = ROOT / "docs" / "evaluation.md"
+  quality = measures_section(record.read(ROOT / "docs" / "measures.jsonl"))
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
@@ -342,6 +390,7 @@ def documents() -> dict[pathlib.Path, str]:
       end=kernels.END,
     ),
     readme: between(readme.read_text("utf-8"), summary(records[0])),
+    evaluation: between(evaluation.read_text("utf-8"), quality),
   }
 
 

@@ -369,4 +369,18 @@ FAULTS = (
       "test_a_chunk_is_dispatched_before_the_host_waits_for_the_last_one",
     ),
   ),
+  Fault(
+    "a jump of chunks is looked for one frame early",
+    "quality/measures.py",
+    "begins[[x - 1 for x in chunks",
+    "begins[[x - 2 for x in chunks",
+    ("quality/measures_test.py",),
+  ),
+  Fault(
+    "two processes make the same videos",
+    "quality/plan.py",
+    "videos[self.number - 1 :: self.count]",
+    "videos[self.number - 1 :]",
+    ("quality/plan_test.py",),
+  ),
 )

@@ -1,8 +1,15 @@
-"""Measures models against known truth: identity, count, motion, drift.
+"""Measures models against known truth, and videos by VBench's protocol.
 
   python -m videomla_jax.evaluate --config=configs/evaluate.py
   python -m videomla_jax.evaluate --config=configs/evaluate.py:stages \
     --config.checkpoints.student="runs/a/dmd/model;runs/b/dmd/model"
+  python -m videomla_jax.evaluate --config=configs/evaluate.py:vbench
+  python -m videomla_jax.evaluate --config=configs/evaluate.py:videos \
+    --config.videos=FOLDER
+
+The last two are in `videomla_jax/quality/`: the one makes the videos of a list
+of prompts, the other measures those of a folder. The first two measure models
+of the small world by identity, count, motion and drift.
 
 Writes a Markdown table, a JSON file with every video's measures and a contact
 sheet per model. Prompts are those that training never showed; the row of real
@@ -33,6 +40,9 @@ from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
 from videomla_jax.generation import unused
+from videomla_jax.measuring import record
+from videomla_jax.quality import found_videos
+from videomla_jax.quality import protocol
 from videomla_jax.runtime import cli
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
@@ -195,8 +205,14 @@ def _write_sheet(
   contact_sheet.write_png(path, contact_sheet.draw(frames, words, fps=fps))
 
 
+SUITES: dict[str, type[protocol.Protocol | found_videos.FoundVideos]] = {
+  "vbench": protocol.Protocol,
+  "videos": found_videos.FoundVideos,
+}
+
+
 def evaluate(config: config_reader.Values) -> dict[str, object]:
-  """Runs every row of the table.
+  """Runs what a config asks for.
 
   Args:
     config: Values of the keys in `configs/evaluate.py`.
@@ -205,8 +221,28 @@ def evaluate(config: config_reader.Values) -> dict[str, object]:
     The JSON report.
 
   Raises:
-    ValueError: If a checkpoint, a length or the output folder cannot work.
+    ValueError: If a checkpoint, a length, a list of prompts, a video or the
+      output folder cannot work.
   """
+  values = dict(config.items())
+  name = values.pop("suite", None)
+  if name is None:
+    return _small_world(config)
+  if name not in SUITES:
+    raise ValueError(f"suite={name!r} is unknown; use one of {[*SUITES]}.")
+  suite = config_reader.read(SUITES[str(name)], values)
+  if not suite.record:
+    return suite.run()
+  path = output_folder.check_file(suite.record)
+  record.read(path)  # A damaged one is found before the work.
+  with record.written_alone(path):
+    report = suite.run()
+    record.add(path, record.Session.here(), suite.lines(report))
+  return report
+
+
+def _small_world(config: config_reader.Values) -> dict[str, object]:
+  """Runs every row of the table of the small world."""
   request = config_reader.read(Evaluation, config)
   models = _open(request)
   # Training a judge takes minutes, so mistakes are looked for before it.

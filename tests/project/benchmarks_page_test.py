@@ -56,6 +56,24 @@ def test_errors_are_shown_and_tables_without_rows_are_not(program) -> None:
   assert "Dense attention" not in text
 
 
+def test_measures_of_many_videos_are_a_column_and_few_have_one_each(
+  program,
+) -> None:
+  video = dict(frames=9, fps=8.0, measures=dict(chunk_jump=1.0))
+  summary = dict(chunk_jump=dict(mean=0.5, std=0.25, n=12))
+  lines = [
+    dict(checkpoint="old", num_videos=12, summary={}),
+    dict(checkpoint="a", num_videos=12, summary=summary),
+    dict(checkpoint="old", num_videos=12, summary=summary),
+    dict(folder="b", num_videos=1, summary=summary, videos={"x.mp4": video}),
+  ]
+  text = program.measures_section(lines)
+  assert "| mean ± deviation | old, n = 12 | a, n = 12 |" in text
+  assert "| chunk_jump | 0.5000 ± 0.2500 | 0.5000 ± 0.2500 |" in text
+  assert "| b | x.mp4 (9 frames, 8 a second) |" in text
+  assert "| chunk_jump | 1.0000 |" in text
+
+
 def test_markers_are_needed(program) -> None:
   text = f"a {program.START} old {program.END} b"
   assert program.between(text, "new") == (

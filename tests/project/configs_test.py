@@ -42,7 +42,11 @@ _VARIANTS = {
   ],
   "consistency": ["", "small", "wan_1p3b", "small,init=somewhere"],
   "dmd": ["", "small", "wan_1p3b", "wan_1p3b,frames=63", "small,steps=60"],
-  "evaluate": ["", "models=latent", "latent+dense", "steps=20"],
+  "evaluate": [
+    *("", "models=latent", "latent+dense", "steps=20"),
+    *("vbench", "vbench,model=student", "vbench,model=wan_1p3b,length=60s"),
+    *("videos", "videos,length=30s"),
+  ],
   "benchmark": ["", "rollout", "minutes=1"],
 }
 _ALL = [(n, v) for n, variants in _VARIANTS.items() for v in variants]

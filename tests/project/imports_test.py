@@ -42,6 +42,10 @@ BELOW: dict[str, set[str]] = {
     *("sharding", "storage", "runtime", "ops", "models", "diffusion", "data"),
     *("small_world", "costs", "generation", "training"),
   },
+  "quality": {
+    *("shapes", "media", "storage", "runtime", "models", "data"),
+    *("small_world", "costs", "generation"),
+  },
 }
 # Folders of tests that look at more than one module.
 _WHOLE_PROJECT = {"aot", "clips", "notebooks", "parity", "peers", "project"}

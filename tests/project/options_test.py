@@ -38,7 +38,8 @@ from videomla_jax.training import settings
 from videomla_jax.training.stages import table
 
 _DOORS = (
-  *(request.Request, evaluate.Evaluation, embed.Embedding, prepare.Request),
+  *(request.Request, evaluate.Evaluation, *evaluate.SUITES.values()),
+  *(embed.Embedding, prepare.Request),
   *(
     calibrate.Calibration,
     analyze.Analysis,

@@ -24,6 +24,7 @@ ALLOWED: dict[str, str] = {
   "data/shards": _GIVEN,
   "generation/contact_sheet": _GIVEN,
   "generation/mp4": "FFmpeg writes by itself, under a temporary name",
+  "quality/judge": "another program writes, in a temporary folder",
   "runtime/event_files": _GIVEN,
   "runtime/metrics": "appends lines to a log",
   "runtime/terminal": "opens the device that forgets everything",

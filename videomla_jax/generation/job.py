@@ -55,6 +55,7 @@ class Job:
     given: The given picture, or the newest frames of the given clip, in the
       form of the model's; None if there is neither.
     given_changes: What was done to the given file, in sentences.
+    video_seeds: Seed of each video, where they do not follow each other.
   """
 
   request: request_lib.Request
@@ -64,6 +65,7 @@ class Job:
   num_frames: int
   given: UInt8[np.ndarray, "t h w c"] | None
   given_changes: tuple[str, ...] = ()
+  video_seeds: tuple[int, ...] | None = None
 
   def embed(self, prompts: Sequence[str]) -> Text:
     """Embeds prompts, and with guidance as many negative ones after them."""
@@ -81,6 +83,8 @@ class Job:
   @property
   def seeds(self) -> tuple[int, ...]:
     """Seed of each video: that of the request, then the numbers after it."""
+    if self.video_seeds is not None:
+      return self.video_seeds
     first = self.request.seed
     # A prompt alone, with its own seed, gives its video again.
     return tuple(
