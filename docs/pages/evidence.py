@@ -134,13 +134,7 @@ def _memory(lines: Sequence[record.Line]) -> Iterator[Claim]:
 
 def _throughput(measured: rates.Measured) -> Iterator[Claim]:
   """Yields what was measured and computed about speed."""
-  line = next(
-    x
-    for x in measured.work
-    if x["name"] == "chunk_step"
-    and (x["attention"], x["window"], x["batch"]) == ("latent", "1+6", 1)
-    and x["cache"] == x["products"] == "bfloat16"
-  )
+  line = rates.chunk_line(measured)
   work, shares = rates.work_of(line), measured.shares()
   of = lambda major: sum(
     chunk_time.seconds(work, shares, device.PEAKS[major]).values()

@@ -1,5 +1,6 @@
 """The rates of the H100 are those that its record implies."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -40,13 +41,7 @@ def test_a_slower_kernel_has_a_lower_rate(measured: rates.Measured) -> None:
 
 
 def test_parts_of_the_record_are_predicted(measured: rates.Measured) -> None:
-  line = next(
-    x
-    for x in measured.work
-    if x["name"] == "chunk_step"
-    and (x["attention"], x["window"], x["batch"]) == ("latent", "1+6", 1)
-    and x["cache"] == x["products"] == "bfloat16"
-  )
+  line = rates.chunk_line(measured)
   found = chunk_time.seconds(
     rates.work_of(line), measured.shares(), measured.peak
   )
@@ -57,3 +52,29 @@ def test_parts_of_the_record_are_predicted(measured: rates.Measured) -> None:
   )
   computed = found["products"] + found["attention"] + found["text"]
   np.testing.assert_allclose(computed * 1e3, timed, rtol=0.1)
+
+
+def test_a_step_that_was_timed_is_predicted(measured: rates.Measured) -> None:
+  then = next(x for x in measured.work if x["name"] == "chunk_step_as_measured")
+  cases = (
+    ("latent", "1+6", "cudnn", "480x832, 12 pixel frames"),
+    ("latent", "1+6", "pallas_triton", "480x832, 12 pixel frames"),
+    ("dense", "21", "pallas_triton", "480x832, 12 pixel frames, window 21"),
+  )
+  for kind, window, implementation, shape in cases:
+    line = rates.chunk_line(measured, kind, window)
+    work = rates.work_of(line)
+    if kind == "latent":
+      work = dataclasses.replace(work, beside_bytes=then["beside_bytes"])
+    computed = sum(
+      chunk_time.seconds(
+        work,
+        rates.shares_of(measured, line, implementation),
+        measured.peak,
+      ).values()
+    )
+    took = measured.rate(
+      "chunk_step", "ms", attention=kind, implementation=implementation,
+      shape=shape,
+    )  # fmt: skip
+    np.testing.assert_allclose(computed * 1e3, took, rtol=0.1)

@@ -120,6 +120,36 @@ class Measured:
     )
 
 
+def chunk_line(
+  measured: Measured, attention: str = "latent", window: str = "1+6"
+) -> record.Line:
+  """Returns the newest chunk step of one video in bfloat16, for an H100.
+
+  Args:
+    measured: The record.
+    attention: "latent" or "dense".
+    window: Name of its window.
+
+  Raises:
+    ValueError: If it was not counted.
+  """
+  wanted = dict(
+    name="chunk_step",
+    attention=attention,
+    window=window,
+    batch=1,
+    cache="bfloat16",
+    products="bfloat16",
+    target="h100",
+  )
+  found = [
+    x for x in measured.work if all(x.get(k) == v for k, v in wanted.items())
+  ]
+  if not found:
+    raise ValueError(f"the record has no line with {wanted}; count it first.")
+  return found[-1]
+
+
 def shares_of(
   measured: Measured, line: Mapping[str, object], implementation: str = "cudnn"
 ) -> chunk_time.Shares:
