@@ -46,9 +46,9 @@ that are counted in its program.
 The H100 timed four chunk steps of commit 499dede. Attention has the rate of its
 kernel. The bytes beside products are those of that commit's latent program, and
 for dense attention those of today's. No rate comes from these times; the time
-beside products is that of the first program, of which it is a quarter. By parts
-the first program's error is larger: attention to the text took {text:.0f} ms and
-is computed as {text_computed:.0f}, since it has no rate of its own.
+beside products is that of the first program, of which it is a quarter. By
+parts the first program's error is larger: attention to the text took {text:.0f}
+ms and is computed as {text_computed:.0f}, since it has no rate of its own.
 
 {check}
 ## Frames per second
