@@ -20,6 +20,9 @@ from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import unipc as unipc_lib
 from videomla_jax.models import wan_config
 
+# Which pass of a chunk makes the entries that the cache keeps.
+COMMITS = ("clean", "last_pass")
+
 # With guidance the network has two rows for each of the b videos.
 Latents = Float[Array, "b T H W C"]
 
@@ -35,11 +38,14 @@ class Sampler:
       students), "euler" and "unipc" follow the flow ODE (many-step models).
     guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
       pass.
+    commit: One of `COMMITS`: a further pass over the clean chunk, or the last
+      denoising pass, which saves that one.
   """
 
   sigmas: tuple[float, ...]
   rule: str
   guidance: float | None = None
+  commit: str = "clean"
 
   def __post_init__(self) -> None:
     levels = (*self.sigmas, 0.0)
@@ -52,6 +58,10 @@ class Sampler:
     if self.rule not in RULES:
       raise ValueError(
         f"sampler.rule={self.rule!r} is unknown; use one of {sorted(RULES)}."
+      )
+    if self.commit not in COMMITS:
+      raise ValueError(
+        f"sampler.commit={self.commit!r} is unknown; use one of {COMMITS}."
       )
     # Rules refuse levels that they cannot work with, before anything compiles.
     self.step_rule.weights(self.sigmas)
