@@ -2,16 +2,18 @@
 
   python docs/make_benchmarks.py
 
-Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
-docs/benchmark_memory.jsonl of `suite=memory`. Writes docs/benchmarks.md,
-docs/memory.md, and README.md between its two markers. A test does the same and
-compares, so that no number is typed.
+Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to,
+docs/benchmark_memory.jsonl of `suite=memory`, and docs/ablations.jsonl, which
+`ablate` adds to. Writes docs/benchmarks.md, docs/memory.md, docs/ablations.md,
+and README.md between its two markers. A test does the same and compares, so
+that no number is typed.
 """
 
 from collections.abc import Iterable
 from collections.abc import Sequence
 import pathlib
 
+from videomla_jax.ablations import page as ablations_page
 from videomla_jax.measuring import record
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -293,6 +295,51 @@ def _memory_row(
   ]
 
 
+_ABLATIONS_HEAD = """# Ablations
+
+Models of the small world, trained in many settings from several seeds.
+`python docs/make_benchmarks.py` writes this page from docs/ablations.jsonl, and
+
+```
+COMMAND
+```
+
+adds to that file. Every row says from which weights its models started, and for
+how long they were trained. Rows of a table have the same training and seeds
+unless the row says otherwise. Two settings with the same seed see the same
+clips and noise, so differences are taken seed by seed.
+
+- Cells are the mean over training seeds ± the standard deviation of one seed,
+  and in brackets the 95 % interval of the mean, by Student's t. A difference is
+  **bold** if its interval excludes zero. With three seeds an interval is 2.5
+  standard deviations to each side, so only large effects show; and of twenty
+  comparisons without any effect one is bold by chance.
+- *Held-out loss*: that of stage 1 on handwriting and prompts that training did
+  not show, averaged weights, less is better. *Identity*, *count*, *steps*: the
+  judge's measures ([small_world.md](small_world.md)) of videos of the ten
+  held-out prompts, 1 is best.
+- *Rank*: how many singular values of what makes keys and values hold 99 % of
+  the energy (docs/method.md, section 16), mean over layers, at the start → at
+  the end, of the highest that there could be. The entropy rank,
+  exp(-Σ p log p) of the shares p of the energy, moves where that one stands
+  still.
+- *Cached*: scalars per token and layer.
+
+The clips are drawn inside the program and never repeat, and no step continues
+a single given frame; both differ from `train`. Models that are this young
+compare settings, and are no measure of what the shipped ones can do.
+"""
+
+
+def ablations_page_text(lines: Sequence[record.Line]) -> str:
+  """Returns the page about ablations.
+
+  Args:
+    lines: The record of `ablate`.
+  """
+  return "\n".join([_ABLATIONS_HEAD, *ablations_page.tables(lines)])
+
+
 def between(text: str, new: str) -> str:
   """Replaces what stands between the markers of a text."""
   before, _, rest = text.partition(START)
@@ -311,6 +358,9 @@ def documents() -> dict[pathlib.Path, str]:
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
+    ROOT / "docs" / "ablations.md": ablations_page_text(
+      record.read(ROOT / "docs" / "ablations.jsonl")
+    ),
     readme: between(readme.read_text("utf-8"), summary(records[0])),
   }
 

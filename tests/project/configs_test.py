@@ -44,6 +44,7 @@ _VARIANTS = {
   "dmd": ["", "small", "wan_1p3b", "wan_1p3b,frames=63", "small,steps=60"],
   "evaluate": ["", "models=latent", "latent+dense", "steps=20"],
   "benchmark": ["", "rollout", "minutes=1"],
+  "ablate": ["", "steps=60,batch=4", "seeds=5,minutes=1.5"],
 }
 _ALL = [(n, v) for n, variants in _VARIANTS.items() for v in variants]
 

@@ -16,6 +16,7 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_project
 from tests import tiny_release
+from videomla_jax import ablate
 from videomla_jax import analyze
 from videomla_jax import benchmark
 from videomla_jax import calibrate
@@ -107,6 +108,15 @@ def _analyze(inputs: pathlib.Path, output: pathlib.Path) -> object:
   return analyze.analyze(config)
 
 
+def _ablate(inputs: pathlib.Path, output: pathlib.Path) -> object:
+  config = tiny_project.config("ablate", "runlocal")
+  config.rows, config.seeds, config.dispatch = "^from scratch$", 1, 1
+  config.record = str(output / "ablations.jsonl")
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_project.shrink(patch)
+    return ablate.ablate(config)
+
+
 def _benchmark(inputs: pathlib.Path, output: pathlib.Path) -> object:
   config = tiny_project.config("benchmark", "suite=training")
   # Without a stage only the report is left of the suite.
@@ -123,6 +133,7 @@ _COMMANDS = {
   "prepare": _prepare,
   "calibrate": _calibrate,
   "analyze": _analyze,
+  "ablate": _ablate,
   "benchmark": _benchmark,
 }
 

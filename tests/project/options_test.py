@@ -19,6 +19,7 @@ import pytest
 
 from tests import tiny_project
 import videomla_jax
+from videomla_jax import ablate
 from videomla_jax import analyze
 from videomla_jax import benchmark
 from videomla_jax import calibrate
@@ -42,6 +43,7 @@ _DOORS = (
   *(
     calibrate.Calibration,
     analyze.Analysis,
+    ablate.Ablation,
     *benchmark.SUITES.values(),
     networks.Networks,
   ),
@@ -196,6 +198,7 @@ _CHANGES: dict[str, Any] = {
   "sampler.num_steps": 3,
   "sampler.guidance": 1.5,
   "sampler.shift": 3.0,
+  "sampler.commit": "last_pass",
   "window.chunk_frames": 2,
   "window.sink_frames": 2,
   "window.local_frames": 9,
@@ -314,7 +317,7 @@ _REFUSED = {
   "bidirectional": _FILES
   | {"image", "clip", "cache_dtype", "checkpoint"}
   | {f"window.{n}" for n in ("chunk_frames", "sink_frames", "local_frames")}
-  | {"window.sink"},
+  | {"window.sink", "sampler.commit"},
 }
 
 
