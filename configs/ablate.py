@@ -2,7 +2,8 @@
 
   python -m videomla_jax.ablate --config=configs/ablate.py
 
-21 settings and 14 ways to roll out, three seeds each. Arguments: `steps=N` and
+22 settings and 14 ways to roll out, three seeds each, and four settings on real
+films if `--config.films="a.mp4; b.mp4"` names some. Arguments: `steps=N` and
 `batch=N` of training (all rows have them), `seeds=N`, `minutes=N` after which
 no further row is started, `runlocal` (seconds, for tests).
 """
@@ -52,6 +53,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.videos_per_prompt = 2  # of the ten held-out prompts; 0 for none
   config.seconds = 15.0  # of each video
   config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
+  config.films = ""  # files of video; without any, no row is about films
   config.minutes = arg["minutes"]  # no row starts after these
   config.record = "out/ablations.jsonl"
   if arg["runlocal"]:

@@ -13,8 +13,10 @@ from videomla_jax import ablate
 from videomla_jax.ablations import outcomes
 from videomla_jax.ablations import page
 from videomla_jax.ablations import results
+from videomla_jax.ablations import starts
 from videomla_jax.ablations import trainer as trainer_lib
 from videomla_jax.data import locks
+from videomla_jax.generation import mp4
 from videomla_jax.measuring import record
 from videomla_jax.storage import atomic
 
@@ -26,27 +28,54 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
   """Replaces training, which has tests of its own; nothing is compiled."""
   made: list[tuple[str, list[int]]] = []
 
-  def train(self, models, seeds, ranks, *, name):
+  def train(self, models, seeds, ranks, *, name, films=None):
+    assert (films is not None) == name.startswith("films")
     made.append((name, [*map(int, seeds)]))
     rng = np.random.default_rng(seeds[0])
     return [trainer_lib.Trained(m, rng.random(), 0) for m in models]
 
   monkeypatch.setattr(trainer_lib.Trainer, "__call__", train)
   monkeypatch.setattr(
-    outcomes, "held_out_loss", lambda model, **how: jnp.float32(0.25)
+    outcomes, "held_out_loss", lambda *models, **how: jnp.float32(0.25)
   )
   return made
 
 
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> str:
+  """A dense model that is converted."""
+  path = tmp_path_factory.mktemp("dense") / "dense"
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_project.shrink(patch)
+    tiny_project.checkpoint(path, np.random.default_rng(), kind="dense")
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[tuple[Any, ...], Any]:
+  """Starts that tests have in common, since each takes a second to convert."""
+  return {}
+
+
 @pytest.fixture
 def config(
-  tmp_path: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
+  tmp_path: pathlib.Path,
+  dense: str,
+  models: dict[tuple[Any, ...], Any],
+  monkeypatch: pytest.MonkeyPatch,
 ) -> Any:
   tiny_project.shrink(monkeypatch)
-  rng = np.random.default_rng(seed)
-  tiny_project.checkpoint(tmp_path / "dense", rng, kind="dense")
+  make = starts.make
+
+  def shared(start: str, settings: Any, *, dense: str) -> Any:
+    key = (start, dense, settings.model.d_c)
+    if key not in models:
+      models[key] = make(start, settings, dense=dense)
+    return models[key]
+
+  monkeypatch.setattr(starts, "make", shared)
   config = tiny_project.config("ablate", "runlocal")
-  config.rows, config.dense = _ROWS, str(tmp_path / "dense")
+  config.rows, config.dense = _ROWS, dense
   config.record = str(tmp_path / "out" / "ablations.jsonl")
   return config
 
@@ -175,6 +204,19 @@ def test_mistakes_are_one_sentence(config, calls, key, value, words) -> None:
   with pytest.raises(ValueError, match=words):
     ablate.ablate(config)
   assert not calls
+
+
+def test_rows_on_films_need_films(config, calls, tmp_path, seed) -> None:
+  config.rows, config.seeds = "^films, from scratch$", 1
+  with pytest.raises(ValueError, match="matches none of the rows"):
+    ablate.ablate(config)
+  rng = np.random.default_rng(seed)
+  frames = rng.integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
+  mp4.write_mp4(tmp_path / "a.mp4", frames, fps=8)
+  config.films = str(tmp_path / "a.mp4")
+  (line,) = ablate.ablate(config)
+  assert line["data"] == "films a.mp4" and "identity" not in line
+  assert line["recipe"]["films"] == ["a.mp4"]
 
 
 def test_half_a_line_is_refused_by_its_number(config, calls) -> None:

@@ -51,6 +51,8 @@ class Ablation:
       none, and needs no judge.
     seconds: Length of each of these videos.
     judge: File of the judge, which is trained if it is missing.
+    films: Files of real films that the rows named so are trained on; without
+      any these rows are left out.
     minutes: Minutes after which no further row is started.
     record: File of the record, which is added to.
   """
@@ -67,6 +69,7 @@ class Ablation:
   videos_per_prompt: Annotated[int, config_values.Range(0, _MOST)]
   seconds: config_values.Seconds
   judge: config_values.Path
+  films: tuple[config_values.Path, ...]
   minutes: Annotated[float, config_values.Range(0.0, 1e6)]
   record: config_values.Path
 
@@ -88,9 +91,10 @@ class Ablation:
   @property
   def names(self) -> list[str]:
     """The rows that are asked for."""
-    every = [*plan.SETTINGS, *plan.ROLLOUTS]
-    if not self.videos_per_prompt:
-      every = [*plan.SETTINGS]  # of a rollout only videos can be measured
+    films = any(self.films)
+    every = [n for n, x in plan.SETTINGS.items() if films or not x.films]
+    if self.videos_per_prompt:  # Of a rollout only videos can be measured.
+      every += plan.ROLLOUTS
     return [name for name in every if re.search(self.rows, name)]
 
 

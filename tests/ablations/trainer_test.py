@@ -4,11 +4,13 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny_project
 from tests import tolerances
+from videomla_jax.ablations import forced_rank
 from videomla_jax.ablations import outcomes
 from videomla_jax.ablations import trainer as trainer_lib
 from videomla_jax.training import networks
@@ -17,54 +19,53 @@ from videomla_jax.training.stages import table
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> trainer_lib.Trainer:
-  """Three steps of a tiny model, two of them in a call."""
+  """Two steps of a tiny model, one in a call, with forced ranks."""
   tiny_project.shrink(monkeypatch)
   config = tiny_project.config("ablate", "runlocal").stages["teacher_forcing"]
-  config.optim.update(steps=3, warmup_steps=1, ema_decay=0.5)
+  config.data.update(num_frames=3)
+  # Adam makes a whole step of the rounding of a gradient that should be zero,
+  # unless more is added to its root.
+  config.optim.update(steps=2, warmup_steps=0, ema_decay=0.5, eps=1e-2)
   stage, settings = table.read(config)
   return trainer_lib.Trainer(
-    stage=stage, settings=settings, forced=False, dispatch=2
+    stage=stage, settings=settings, forced=True, dispatch=1
   )
 
 
-def _models(trainer: trainer_lib.Trainer, seeds: list[int]) -> list[Any]:
-  models = [
-    networks.build(dataclasses.replace(trainer.settings, seed=s)) for s in seeds
-  ]
-  return [networks.prepare(m, trainer.settings) for m in models]
+def _model(trainer: trainer_lib.Trainer, seed: int) -> Any:
+  settings = dataclasses.replace(trainer.settings, seed=seed)
+  return networks.prepare(networks.build(settings), settings)
 
 
 def test_models_side_by_side_are_those_of_a_plain_loop(trainer, seed) -> None:
-  seeds = [seed % 1000, seed % 1000 + 1]
-  models = _models(trainer, seeds)
-  found = trainer(models, seeds, [0, 0], name="test")
+  seeds, ranks = [seed % 1000, seed % 1000 + 1], [2, 16]
+  models = [_model(trainer, s) for s in seeds]
+  found = trainer(models, seeds, ranks, name="test")
   # The stage's own step, one model and one step at a time.
   step = jax.jit(trainer.step)
-  for model, number, one in zip(models, seeds, found, strict=True):
+  for model, number, rank, one in zip(models, seeds, ranks, found, strict=True):
+    model = forced_rank.project(model, rank)
     state = trainer.stage.init({"model": model}, trainer.settings)
-    for _ in range(3):
-      state, loss = step(state, jax.random.key(number), 0)
-    jax.tree.map(
-      lambda a, b: tolerances.assert_close(a, b, "float32_deep"),
-      one.model,
-      state.ema,
-    )
-    assert one.loss == pytest.approx(float(loss), rel=1e-4)
+    for _ in range(2):
+      state, loss = step(state, jax.random.key(number), jnp.int32(rank))
+    text = lambda model: model.text.table[...]
+    tolerances.assert_close(text(one.model), text(state.ema), "float32_deep")
+    np.testing.assert_allclose(one.loss, loss, rtol=1e-4)
     assert one.skipped == 0
+    # A forced rank holds to the end, and 16 is no limit.
+    assert (outcomes.ranks(one.model)["rank_most"] <= 2) == (rank == 2)
   # Other seeds have other weights, clips and noise.
   assert found[0].loss != found[1].loss
-  held_out = [
-    float(outcomes.held_out_loss(x.model, trainer=trainer, batches=1))
-    for x in found
-  ]
-  assert np.isfinite(held_out).all() and held_out[0] != held_out[1]
 
 
-def test_a_forced_rank_holds_to_the_end(trainer, seed) -> None:
-  trainer = dataclasses.replace(trainer, forced=True)
-  (model,) = _models(trainer, [seed % 1000])
-  low, free = trainer([model, model], [3, 3], [2, 16], name="test")
-  # One program serves all ranks, and 16 is no limit.
-  assert outcomes.ranks(low.model)["rank_most"] <= 2
-  assert outcomes.ranks(free.model)["rank_least"] > 2
-  assert low.loss != free.loss
+def test_the_loss_on_held_out_clips_is_the_same_every_time(
+  trainer, seed
+) -> None:
+  model = _model(trainer, seed % 1000)
+  first, second = (
+    float(outcomes.held_out_loss(model, trainer=trainer, batches=n))
+    for n in (2, 2)
+  )
+  # A young network predicts no velocity at all, and that of a clip in [-1, 1]
+  # against noise has a mean square from 1 to 2.
+  assert first == second and 1 < first < 2

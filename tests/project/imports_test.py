@@ -41,8 +41,8 @@ BELOW: dict[str, set[str]] = {
     *("costs", "generation", "training"),
   },
   "ablations": {
-    *("runtime", "models", "diffusion", "data", "small_world", "conversion"),
-    *("analysis", "training", "measuring"),
+    *("media", "runtime", "models", "diffusion", "data", "small_world"),
+    *("conversion", "analysis", "generation", "training", "measuring"),
   },
 }
 # Folders of tests that look at more than one module.

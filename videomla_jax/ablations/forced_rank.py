@@ -1,8 +1,8 @@
 """A lower rank at the same size of the latent, forced after every step.
 
 The operator of keys and values of a latent layer is M = U diag(g) W_dkv
-(docs/method.md, Eq. 16.1), U = [W_uk; W_uv]. Its best approximation of rank r
-is M V Vᵀ, where V holds the r leading right singular vectors. They lie in the
+(docs/method.md, section 16.1), U = [W_uk; W_uv]. Its best approximation of rank
+r is M V Vᵀ, where V holds the r leading right singular vectors. They lie in the
 row space of W_dkv, so that W_dkv V Vᵀ in its place gives the approximation, and
 nothing else of the network changes:
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Float32
 import numpy as np
 
 from videomla_jax.ablations import plan
+from videomla_jax.ablations import real_clips
 from videomla_jax.ablations import trainer as trainer_lib
 from videomla_jax.analysis import operators
 from videomla_jax.conversion import low_rank
@@ -20,7 +21,6 @@ from videomla_jax.small_world import judge_network
 from videomla_jax.small_world import measures as measures_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts as prompts_lib
-from videomla_jax.small_world import traced_world
 from videomla_jax.training import inputs
 from videomla_jax.training import rank_metrics
 from videomla_jax.training import settings as settings_lib
@@ -39,7 +39,11 @@ _HELD_OUT_KEY = 0  # the same clips and noise for every model
 
 @functools.partial(jax.jit, static_argnames=("trainer", "batches"))
 def held_out_loss(
-  model: Model, *, trainer: trainer_lib.Trainer, batches: int
+  model: Model,
+  films: real_clips.Films | None = None,
+  *,
+  trainer: trainer_lib.Trainer,
+  batches: int,
 ) -> Float32[Array, ""]:
   """Returns the loss on clips that training did not show.
 
@@ -47,21 +51,16 @@ def held_out_loss(
 
   Args:
     model: A trained model.
+    films: Films that it was trained on; None stands for moving digits.
     trainer: Knows the stage, which has such a loss, and its settings.
     batches: Batches of `data.batch_size` clips.
   """
   assert trainer.stage.held_out_loss is not None
   loss = trainer.stage.held_out_loss(trainer.settings)
-  data = trainer.settings.data
 
   def one(key: Array) -> Array:
     key_clips, key_loss = jax.random.split(key)
-    batch = traced_world.batch(
-      key_clips,
-      size=data.batch_size,
-      num_frames=data.num_frames,
-      split="test",
-    )
+    batch = trainer.batch(key_clips, films, split="test")
     return loss(model, batch, key_loss, frozen={})
 
   keys = jax.random.split(jax.random.key(_HELD_OUT_KEY), batches)

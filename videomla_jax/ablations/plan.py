@@ -25,12 +25,14 @@ class Setting:
     changes: Values that replace those of the config of training.
     forced_rank: Highest rank that the operator of keys and values may have, see
       `forced_rank`; 0 leaves it to the training.
+    films: Whether real films take the place of moving digits.
   """
 
   name: str
   start: str = "spectral"
   changes: Changes = dataclasses.field(default_factory=dict)
   forced_rank: int = 0
+  films: bool = False
 
   def __post_init__(self) -> None:
     assert self.start in starts.STARTS, self.start
@@ -38,7 +40,7 @@ class Setting:
   @property
   def program(self) -> tuple[Any, ...]:
     """What settings have in common that one compiled program can train."""
-    return (*sorted(self.changes.items()), self.forced_rank > 0)
+    return (*sorted(self.changes.items()), self.forced_rank > 0, self.films)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,17 @@ SETTINGS: dict[str, Setting] = {
       name="half the depth, from scratch",
       start="scratch",
       changes={"model.size": "small_shallow"},
+    ),
+    *(
+      Setting(
+        name=f"films{name}, from scratch", start="scratch", films=True, **how
+      )
+      for name, how in (
+        ("", {}),
+        (", d_c=4", dict(changes={"model.d_c": 4})),
+        (", rank 4 forced", dict(forced_rank=4)),
+        (", dense", dict(changes=_DENSE)),
+      )
     ),
     *(_latent(f"d_rope={n}", model__d_rope=n) for n in _SPLITS),
     _latent("no sink", window__sink_frames=0),
@@ -216,6 +229,17 @@ STUDIES: tuple[Study, ...] = (
       "from scratch",
       "half the width, from scratch",
       "half the depth, from scratch",
+    ),
+  ),
+  Study(
+    title="Real films",
+    question="Is it the same on other data? Grey films of 24 x 24 pixels, "
+    "without prompts and without a judge.",
+    rows=(
+      "films, from scratch",
+      "films, d_c=4, from scratch",
+      "films, rank 4 forced, from scratch",
+      "films, dense, from scratch",
     ),
   ),
   Study(

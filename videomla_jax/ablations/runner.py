@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from videomla_jax.ablations import outcomes
 from videomla_jax.ablations import plan
+from videomla_jax.ablations import real_clips
 from videomla_jax.ablations import results as results_lib
 from videomla_jax.ablations import starts
 from videomla_jax.ablations import trainer as trainer_lib
@@ -53,6 +55,7 @@ class Budget:
       none.
     num_frames: Frames of each of these videos.
     judge: File of the judge, which is trained if it is missing.
+    films: Files of real films, for the settings that are trained on them.
   """
 
   stages: Mapping[str, ml_collections.ConfigDict]
@@ -66,6 +69,7 @@ class Budget:
   videos_per_prompt: int
   num_frames: int
   judge: str
+  films: tuple[str, ...]
 
   def training(
     self, setting: plan.Setting
@@ -112,6 +116,8 @@ class Budget:
           values[f"{group}.{name}"] = x
       for name in _DATA:
         values[f"data.{name}"] = getattr(settings.data, name)
+      if row.films:
+        values["films"] = self.film_names
     # As a record gives it back.
     return json.loads(json.dumps(values))
 
@@ -122,6 +128,11 @@ class Budget:
       row: How to roll out.
     """
     return {"latent": self.latent, "student": self.student}[row.model]
+
+  @property
+  def film_names(self) -> list[str]:
+    """Names of the films, without their folders."""
+    return [pathlib.Path(path).name for path in self.films]
 
   @property
   def prompts(self) -> list[prompts_lib.Prompt]:
@@ -258,6 +269,10 @@ class Runner:
       forced=rows[0].forced_rank > 0,
       dispatch=self.budget.dispatch,
     )
+    films = None
+    if rows[0].films:
+      frames = settings.data.num_frames
+      films = real_clips.read(self.budget.films, num_frames=frames)
     models = [
       starts.make(
         row.start,
@@ -272,6 +287,7 @@ class Runner:
       piece.seeds,
       [row.forced_rank for row in rows],
       name=", ".join(piece.names),
+      films=films,
     )
     lines = []
     for row, seed, old, new in zip(
@@ -282,13 +298,14 @@ class Runner:
       about |= outcomes.ranks(new.model)
       about |= dict(training_loss=round(new.loss, 6), skipped=new.skipped)
       loss = outcomes.held_out_loss(
-        new.model, trainer=trainer, batches=self.budget.held_out
+        new.model, films, trainer=trainer, batches=self.budget.held_out
       )
       about["loss"] = round(float(loss), 6)
-      sampler = outcomes.sampler_of_training(settings)
-      about |= self._judged(
-        new.model, seed, sampler=sampler, window=settings.window
-      )
+      if films is None:  # The judge knows digits alone.
+        sampler = outcomes.sampler_of_training(settings)
+        about |= self._judged(
+          new.model, seed, sampler=sampler, window=settings.window
+        )
       lines.append(about)
     return lines
 
@@ -313,7 +330,9 @@ class Runner:
       training_steps=settings.optim.steps,
       batch=settings.data.batch_size,
       frames=settings.data.num_frames,
-      data="moving digits",
+      data=f"films {', '.join(self.budget.film_names)}"
+      if row.films
+      else "moving digits",
     )
 
   def _rolled(

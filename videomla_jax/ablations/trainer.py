@@ -20,6 +20,7 @@ from jaxtyping import Array, Float32, Int, Key, PyTree
 import numpy as np
 
 from videomla_jax.ablations import forced_rank
+from videomla_jax.ablations import real_clips
 from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import traced_world
@@ -68,6 +69,7 @@ class Trainer:
     ranks: Sequence[int],
     *,
     name: str,
+    films: real_clips.Films | None = None,
   ) -> list[Trained]:
     """Trains models side by side, each from its own start.
 
@@ -76,6 +78,7 @@ class Trainer:
       seeds: Seed of the clips and the noise of each model.
       ranks: Highest rank of each model; not read if none is forced.
       name: What the progress bar says.
+      films: Films to train on; None draws moving digits.
     """
     steps = self.settings.optim.steps
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
@@ -85,7 +88,9 @@ class Trainer:
     with progress_bar.Progress(steps, name) as progress:
       for first in range(0, steps, self.dispatch):
         count = min(self.dispatch, steps - first)
-        state, found = _steps(state, keys, limits, trainer=self, count=count)
+        state, found = _steps(
+          state, keys, limits, films, trainer=self, count=count
+        )
         losses = np.asarray(found)
         progress.update(count, loss=float(losses.mean()))
     average = _finished(state.ema, limits, trainer=self)
@@ -98,7 +103,11 @@ class Trainer:
     ]
 
   def step(
-    self, state: optim.TrainState, key: Key[Array, ""], rank: Int[Array, ""]
+    self,
+    state: optim.TrainState,
+    key: Key[Array, ""],
+    rank: Int[Array, ""],
+    films: real_clips.Films | None = None,
   ) -> tuple[optim.TrainState, Float32[Array, ""]]:
     """Makes one step of one model, on clips of its own.
 
@@ -106,12 +115,13 @@ class Trainer:
       state: The state before the step.
       key: Random key of the model, which never changes.
       rank: Highest rank, if one is forced.
+      films: Films to train on; None draws moving digits.
 
     Returns:
       The state after the step, and its loss.
     """
     key_clips, key_step = jax.random.split(jax.random.fold_in(key, state.step))
-    batch = self.batch(key_clips)
+    batch = self.batch(key_clips, films)
     state, scalars = self.stage.make_step(self.settings)(
       state, batch, key_step, frozen={}, program=None
     )
@@ -120,20 +130,35 @@ class Trainer:
       state = state._replace(model=forced_rank.project(state.model, rank))
     return state, scalars["train/loss"]
 
-  def batch(self, key: Key[Array, ""]) -> inputs.Batch:
-    """Draws clips and prompts of one step.
+  def batch(
+    self,
+    key: Key[Array, ""],
+    films: real_clips.Films | None,
+    *,
+    split: str = "train",
+  ) -> inputs.Batch:
+    """Draws clips and prompts of one step; held-out prompts stay whole.
 
     Args:
       key: Random key.
+      films: Films; None draws moving digits.
+      split: "train" or "test".
     """
     data = self.settings.data
     assert isinstance(data, settings_lib.MovingDigits)
+    size, num_frames = data.batch_size, data.num_frames
+    if films is not None:
+      return real_clips.batch(
+        films, key, size=size, num_frames=num_frames, split=split
+      )
+    training = split == "train"
     return traced_world.batch(
       key,
-      size=data.batch_size,
-      num_frames=data.num_frames,
-      prompt_dropout=data.prompt_dropout,
-      word_dropout=data.word_dropout,
+      size=size,
+      num_frames=num_frames,
+      split=split,
+      prompt_dropout=data.prompt_dropout if training else 0.0,
+      word_dropout=data.word_dropout if training else 0.0,
     )
 
   # Programs are kept by what they depend on.
@@ -183,6 +208,7 @@ def _steps(
   state: PyTree,
   keys: Key[Array, "n"],
   ranks: Int[Array, "n"],
+  films: real_clips.Films | None,
   *,
   trainer: Trainer,
   count: int,
@@ -190,7 +216,8 @@ def _steps(
   """Makes some steps of all models; returns states and mean losses."""
 
   def body(state: PyTree, _: None) -> tuple[PyTree, Float32[Array, "n"]]:
-    return jax.vmap(trainer.step)(state, keys, ranks)
+    step = jax.vmap(trainer.step, in_axes=(0, 0, 0, None))
+    return step(state, keys, ranks, films)
 
   state, losses = jax.lax.scan(body, state, None, length=count)
   return state, losses.mean(0)
