@@ -301,7 +301,8 @@ Models of the small world, trained in many settings from several seeds.
 `python docs/make_benchmarks.py` writes this page from docs/ablations.jsonl, and
 
 ```
-COMMAND
+python -m videomla_jax.ablate --config=configs/ablate.py:steps=150,batch=4 \\
+  --config.record=docs/ablations.jsonl
 ```
 
 adds to that file. Every row says from which weights its models started, and for

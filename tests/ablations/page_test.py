@@ -52,6 +52,13 @@ def test_other_budgets_and_starts_are_said_in_the_row() -> None:
   assert "other" not in _row(text, "base")
 
 
+def test_studies_without_a_comparison_are_left_out() -> None:
+  assert not [*page.tables(_lines("base", [0.1, 0.2]))]
+  # Without its first row a study has nothing to compare with.
+  rows = _lines("d_c=4", [0.1, 0.2]) + _lines("d_c=8", [0.1, 0.3])
+  assert not [*page.tables(rows)]
+
+
 def test_later_lines_replace_and_single_seeds_have_no_interval() -> None:
   lines = _lines("base", [0.5]) + _lines("base", [0.4])
   lines += _lines("d_c=4", [0.6])

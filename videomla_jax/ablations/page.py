@@ -76,7 +76,7 @@ def rows_of(lines: Iterable[record.Line]) -> dict[str, Row]:
 
 
 def tables(lines: Sequence[record.Line]) -> Iterator[str]:
-  """Yields the sections of all studies of which there is anything.
+  """Yields the sections of all studies in which there is a comparison.
 
   Args:
     lines: A record.
@@ -84,7 +84,8 @@ def tables(lines: Sequence[record.Line]) -> Iterator[str]:
   every = rows_of(lines)
   for study in plan.STUDIES:
     rows = [every[name] for name in study.rows if name in every]
-    if rows:
+    # Differences are those from the study's own first row.
+    if len(rows) > 1 and rows[0].name == study.rows[0]:
       yield f"## {study.title}\n\n{study.question}\n\n{_table(rows)}"
 
 
