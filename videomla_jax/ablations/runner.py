@@ -293,7 +293,7 @@ class Runner:
     for row, seed, old, new in zip(
       rows, piece.seeds, before, done, strict=True
     ):
-      about = self._about(row, settings, new.model)
+      about = self._about(row, settings, new.model, films)
       about |= {f"{k}_at_start": old[k] for k in ("rank", "rank_entropy")}
       about |= outcomes.ranks(new.model)
       about |= dict(training_loss=round(new.loss, 6), skipped=new.skipped)
@@ -314,6 +314,7 @@ class Runner:
     row: plan.Setting,
     settings: settings_lib.Training,
     model: model_lib.VideoModel,
+    films: real_clips.Films | None,
   ) -> dict[str, Any]:
     """Says in words what a row of the table must say."""
     network = inputs.dit(model).config
@@ -330,10 +331,13 @@ class Runner:
       training_steps=settings.optim.steps,
       batch=settings.data.batch_size,
       frames=settings.data.num_frames,
-      data=f"films {', '.join(self.budget.film_names)}"
-      if row.films
-      else "moving digits",
+      data="moving digits" if films is None else self._described(films),
     )
+
+  def _described(self, films: real_clips.Films) -> str:
+    """Says how much film there is, for the row of a table."""
+    names = ", ".join(self.budget.film_names)
+    return f"{len(films.train)} of {names} ({len(films.test)} held out)"
 
   def _rolled(
     self, row: plan.Setting | plan.Rollout, seed: int
