@@ -9,6 +9,7 @@ guidance. A step rule is a class, a row of `RULES` at the end of this file;
 from collections.abc import Callable
 import dataclasses
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -315,7 +316,8 @@ def calls(sampler: Sampler, noise: Noise) -> Call:
     last = jnp.zeros_like(noise.start)[None]
     # A TPU fills its last axis up to 128: 16 channels would take 8 times their
     # size, 67 MB for a chunk at 480p that is held until the last call.
-    flat = (x.reshape(*x.shape[:2], -1) for x in (noise.fresh, last))
+    size = math.prod(noise.start.shape[1:])  # one step has no fresh noise
+    flat = (x.reshape(*x.shape[:2], size) for x in (noise.fresh, last))
     fresh = jnp.concatenate([*flat])
   rows = sampler.step_rule.weights(sampler.sigmas)
   rows = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), rows)
