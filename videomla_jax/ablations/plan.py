@@ -200,6 +200,15 @@ STUDIES: tuple[Study, ...] = (
     "which decides about quality? Forced ranks are projected after every step.",
     rows=("base", *(f"rank {n} forced" for n in _RANKS), "d_c=8", "d_c=4"),
   ),
+  *(
+    Study(
+      title=f"Rank {n}, by its size or by force",
+      question="Is a larger latent worth anything if its rank stays that of "
+      "the smaller one?",
+      rows=(f"d_c={n}", f"rank {n} forced"),
+    )
+    for n in _RANKS
+  ),
   Study(
     title="Split of a head",
     question="How many of a head's 32 channels should carry positions?",
