@@ -86,6 +86,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     num_steps=config_dict.FieldReference(arg["steps"] or None, field_type=int),
     guidance=config_dict.placeholder(float),
     shift=0.0,  # warp of the noise schedule; 0 is the model's own
+    commit="clean",  # "last_pass" saves the pass over the clean chunk
   )
   config.output = dict(folder="out", name="evaluate")
   if arg["runlocal"]:

@@ -108,6 +108,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # w in uncond + w (cond - uncond); None is 3, 0 runs without guidance.
     guidance=_or_none(float),
     shift=0.0,  # warp of the noise schedule; 0 is the model's own
+    # "last_pass" caches the last denoising pass and saves that over the clean
+    # chunk, for which models are trained.
+    commit="clean",
   )
   # The window of training; a rollout may use another one.
   config.window = dict(

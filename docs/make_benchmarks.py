@@ -4,17 +4,19 @@
 
 Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
 docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
-`suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels` and
-docs/measures.jsonl of `evaluate`. Writes docs/benchmarks.md, docs/evidence.md,
-docs/memory.md, docs/models.md, docs/throughput.md, and parts of
-docs/kernels.md, docs/evaluation.md and README.md between two markers. A test
-does the same and compares, so that no number is typed.
+`suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels`,
+docs/measures.jsonl of `evaluate` and docs/ablations.jsonl of `ablate`. Writes
+docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
+docs/models.md, docs/throughput.md, and parts of docs/kernels.md,
+docs/evaluation.md and README.md between two markers. A test does the same and
+compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
 from collections.abc import Sequence
 import pathlib
 
+from pages import ablations
 from pages import evidence
 from pages import kernels
 from pages import models
@@ -380,6 +382,9 @@ def documents() -> dict[pathlib.Path, str]:
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
+    ROOT / "docs" / "ablations.md": ablations.page(
+      record.read(ROOT / "docs" / "ablations.jsonl")
+    ),
     ROOT / "docs" / "evidence.md": evidence.page(ROOT),
     ROOT / "docs" / "models.md": models.page(ROOT),
     ROOT / "docs" / "throughput.md": throughput.page(measured),

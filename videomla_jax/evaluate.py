@@ -103,7 +103,9 @@ class Evaluation:
     """Returns what of the choice concerns a model."""
     if source.distilled and self.sampler.kind == "auto":
       # Number of steps and guidance are those of models that need many steps.
-      return sampler_choice.SamplerChoice(shift=self.sampler.shift)
+      return sampler_choice.SamplerChoice(
+        shift=self.sampler.shift, commit=self.sampler.commit
+      )
     return self.sampler
 
 

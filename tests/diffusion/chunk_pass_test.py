@@ -48,6 +48,46 @@ def test_a_commit_stores_the_entries_of_its_pass(seed, kind, scan_blocks, sink):
     jax.tree.map(tolerances.assert_close, cache.entries, expected.entries)
 
 
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_the_last_pass_takes_the_place_of_the_commit(seed, guidance):
+  model, text, keys, _ = tiny_rollout.setup(seed)
+  sampler = sampling.euler(3, shift=2.0, guidance=guidance)
+  rows = B * sampler.rows_per_video
+  text = jnp.resize(text, (rows, *text.shape[1:]))
+  noise = sampling.chunk_noise(
+    keys, jnp.asarray(0), shape=(3, *FRAME), sampler=sampler
+  )
+  empty = functools.partial(
+    rollout.empty_cache, model, batch=rows, frame=FRAME, window=WINDOW
+  )
+  run = jax.jit(chunk_pass.chunk_step, static_argnames=("window", "sampler"))
+  x0, _ = run(
+    model, empty(max_frames=99), noise, text, window=WINDOW, sampler=sampler
+  )
+  cheap = dataclasses.replace(sampler, commit="last_pass")
+  found, cache = run(
+    model, empty(max_frames=99), noise, text, window=WINDOW, sampler=cheap
+  )
+  # The chunk is the same; it was made before anything was stored.
+  tolerances.assert_close(found, x0)
+  # What is stored is the chunk as the last call saw it, at its level.
+  before, level = sampler.sigmas[:-1], jnp.float32(sampler.sigmas[-1])
+  network = lambda x, sigma: chunk_pass.velocity_and_entries(
+    *(model, empty(max_frames=99), x, 1000 * sigma, text),
+    chunk_pass.positions_of(empty(max_frames=99), 3, window=WINDOW),
+  )
+  seen = sampling.solve(
+    lambda x, sigma: network(x, sigma)[0],
+    noise,
+    sampler=sampler,
+    num_calls=jnp.asarray(len(before)),
+  )
+  _, entries = network(chunk_pass.repeat(seen, sampler), level[None])
+  expected = cache_lib.append(empty(max_frames=99), entries, window=WINDOW)
+  np.testing.assert_array_equal(cache.frame, expected.frame)
+  jax.tree.map(tolerances.assert_close, cache.entries, expected.entries)
+
+
 def test_a_tpu_makes_and_stores_the_same_chunks(seed, monkeypatch):
   model, text, keys, sampler = tiny_rollout.setup(seed)
   noise = sampling.chunk_noise(

@@ -1,7 +1,10 @@
 """Samplers that cannot work are refused with the way out."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from tests import tolerances
 from videomla_jax.diffusion import sampling
 
 
@@ -21,3 +24,18 @@ def test_sampler_refuses_no_step():
 def test_sampler_refuses_an_unknown_rule():
   with pytest.raises(ValueError, match="rule='heun' is unknown; use one of"):
     sampling.Sampler(sigmas=(1.0,), rule="heun")
+
+
+def test_sampler_refuses_an_unknown_commit():
+  with pytest.raises(ValueError, match="commit='none' is unknown; use one of"):
+    sampling.Sampler(sigmas=(1.0,), rule="renoise", commit="none")
+
+
+def test_a_student_of_one_step_jumps_from_noise_to_x0(seed):
+  sampler = sampling.few_step((1000,))
+  keys = sampling.split_keys(jax.random.key(seed), 2)
+  noise = sampling.chunk_noise(
+    keys, jnp.asarray(0), shape=(3, 2, 2, 4), sampler=sampler
+  )
+  found = sampling.solve(lambda x, sigma: 0.25 * x, noise, sampler=sampler)
+  tolerances.assert_close(found, 0.75 * noise.start)

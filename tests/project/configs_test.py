@@ -48,6 +48,7 @@ _VARIANTS = {
     *("videos", "videos,length=30s"),
   ],
   "benchmark": ["", "rollout", "minutes=1"],
+  "ablate": ["", "steps=60,batch=4", "seeds=5,minutes=1.5"],
 }
 _ALL = [(n, v) for n, variants in _VARIANTS.items() for v in variants]
 

@@ -16,6 +16,7 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import tiny_project
 from tests import tiny_release
+from videomla_jax import ablate
 from videomla_jax import analyze
 from videomla_jax import benchmark
 from videomla_jax import calibrate
@@ -23,12 +24,15 @@ from videomla_jax import convert
 from videomla_jax import embed
 from videomla_jax import prepare
 from videomla_jax import sample
+from videomla_jax.ablations import outcomes
+from videomla_jax.ablations import trainer
 from videomla_jax.conversion.names import umt5 as umt5_names
 from videomla_jax.generation import mp4
 from videomla_jax.runtime import failures
 from videomla_jax.runtime import progress_bar
 from videomla_jax.runtime import signals
 from videomla_jax.storage import atomic
+from videomla_jax.training import optim
 
 Start = Callable[[pathlib.Path], object]
 
@@ -107,6 +111,26 @@ def _analyze(inputs: pathlib.Path, output: pathlib.Path) -> object:
   return analyze.analyze(config)
 
 
+def _ablate(inputs: pathlib.Path, output: pathlib.Path) -> object:
+  config = tiny_project.config("ablate", "runlocal")
+  config.rows, config.seeds, config.dispatch = "^from scratch$", 1, 1
+  config.record = str(output / "ablations.jsonl")
+  nothing = np.zeros(1, np.int32)
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_project.shrink(patch)
+    # Steps that change nothing: what they compute has tests of its own.
+    patch.setattr(
+      trainer,
+      "_start",
+      lambda models, *_, **how: optim.TrainState(
+        models, models, None, nothing, nothing
+      ),
+    )
+    patch.setattr(trainer, "_steps", lambda state, *_, **how: (state, nothing))
+    patch.setattr(outcomes, "held_out_loss", lambda *_, **how: 0.0)
+    return ablate.ablate(config)
+
+
 def _benchmark(inputs: pathlib.Path, output: pathlib.Path) -> object:
   config = tiny_project.config("benchmark", "suite=training")
   # Without a stage only the report is left of the suite.
@@ -123,6 +147,7 @@ _COMMANDS = {
   "prepare": _prepare,
   "calibrate": _calibrate,
   "analyze": _analyze,
+  "ablate": _ablate,
   "benchmark": _benchmark,
 }
 

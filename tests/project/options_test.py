@@ -19,6 +19,7 @@ import pytest
 
 from tests import tiny_project
 import videomla_jax
+from videomla_jax import ablate
 from videomla_jax import analyze
 from videomla_jax import benchmark
 from videomla_jax import calibrate
@@ -43,6 +44,7 @@ _DOORS = (
   *(
     calibrate.Calibration,
     analyze.Analysis,
+    ablate.Ablation,
     *benchmark.SUITES.values(),
     networks.Networks,
   ),
@@ -197,6 +199,7 @@ _CHANGES: dict[str, Any] = {
   "sampler.num_steps": 3,
   "sampler.guidance": 1.5,
   "sampler.shift": 3.0,
+  "sampler.commit": "last_pass",
   "window.chunk_frames": 2,
   "window.sink_frames": 2,
   "window.local_frames": 9,
@@ -315,7 +318,7 @@ _REFUSED = {
   "bidirectional": _FILES
   | {"image", "clip", "cache_dtype", "checkpoint"}
   | {f"window.{n}" for n in ("chunk_frames", "sink_frames", "local_frames")}
-  | {"window.sink"},
+  | {"window.sink", "sampler.commit"},
 }
 
 

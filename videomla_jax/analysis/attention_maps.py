@@ -1,6 +1,6 @@
 """Which frames each layer of a latent network looks at.
 
-docs/method.md, section 16.3.
+docs/method.md, section 16.4.
 """
 
 from typing import NamedTuple

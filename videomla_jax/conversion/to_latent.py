@@ -268,7 +268,10 @@ def to_latent(
 
 
 def small_to_latent(
-  model: small_model.VideoModel, recipe: Recipe
+  model: small_model.VideoModel,
+  recipe: Recipe,
+  *,
+  tokens: Sequence[moments.Tokens] | None = None,
 ) -> tuple[small_model.VideoModel, list[dict[str, str | float | int]]]:
   """Converts a small video model; its words stay as they are.
 
@@ -277,6 +280,7 @@ def small_to_latent(
   Args:
     model: A dense model.
     recipe: How to convert.
+    tokens: Inputs that each layer gets on real latents, see `to_latent`.
 
   Returns:
     The model with latent attention, and what each layer kept.
@@ -308,7 +312,7 @@ def small_to_latent(
     model.dit.config, **sizes, rope_ladder=recipe.rope_ladder
   )
   dit, reports = to_latent(
-    model.dit, network, method=recipe.method, seed=recipe.seed
+    model.dit, network, method=recipe.method, seed=recipe.seed, tokens=tokens
   )
   latent = nnx.eval_shape(
     lambda: small_model.VideoModel(config, rngs=nnx.Rngs(0))

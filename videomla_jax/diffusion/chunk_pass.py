@@ -1,7 +1,8 @@
 """One chunk against the rolling cache: coordinates, passes, commit.
 
 docs/method.md, section 9.1. Denoising passes read the cache and never
-write it; only the pass over the clean chunk at t = 0 commits.
+write it; only the pass over the clean chunk at t = 0 commits. A sampler may ask
+that the last denoising pass does so in its place.
 """
 
 from typing import Any, TypedDict
@@ -192,18 +193,27 @@ def commit(
     cache, length, window=window, scheme=scheme, jump_to=jump_to
   )
   update = window.update(cache.frame, cache.next_frame, length)
+  zero = jnp.zeros((), jnp.float32)
+  _, entries = velocity_and_history(
+    model, cache, latents, zero, text, positions, store=_store(update)
+  )
+  return cache_lib.advance(cache, entries, update)
 
-  # A layer is written right after it was read. Entries of all layers at once
-  # would be 63 MB more at 480p.
+
+def _store(update: window_lib.Update) -> wan.Store:
+  """Returns what writes the entries of a layer right after it was read.
+
+  Entries of all layers at once would be 63 MB more at 480p.
+
+  Args:
+    update: How the chunk changes what is stored.
+  """
+
   def store(stored: PyTree, own: PyTree, layer: Array | int) -> PyTree:
     own = jax.tree.map(lambda e: e[:, 0], own)
     return cache_lib.write(stored, own, update, layer)
 
-  zero = jnp.zeros((), jnp.float32)
-  _, entries = velocity_and_history(
-    model, cache, latents, zero, text, positions, store=store
-  )
-  return cache_lib.advance(cache, entries, update)
+  return store
 
 
 def denoise(
@@ -244,6 +254,58 @@ def denoise(
     return velocity_and_history(model, cache, x, level, text, positions)[0]
 
   return sampling.solve(velocity_of, noise, sampler=sampler)
+
+
+def _denoise_and_commit(
+  model: wan.WanDiT,
+  cache: cache_lib.Cache,
+  noise: sampling.Noise,
+  text: wan.Text,
+  *,
+  window: window_lib.Window,
+  sampler: sampling.Sampler,
+  scheme: window_lib.Scheme = "window",
+  jump_to: int | None = None,
+) -> tuple[Latents, cache_lib.Cache]:
+  """Denoises as `denoise` does, and stores the entries of the last pass.
+
+  They are those of latents that still have the noise of the last level.
+  """
+  length = noise.start.shape[1]
+  positions = positions_of(
+    cache, length, window=window, scheme=scheme, jump_to=jump_to
+  )
+  update = window.update(cache.frame, cache.next_frame, length)
+  entries: PyTree = None
+
+  def run(x: Latents, sigma: Array, store: wan.Store) -> tuple[Latents, PyTree]:
+    level = sigma * wan_config.MAX_TIMESTEP
+    return velocity_and_history(
+      model, cache, x, level, text, positions, store=store
+    )
+
+  def reading(x: Latents, sigma: Array) -> Latents:
+    return run(x, sigma, wan.read_only)[0]
+
+  def storing(x: Latents, sigma: Array) -> Latents:
+    nonlocal entries  # `guided` hands on velocities alone
+    velocity, entries = run(x, sigma, _store(update))
+    return velocity
+
+  def step(
+    state: sampling.State, call: sampling.Call, network: Any = reading
+  ) -> tuple[sampling.State, None]:
+    velocity = sampling.guided(network, sampler)(state.x, call.sigma)
+    return sampling.step(sampler, state, velocity, call), None
+
+  calls = sampling.calls(sampler, noise)
+  first, last = (
+    jax.tree.map(lambda leaf, at=at: leaf[at], calls)
+    for at in (slice(None, -1), -1)
+  )
+  state, _ = jax.lax.scan(step, sampling.start(sampler, noise), first)
+  state, _ = step(state, last, storing)
+  return state.x, cache_lib.advance(cache, entries, update)
 
 
 def with_keys_of_text(model: wan.WanDiT, text: wan.Text) -> wan.Text:
@@ -290,6 +352,10 @@ def chunk_step(
   """
   where: dict[str, Any] = dict(window=window, scheme=scheme, jump_to=jump_to)
   text = with_keys_of_text(model, text)
+  if sampler.commit == "last_pass":
+    return _denoise_and_commit(
+      model, cache, noise, text, sampler=sampler, **where
+    )
   # Both kinds of rows commit the guided chunk, as both saw it denoised.
   x0 = denoise(model, cache, noise, text, sampler=sampler, **where)
   return x0, commit(model, cache, repeat(x0, sampler), text, **where)

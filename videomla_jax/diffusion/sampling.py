@@ -9,6 +9,7 @@ guidance. A step rule is a class, a row of `RULES` at the end of this file;
 from collections.abc import Callable
 import dataclasses
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,9 @@ import numpy as np
 from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import unipc as unipc_lib
 from videomla_jax.models import wan_config
+
+# Which pass of a chunk makes the entries that the cache keeps.
+COMMITS = ("clean", "last_pass")
 
 # With guidance the network has two rows for each of the b videos.
 Latents = Float[Array, "b T H W C"]
@@ -35,11 +39,14 @@ class Sampler:
       students), "euler" and "unipc" follow the flow ODE (many-step models).
     guidance: w in `uncond + w (cond - uncond)`; None runs no unconditional
       pass.
+    commit: One of `COMMITS`: a further pass over the clean chunk, or the last
+      denoising pass, which saves that one.
   """
 
   sigmas: tuple[float, ...]
   rule: str
   guidance: float | None = None
+  commit: str = "clean"
 
   def __post_init__(self) -> None:
     levels = (*self.sigmas, 0.0)
@@ -52,6 +59,10 @@ class Sampler:
     if self.rule not in RULES:
       raise ValueError(
         f"sampler.rule={self.rule!r} is unknown; use one of {sorted(RULES)}."
+      )
+    if self.commit not in COMMITS:
+      raise ValueError(
+        f"sampler.commit={self.commit!r} is unknown; use one of {COMMITS}."
       )
     # Rules refuse levels that they cannot work with, before anything compiles.
     self.step_rule.weights(self.sigmas)
@@ -305,7 +316,8 @@ def calls(sampler: Sampler, noise: Noise) -> Call:
     last = jnp.zeros_like(noise.start)[None]
     # A TPU fills its last axis up to 128: 16 channels would take 8 times their
     # size, 67 MB for a chunk at 480p that is held until the last call.
-    flat = (x.reshape(*x.shape[:2], -1) for x in (noise.fresh, last))
+    size = math.prod(noise.start.shape[1:])  # one step has no fresh noise
+    flat = (x.reshape(*x.shape[:2], size) for x in (noise.fresh, last))
     fresh = jnp.concatenate([*flat])
   rows = sampler.step_rule.weights(sampler.sigmas)
   rows = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), rows)

@@ -313,6 +313,11 @@ def _check_sampler(
       "sampler.kind='few_step' is for causal students; use 'unipc' or 'euler' "
       "with mode='bidirectional'."
     )
+  if request.mode == "bidirectional":
+    unused.refuse(
+      {"sampler.commit": request.sampler.commit.removeprefix("clean")},
+      why="with mode='bidirectional', which caches nothing",
+    )
   if sampler.guidance is None:
     unused.refuse(
       dict(negative_prompt=request.negative_prompt),

@@ -22,6 +22,9 @@ class SamplerChoice:
     guidance: w in `uncond + w (cond - uncond)`; 0 runs no unconditional pass,
       None is 3. "few_step" has none, and refuses any but 0.
     shift: Warp of the noise schedule; 0 is the model's own.
+    commit: What the cache keeps of a chunk: "clean" runs one more pass over the
+      clean chunk, "last_pass" takes the last denoising pass, which is cheaper
+      and not what models are trained for.
   """
 
   kind: str = "auto"
@@ -30,12 +33,18 @@ class SamplerChoice:
     None
   )
   shift: Annotated[float | int, config_values.Range(0, 1000)] = 0.0
+  commit: str = "clean"
 
   def __post_init__(self) -> None:
     if 0 < self.shift < 0.01:  # Levels would be too close to each other.
       raise ValueError(
         f"sampler.shift={self.shift} must be at least 0.01; use 5, or 0 for the"
         " model's own."
+      )
+    if self.commit not in sampling.COMMITS:
+      raise ValueError(
+        f"sampler.commit={self.commit!r} is unknown; use one of "
+        f"{[*sampling.COMMITS]}."
       )
 
   def settle(self, *, shift: float | int, distilled: bool) -> "SamplerChoice":
@@ -72,6 +81,7 @@ class SamplerChoice:
       else self.num_steps,
       guidance=float(guidance),
       shift=self.shift or shift,
+      commit=self.commit,
     )
 
   def resolve(self, *, shift: float | int, distilled: bool) -> sampling.Sampler:
@@ -91,8 +101,10 @@ class SamplerChoice:
       # Of four steps these are the times of training, and of two or one some of
       # them.
       steps = tuple(1000 * (count - i) / count for i in range(count))
-      return sampling.few_step(steps, shift=own.shift)
-    # Without guidance the unconditional half of the batch is not run at all.
-    return _SOLVERS[own.kind](
-      count, shift=own.shift, guidance=own.guidance or None
-    )
+      made = sampling.few_step(steps, shift=own.shift)
+    else:
+      # Without guidance the unconditional half of the batch is not run at all.
+      made = _SOLVERS[own.kind](
+        count, shift=own.shift, guidance=own.guidance or None
+      )
+    return dataclasses.replace(made, commit=own.commit)

@@ -110,22 +110,23 @@ def small(
   d_c: int = 16,
   d_rope: int = 8,
   rope_ladder: str = "wan",
+  width: int = 128,
   **kwargs: Any,
 ) -> WanConfig:
   """Returns the small world's network, latents in the paper's proportions."""
   sizes = attention.AttentionConfig(
     kind=kind,
-    width=128,
-    num_heads=4,
+    width=width,
+    num_heads=width // 32,
     d_c=d_c,
     d_rope=d_rope,
-    d_q=64,
+    d_q=width // 2,
     rope_ladder=rope_ladder,
   )
   # Unrolled float32 blocks run fastest on a CPU, where this network lives.
   values = dict(
     num_layers=4,
-    ffn_width=256,
+    ffn_width=2 * width,
     freq_dim=64,
     text_dim=64,
     text_tokens=4,
@@ -134,6 +135,16 @@ def small(
     scan_blocks=False,
   )
   return WanConfig(attention=sizes, **(values | kwargs))
+
+
+def small_narrow(**kwargs: Any) -> WanConfig:
+  """Returns the small world's network with half of the width and latent."""
+  return small(**(dict(width=64, d_c=8) | kwargs))
+
+
+def small_shallow(**kwargs: Any) -> WanConfig:
+  """Returns the small world's network with half of the layers."""
+  return small(**(dict(num_layers=2) | kwargs))
 
 
 def tiny(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
@@ -156,4 +167,10 @@ def tiny(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
 
 
 # Sizes that configs name.
-SIZES = {"wan_1p3b": wan_1p3b, "wan_14b": wan_14b, "small": small}
+SIZES = {
+  "wan_1p3b": wan_1p3b,
+  "wan_14b": wan_14b,
+  "small": small,
+  "small_narrow": small_narrow,
+  "small_shallow": small_shallow,
+}

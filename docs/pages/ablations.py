@@ -1,0 +1,64 @@
+"""Writes docs/ablations.md from its record, for make_benchmarks.py."""
+
+from collections.abc import Sequence
+
+from videomla_jax.ablations import page as tables
+from videomla_jax.measuring import record
+
+_HEAD = """# Ablations
+
+Models of the small world, trained in many settings from several seeds.
+`python docs/make_benchmarks.py` writes this page from docs/ablations.jsonl, and
+
+```
+python -m videomla_jax.ablate --config=configs/ablate.py:steps=150,batch=4 \\
+  --config.record=docs/ablations.jsonl
+```
+
+adds to that file. Every row says from which weights its models started, and for
+how long they were trained. Rows of a table have the same training and seeds
+unless the row says otherwise. Two settings with the same seed see the same
+clips and noise, so differences are taken seed by seed.
+
+- Cells are the mean over training seeds ± the standard deviation of one seed,
+  and in brackets the 95 % interval of the mean, by Student's t. A difference is
+  **bold** if its interval excludes zero. With three seeds an interval is 2.5
+  standard deviations to each side, so only large effects show; and of twenty
+  comparisons without any effect one is bold by chance.
+- *Held-out loss*: that of stage 1 on handwriting and prompts that training did
+  not show, averaged weights, less is better. *Identity*, *count*, *steps*: the
+  judge's measures ([small_world.md](small_world.md)) of videos of the ten
+  held-out prompts, 1 is best.
+- *Rank*: how many singular values of what makes keys and values hold 99 % of
+  the energy (docs/method.md, section 16), mean over layers, at the start → at
+  the end, of the highest that there could be. The entropy rank,
+  exp(-Σ p log p) of the shares p of the energy, moves where that one stands
+  still.
+- *Cached*: scalars per token and layer.
+
+The clips are drawn inside the program and never repeat, and no step continues
+a single given frame; both differ from `train`. Models that are this young
+compare settings, and are no measure of what the shipped ones can do.
+
+What the rows say, with three seeds and this little training:
+
+- In weights, the 99 % rank is d_c before training and after it, for spectral
+  and for random starts, as the paper reports. A start that has seen real inputs
+  is the exception: it begins below d_c, its spectrum stays less even than that
+  of the others, and it is the best. An occupied latent is no sign of quality.
+- At one start, the rank decides and not the size: with a rank forced below d_c,
+  the loss is that of a latent of d_c = rank, although the cache is larger.
+- A smaller latent has a higher loss in every seed. The judge's measures say so
+  only where the difference is large.
+- A spectral start is worth far more than random attention, and real inputs add
+  a little.
+"""
+
+
+def page(lines: Sequence[record.Line]) -> str:
+  """Returns the page about ablations.
+
+  Args:
+    lines: The record of `ablate`.
+  """
+  return "\n".join([_HEAD, *tables.tables(lines)])
