@@ -20,6 +20,7 @@ from pages import ablations
 from pages import evidence
 from pages import kernels
 from pages import models
+from pages import spreads
 from pages import throughput
 
 from videomla_jax.measuring import rates
@@ -320,7 +321,7 @@ def measures_section(lines: Sequence[record.Line]) -> str:
   if many:
     names = next(iter(many.values()))["summary"]
     rows = [
-      [name, *(_spread(x["summary"].get(name)) for x in many.values())]
+      [name, *(spreads.spread(x["summary"].get(name)) for x in many.values())]
       for name in names
     ]
     titles = [f"{k}, n = {x['num_videos']}" for k, x in many.items()]
@@ -329,7 +330,7 @@ def measures_section(lines: Sequence[record.Line]) -> str:
     if folder not in many:
       videos = line["videos"]
       rows = [
-        [name, *(_four(x["measures"][name]) for x in videos.values())]
+        [name, *(spreads.four(x["measures"][name]) for x in videos.values())]
         for name in line["summary"]
       ]
       titles = [
@@ -338,16 +339,6 @@ def measures_section(lines: Sequence[record.Line]) -> str:
       ]
       parts.append(table([folder, *titles], rows))
   return "\n".join(parts)
-
-
-def _spread(value: dict[str, float] | None) -> str:
-  if value is None:
-    return ""
-  return f"{value['mean']:.4f} ± {value['std']:.4f}"
-
-
-def _four(value: float | None) -> str:
-  return "" if value is None else f"{value:.4f}"
 
 
 def between(text: str, new: str, *, start: str = START, end: str = END) -> str:
@@ -378,7 +369,7 @@ def documents() -> dict[pathlib.Path, str]:
   memory = record.read(ROOT / "docs" / "benchmark_memory.jsonl")
   measured = rates.Measured.read(ROOT / "docs")
   evaluation = ROOT / "docs" / "evaluation.md"
-  quality = measures_section(record.read(ROOT / "docs" / "measures.jsonl"))
+  quality = record.read(ROOT / "docs" / "measures.jsonl")
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
@@ -395,7 +386,12 @@ def documents() -> dict[pathlib.Path, str]:
       end=kernels.END,
     ),
     readme: between(readme.read_text("utf-8"), summary(records[0])),
-    evaluation: between(evaluation.read_text("utf-8"), quality),
+    evaluation: between(
+      between(evaluation.read_text("utf-8"), measures_section(quality)),
+      spreads.beyond(quality),
+      start=spreads.START,
+      end=spreads.END,
+    ),
   }
 
 

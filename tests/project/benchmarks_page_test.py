@@ -74,6 +74,24 @@ def test_measures_of_many_videos_are_a_column_and_few_have_one_each(
   assert "| chunk_jump | 1.0000 |" in text
 
 
+def test_what_is_beyond_two_errors_is_listed_and_replaced(program) -> None:
+  def line(name: str, **means: float) -> dict[str, object]:
+    spread = {k: dict(mean=v, std=0.4, n=16) for k, v in means.items()}
+    return dict(checkpoint=name, summary=spread)
+
+  text = program.spreads.beyond(
+    [
+      line("a", drift_contrast=9.0),
+      line("a", drift_contrast=-0.3, drift_sharpness=1.1, chunk_jump=0.1),
+      line("b", chunk_ratio=1.0, frame_difference=9.0),
+      dict(folder="c", summary={}),
+    ]
+  )
+  assert text == (
+    "- a: `drift_contrast` -0.3000 ± 0.1000 (3.0 errors)\n- b: none\n"
+  )
+
+
 def test_markers_are_needed(program) -> None:
   text = f"a {program.START} old {program.END} b"
   assert program.between(text, "new") == (

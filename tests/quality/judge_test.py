@@ -109,6 +109,18 @@ def test_scores_of_another_version_and_damaged_ones_are_refused(
     _judged(tmp_path, package)
 
 
+@pytest.mark.parametrize("score", [68.2, -0.1, float("nan"), True, "0.5", None])
+def test_a_stored_score_outside_of_its_range_is_refused(
+  score: object, tmp_path: pathlib.Path
+) -> None:
+  package = _package(tmp_path)
+  _judged(tmp_path, package)
+  file = tmp_path / "vbench" / "imaging_quality.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"score": score}))
+  with pytest.raises(ValueError, match=r"as the score, which must lie in 0..1"):
+    _judged(tmp_path, package)
+
+
 def test_what_fails_says_why_and_keeps_nothing(tmp_path: pathlib.Path) -> None:
   with pytest.raises(judge.CannotJudge, match="with code 3: the last line"):
     _judged(tmp_path, _package(tmp_path), videos=tmp_path / "broken")
@@ -179,3 +191,48 @@ def test_a_package_that_is_not_there_is_one_sentence(
   )
   with pytest.raises(judge.CannotJudge, match="cannot be started"):
     judge.find(absent)
+
+
+def _interpreter(folder: pathlib.Path) -> pathlib.Path:
+  """Writes what answers as an interpreter with the package does, and a link."""
+  target = folder / "usr" / "python"
+  target.parent.mkdir()
+  target.write_text("#!/bin/sh\necho 0.1.5\n")
+  target.chmod(0o755)
+  link = folder / "environment" / "bin" / "python"
+  link.parent.mkdir(parents=True)
+  link.symlink_to(target)
+  return link
+
+
+def test_a_relative_interpreter_is_that_of_this_folder(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  link = _interpreter(tmp_path)
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  found = judge.find(
+    judging.Judging(dimensions=("scene",), python="../environment/bin/python")
+  )
+  # The link tells Python which environment it is, so it is not followed.
+  assert (found.python, found.version) == (str(link), "0.1.5")
+
+
+def test_code_of_vbench_long_that_cannot_be_read_is_named(
+  tmp_path: pathlib.Path,
+) -> None:
+  room = tmp_path / "vbench2_beta_long"
+  room.mkdir()
+  for name in ("eval_long.py", "__init__.py", "utils.py"):
+    (room / name).touch()
+  asked = judging.Judging(
+    dimensions=("scene",),
+    length="30s",
+    python=str(_interpreter(tmp_path)),
+    checkout=str(tmp_path),
+  )
+  assert " and VBench-Long " in judge.find(asked).version
+  with (room / "utils.py").open("wb") as file:
+    file.truncate(2**24 + 1)
+  with pytest.raises(judge.CannotJudge, match=r"utils\.py' has more than"):
+    judge.find(asked)

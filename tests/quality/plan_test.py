@@ -69,3 +69,11 @@ def test_names_split_as_vbench_splits_them() -> None:
   assert plan.parts_of("a 1990-style car-12") == ("a 1990-style car", 12)
   assert plan.parts_of("route-66-0") == ("route-66", 0)
   assert plan.parts_of("a dog") == ("a dog", None)
+
+
+def test_a_plan_that_fills_the_memory_is_refused(seed: int) -> None:
+  prompts = [str(i) for i in range(101)]
+  with pytest.raises(
+    ValueError, match="of 101 prompts are 1010000 videos; ask for at most"
+  ):
+    _videos(seed, *prompts, samples=10_000)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 from hypothesis import given
@@ -70,6 +71,10 @@ def test_texts_take_the_place_of_prompts_but_not_of_names(
     ([{"prompt_en": "x", "dimension": [[]]}], r"dimension \[\]"),
     ([{"prompt_en": "a/b", "dimension": ["scene"]}], "be the name of a file"),
     ([{"prompt_en": "x" * 400, "dimension": ["scene"]}], "the name of a file"),
+    (
+      [_ROWS[0], {"prompt_en": "a \ud800", "dimension": ["scene"]}],
+      r"prompts_file='.*', entry 1 has a prompt with half of a character",
+    ),
   ],
 )
 def test_a_malformed_list_is_one_sentence(
@@ -105,8 +110,9 @@ def test_names_are_names_and_round_trip(prompt: str, index: int) -> None:
   assert file == pathlib.PurePath(file).name and not file.startswith(".")
   assert len(file.encode()) <= 250 and "_" not in file and "\0" not in file
   assert plan.parts_of(file.removesuffix(".mp4")) == (name, index)
-  # What is a name already keeps it, so that VBench finds the prompt again.
-  assert prompt_lists.file_name(name) == name
+  # What is a name already keeps it, so that VBench finds the prompt again; all
+  # others end with a digest.
+  assert name == prompt or re.search(r"(^| )[0-9a-f]{8}$", name)
 
 
 def test_names_that_differ_in_capital_letters_are_known() -> None:
@@ -117,3 +123,34 @@ def test_names_that_differ_in_capital_letters_are_known() -> None:
 def test_long_prompts_with_one_beginning_have_different_names() -> None:
   one, two = "a" * 500, "a" * 501
   assert prompt_lists.file_name(one) != prompt_lists.file_name(two)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_no_prompt_has_the_name_that_another_one_is_given(prompt: str) -> None:
+  # Each prompt is the file name of the one before it.
+  prompts = [prompt, "a/b", "/", "_" * 300]
+  for _ in range(3):
+    prompts += [prompt_lists.file_name(x) for x in prompts]
+  prompts = [*dict.fromkeys(prompts)]
+  assert len({prompt_lists.file_name(x) for x in prompts}) == len(prompts)
+
+
+def test_prompts_of_one_name_are_refused(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  monkeypatch.setattr(prompt_lists, "file_name", lambda prompt: prompt[:3])
+  with pytest.raises(ValueError, match="'abcd' and 'abce' .* have one file"):
+    prompt_lists.of_texts(["abcd", "abce", "abcd"])
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.txt"])
+def test_lists_of_both_forms_have_one_bound(
+  name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(prompt_lists, "_MOST_BYTES", 1000)
+  (tmp_path / "small.txt").write_text("a\n")
+  (tmp_path / name).write_bytes(b"a\n" * 501)
+  with pytest.raises(ValueError, match="it has more than 1000 bytes"):
+    prompt_lists.read(tmp_path / name)
+  with pytest.raises(ValueError, match="texts_file=.* has more than 1000 byte"):
+    prompt_lists.read(tmp_path / "small.txt", texts=tmp_path / name)

@@ -1,5 +1,6 @@
 """A whole run on a tiny model: made, stopped, shared, measured, judged."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests import tiny_project
 from videomla_jax import evaluate
 from videomla_jax.generation import mp4
+from videomla_jax.generation import networks as networks_lib
 from videomla_jax.quality import making
 from videomla_jax.quality import prompt_lists
 from videomla_jax.quality import protocol
@@ -126,6 +128,10 @@ def test_other_settings_are_refused_and_nothing_is_lost(
   with pytest.raises(ValueError, match="holds videos of sampler="):
     evaluate.evaluate(config)
   config.sampler.num_steps = 2
+  config.batch = 2  # another program
+  with pytest.raises(ValueError, match="holds videos of batch=3, and 2 is"):
+    evaluate.evaluate(config)
+  config.batch = 3
   # The same folder with other weights is another model.
   rng = np.random.default_rng(seed + 1)
   tiny_project.checkpoint(tmp_path / "other", rng)
@@ -134,6 +140,28 @@ def test_other_settings_are_refused_and_nothing_is_lost(
   with pytest.raises(ValueError, match="holds videos of weights="):
     evaluate.evaluate(config)
   assert _files(tmp_path) == before
+
+
+def test_every_part_of_a_release_counts_as_weights(
+  tmp_path: pathlib.Path,
+) -> None:
+  for name, file in (("dit", "sha256.json"), ("tokenizer", "spiece.model")):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / file).write_text("1")
+  networks = networks_lib.Networks(checkpoint=str(tmp_path))
+  before = protocol.weights_of(networks)
+  assert {*before} == {"dit", "tokenizer"}
+  (tmp_path / "tokenizer" / "spiece.model").write_text("2")
+  after = protocol.weights_of(networks)
+  assert before["dit"] == after["dit"]
+  assert before["tokenizer"] != after["tokenizer"]
+  # Stored embeddings take the place of the text encoder and of its tokenizer.
+  (tmp_path / "stored").write_text("3")
+  embedded = dataclasses.replace(networks, embeddings=str(tmp_path / "stored"))
+  assert {*protocol.weights_of(embedded)} == {"dit", "embeddings"}
+  (tmp_path / "vae").mkdir()
+  with pytest.raises(ValueError, match=r"of 'vae' has no file 'sha256\.json'"):
+    protocol.weights_of(networks)
 
 
 def test_a_video_that_was_cut_is_named_and_the_others_are_measured(

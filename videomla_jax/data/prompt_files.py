@@ -10,7 +10,10 @@ MAX_CAPTION = 2**15
 
 
 def read_prompts(
-  path: str | os.PathLike[str], *, field: str = "prompts_file"
+  path: str | os.PathLike[str],
+  *,
+  field: str = "prompts_file",
+  limit: int = ordinary_files.MOST_BYTES,
 ) -> list[str]:
   """Reads a text file with one prompt per line.
 
@@ -22,15 +25,17 @@ def read_prompts(
   Args:
     path: The file, in UTF-8.
     field: Key of the config that names it, for messages.
+    limit: Most bytes that it may have.
 
   Returns:
     The prompts in order, repeats included.
 
   Raises:
-    ValueError: If it cannot be read, a line is too long, or all are empty.
+    ValueError: If it cannot be read, it or a line is too long, or all lines are
+      empty.
   """
   try:
-    text = ordinary_files.read_text(path, limit=ordinary_files.MOST_BYTES)
+    text = ordinary_files.read_text(path, limit=limit)
   except ordinary_files.BadFile as error:
     raise ValueError(
       f"{field}={os.fspath(path)!r} cannot be read: it {error}; give a text"

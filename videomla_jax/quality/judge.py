@@ -93,6 +93,10 @@ def find(judging: judging_lib.Judging) -> Package:
     CannotJudge: If it is not there.
   """
   python = judging.python or sys.executable
+  if os.sep in python:
+    # It is started in other folders. The interpreter of an environment is a
+    # link, which says where the environment is, so it is not followed.
+    python = os.path.abspath(python)
   question = "import importlib.metadata as m; print(m.version('vbench'))"
   try:
     done = subprocess.run(
@@ -151,9 +155,15 @@ def _digest(room: pathlib.Path) -> str:
   """Returns a short digest of the code of VBench-Long."""
   content = hashlib.sha256()
   for name in _LONG_FILES:
-    content.update(
-      ordinary_files.read_bytes(room / name, limit=16 * ordinary_files.MIB)
-    )
+    path = room / name
+    try:
+      content.update(
+        ordinary_files.read_bytes(path, limit=16 * ordinary_files.MIB)
+      )
+    except ordinary_files.BadFile as error:
+      raise CannotJudge(
+        f"VBench-Long's file {str(path)!r} {error}; restore the checkout"
+      ) from error
   return content.hexdigest()[:12]
 
 
@@ -296,7 +306,7 @@ def _stored(file: pathlib.Path, dimension: str, about: object) -> float:
       f"{str(file)!r} {error}; remove it to judge {dimension} again."
     ) from error
   old = kept.get("about")
-  if old != about or not isinstance(kept.get("score"), float):
+  if old != about:
     different = "settings"
     if isinstance(old, dict) and isinstance(about, dict):
       different = ", ".join(
@@ -308,7 +318,14 @@ def _stored(file: pathlib.Path, dimension: str, about: object) -> float:
       f"{str(file)!r} is a score of {different}; move it away to judge"
       f" {dimension} again."
     )
-  return float(kept["score"])
+  score = kept.get("score")
+  # A NaN fails the comparison.
+  if not isinstance(score, float) or not 0 <= score <= 1:
+    raise ValueError(
+      f"{str(file)!r} has {score!r} as the score, which must lie in 0..1;"
+      f" remove it to judge {dimension} again."
+    )
+  return score
 
 
 def _run(arguments: Sequence[str], folder: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from videomla_jax.quality import prompt_lists
 from videomla_jax.runtime import config_values
 
 _NUMBERED = re.compile(r"(.+)-(\d+)", re.DOTALL)
+_MOST_VIDEOS = 1_000_000
 STILL = "temporal_flickering"  # its videos go through a filter of still ones
 
 
@@ -90,7 +91,19 @@ def videos_of(
     still_samples: Videos of prompts for temporal flickering, of which VBench
       keeps the still ones; it asks for 25.
     seed: Seed of the run.
+
+  Raises:
+    ValueError: If they are too many.
   """
+  counts = [
+    max(samples, still_samples) if STILL in x.dimensions else samples
+    for x in prompts.entries
+  ]
+  if sum(counts) > _MOST_VIDEOS:
+    raise ValueError(
+      f"samples={samples} and still_samples={still_samples} of {len(counts)}"
+      f" prompts are {sum(counts)} videos; ask for at most {_MOST_VIDEOS}."
+    )
   return tuple(
     Video(
       file=f"{entry.name}-{index}.mp4",
@@ -99,10 +112,8 @@ def videos_of(
       index=index,
       seed=seed_of(seed, entry.prompt, index),
     )
-    for entry in prompts.entries
-    for index in range(
-      max(samples, still_samples) if STILL in entry.dimensions else samples
-    )
+    for entry, count in zip(prompts.entries, counts, strict=True)
+    for index in range(count)
   )
 
 

@@ -6,6 +6,7 @@ longer wordings of the same prompts, line by line: files keep the names of the
 first, and the model is given the second.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import hashlib
@@ -21,6 +22,8 @@ _MOST_BYTES = 16 * ordinary_files.MIB  # VBench's own list has 0.2 MiB
 _MOST_PROMPTS = 100_000
 # Bytes of a name without "-INDEX.mp4" and what VBench-Long adds, "_INDEX".
 _MOST_NAME = 230
+# A name that ends as if a digest had been added to it.
+_DIGEST = re.compile(r"(^| )[0-9a-f]{8}\Z")
 # What VBench-Long splits names at, and what no file may be called.
 _SPECIAL = re.compile(r"[_/\x00-\x1f\x7f]|\.mp4|-Scene")
 
@@ -98,10 +101,14 @@ def read(
   if standard:
     found = _standard(path)
   else:
-    found = [(x, ()) for x in prompt_files.read_prompts(path)]
+    found = [
+      (x, ()) for x in prompt_files.read_prompts(path, limit=_MOST_BYTES)
+    ]
   given = [prompt for prompt, _ in found]
   if texts:
-    given = prompt_files.read_prompts(texts, field="texts_file")
+    given = prompt_files.read_prompts(
+      texts, field="texts_file", limit=_MOST_BYTES
+    )
     if len(given) != len(found):
       raise ValueError(
         f"texts_file={os.fspath(texts)!r} has {len(given)} lines for"
@@ -140,7 +147,20 @@ def _listed(
       text=old.text if old else text,
       dimensions=(*(old.dimensions if old else ()), *dimensions),
     )
+  _check_names(entries.values())
   return PromptList(entries=tuple(entries.values()), standard=standard)
+
+
+def _check_names(entries: Iterable[Entry]) -> None:
+  """Refuses two prompts that would share their files."""
+  named: dict[str, str] = {}
+  for entry in entries:
+    other = named.setdefault(entry.name, entry.prompt)
+    if other != entry.prompt:
+      raise ValueError(
+        f"the prompts {other[:60]!r} and {entry.prompt[:60]!r} of the list"
+        f" have one file name {entry.name!r}; change one of them."
+      )
 
 
 def _standard(
@@ -174,6 +194,13 @@ def _row(row: object, *, at: str) -> tuple[str, tuple[str, ...]]:
   dimensions = row.get("dimension") if isinstance(row, dict) else None
   if not isinstance(prompt, str) or not prompt.strip():
     raise ValueError(f"{at} has no text 'prompt_en'; restore the list.")
+  try:
+    prompt.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"{at} has a prompt with half of a character (a lone surrogate), which is"
+      " no text; restore the list."
+    ) from error
   if len(prompt) > prompt_files.MAX_CAPTION:
     raise ValueError(f"{at} has a prompt of {len(prompt)} letters; cut it.")
   if not isinstance(dimensions, list) or not dimensions:
@@ -209,13 +236,16 @@ def file_name(prompt: str) -> str:
   """Returns the beginning of the file names of a prompt's videos.
 
   What is a name already stays as it is. Otherwise what no name may have is a
-  space, the end is cut, and a digest keeps such prompts apart.
+  space, the end is cut, and a digest keeps such prompts apart. A prompt that
+  ends as if it had such a digest gets one, too, or it could have the name of
+  another prompt.
 
   Args:
     prompt: Any text.
   """
   plain = " ".join(_SPECIAL.sub(" ", prompt).split()).lstrip(".")
-  if plain == prompt and len(prompt.encode()) <= _MOST_NAME:
+  is_name = plain == prompt and len(prompt.encode()) <= _MOST_NAME
+  if is_name and not _DIGEST.search(prompt):
     return prompt
   digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
   room = _MOST_NAME - len(digest) - 1

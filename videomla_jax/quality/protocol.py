@@ -12,6 +12,7 @@ from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
 from videomla_jax.generation import wan_source
+from videomla_jax.models import tokenizer as tokenizer_lib
 from videomla_jax.models import window as window_lib
 from videomla_jax.quality import folder as folder_lib
 from videomla_jax.quality import found_videos
@@ -160,7 +161,7 @@ class Protocol:
     folder = report.open_folder(self.output)
     package = report.package_of(self.judging)
     chunks = chunks_of(job)
-    settings = settings_of(job, texts_file=self.texts_file)
+    settings = settings_of(job, batch=self.batch, texts_file=self.texts_file)
     folder.claim(settings, needs_case=prompts.needs_case)
     self._make(videos, share, folder, job)
     missing = {x.file for x in folder.missing(videos)}
@@ -292,12 +293,14 @@ def temporal_stride(source: sources.Source) -> int:
 
 
 def settings_of(
-  job: job_lib.Job, *, texts_file: str = ""
+  job: job_lib.Job, *, batch: int, texts_file: str = ""
 ) -> folder_lib.Settings:
   """Returns all that decides about frames, but prompt and index.
 
   Args:
     job: What all videos share.
+    batch: Videos side by side: another number makes another program, which may
+      round differently.
     texts_file: What the model is given in place of prompts, if anything.
   """
   described = job.described()
@@ -307,6 +310,7 @@ def settings_of(
     format=_FORMAT,
     version=importlib.metadata.version("videomla_jax"),
     weights=weights_of(job.request.networks),
+    batch=batch,
     num_frames=job.num_frames,
     chunks=None if chunks is None else dataclasses.asdict(chunks),
     texts=folder_lib.digest(pathlib.Path(texts_file)) if texts_file else None,
@@ -317,10 +321,15 @@ def settings_of(
 def weights_of(networks: networks_lib.Networks) -> dict[str, str]:
   """Returns digests of the folders of weights, by the names of the parts.
 
-  A folder has a list of the digests of its files, and this is its digest.
+  A folder of weights has a list of the digests of its files, and this is the
+  digest of that list. A tokenizer has none, and stored embeddings are a file:
+  theirs are digests of the file itself.
 
   Args:
     networks: What is opened.
+
+  Raises:
+    ValueError: If a folder of weights has no such list.
   """
   if networks.checkpoint.startswith("random:"):
     return {}
@@ -329,8 +338,22 @@ def weights_of(networks: networks_lib.Networks) -> dict[str, str]:
     name: pathlib.Path(path) if path else root / name
     for name, path in dataclasses.asdict(networks.parts).items()
   }
-  return {
-    name: state_digests.sha256(path / model_folder.DIGESTS)
-    for name, path in folders.items()
-    if (path / model_folder.DIGESTS).is_file()
-  }
+  found: dict[str, str] = {}
+  if networks.embeddings:
+    # They take the place of the text encoder, which is not opened.
+    del folders["umt5"], folders["tokenizer"]
+    found["embeddings"] = state_digests.sha256(
+      pathlib.Path(networks.embeddings)
+    )
+  for name, path in folders.items():
+    is_file = name == "tokenizer"
+    listed = path / (tokenizer_lib.FILE if is_file else model_folder.DIGESTS)
+    if listed.is_file():
+      found[name] = state_digests.sha256(listed)
+    # The folder of a release has folders of parts, and no list of its own.
+    elif name != "model" and path.is_dir():
+      raise ValueError(
+        f"folder {str(path)!r} of {name!r} has no file {listed.name!r}, without"
+        " which other weights would go unnoticed; convert it again."
+      )
+  return found

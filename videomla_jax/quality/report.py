@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import json
 import pathlib
 from typing import Any
 
+from videomla_jax.data import locks
 from videomla_jax.generation import request as request_lib
 from videomla_jax.quality import folder as folder_lib
 from videomla_jax.quality import judge
@@ -133,6 +135,9 @@ def judge_all(
 ) -> Judged:
   """Lets VBench judge every dimension, and joins earlier results.
 
+  One process at a time judges in a folder: shares that end together would judge
+  everything twice. The others report why they do not.
+
   Args:
     judging: What to judge.
     package: What `package_of` found.
@@ -148,28 +153,49 @@ def judge_all(
   """
   found, reasons = judging.earlier(), {}
   digests = {x["video"]: x["sha256"] for x in measured}
-  for dimension in judging.dimensions:
-    if why_not or not isinstance(package, judge.Package):
-      reasons[dimension] = why_not or str(package)
-      continue
-    print(f"VBench judges {dimension}", flush=True)
-    try:
-      score = judge.judge(
-        package,
-        dimension,
-        folder,
-        videos=videos,
-        digests=digests,
-        judging=judging,
-        prompts_file=prompts_file,
-        samples=samples,
-      )
-      found.append((f"{folder.judged}/{dimension}.json", {dimension: score}))
-    except judge.CannotJudge as error:
-      reasons[dimension] = str(error)
-      print(f"{dimension} has no score: {error}.", flush=True)
+  with contextlib.ExitStack() as stack:
+    if (
+      judging.dimensions and not why_not and isinstance(package, judge.Package)
+    ):
+      why_not = _why_not_alone(folder, stack)
+    for dimension in judging.dimensions:
+      if why_not or not isinstance(package, judge.Package):
+        reasons[dimension] = why_not or str(package)
+        continue
+      print(f"VBench judges {dimension}", flush=True)
+      try:
+        score = judge.judge(
+          package,
+          dimension,
+          folder,
+          videos=videos,
+          digests=digests,
+          judging=judging,
+          prompts_file=prompts_file,
+          samples=samples,
+        )
+        found.append((f"{folder.judged}/{dimension}.json", {dimension: score}))
+      except judge.CannotJudge as error:
+        reasons[dimension] = str(error)
+        print(f"{dimension} has no score: {error}.", flush=True)
   version = package.version if isinstance(package, judge.Package) else None
   return Judged(scores=scores.join(found), reasons=reasons, version=version)
+
+
+def _why_not_alone(
+  folder: folder_lib.Folder, stack: contextlib.ExitStack
+) -> str:
+  """Locks the scores of a folder, or says that another process has them."""
+  try:
+    stack.enter_context(locks.alone(folder.judged, wait=False))
+  except BlockingIOError:
+    why = (
+      f"another process judges the videos of {str(folder.root)!r}; the same"
+      " command reports its scores when it has ended"
+    )
+    print(f"VBench does not judge: {why}.", flush=True)
+    return why
+  return ""
 
 
 def write(
