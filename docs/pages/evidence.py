@@ -261,8 +261,8 @@ def _context_pass(lines: Sequence[record.Line]) -> Iterator[Claim]:
     claim="Entries are cached in a pass over the clean chunk",
     paper="done, not ablated",
     here=f"without it (one pass in five saved): {said}",
-    setting=f"shipped small_student, videos of 15 s; {len(rows[one].lines)} seeds"
-    " of the noise, one training; 95 % intervals",
+    setting="shipped small_student, videos of 15 s;"
+    f" {len(rows[one].lines)} seeds of the noise, one training; 95 % intervals",
     command="[`ablate`](ablations.md)",
     verdict="supported in small",
   )
