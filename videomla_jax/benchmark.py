@@ -157,8 +157,8 @@ class KernelSuite:
       ValueError: If a target or a shape is unknown.
       RuntimeError: If the cross-compiler is not installed.
     """
-    _check_names("targets", self.targets, list(gpus.TARGETS))
-    _check_names("shapes", self.shapes, list(attention_shapes.SHAPES))
+    record.check_names("targets", self.targets, gpus.TARGETS)
+    record.check_names("shapes", self.shapes, attention_shapes.SHAPES)
     rows, lines = [], []
     for row in kernel_table.rows(targets=self.targets, shapes=self.shapes):
       print(kernel_row.line(row), flush=True)
@@ -222,17 +222,6 @@ class TrainingSuite:
     if self.json:
       atomic.write_text(self.json, json.dumps(rows, indent=1) + "\n")
     return rows
-
-
-def _check_names(field: str, given: tuple[str, ...], known: list[str]) -> None:
-  """Refuses an empty list, and names that are unknown."""
-  unknown = set(given) - set(known)
-  if not given:
-    raise ValueError(f"{field} is empty; use some of {known}.")
-  if unknown:
-    raise ValueError(
-      f"{field}={sorted(unknown)} are unknown; use some of {known}."
-    )
 
 
 Suite = (

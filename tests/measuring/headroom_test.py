@@ -87,10 +87,10 @@ def test_a_second_process_is_refused_before_anything_compiles(
   ("key", "value", "words"),
   [
     ("targets", ("b300",), "targets="),
-    ("windows", (), "windows="),
+    ("windows", (), "windows is empty"),
     ("latents", (-1,), "latents"),
     ("latents", (), "is empty"),
-    ("rows", "nothing", "matches no case"),
+    ("rows", "nothing", "matches nothing"),
     ("rows", "(", "no regular expression"),
   ],
 )

@@ -99,12 +99,23 @@ def test_a_row_is_counted_once(
   assert record.read(pathlib.Path(config.record)) == first
 
 
-def test_rows_that_do_not_exist_are_refused(config: Any) -> None:
-  config.rows = "training_step, stage none"
-  with pytest.raises(ValueError, match="matches no row"):
-    benchmark.benchmark(config)
-  config.rows, config.windows = "", ("7",)
-  with pytest.raises(ValueError, match=r"windows=\['7'\] must be some of"):
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("rows", "training_step, stage none", "matches nothing"),
+    ("rows", "(", "no regular expression"),
+    ("windows", ("7",), r"windows=\['7'\] are unknown"),
+    ("products", ("float9",), r"products=\['float9'\] are unknown"),
+    ("cache_dtypes", ("int3",), r"cache_dtypes=\['int3'\] are unknown"),
+    ("decoders", ("none",), r"decoders=\['none'\] are unknown"),
+    ("batches", (0,), "batches"),
+  ],
+)
+def test_what_does_not_exist_is_refused(
+  config: Any, field: str, value: Any, message: str
+) -> None:
+  config[field] = value
+  with pytest.raises(ValueError, match=message):
     benchmark.benchmark(config)
 
 

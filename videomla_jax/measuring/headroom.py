@@ -22,8 +22,6 @@ from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import config_values
-from videomla_jax.storage import atomic
-from videomla_jax.storage import output_folder
 
 _FEW = 8  # rows of the second program
 _MOST = 4096  # rows that a batch may have at all
@@ -172,13 +170,8 @@ class MemorySuite:
   json: config_values.Path
 
   def __post_init__(self) -> None:
-    for field, known in (
-      ("targets", gpus.TARGETS),
-      ("windows", chunk_programs.WINDOWS),
-    ):
-      given = getattr(self, field)
-      if not given or {*given} - {*known}:
-        raise ValueError(f"{field}={[*given]} must be some of {[*known]}.")
+    record.check_names("targets", self.targets, gpus.TARGETS)
+    record.check_names("windows", self.windows, chunk_programs.WINDOWS)
     if not self.latents:
       raise ValueError("latents=[] is empty; give sizes d_c, 0 for dense.")
     for d_c in self.latents:
@@ -205,17 +198,13 @@ class MemorySuite:
       ValueError: If the record cannot be read or written, or no case matches.
       NotImplementedError: If the compiler is not installed.
     """
-    cases = self.cases()
-    if not cases:
-      raise ValueError(
-        f"rows={self.rows!r} matches no case; leave it empty for all of them."
-      )
-    path = output_folder.check_file(self.record)
-    with record.written_alone(path):
-      found = [x for case in cases for x in self._of(case, path)]
-    if self.json:
-      atomic.write_text(self.json, record.text_of(found))
-    return found
+    return record.gather(
+      self.cases(),
+      self._of,
+      record=self.record,
+      json_file=self.json,
+      pattern=self.rows,
+    )
 
   def _of(self, case: Case, path: pathlib.Path) -> list[record.Line]:
     """Takes the lines of a case out of the record, or makes them."""

@@ -7,9 +7,11 @@ of a value. Lines are only added, so a run that was stopped goes on behind the
 last one.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import datetime
@@ -26,6 +28,7 @@ import jax
 from videomla_jax.data import locks
 from videomla_jax.storage import atomic
 from videomla_jax.storage import ordinary_files
+from videomla_jax.storage import output_folder
 
 type Line = dict[str, Any]
 
@@ -141,6 +144,65 @@ def check_pattern(rows: str) -> None:
     raise ValueError(
       f"rows={rows!r} is no regular expression ({error})."
     ) from error
+
+
+def gather[Row](
+  rows: Sequence[Row],
+  lines_of: Callable[[Row, pathlib.Path], Iterable[Line]],
+  *,
+  record: str,
+  json_file: str,
+  pattern: str,
+) -> list[Line]:
+  """Goes through rows whose lines a record has or is to get.
+
+  Args:
+    rows: What is asked for.
+    lines_of: Returns the lines of a row, taken out of the record or added to
+      it.
+    record: File of the record.
+    json_file: File to which the lines are written as well; empty for none.
+    pattern: What the user selected rows by, for the error.
+
+  Returns:
+    The lines of all rows.
+
+  Raises:
+    ValueError: If no row is asked for, or the record cannot be written or is
+      another process's.
+  """
+  if not rows:
+    raise ValueError(
+      f"rows={pattern!r} matches nothing; leave it empty for all rows."
+    )
+  path = output_folder.check_file(record)
+  with written_alone(path):
+    found = [line for row in rows for line in lines_of(row, path)]
+  if json_file:
+    atomic.write_text(json_file, text_of(found))
+  return found
+
+
+def check_names(
+  field: str,
+  given: Iterable[str],
+  known: Iterable[str],
+  *,
+  may_be_empty: bool = False,
+) -> None:
+  """Raises `ValueError` if a list is empty or has a name that is unknown.
+
+  Args:
+    field: Name of the list in the config.
+    given: What the user wrote.
+    known: What there is.
+    may_be_empty: Whether nothing is a choice, too.
+  """
+  given, known = [*given], [*known]
+  if not given and not may_be_empty:
+    raise ValueError(f"{field} is empty; use some of {known}.")
+  if unknown := sorted({*given} - {*known}):
+    raise ValueError(f"{field}={unknown} are unknown; use some of {known}.")
 
 
 def label(line: Mapping[str, Any]) -> str:

@@ -34,12 +34,11 @@ from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
+from videomla_jax.ops import quantise
 from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import types
 from videomla_jax.runtime import config_values
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.storage import atomic
-from videomla_jax.storage import output_folder
 from videomla_jax.training import abstract_step
 from videomla_jax.training.stages import table
 
@@ -278,15 +277,12 @@ class WorkSuite:
   json: config_values.Path
 
   def __post_init__(self) -> None:
-    for field, known in (
-      ("targets", gpus.TARGETS),
-      ("windows", chunk_programs.WINDOWS),
-      ("decoders", chunk_programs.DECODERS[1:]),
-    ):
-      if {*getattr(self, field)} - {*known}:
-        raise ValueError(
-          f"{field}={[*getattr(self, field)]} must be some of {[*known]}."
-        )
+    check = functools.partial(record.check_names, may_be_empty=True)
+    check("targets", self.targets, gpus.TARGETS)
+    check("windows", self.windows, chunk_programs.WINDOWS)
+    check("cache_dtypes", self.cache_dtypes, quantise.LARGEST)
+    check("products", self.products, [*filter(None, quantise.PRODUCTS)])
+    check("decoders", self.decoders, chunk_programs.DECODERS[1:])
     for batch in self.batches:
       config_values.Range(1, 4096)(batch, "batches")
     record.check_pattern(self.rows)
@@ -363,19 +359,15 @@ class WorkSuite:
       ValueError: If the record cannot be read or written, or no row matches.
       NotImplementedError: If the compiler is not installed.
     """
-    rows = self.listed()
-    if not rows:
-      raise ValueError(
-        f"rows={self.rows!r} matches no row; leave it empty for all of them."
-      )
-    path = output_folder.check_file(self.record)
-    with record.written_alone(path):
-      found = [self._of(row, path) for row in rows]
-    if self.json:
-      atomic.write_text(self.json, record.text_of(found))
-    return found
+    return record.gather(
+      self.listed(),
+      self._of,
+      record=self.record,
+      json_file=self.json,
+      pattern=self.rows,
+    )
 
-  def _of(self, row: Row, path: pathlib.Path) -> record.Line:
+  def _of(self, row: Row, path: pathlib.Path) -> list[record.Line]:
     """Takes the line of a row out of the record, or makes it."""
     line = row.known(record.read(path))
     if self.again or line is None:
@@ -389,4 +381,4 @@ class WorkSuite:
       if k.endswith(("flops", "bytes")) and line[k] is not None
     )
     print(f"{row.label}: {figures}", flush=True)
-    return line
+    return [line]
