@@ -16,7 +16,7 @@ from videomla_jax.models import window as window_lib
 WINDOW = tiny_rollout.WINDOW
 
 
-def _after(seed, chunks, **kwargs):
+def _after(seed, chunks, cache_dtype=None, **kwargs):
   """A network, its text, and the cache behind so many chunks."""
   model, text, _, _ = tiny_rollout.setup(seed, **kwargs)
   rng = np.random.default_rng(seed)
@@ -27,6 +27,7 @@ def _after(seed, chunks, **kwargs):
     frame=tiny_rollout.FRAME,
     window=WINDOW,
     max_frames=30,
+    dtype=cache_dtype,
   )
   for _ in range(chunks):
     entries = chunk_pass.clean_entries(
@@ -95,7 +96,27 @@ def test_probabilities_of_values_are_attention(seed):
   )
 
 
-def test_dense_networks_are_refused(seed):
-  model, text, state, chunk = _after(seed, 0, kind="dense")
-  with pytest.raises(ValueError, match="for latent attention only"):
-    attention_maps.frame_shares(model, state, chunk, 0, text, window=WINDOW)
+def test_eight_bits_of_the_cache_hardly_move_shares(seed):
+  run = lambda dtype: attention_maps.frame_shares(
+    *_pass(*_after(seed, 2, cache_dtype=dtype)), window=WINDOW
+  )
+  exact, rounded = run(None), run("int8")
+  # A frame may lose what another one gains: 0.05 of all attention at most.
+  np.testing.assert_allclose(rounded.values, exact.values, atol=0.05)
+  assert (np.asarray(rounded.values) != np.asarray(exact.values)).any()
+
+
+def _pass(model, text, state, chunk):
+  return model, state, chunk, 500, text
+
+
+@pytest.mark.parametrize(
+  ("kind", "timestep", "message"),
+  [("dense", 0, "for latent attention only"), ("latent", 1001, "0 .clean. to")],
+)
+def test_what_has_no_shares_is_refused(seed, kind, timestep, message):
+  model, text, state, chunk = _after(seed, 0, kind=kind)
+  with pytest.raises(ValueError, match=message):
+    attention_maps.frame_shares(
+      model, state, chunk, timestep, text, window=WINDOW
+    )

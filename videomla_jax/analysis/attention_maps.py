@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, PyTree
 
+from videomla_jax.conversion import calibration
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.models import attention
 from videomla_jax.models import cache as cache_lib
 from videomla_jax.models import wan
 from videomla_jax.models import wan_block
+from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import reference
@@ -58,12 +60,17 @@ def frame_shares(
     scheme: How frames are counted, see `Window.positions`.
 
   Raises:
-    ValueError: If the network is dense.
+    ValueError: If the network is dense, or there is no such timestep.
   """
   if model.config.attention.kind != "latent":
     raise ValueError(
       f"the network has {model.config.attention.kind} attention; shares of "
       "frames are computed for latent attention only."
+    )
+  if not 0 <= timestep <= wan_config.MAX_TIMESTEP:
+    raise ValueError(
+      f"timestep={timestep} must be 0 (clean) to {wan_config.MAX_TIMESTEP} "
+      "(noise)."
     )
   length = latents.shape[1]
   own = cache.next_frame[:, None] + jnp.arange(length, dtype=jnp.int32)
@@ -71,11 +78,11 @@ def frame_shares(
   positions = chunk_pass.positions_of(
     cache, length, window=window, scheme=scheme
   )
-  level = jnp.float32(timestep)
-  x, seen = _embedded(model, latents[:, None], level, text, positions)
+  sigma = jnp.full(latents.shape[0], timestep / wan_config.MAX_TIMESTEP)
+  clip = calibration.embed(model, latents[:, None], sigma, text, positions)
   found = []
   for n in range(model.config.num_layers):
-    x, shares = _layer(model.blocks, jnp.int32(n), x, seen, cache)
+    clip, shares = _layer(model.blocks, jnp.int32(n), clip, cache)
     found.append(shares)
   return Shares(frames, jnp.stack(found))
 
@@ -105,47 +112,30 @@ def probabilities(
   return weights.reshape(*weights.shape[:2], *x.shape[1:3], -1)
 
 
-class _Seen(NamedTuple):
-  """What all blocks see beside the tokens."""
-
-  time: Float32[Array, "B G T 6 E"]
-  text: Float[Array, "B M E"]
-  rotations: attention.Rotations
-
-
-@jax.jit
-def _embedded(
-  model: wan.WanDiT,
-  latents: Float[Array, "B G T H W C"],
-  timestep: Float32[Array, ""],
-  text: Float[Array, "B M Et"],
-  positions: window_lib.Positions,
-) -> tuple[Float32[Array, "B G T P E"], _Seen]:
-  """Embeds what enters the blocks."""
-  _, time = model.embed_time(jnp.broadcast_to(timestep, latents.shape[:3]))
-  rotations = model.rotations(positions, model.grid(latents), latents.shape[0])
-  return model.patchify(latents), _Seen(time, model.text_embed(text), rotations)
-
-
 @jax.jit
 def _layer(
   blocks: wan_block.Block,
   n: Int[Array, ""],
-  x: Float32[Array, "B G T P E"],
-  seen: _Seen,
+  clip: calibration.Embedded,
   cache: cache_lib.Cache,
-) -> tuple[Float32[Array, "B G T P E"], Float32[Array, "B N T K"]]:
-  """Returns the tokens after block n, and its shares."""
+) -> tuple[calibration.Embedded, Float32[Array, "B N T K"]]:
+  """Returns the clip after block n, and the block's shares."""
   block, past = jax.tree.map(lambda leaf: leaf[n], (blocks, cache.entries))
   context_of = chunk_pass.context_of(cache)["context_of"]
-  rest = wan_block.Pass(**seen._asdict(), context_of=context_of)
-  after, own = block(x, rest, past)
+  seen = wan_block.Pass(
+    time=clip.time,
+    text=clip.text,
+    rotations=clip.rotations,
+    context_of=context_of,
+  )
+  after, own = block(clip.tokens, seen, past)
   # One chunk: the axis of chunks has length one.
   inside = lambda tree: jax.tree.map(lambda leaf: leaf[:, 0], tree)
-  tokens = inside(block.attention_input(x, seen.time))
+  tokens = inside(block.attention_input(clip.tokens, clip.time))
   context: list[PyTree] = inside(context_of(own, past))
   weights = probabilities(
-    block.self_attention, tokens, context, inside(seen.rotations)
+    block.self_attention, tokens, context, inside(clip.rotations)
   )
-  by_frame = weights.reshape(*weights.shape[:-1], -1, x.shape[3]).sum(-1)
-  return after, by_frame.mean(axis=3)
+  places = clip.tokens.shape[3]
+  by_frame = weights.reshape(*weights.shape[:-1], -1, places).sum(-1)
+  return clip._replace(tokens=after), by_frame.mean(axis=3)

@@ -20,7 +20,7 @@ from videomla_jax.models import wan_config
 from videomla_jax.models import window
 
 
-class _Embedded(NamedTuple):
+class Embedded(NamedTuple):
   """A clip as it enters the blocks, and what all blocks see beside it."""
 
   tokens: Float[Array, "B G T P E"]
@@ -30,26 +30,35 @@ class _Embedded(NamedTuple):
 
 
 @jax.jit
-def _embed(
+def embed(
   model: wan.WanDiT,
   latents: Float[Array, "B G T H W C"],
   sigma: Float[Array, "B"],
   text: Float[Array, "B M Et"],
-) -> _Embedded:
+  positions: window.Positions,
+) -> Embedded:
+  """Returns what enters the blocks of a network.
+
+  Args:
+    model: The network.
+    latents: Latents of chunks side by side, noisy or clean.
+    sigma: Noise level of each row, 0..1.
+    text: Text embeddings.
+    positions: Temporal coordinates of queries and keys.
+  """
   timestep = jnp.full(latents.shape[:3], 1, jnp.float32)
   timestep = timestep * sigma.reshape(-1, 1, 1) * wan_config.MAX_TIMESTEP
-  positions = window.all_together(latents.shape[2])
   rotations = model.rotations(positions, model.grid(latents), latents.shape[0])
   _, time = model.embed_time(timestep)
-  return _Embedded(
+  return Embedded(
     model.patchify(latents), time, model.text_embed(text), rotations
   )
 
 
 @jax.jit
 def _block(
-  blocks: wan_block.Block, n: Int[Array, ""], clip: _Embedded
-) -> tuple[_Embedded, Float[Array, "B G T P E"]]:
+  blocks: wan_block.Block, n: Int[Array, ""], clip: Embedded
+) -> tuple[Embedded, Float[Array, "B G T P E"]]:
   """Returns the clip after block n, and what its self-attention saw."""
   # The index is traced, so that one program serves all layers.
   block = jax.tree.map(lambda leaf: leaf[n], blocks)
@@ -78,7 +87,8 @@ def inputs(
     sigma: Noise level of each row, 0..1.
     text: Text embeddings.
   """
-  clip = _embed(model, latents[:, None], sigma, text)
+  positions = window.all_together(latents.shape[1])
+  clip = embed(model, latents[:, None], sigma, text, positions)
   for n in range(model.config.num_layers):
     clip, attended = _block(model.blocks, jnp.int32(n), clip)
     yield attended[:, 0]
