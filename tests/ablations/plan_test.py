@@ -53,7 +53,7 @@ def test_every_setting_is_a_config_that_can_be_trained(
 
 
 # The cheap part of what the record says: nothing is trained for it.
-_STARTS = ("base", "calibrated start", "dense", "d_c=64")
+_STARTS = ("base", "calibrated start", "dense", "d_c=8")
 
 
 @pytest.mark.parametrize("name", _STARTS)
@@ -61,8 +61,6 @@ def test_recorded_ranks_at_the_start_come_out_again(name: str, budget) -> None:
   lines = [
     x for x in record.read(_RECORD) if (x["setting"], x["seed"]) == (name, 0)
   ]
-  if not lines:
-    pytest.skip(f"docs/ablations.jsonl has no row {name!r} yet")
   setting = plan.SETTINGS[name]
   assert lines[-1]["recipe"]["start"] == setting.start
   _, settings = budget.training(setting)
