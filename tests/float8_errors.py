@@ -118,7 +118,10 @@ def _layer_errors(
   noise = jax.random.normal(jax.random.key(7), clean.shape)
   sigma = jnp.full((len(clean),), SIGMA)
   noisy = flow.add_noise(clean, noise, sigma[:, None])
-  clip = calibration._embed(case.model, noisy[:, None], sigma, case.text)
+  positions = window_lib.all_together(noisy.shape[1])
+  clip = calibration.embed(
+    case.model, noisy[:, None], sigma, case.text, positions
+  )
   for n in range(case.model.config.num_layers):
     after, _ = calibration._block(case.model.blocks, jnp.int32(n), clip)
     found, _ = calibration._block(other.blocks, jnp.int32(n), clip)
