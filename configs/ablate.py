@@ -2,10 +2,12 @@
 
   python -m videomla_jax.ablate --config=configs/ablate.py
 
-22 settings and 14 ways to roll out, three seeds each, and four settings on real
-films if `--config.films="a.mp4; b.mp4"` names some. Arguments: `steps=N` and
-`batch=N` of training (all rows have them), `seeds=N`, `minutes=N` after which
-no further row is started, `runlocal` (seconds, for tests).
+22 settings of stage 1, 8 students that go through all three stages and 14 ways
+to roll out, three seeds each; and four settings on real films if
+`--config.films="a.mp4; b.mp4"` names some. Arguments, which all rows have in
+common: `steps=N` of stages 1 and 2 (stage 3 makes a quarter of them),
+`batch=N`, `seeds=N`, `minutes=N` after which no further row is started,
+`runlocal` (seconds, for tests).
 """
 
 import importlib
@@ -34,16 +36,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.rows = ""  # a regular expression; empty takes all rows
   config.seeds = arg["seeds"]  # of every row, from 0
+  steps = dict.fromkeys(("teacher_forcing", "consistency"), arg["steps"])
+  # A step of it is six updates, each with a rollout.
+  steps["dmd"] = max(1, arg["steps"] // 4)
   config.stages = {
-    "teacher_forcing": STAGES["teacher_forcing"].get_config(
-      f"small,init=,videos=0,steps={arg['steps']}"
-    )
+    name: STAGES[name].get_config(f"small,init=,videos=0,steps={number}")
+    for name, number in steps.items()
   }
   for stage in config.stages.values():
     stage.data.batch_size = arg["batch"]  # clips of an update
-    stage.optim.warmup_steps = min(50, arg["steps"] // 4)
+    stage.optim.warmup_steps = min(50, stage.optim.steps // 4)
     # One program serves all steps; nothing here continues a picture.
-    stage.diffusion.first_frame_every = 0
+    if "first_frame_every" in stage.diffusion:
+      stage.diffusion.first_frame_every = 0
   config.dense = "shipped:small_bidirectional"  # is converted
   config.latent = "shipped:small_latent"  # of stage 1, is rolled out
   config.student = "shipped:small_student"  # of stage 3, is rolled out
@@ -60,6 +65,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     for stage in config.stages.values():
       common.run_locally(stage)
       stage.log.ranks_every = common.unused(int)
+      if "rollout" in stage:
+        stage.rollout.num_frames = stage.data.num_frames
     config.seeds, config.dispatch, config.held_out = 2, 3, 1
     config.together, config.videos_per_prompt = 2, 0
   return config

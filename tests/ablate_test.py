@@ -1,9 +1,12 @@
 """Tests of `ablate`: what is run, what goes on, and what is refused."""
 
+import itertools
 import json
 import pathlib
 from typing import Any
 
+from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from videomla_jax.ablations import trainer as trainer_lib
 from videomla_jax.data import locks
 from videomla_jax.generation import mp4
 from videomla_jax.measuring import record
+from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.storage import atomic
 
 _ROWS = "^(base|rank 4 forced|rank 8 forced|d_c=4|dense)$"
@@ -28,11 +32,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
   """Replaces training, which has tests of its own; nothing is compiled."""
   made: list[tuple[str, list[int]]] = []
 
-  def train(self, models, seeds, ranks, *, name, films=None):
+  def train(self, networks, seeds, ranks, *, name, films=None):
     assert (films is not None) == name.startswith("films")
     made.append((name, [*map(int, seeds)]))
     rng = np.random.default_rng(seeds[0])
-    return [trainer_lib.Trained(m, rng.random(), 0) for m in models]
+    return [trainer_lib.Trained(n["model"], rng.random(), 1) for n in networks]
 
   monkeypatch.setattr(trainer_lib.Trainer, "__call__", train)
   monkeypatch.setattr(
@@ -206,6 +210,45 @@ def test_mistakes_are_one_sentence(config, calls, key, value, words) -> None:
   assert not calls
 
 
+def test_a_student_goes_through_all_stages(config, calls, monkeypatch) -> None:
+  config.rows, config.seeds = "^(dense|d_c=4), student$", 1
+  train, seen = trainer_lib.Trainer.__call__, []
+
+  def look(self, networks, *rest, **how):
+    done = train(self, networks, *rest, **how)
+    # What a stage hands on is no longer what it was given.
+    marked = [nnx.clone(one.model) for one in done]
+    seen.append((self.stage.title, networks[0], marked[0]))
+    return [one._replace(model=m) for one, m in zip(done, marked, strict=True)]
+
+  monkeypatch.setattr(trainer_lib.Trainer, "__call__", look)
+  lines = {x["setting"]: x for x in ablate.ablate(config)}
+  assert [title for title, *_ in seen] == [
+    *("teacher forcing", "consistency", "distribution matching")
+  ] * 2
+  leaf = lambda model: jax.tree.leaves(model)[0]
+  for _, (_, second, made), (_, third, _) in itertools.batched(seen, 3):
+    assert {*second} == {"model", "teacher"}
+    assert {*third} == {"model", "real", "critic"}
+    assert leaf(third["model"]) is leaf(made)
+    for role in ("real", "critic"):
+      assert third[role].config.kind == "dense"
+  (_, _, first), (_, second, _) = seen[:2]
+  # The teacher is what stage 1 handed on, and the student begins as it.
+  assert leaf(second["teacher"]) is leaf(second["model"]) is leaf(first)
+  line = lines["d_c=4, student"]
+  assert line["skipped"] == 3 and line["rank"] <= 4
+  assert line["later_steps"] == {"consistency": 6, "distribution matching": 6}
+  assert line["recipe"]["distribution matching: rollout.num_frames"] == 6
+  assert line["recipe"]["consistency: model.d_c"] == 4
+  text = "\n".join(page.tables([*lines.values(), *_as(lines, "base, student")]))
+  assert "then 6 of consistency, then 6 of distribution matching" in text
+
+
+def _as(lines: dict[str, Any], name: str) -> list[Any]:
+  return [next(iter(lines.values())) | {"setting": name}]
+
+
 def test_rows_on_films_need_films(config, calls, tmp_path, seed) -> None:
   config.rows, config.seeds = "^films, from scratch$", 1
   with pytest.raises(ValueError, match="matches none of the rows"):
@@ -268,7 +311,7 @@ def test_videos_of_all_ways_to_commit_are_pixels(
   config, tmp_path, seed
 ) -> None:
   model = tiny_project.video("latent", np.random.default_rng(seed))
-  prompts = ablate.runner_lib.prompts_lib.held_out_prompts()[:2]
+  prompts = prompts_lib.held_out_prompts()[:2]
   for row in ("student, commits the last denoising pass", "student, 2 steps"):
     how = ablate.plan.ROLLOUTS[row]
     videos = outcomes.roll_out(

@@ -19,6 +19,7 @@ from typing import Annotated
 
 import ml_collections
 
+from videomla_jax.ablations import budget as budget_lib
 from videomla_jax.ablations import page
 from videomla_jax.ablations import plan
 from videomla_jax.ablations import results as results_lib
@@ -117,12 +118,12 @@ def ablate(config: config_reader.Values) -> list[record.Line]:
     output_folder.check_file(request.judge)
   fields = {
     f.name: getattr(request, f.name)
-    for f in dataclasses.fields(runner_lib.Budget)
+    for f in dataclasses.fields(budget_lib.Budget)
     if f.name != "num_frames"
   }
   frames = round(request.seconds * world.World().fps)
   runner = runner_lib.Runner(
-    budget=runner_lib.Budget(**fields, num_frames=frames),
+    budget=budget_lib.Budget(**fields, num_frames=frames),
     results=results_lib.Results(
       path=pathlib.Path(path), session=record.Session.here()
     ),

@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny_project
 from videomla_jax import ablate
+from videomla_jax.ablations import budget as budget_lib
 from videomla_jax.ablations import outcomes
 from videomla_jax.ablations import plan
 from videomla_jax.ablations import runner
@@ -19,11 +20,13 @@ _RECORD = pathlib.Path(__file__).parents[2] / "docs" / "ablations.jsonl"
 
 
 @pytest.fixture(scope="module")
-def budget() -> runner.Budget:
+def budget() -> budget_lib.Budget:
   asked = config_reader.read(ablate.Ablation, tiny_project.config("ablate"))
-  names = {f.name for f in dataclasses.fields(runner.Budget)} - {"num_frames"}
+  names = {f.name for f in dataclasses.fields(budget_lib.Budget)} - {
+    "num_frames"
+  }
   fields = {name: getattr(asked, name) for name in names}
-  return runner.Budget(**fields, num_frames=60)
+  return budget_lib.Budget(**fields, num_frames=60)
 
 
 def test_studies_compare_rows_that_exist_and_no_row_is_in_none() -> None:
@@ -45,10 +48,10 @@ def test_every_setting_is_a_config_that_can_be_trained(
   name: str, budget
 ) -> None:
   setting = plan.SETTINGS[name]
-  _, settings = budget.training(setting)
-  for key, value in setting.changes.items():
-    group, _, field = key.partition(".")
-    assert getattr(getattr(settings, group), field) == value
+  for _, settings in budget.training(setting):
+    for key, value in setting.changes.items():
+      group, _, field = key.partition(".")
+      assert getattr(getattr(settings, group), field) == value
   assert setting.forced_rank < 16
 
 
@@ -63,7 +66,7 @@ def test_recorded_ranks_at_the_start_come_out_again(name: str, budget) -> None:
   ]
   setting = plan.SETTINGS[name]
   assert lines[-1]["recipe"]["start"] == setting.start
-  _, settings = budget.training(setting)
+  settings = budget.training(setting)[0].settings
   settings = dataclasses.replace(settings, seed=0)
   model = starts.make(setting.start, settings, dense=budget.dense)
   found = outcomes.ranks(model)

@@ -37,7 +37,8 @@ def _model(trainer: trainer_lib.Trainer, seed: int) -> Any:
 def test_a_model_does_not_depend_on_those_beside_it(trainer, seed) -> None:
   seeds, ranks = [seed % 1000, seed % 1000 + 1], [2, 16]
   models = [_model(trainer, s) for s in seeds]
-  found = trainer(models, seeds, ranks, name="test")
+  alone = [{"model": m} for m in models]
+  found = trainer(alone, seeds, ranks, name="test")
   for one, rank in zip(found, ranks, strict=True):
     # A forced rank holds to the end, and 16 is no limit.
     assert (outcomes.ranks(one.model)["rank_most"] <= 2) == (rank == 2)
@@ -45,13 +46,40 @@ def test_a_model_does_not_depend_on_those_beside_it(trainer, seed) -> None:
   # The first model beside another one, in another place. All calls are of one
   # program, since tracing it is what takes time.
   other, again = trainer(
-    [models[1], models[0]], [seeds[1] + 1, seeds[0]], [2, 2], name="test"
+    alone[::-1], [seeds[1] + 1, seeds[0]], [2, 2], name="test"
   )
   np.testing.assert_allclose(again.loss, found[0].loss, rtol=1e-5)
   text = lambda one: one.model.text.table[...]
   tolerances.assert_close(text(again), text(found[0]), "float32_deep")
   # Other seeds see other clips and noise.
   assert len({found[0].loss, found[1].loss, other.loss}) == 3
+
+
+def test_scores_and_students_are_stacked_as_well(monkeypatch, seed) -> None:
+  tiny_project.shrink(monkeypatch)
+  config = tiny_project.config("ablate", "runlocal").stages["dmd"]
+  config.data.update(num_frames=3)
+  config.rollout.num_frames = 3
+  config.optim.update(steps=2, warmup_steps=0, critic_updates=1)
+  stage, settings = table.read(config)
+  trainer = trainer_lib.Trainer(
+    stage=stage, settings=settings, forced=False, dispatch=2
+  )
+  rng = np.random.default_rng(seed)
+  score = tiny_project.video("dense", rng)
+  students = [tiny_project.video("latent", rng) for _ in range(2)]
+  students = [networks.prepare(x, settings) for x in students]
+  found = trainer(
+    [{"model": x, "real": score, "critic": score} for x in students],
+    [0, 1],
+    [0, 0],
+    name="test",
+  )
+  for before, after in zip(students, found, strict=True):
+    assert np.isfinite(after.loss) and after.skipped == 0
+    weights = lambda x: x.dit.blocks.ffn.into.kernel[...]
+    assert not np.array_equal(weights(after.model), weights(before))
+  assert found[0].loss != found[1].loss
 
 
 def test_the_loss_on_held_out_clips_is_the_same_every_time(

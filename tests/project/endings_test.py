@@ -122,8 +122,8 @@ def _ablate(inputs: pathlib.Path, output: pathlib.Path) -> object:
     patch.setattr(
       trainer,
       "_start",
-      lambda models, *_, **how: optim.TrainState(
-        models, models, None, nothing, nothing
+      lambda networks, *_, **how: optim.TrainState(
+        networks["model"], networks["model"], None, nothing, nothing
       ),
     )
     patch.setattr(trainer, "_steps", lambda state, *_, **how: (state, nothing))

@@ -24,6 +24,7 @@ from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import rank_metrics
 from videomla_jax.training import settings as settings_lib
+from videomla_jax.training.stages import stage as stage_lib
 
 Measured = dict[str, float]
 Model = model_lib.VideoModel
@@ -156,12 +157,17 @@ def judged(
   return {n: round(float(values[f"{n}/all"].mean()), 6) for n in MEASURES}
 
 
-def sampler_of_training(settings: settings_lib.Training) -> sampling.Sampler:
-  """Returns the guided Euler steps that models of stage 1 are judged with.
+def sampler_of_training(
+  stage: stage_lib.Stage, settings: settings_lib.Training
+) -> sampling.Sampler:
+  """Returns how models of a stage are judged: a student by its own few steps.
 
   Args:
-    settings: Settings of the stage.
+    stage: The stage that was the last.
+    settings: Its settings.
   """
+  if stage.distilled:
+    return stage.sampler(settings)
   return sampling.euler(10, shift=settings.diffusion.shift, guidance=_GUIDANCE)
 
 

@@ -42,9 +42,13 @@ class Row(NamedTuple):
     line = self.first
     if "training_steps" not in line:
       return "none"
+    later = "".join(
+      f", then {steps:,} of {title}"
+      for title, steps in line.get("later_steps", {}).items()
+    )
     return (
       f"{line['training_steps']:,} steps of {line['batch']} clips of "
-      f"{line['frames']} frames, {line['data']}"
+      f"{line['frames']} frames, {line['data']}{later}"
     )
 
   def values(self, key: str) -> dict[int, float]:

@@ -26,6 +26,7 @@ class Setting:
     forced_rank: Highest rank that the operator of keys and values may have, see
       `forced_rank`; 0 leaves it to the training.
     films: Whether real films take the place of moving digits.
+    stages: Stages of training that it goes through, one after the other.
   """
 
   name: str
@@ -33,6 +34,7 @@ class Setting:
   changes: Changes = dataclasses.field(default_factory=dict)
   forced_rank: int = 0
   films: bool = False
+  stages: tuple[str, ...] = ("teacher_forcing",)
 
   def __post_init__(self) -> None:
     assert self.start in starts.STARTS, self.start
@@ -40,7 +42,12 @@ class Setting:
   @property
   def program(self) -> tuple[Any, ...]:
     """What settings have in common that one compiled program can train."""
-    return (*sorted(self.changes.items()), self.forced_rank > 0, self.films)
+    return (
+      *sorted(self.changes.items()),
+      *self.stages,
+      self.forced_rank > 0,
+      self.films,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,8 @@ _SIZES = (4, 8, 32, 64)  # d_c; the base has 16, the paper's share of the width
 _SPLITS = (4, 16, 24)  # d_rope of heads of 32 channels; the base has 8
 _RANKS = (4, 8)
 _DENSE = {"model.kind": "dense"}
+# The way of the paper: stage 1, and then what makes a student of four steps.
+_STAGES = ("teacher_forcing", "consistency", "dmd")
 
 # In the order in which they are run: settings that share a program, and those
 # that answer most, come first.
@@ -128,6 +137,18 @@ SETTINGS: dict[str, Setting] = {
         (", d_c=4", dict(changes={"model.d_c": 4})),
         (", rank 4 forced", dict(forced_rank=4)),
         (", dense", dict(changes=_DENSE)),
+      )
+    ),
+    *(
+      dataclasses.replace(
+        setting, name=f"{setting.name}, student", stages=_STAGES
+      )
+      for setting in (
+        BASE,
+        Setting(name="dense", start="dense", changes=_DENSE),
+        Setting(name="random start", start="random"),
+        Setting(name="calibrated start", start="calibrated"),
+        *(_latent(f"d_c={n}", model__d_c=n) for n in _SIZES),
       )
     ),
     *(_latent(f"d_rope={n}", model__d_rope=n) for n in _SPLITS),
@@ -208,6 +229,27 @@ STUDIES: tuple[Study, ...] = (
       rows=(f"d_c={n}", f"rank {n} forced"),
     )
     for n in _RANKS
+  ),
+  Study(
+    title="Size of the content latent, through all stages",
+    question="What does d_c cost the student of four steps? The held-out loss "
+    "is that of its stage 1.",
+    rows=("base, student", *(f"d_c={n}, student" for n in _SIZES)),
+  ),
+  Study(
+    title="Initialisation, through all stages",
+    question="Does a student remember what its first stage started from?",
+    rows=(
+      "base, student",
+      "random start, student",
+      "calibrated start, student",
+    ),
+  ),
+  Study(
+    title="Dense against latent, through all stages",
+    question="Is a latent student as good as a dense one? Both begin at one "
+    "bidirectional model, of which the dense one keeps all weights.",
+    rows=("dense, student", "base, student"),
   ),
   Study(
     title="Split of a head",

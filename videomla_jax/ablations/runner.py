@@ -1,20 +1,17 @@
 """Runs what the record of an ablation lacks, row by row."""
 
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
 import itertools
-import json
-import pathlib
 import time
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
+from videomla_jax.ablations import budget as budget_lib
 from videomla_jax.ablations import outcomes
 from videomla_jax.ablations import plan
 from videomla_jax.ablations import real_clips
@@ -25,119 +22,8 @@ from videomla_jax.measuring import record
 from videomla_jax.small_world import judge as judge_lib
 from videomla_jax.small_world import judge_network
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.training import inputs
-from videomla_jax.training import optimiser
-from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import stage as stage_lib
-from videomla_jax.training.stages import table
-
-_STAGE = "teacher_forcing"
-# Groups of a training config that decide what comes out.
-_GROUPS = ("model", "window", "diffusion", "optim")
-_DATA = ("num_frames", "batch_size", "prompt_dropout", "word_dropout")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
-  """What all rows of a command have in common.
-
-  Attributes:
-    stages: Config of each stage of training.
-    dense: Dense bidirectional model that models are converted from.
-    latent: Trained model of stage 1 that is rolled out.
-    student: Trained student that is rolled out.
-    seeds: Seeds of every row, from 0.
-    together: Most models of one program.
-    dispatch: Steps of one call of it.
-    held_out: Held-out batches of a loss.
-    videos_per_prompt: Videos that are judged of each held-out prompt; 0 for
-      none.
-    num_frames: Frames of each of these videos.
-    judge: File of the judge, which is trained if it is missing.
-    films: Files of real films, for the settings that are trained on them.
-  """
-
-  stages: Mapping[str, ml_collections.ConfigDict]
-  dense: str
-  latent: str
-  student: str
-  seeds: int
-  together: int
-  dispatch: int
-  held_out: int
-  videos_per_prompt: int
-  num_frames: int
-  judge: str
-  films: tuple[str, ...]
-
-  def training(
-    self, setting: plan.Setting
-  ) -> tuple[stage_lib.Stage, settings_lib.Training]:
-    """Returns the stage of a setting, and the setting's config.
-
-    Args:
-      setting: The setting.
-
-    Raises:
-      ValueError: If the stage cannot train it.
-    """
-    config = self.stages[_STAGE].copy_and_resolve_references().unlock()
-    for name, value in setting.changes.items():
-      group, _, field = name.partition(".")
-      config[group][field] = value
-    stage, settings = table.read(config)
-    stage.check(settings)
-    optimiser.check(settings.optim)
-    return stage, settings
-
-  def recipe(self, row: plan.Setting | plan.Rollout) -> results_lib.Recipe:
-    """Returns everything that decides about the numbers of a row.
-
-    Args:
-      row: A row.
-    """
-    values: dict[str, Any] = dict(
-      videos_per_prompt=self.videos_per_prompt, num_frames=self.num_frames
-    )
-    if isinstance(row, plan.Rollout):
-      values |= dataclasses.asdict(row) | {"checkpoint": self.checkpoint(row)}
-    else:
-      stage, settings = self.training(row)
-      values |= dict(
-        stage=stage.title,
-        start=row.start,
-        dense=self.dense if row.start != "scratch" else "",
-        forced_rank=row.forced_rank,
-        held_out=self.held_out,
-      )
-      for group in _GROUPS:
-        for name, x in dataclasses.asdict(getattr(settings, group)).items():
-          values[f"{group}.{name}"] = x
-      for name in _DATA:
-        values[f"data.{name}"] = getattr(settings.data, name)
-      if row.films:
-        values["films"] = self.film_names
-    # As a record gives it back.
-    return json.loads(json.dumps(values))
-
-  def checkpoint(self, row: plan.Rollout) -> str:
-    """Returns the model that a row rolls out.
-
-    Args:
-      row: How to roll out.
-    """
-    return {"latent": self.latent, "student": self.student}[row.model]
-
-  @property
-  def film_names(self) -> list[str]:
-    """Names of the films, without their folders."""
-    return [pathlib.Path(path).name for path in self.films]
-
-  @property
-  def prompts(self) -> list[prompts_lib.Prompt]:
-    """Prompts of all videos; training showed none of them."""
-    return [*prompts_lib.held_out_prompts()] * self.videos_per_prompt
 
 
 class Piece(NamedTuple):
@@ -172,7 +58,7 @@ class Runner:
     rows: The rows that are wanted.
   """
 
-  budget: Budget
+  budget: budget_lib.Budget
   results: results_lib.Results
   rows: tuple[plan.Setting | plan.Rollout, ...]
 
@@ -262,63 +148,98 @@ class Runner:
   def _trained(self, piece: Piece) -> list[dict[str, Any]]:
     """Trains the models of a piece, and measures each."""
     rows = [row for row in piece.rows if isinstance(row, plan.Setting)]
-    stage, settings = self.budget.training(rows[0])
-    trainer = trainer_lib.Trainer(
-      stage=stage,
-      settings=settings,
-      forced=rows[0].forced_rank > 0,
-      dispatch=self.budget.dispatch,
-    )
+    stages = self.budget.training(rows[0])
     films = None
     if rows[0].films:
-      frames = settings.data.num_frames
+      frames = stages[0].settings.data.num_frames
       films = real_clips.read(self.budget.films, num_frames=frames)
     models = [
-      starts.make(
-        row.start,
-        dataclasses.replace(settings, seed=seed),
-        dense=self.budget.dense,
-      )
+      self._start(row, seed)
       for row, seed in zip(rows, piece.seeds, strict=True)
     ]
-    before = [*map(outcomes.ranks, models)]
-    done = trainer(
-      models,
-      piece.seeds,
-      [row.forced_rank for row in rows],
-      name=", ".join(piece.names),
-      films=films,
-    )
-    lines = []
-    for row, seed, old, new in zip(
-      rows, piece.seeds, before, done, strict=True
-    ):
-      about = self._about(row, settings, new.model, films)
-      about |= {f"{k}_at_start": old[k] for k in ("rank", "rank_entropy")}
-      about |= outcomes.ranks(new.model)
-      about |= dict(training_loss=round(new.loss, 6), skipped=new.skipped)
-      loss = outcomes.held_out_loss(
-        new.model, films, trainer=trainer, batches=self.budget.held_out
+    lines = [
+      {f"{k}_at_start": old[k] for k in ("rank", "rank_entropy")}
+      for old in map(outcomes.ranks, models)
+    ]
+    for number, stage in enumerate(stages):
+      trainer = trainer_lib.Trainer(
+        stage=stage.stage,
+        settings=stage.settings,
+        forced=rows[0].forced_rank > 0,
+        dispatch=self.budget.dispatch,
       )
-      about["loss"] = round(float(loss), 6)
+      done = trainer(
+        [self._networks(stage, model) for model in models],
+        piece.seeds,
+        [row.forced_rank for row in rows],
+        name=", ".join(piece.names)
+        + (f": {stage.stage.title}" if len(stages) > 1 else ""),
+        films=films,
+      )
+      models = [one.model for one in done]
+      for line, one in zip(lines, done, strict=True):
+        line["skipped"] = line.get("skipped", 0) + one.skipped
+        if number == 0:  # Losses of two stages are of two tasks.
+          line["training_loss"] = round(one.loss, 6)
+          line["loss"] = self._held_out(trainer, one.model, films)
+    for row, seed, line, model in zip(
+      rows, piece.seeds, lines, models, strict=True
+    ):
+      line |= self._about(row, stages, model, films)
+      line |= outcomes.ranks(model)
       if films is None:  # The judge knows digits alone.
-        sampler = outcomes.sampler_of_training(settings)
-        about |= self._judged(
-          new.model, seed, sampler=sampler, window=settings.window
+        line |= self._judged(
+          model,
+          seed,
+          sampler=outcomes.sampler_of_training(*stages[-1]),
+          window=stages[-1].settings.window,
         )
-      lines.append(about)
     return lines
+
+  def _start(self, row: plan.Setting, seed: int) -> model_lib.VideoModel:
+    """Returns what the first stage of a row begins with."""
+    settings = self.budget.training(row)[0].settings
+    settings = dataclasses.replace(settings, seed=seed)
+    return starts.make(row.start, settings, dense=self.budget.dense)
+
+  def _networks(
+    self, stage: budget_lib.Stage, model: model_lib.VideoModel
+  ) -> stage_lib.Networks:
+    """Returns the networks of a stage, which goes on with a model."""
+    networks: stage_lib.Networks = {
+      role: self._score if role in stage.stage.scores else model
+      for role in stage.stage.starts_from
+    }
+    return networks | {"model": starts.prepared(model, stage.settings)}
+
+  @functools.cached_property
+  def _score(self) -> model_lib.VideoModel:
+    """The bidirectional model that scores what a student makes."""
+    return starts.scanned(model_lib.load(self.budget.dense))
+
+  def _held_out(
+    self,
+    trainer: trainer_lib.Trainer,
+    model: model_lib.VideoModel,
+    films: real_clips.Films | None,
+  ) -> float:
+    """Returns the loss on clips that training did not show."""
+    loss = outcomes.held_out_loss(
+      model, films, trainer=trainer, batches=self.budget.held_out
+    )
+    return round(float(loss), 6)
 
   def _about(
     self,
     row: plan.Setting,
-    settings: settings_lib.Training,
+    stages: Sequence[budget_lib.Stage],
     model: model_lib.VideoModel,
     films: real_clips.Films | None,
   ) -> dict[str, Any]:
     """Says in words what a row of the table must say."""
-    network = inputs.dit(model).config
+    network, settings = inputs.dit(model).config, stages[0].settings
     latent = network.attention.kind == "latent"
+    later = {x.stage.title: x.settings.optim.steps for x in stages[1:]}
     return dict(
       start=starts.described(row.start, self.budget.dense),
       attention=network.attention.kind,
@@ -329,6 +250,7 @@ class Runner:
       parameters=sum(x.size for x in jax.tree.leaves(model)),
       cached_scalars=network.attention.cached_scalars,
       training_steps=settings.optim.steps,
+      **(dict(later_steps=later) if later else {}),
       batch=settings.data.batch_size,
       frames=settings.data.num_frames,
       data="moving digits" if films is None else self._described(films),

@@ -125,9 +125,34 @@ def make(
   Raises:
     ValueError: If the dense model is missing or another one.
   """
-  model = networks.prepare(STARTS[start](settings, dense), settings)
-  assert isinstance(model, model_lib.VideoModel)  # as the start is
-  # One block serves all layers: there are many programs, each runs for minutes,
-  # and unrolled ones take twice as long to compile.
+  return prepared(STARTS[start](settings, dense), settings)
+
+
+def prepared(
+  model: model_lib.VideoModel, settings: settings_lib.Training
+) -> model_lib.VideoModel:
+  """Returns a model as a stage trains it, with its window and schedule.
+
+  Args:
+    model: The model.
+    settings: Settings of the stage.
+
+  Raises:
+    ValueError: If the model is not of the kind that the settings ask for.
+  """
+  prepared = networks.prepare(model, settings)
+  assert isinstance(prepared, model_lib.VideoModel)  # as the model is
+  return scanned(prepared)
+
+
+def scanned(model: model_lib.VideoModel) -> model_lib.VideoModel:
+  """Lets one block serve all layers, and returns the model.
+
+  There are many programs, each runs for minutes, and unrolled ones take twice
+  as long to compile.
+
+  Args:
+    model: A model that nobody else has.
+  """
   model.dit.config = dataclasses.replace(model.dit.config, scan_blocks=True)
   return model

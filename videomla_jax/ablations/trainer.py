@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int, Key, PyTree
+from jaxtyping import Array, Float32, Int, Int32, Key, PyTree
 import numpy as np
 
 from videomla_jax.ablations import forced_rank
@@ -64,7 +64,7 @@ class Trainer:
 
   def __call__(
     self,
-    models: Sequence[Model],
+    networks: Sequence[stage_lib.Networks],
     seeds: Sequence[int],
     ranks: Sequence[int],
     *,
@@ -74,7 +74,7 @@ class Trainer:
     """Trains models side by side, each from its own start.
 
     Args:
-      models: Models of equal shapes.
+      networks: The networks of each model by role, of equal shapes.
       seeds: Seed of the clips and the noise of each model.
       ranks: Highest rank of each model; not read if none is forced.
       name: What the progress bar says.
@@ -83,38 +83,41 @@ class Trainer:
     steps = self.settings.optim.steps
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     limits = jnp.asarray(ranks, jnp.int32)
-    state = _start(stacked(models), limits, trainer=self)
-    losses = np.zeros(len(models))
+    together = stacked(networks)
+    state = _start(together, limits, trainer=self)
+    frozen = self.stage.frozen(together)
+    losses = np.zeros(len(networks))
     with progress_bar.Progress(steps, name) as progress:
       for first in range(0, steps, self.dispatch):
         count = min(self.dispatch, steps - first)
         state, found = _steps(
-          state, keys, limits, films, trainer=self, count=count
+          state, keys, limits, frozen, films, trainer=self, count=count
         )
         losses = np.asarray(found)
         progress.update(count, loss=float(losses.mean()))
-    average = _finished(state.ema, limits, trainer=self)
-    skipped = np.asarray(state.skipped)
+    average, skipped = _finished(state, limits, trainer=self)
     return [
       Trained(model, float(loss), int(n))
       for model, loss, n in zip(
-        unstacked(average), losses, skipped, strict=True
+        unstacked(average), losses, np.asarray(skipped), strict=True
       )
     ]
 
   def step(
     self,
-    state: optim.TrainState,
+    state: stage_lib.State,
     key: Key[Array, ""],
     rank: Int[Array, ""],
+    frozen: stage_lib.Networks,
     films: real_clips.Films | None = None,
-  ) -> tuple[optim.TrainState, Float32[Array, ""]]:
+  ) -> tuple[stage_lib.State, Float32[Array, ""]]:
     """Makes one step of one model, on clips of its own.
 
     Args:
       state: The state before the step.
       key: Random key of the model, which never changes.
       rank: Highest rank, if one is forced.
+      frozen: Networks that are only read, by role.
       films: Films to train on; None draws moving digits.
 
     Returns:
@@ -123,10 +126,10 @@ class Trainer:
     key_clips, key_step = jax.random.split(jax.random.fold_in(key, state.step))
     batch = self.batch(key_clips, films)
     state, scalars = self.stage.make_step(self.settings)(
-      state, batch, key_step, frozen={}, program=None
+      state, batch, key_step, frozen=frozen, program=None
     )
-    assert isinstance(state, optim.TrainState)
     if self.forced:
+      assert isinstance(state, optim.TrainState)  # one network is trained
       state = state._replace(model=forced_rank.project(state.model, rank))
     return state, scalars["train/loss"]
 
@@ -137,7 +140,9 @@ class Trainer:
     *,
     split: str = "train",
   ) -> inputs.Batch:
-    """Draws clips and prompts of one step; held-out prompts stay whole.
+    """Draws clips and prompts of a step, or of one held-out loss.
+
+    Held-out prompts stay whole. What a stage does not read is never computed.
 
     Args:
       key: Random key.
@@ -146,12 +151,14 @@ class Trainer:
     """
     data = self.settings.data
     assert isinstance(data, settings_lib.MovingDigits)
-    size, num_frames = data.batch_size, data.num_frames
+    num_frames, training = data.num_frames, split == "train"
+    size = data.batch_size
+    if training:
+      size = self.stage.examples_per_step(self.settings)
     if films is not None:
       return real_clips.batch(
         films, key, size=size, num_frames=num_frames, split=split
       )
-    training = split == "train"
     return traced_world.batch(
       key,
       size=size,
@@ -166,13 +173,13 @@ class Trainer:
     return hash((self.stage.title, repr(self.settings), self.forced))
 
 
-def stacked(models: Sequence[Model]) -> Model:
-  """Joins models of equal shapes along a new first axis.
+def stacked[T](trees: Sequence[T]) -> T:
+  """Joins models, or their networks, of equal shapes along a new first axis.
 
   Args:
-    models: At least one model.
+    trees: At least one.
   """
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def unstacked(models: Model) -> list[Model]:
@@ -187,18 +194,19 @@ def unstacked(models: Model) -> list[Model]:
 
 @functools.partial(jax.jit, static_argnames="trainer")
 def _start(
-  models: Model, ranks: Int[Array, "n"], *, trainer: Trainer
+  networks: stage_lib.Networks, ranks: Int[Array, "n"], *, trainer: Trainer
 ) -> PyTree:
   """Returns the states before the first step."""
 
-  def start(model: Model, rank: Int[Array, ""]) -> optim.TrainState:
+  def start(
+    networks: stage_lib.Networks, rank: Int[Array, ""]
+  ) -> stage_lib.State:
     if trainer.forced:
-      model = forced_rank.project(model, rank)
-    state = trainer.stage.init({"model": model}, trainer.settings)
-    assert isinstance(state, optim.TrainState)  # one network is trained
-    return state
+      model = forced_rank.project(networks["model"], rank)
+      networks = networks | {"model": model}
+    return trainer.stage.init(networks, trainer.settings)
 
-  return jax.vmap(start)(models, ranks)
+  return jax.vmap(start)(networks, ranks)
 
 
 @functools.partial(
@@ -208,6 +216,7 @@ def _steps(
   state: PyTree,
   keys: Key[Array, "n"],
   ranks: Int[Array, "n"],
+  frozen: stage_lib.Networks,
   films: real_clips.Films | None,
   *,
   trainer: Trainer,
@@ -216,8 +225,8 @@ def _steps(
   """Makes some steps of all models; returns states and mean losses."""
 
   def body(state: PyTree, _: None) -> tuple[PyTree, Float32[Array, "n"]]:
-    step = jax.vmap(trainer.step, in_axes=(0, 0, 0, None))
-    return step(state, keys, ranks, films)
+    step = jax.vmap(trainer.step, in_axes=(0, 0, 0, 0, None))
+    return step(state, keys, ranks, frozen, films)
 
   state, losses = jax.lax.scan(body, state, None, length=count)
   return state, losses.mean(0)
@@ -225,9 +234,17 @@ def _steps(
 
 @functools.partial(jax.jit, static_argnames="trainer")
 def _finished(
-  average: Model, ranks: Int[Array, "n"], *, trainer: Trainer
-) -> Model:
-  """Returns the averages; a sum of matrices of rank r has a higher rank."""
-  if not trainer.forced:
-    return average
-  return jax.vmap(forced_rank.project)(average, ranks)
+  state: PyTree, ranks: Int[Array, "n"], *, trainer: Trainer
+) -> tuple[PyTree, Int32[Array, "n"]]:
+  """Returns averages, and the numbers of updates that were left out."""
+
+  def finished(
+    state: stage_lib.State, rank: Int[Array, ""]
+  ) -> tuple[Model, Int32[Array, ""]]:
+    model = state.ema
+    # A sum of matrices of rank r has a higher rank.
+    if trainer.forced:
+      model = forced_rank.project(model, rank)
+    return model, state.skipped
+
+  return jax.vmap(finished)(state, ranks)
