@@ -112,7 +112,7 @@ def _work(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:
   config.windows = ("1+6", "1+12", "21")  # sink and local frames; a clip's
   config.batches = (1, 8)  # videos side by side
   config.cache_dtypes = ("int8",)  # beside bfloat16
-  config.products = ("float8_per_token",)
+  config.products = ("float8_per_token", "float8_constant")
   config.decoders = ("wan", "tiny")
   config.checkpoints = ("shipped:small_student",)
   config.stages = {

@@ -12,6 +12,7 @@ are made of the same noise. Bfloat16 stands beside float8 for comparison.
 from collections.abc import Callable
 from collections.abc import Iterator
 import dataclasses
+import functools
 from typing import NamedTuple
 
 from flax import nnx
@@ -29,6 +30,7 @@ from videomla_jax.models import released
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
+from videomla_jax.ops import quantise
 
 SHIPPED = ("dense", "latent", "student")
 SIGMA = 0.5  # noise level at which layers are compared
@@ -100,8 +102,10 @@ def in_bfloat16(model: wan.WanDiT) -> wan.WanDiT:
 
 VARIANTS: dict[str, Callable[[wan.WanDiT], wan.WanDiT]] = {
   "bfloat16": in_bfloat16,
-  "float8_per_token": lambda m: released.with_products(m, "float8_per_token"),
-  "float8_per_tensor": lambda m: released.with_products(m, "float8_per_tensor"),
+} | {
+  name: functools.partial(released.with_products, products=name)
+  for name in quantise.PRODUCTS
+  if name
 }
 
 

@@ -67,8 +67,8 @@ class Evaluation:
     videos_per_prompt: Videos of each held-out prompt.
     seconds: Length of every video.
     seed: Seed of the noise and of the real clips.
-    products: How all models multiply: "float8_per_token", "float8_per_tensor",
-      or empty for the dtype of each.
+    products: How all models multiply, a name in `quantise.PRODUCTS`; empty is
+      the dtype of each.
     judge: File of the judge, which is trained if it is missing.
     sampler: How videos are denoised.
     output: Where the results go.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from videomla_jax.costs import aot
+from videomla_jax.costs import layer_traffic
 from videomla_jax.costs import memory
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
@@ -81,9 +82,17 @@ def _products(text):
   return float8, [x for x in blocks if x not in float8]
 
 
-@pytest.mark.parametrize("target", ["h100", "b200"])
-def test_cublas_multiplies_float8(target):
-  program = _step(target, "float8_per_token")
+@pytest.mark.parametrize(
+  ("target", "products"),
+  [
+    ("h100", "float8_per_token"),
+    ("b200", "float8_per_token"),
+    ("h100", "float8_constant"),
+    ("b200", "float8_constant"),
+  ],
+)
+def test_cublas_multiplies_float8(target, products):
+  program = _step(target, products)
   float8, others = _products(program.text)
   # Of a latent layer: latents, their queries, the output; query and output of
   # the text; feed-forward. Once in the loop of passes and once in the commit.
@@ -93,6 +102,19 @@ def test_cublas_multiplies_float8(target):
   assert all("latent_attention" in x or "f32[" in x for x in others)
   # Nothing holds a copy of the weights of all layers.
   assert program.temporary_bytes <= 340e6
+
+
+def test_constant_scales_move_less():
+  moved = {
+    products: [
+      layer_traffic.beside_products(loop)
+      for loop in layer_traffic.layer_loops(_step("h100", products).text)
+    ]
+    for products in ("float8_per_token", "float8_constant")
+  }
+  print({name: [f"{x / 1e6:.0f} MB" for x in n] for name, n in moved.items()})
+  # Nothing looks for the largest number, and no scale of it follows.
+  assert max(moved["float8_constant"]) <= 0.7 * max(moved["float8_per_token"])
 
 
 def test_arguments_are_about_half():

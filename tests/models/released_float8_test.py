@@ -21,12 +21,15 @@ def _arrays(model):
   return tree_names.flat_dict(model_folder.model_arrays(model))
 
 
+@pytest.mark.parametrize("products", ["float8_per_token", "float8_constant"])
 @pytest.mark.parametrize("kind", ["latent", "dense"])
-def test_projections_of_blocks_are_float8_and_nothing_else(seed, kind):
+def test_projections_of_blocks_are_float8_and_nothing_else(
+  seed, kind, products
+):
   model = tiny_model.build(kind, np.random.default_rng(seed))
   before = _arrays(model)
-  changed = released.with_products(model, "float8_per_token")
-  assert changed.config.products == "float8_per_token"
+  changed = released.with_products(model, products)
+  assert changed.config.products == products
   assert not model.config.products
   assert _arrays(model).keys() == before.keys()
   after = _arrays(changed)
@@ -42,26 +45,29 @@ def test_projections_of_blocks_are_float8_and_nothing_else(seed, kind):
   assert all(n.startswith("blocks/") for n in gone)
 
 
+@pytest.mark.parametrize("products", ["float8_per_token", "float8_constant"])
 @pytest.mark.parametrize("kind", ["latent", "dense"])
-def test_a_network_made_in_float8_has_what_one_has_that_became_it(kind):
+def test_a_network_made_in_float8_has_what_one_has_that_became_it(
+  kind, products
+):
   config = tiny_model.config(kind)
   became = jax.eval_shape(
-    lambda m: released.with_products(m, "float8_per_token"),
-    tiny_model.abstract(config),
+    lambda m: released.with_products(m, products), tiny_model.abstract(config)
   )
-  config = dataclasses.replace(config, products="float8_per_token")
+  config = dataclasses.replace(config, products=products)
   made = tiny_model.abstract(config)
   described = lambda m: {n: (x.shape, x.dtype) for n, x in _arrays(m).items()}
   assert described(made) == described(became)
 
 
-def test_both_ways_to_round_inputs_read_the_same_weights(seed):
+@pytest.mark.parametrize("products", ["float8_per_tensor", "float8_constant"])
+def test_all_ways_to_round_inputs_read_the_same_weights(seed, products):
   model = tiny_model.build("latent", np.random.default_rng(seed))
   once = released.with_products(model, "float8_per_token")
-  other = released.with_products(once, "float8_per_tensor")
-  assert other.config.products == "float8_per_tensor"
-  assert other.blocks.ffn.into.per_token is False
-  assert once.blocks.ffn.into.per_token is True
+  other = released.with_products(once, products)
+  assert other.config.products == products
+  assert other.blocks.ffn.into.products == products
+  assert once.blocks.ffn.into.products == "float8_per_token"
   for name, x in _arrays(once).items():
     np.testing.assert_array_equal(_arrays(other)[name], x)
   assert released.with_products(model, "") is model
@@ -76,7 +82,11 @@ def test_unknown_products_are_refused():
 
 @pytest.mark.parametrize(
   ("kind", "products"),
-  [("latent", "float8_per_token"), ("dense", "float8_per_tensor")],
+  [
+    ("latent", "float8_per_token"),
+    ("dense", "float8_per_tensor"),
+    ("latent", "float8_constant"),
+  ],
 )
 def test_a_rollout_of_random_weights_is_close(seed, kind, products):
   model, text, keys, sampler = tiny_rollout.setup(seed, kind=kind)
@@ -87,12 +97,13 @@ def test_a_rollout_of_random_weights_is_close(seed, kind, products):
   tolerances.assert_close(found, expected, "float8_products")
 
 
-def test_trained_weights_lose_a_few_per_cent_a_layer():
+@pytest.mark.parametrize("products", ["float8_per_token", "float8_constant"])
+def test_trained_weights_lose_a_few_per_cent_a_layer(products):
   case = float8_errors.shipped("student")
   found = float8_errors.measure(
-    case, num_frames=3, seed=0, variants=("float8_per_token",)
+    case, num_frames=3, seed=0, variants=(products,)
   )
-  errors = found["float8_per_token"]
+  errors = found[products]
   print(errors)
   assert len(errors.layers) == case.model.config.num_layers
   bound = tolerances.TOLERANCES["float8_products"].bound

@@ -9,6 +9,8 @@ from tests import tolerances
 from videomla_jax.ops import device
 from videomla_jax.ops import quantise
 
+TOKEN = "float8_per_token"
+
 DTYPES = sorted(quantise.LARGEST)
 
 
@@ -110,17 +112,20 @@ def test_weights_that_float8_holds_come_back_exactly(seed):
   np.testing.assert_array_equal(np.asarray(found).T, kernel)
 
 
-@pytest.mark.parametrize("per_token", [True, False])
+@pytest.mark.parametrize("products", [*filter(None, quantise.PRODUCTS)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_product_is_that_of_the_rounded_numbers(seed, dtype, per_token):
+def test_a_product_is_that_of_the_rounded_numbers(seed, dtype, products):
   x = jnp.clip(_draw(seed, 2, 3, 5, 64), -30, 30).astype(dtype)
   x = x.at[1, 2, 3].set(0.0)
   kernel = _kernel(seed + 1, 20, 64) / 64
   stored = quantise.quantise_kernel(kernel)
-  found = quantise.product(x, stored, per_token=per_token)
+  found = quantise.product(x, stored, products=products)
   assert (found.shape, found.dtype) == ((2, 3, 5, 20), x.dtype)
-  axes = -1 if per_token else (1, 2, 3)
-  rounded = quantise.quantise(x, dtype="float8_e4m3fn", axis=axes)
+  if products == "float8_constant":
+    rounded = x.astype("float8_e4m3fn")
+  else:
+    axes = -1 if products == TOKEN else (1, 2, 3)
+    rounded = quantise.quantise(x, dtype="float8_e4m3fn", axis=axes)
   expected = np.einsum(
     "...i,oi->...o",
     np.asarray(quantise.dequantise(rounded, jnp.float32), np.float64),
@@ -131,16 +136,34 @@ def test_a_product_is_that_of_the_rounded_numbers(seed, dtype, per_token):
   assert not np.asarray(found[1, 2, 3]).any()
 
 
+def test_inputs_beyond_a_constant_range_are_its_end(seed):
+  x = _draw(seed, 4, 64).at[1, 3].set(1e4).at[2, 5].set(-jnp.inf)
+  kernel = quantise.quantise_kernel(_kernel(seed, 20, 64))
+  found = quantise.product(x, kernel, products="float8_constant")
+  ends = x.at[1, 3].set(448.0).at[2, 5].set(-448.0)
+  np.testing.assert_array_equal(
+    found, quantise.product(ends, kernel, products="float8_constant")
+  )
+  # What is not a number stays none, so that it is found.
+  broken = quantise.product(
+    x.at[0, 0].set(jnp.nan), kernel, products="float8_constant"
+  )
+  assert np.isnan(broken[0]).all() and np.isfinite(broken[1:]).all()
+
+
 def test_tokens_do_not_know_of_each_other_nor_rows(seed):
   x = _draw(seed, 2, 6, 64)
   kernel = quantise.quantise_kernel(_kernel(seed, 20, 64))
-  whole = quantise.product(x, kernel)
+  whole = quantise.product(x, kernel, products=TOKEN)
   np.testing.assert_array_equal(
-    quantise.product(x.at[:, 3].set(1e4), kernel)[:, 4:], whole[:, 4:]
+    quantise.product(x.at[:, 3].set(1e4), kernel, products=TOKEN)[:, 4:],
+    whole[:, 4:],
   )
-  whole = quantise.product(x, kernel, per_token=False)
+  whole = quantise.product(x, kernel, products="float8_per_tensor")
   larger = 3 * jnp.abs(x).max()  # decides the scale of its row, whatever x is
-  changed = quantise.product(x.at[0, 3].set(larger), kernel, per_token=False)
+  changed = quantise.product(
+    x.at[0, 3].set(larger), kernel, products="float8_per_tensor"
+  )
   np.testing.assert_array_equal(changed[1], whole[1])
   assert (changed[0, 4:] != whole[0, 4:]).any()
 
@@ -164,7 +187,9 @@ def test_float8_is_multiplied_where_there_are_units_for_it(
   kernel = quantise.quantise_kernel(jnp.ones((32, 16)))
   x = jnp.ones((4, 32), jnp.bfloat16)
   # A trace is kept by its function, and this one must be new.
-  jaxpr = jax.make_jaxpr(lambda x: quantise.product(x, kernel))(x)
+  jaxpr = jax.make_jaxpr(lambda x: quantise.product(x, kernel, products=TOKEN))(
+    x
+  )
   (dot,) = (e for e in jaxpr.eqns if e.primitive.name == "dot_general")
   wanted = jnp.float8_e4m3fn if float8 else jnp.bfloat16
   assert [v.aval.dtype for v in dot.invars] == [wanted, wanted]

@@ -50,7 +50,7 @@ class Networks:
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     spare_memory: Whether a released network and its VAE take less memory and
       more time, see `WanConfig` and `VaeConfig`.
-    products: "float8_per_token" or "float8_per_tensor" hold the network's
+    products: A name in `quantise.PRODUCTS`; those of float8 hold the network's
       blocks in float8 and multiply in it; empty is as the model is stored.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
     vae_dtype: Number format in which the VAE and the tiny decoder compute.

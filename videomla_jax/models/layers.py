@@ -51,21 +51,21 @@ class Float8Linear(nnx.Module):
     scale: Scale of each output channel, float32 `[*layers, O, 1]`.
     bias: Bias `[*layers, O]`, or None.
     dtype: Dtype of inputs and outputs.
-    per_token: Whether each token of the input has a scale of its own.
+    products: How inputs are rounded, a name in `quantise.PRODUCTS`.
   """
 
-  def __init__(self, linear: nnx.Linear, *, per_token: bool) -> None:
+  def __init__(self, linear: nnx.Linear, *, products: str) -> None:
     """Rounds the weights of a projection.
 
     Args:
       linear: The projection, perhaps of all layers.
-      per_token: Whether each token of the input has a scale of its own.
+      products: How inputs are rounded, a name in `quantise.PRODUCTS`.
     """
     stored = _quantise_kernel(linear.kernel[...])
     self.weight = nnx.Param(stored.values)
     self.scale = nnx.Param(stored.scale)
     self.bias = linear.bias
-    self.dtype, self.per_token = linear.dtype, per_token
+    self.dtype, self.products = linear.dtype, products
 
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """Projects the last axis of an array."""
@@ -98,7 +98,7 @@ def product(
   """
   if isinstance(kernel, quantise.Quantised):
     assert isinstance(linear, Float8Linear)
-    return quantise.product(x, kernel, per_token=linear.per_token)
+    return quantise.product(x, kernel, products=linear.products)
   return x @ kernel.astype(x.dtype)
 
 
@@ -131,13 +131,12 @@ def use_float8(
       float8 already only change how their inputs are rounded.
     but: Names of projections that stay as they are.
   """
-  per_token = products == "float8_per_token"
   for _, parent in [*nnx.iter_modules(module)]:
     for name, child in [*vars(parent).items()]:
       if isinstance(child, Float8Linear):
-        child.per_token = per_token
+        child.products = products
       elif isinstance(child, nnx.Linear) and name not in but:
-        setattr(parent, name, Float8Linear(child, per_token=per_token))
+        setattr(parent, name, Float8Linear(child, products=products))
 
 
 class RMSNorm(nnx.Module):

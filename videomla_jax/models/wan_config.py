@@ -29,10 +29,11 @@ class WanConfig(plain_config.PlainConfig):
     learned_grid: Token rows and columns of a learned position embedding; None
       (Wan) leaves position to RoPE and fits every frame size.
     dtype: Dtype of the matrix products; master weights are float32.
-    products: A name in `quantise.PRODUCTS`: "float8_per_token" and
-      "float8_per_tensor" hold the projections of all blocks in float8_e4m3fn
-      and multiply in it, with inputs that have a scale per token, or one for
-      all tokens of a chunk. Not for training.
+    products: A name in `quantise.PRODUCTS`: "float8_per_token",
+      "float8_per_tensor" and "float8_constant" hold the projections of all
+      blocks in float8_e4m3fn and multiply in it, with inputs that have a scale
+      per token, one for all tokens of a chunk, or a constant one. Not for
+      training.
     remat: Whether each block is computed again in the backward pass.
     scan_blocks: Whether one compiled block serves all layers; False unrolls
       them, which compiles longer and runs faster on a CPU.

@@ -9,6 +9,11 @@ In a product y = x W both factors are float8_e4m3fn. Tokens t have scales sₜ,
 and output channels o have scales wₒ, so that both leave the sum:
 
   yₜₒ = sₜ wₒ Σᵢ (xₜᵢ / sₜ) (Wᵢₒ / wₒ)
+
+The constant sₜ = 1 will do as well: numbers of this format have an exponent, so
+a scale moves the range in which they keep three bits and changes nothing inside
+of it. Inputs from 2⁻⁶ to 448 are then rounded as they are, without a pass that
+looks for the largest one; smaller ones lose bits, and larger ones become 448.
 """
 
 from typing import NamedTuple
@@ -27,7 +32,7 @@ SCALE_BYTES = jnp.dtype(SCALE_DTYPE).itemsize
 FLOAT8 = "float8_e4m3fn"
 # What the inputs of a product share a scale with. Without a name, products have
 # the dtype of the network.
-PRODUCTS = ("", "float8_per_token", "float8_per_tensor")
+PRODUCTS = ("", "float8_per_token", "float8_per_tensor", "float8_constant")
 # CUDA compute capability of the first matrix units that take eight bits.
 FLOAT8_CAPABILITY = 8.9
 
@@ -147,7 +152,7 @@ def has_float8_units(where: device.Device) -> bool:
 
 
 def product(
-  x: Float[Array, "*B I"], kernel: Quantised, *, per_token: bool = True
+  x: Float[Array, "*B I"], kernel: Quantised, *, products: str
 ) -> Float[Array, "*B O"]:
   """Multiplies by a stored kernel; inputs are rounded to float8 as they come.
 
@@ -158,11 +163,10 @@ def product(
   Args:
     x: Inputs; the first axis counts rows that do not know of each other.
     kernel: What `quantise_kernel` returned, of one layer.
-    per_token: Whether each token has a scale of its own; otherwise all tokens
-      of a row share one.
+    products: Whether each token has a scale of its own, all tokens of a row
+      share one, or it is constant: a name in `PRODUCTS`.
   """
-  axes = -1 if per_token or x.ndim < 2 else tuple(range(1, x.ndim))
-  stored = quantise(x, dtype=FLOAT8, axis=axes)
+  stored = _rounded_inputs(x, products)
   left, right = stored.values, kernel.values
   if not has_float8_units(device.current()):
     left, right = left.astype(x.dtype), right.astype(x.dtype)
@@ -178,3 +182,15 @@ def product(
   return (y * stored.scale.astype(jnp.float32) * kernel.scale[:, 0]).astype(
     x.dtype
   )
+
+
+def _rounded_inputs(x: Float[Array, "*B I"], products: str) -> Quantised:
+  """Rounds the inputs of a product."""
+  if products == "float8_constant":
+    largest = LARGEST[FLOAT8]
+    # Beyond its range the format has nothing but NaN.
+    values = jnp.clip(x, -largest, largest).astype(FLOAT8)
+    return Quantised(values, jnp.ones((1,) * x.ndim, SCALE_DTYPE))
+  per_token = products == "float8_per_token" or x.ndim < 2
+  axes = -1 if per_token else tuple(range(1, x.ndim))
+  return quantise(x, dtype=FLOAT8, axis=axes)
