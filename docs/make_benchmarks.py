@@ -5,11 +5,12 @@
 Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
 docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 `suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels`,
-docs/measures.jsonl of `evaluate` and docs/ablations.jsonl of `ablate`. Writes
+docs/measures.jsonl and docs/small_world.json of `evaluate`, and
+docs/ablations.jsonl of `ablate`. Writes
 docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
 docs/models.md, docs/throughput.md, and parts of docs/kernels.md,
-docs/evaluation.md and README.md between two markers. A test does the same and
-compares, so that no number is typed.
+docs/evaluation.md, docs/small_world.md and README.md between two markers. A
+test does the same and compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from pages import ablations
 from pages import evidence
 from pages import kernels
 from pages import models
+from pages import small_world
 from pages import spreads
 from pages import throughput
 
@@ -370,6 +372,8 @@ def documents() -> dict[pathlib.Path, str]:
   measured = rates.Measured.read(ROOT / "docs")
   evaluation = ROOT / "docs" / "evaluation.md"
   quality = record.read(ROOT / "docs" / "measures.jsonl")
+  world_page = ROOT / "docs" / "small_world.md"
+  world = small_world.read(ROOT)
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
@@ -385,7 +389,18 @@ def documents() -> dict[pathlib.Path, str]:
       start=kernels.START,
       end=kernels.END,
     ),
-    readme: between(readme.read_text("utf-8"), summary(records[0])),
+    readme: between(
+      between(readme.read_text("utf-8"), summary(records[0])),
+      small_world.quality(world),
+      start=small_world.START,
+      end=small_world.END,
+    ),
+    world_page: between(
+      world_page.read_text("utf-8"),
+      small_world.whole(world),
+      start=small_world.START,
+      end=small_world.END,
+    ),
     evaluation: between(
       between(evaluation.read_text("utf-8"), measures_section(quality)),
       spreads.beyond(quality),

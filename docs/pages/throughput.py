@@ -102,6 +102,12 @@ A second start compiles nothing, since compiled programs are kept.
 """
 
 
+_PRODUCTS = {
+  "float8_per_token": "float8 products",
+  "float8_constant": "float8 products with constant scales",
+}
+
+
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   lines = [titles, ["---"] * len(titles), *rows]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -111,7 +117,9 @@ def _case(line: record.Line) -> str:
   words = [line["attention"], f"window {line['window']}"]
   words += [f"{line['batch']} videos"] if line["batch"] > 1 else []
   words += [f"{line['cache']} cache"] if line["cache"] != "bfloat16" else []
-  words += ["float8 products"] if line["products"] != "bfloat16" else []
+  words += (
+    [_PRODUCTS[line["products"]]] if line["products"] != "bfloat16" else []
+  )
   return ", ".join(words)
 
 
