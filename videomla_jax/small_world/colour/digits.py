@@ -99,7 +99,7 @@ def enlarge(
 
 
 def _inked(
-  latent: Float[np.ndarray, "n 8 8"], up: list[Float[np.ndarray, "samples 8"]]
+  latent: Float[np.ndarray, "n 8 8"], up: list[Float[np.ndarray, "_ 8"]]
 ) -> Float[np.ndarray, "n rows columns"]:
   """Interpolates, then makes ink of what exceeds a half, by a soft step."""
   smooth = up[0] @ latent @ up[1].T

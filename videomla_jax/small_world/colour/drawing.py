@@ -13,8 +13,8 @@ bit on every device, compiled or not.
 """
 
 import jax
-from jaxtyping import Array, Bool, Float32, Int, Int32, UInt8
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int, Int32, UInt8
 
 from videomla_jax.small_world.colour import motion
 from videomla_jax.small_world.colour import palette

@@ -13,8 +13,8 @@ and whose speed across is v is behind a wall of width w for
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Int, Int32
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Int32
 
 from videomla_jax.small_world import bounce
 
@@ -101,9 +101,7 @@ def wall_widths(
   least = jnp.where(middle, FEWEST_HIDDEN, FEWEST_HIDDEN // 2) * speed
   most = jnp.where(middle, MOST_HIDDEN - 1, (MOST_HIDDEN - 1) // 2) * speed
   widest = width.max()
-  room = jnp.where(
-    middle, _EDGE - 2 * (widest + _GAP), _EDGE - widest - _ROOM
-  )
+  room = jnp.where(middle, _EDGE - 2 * (widest + _GAP), _EDGE - widest - _ROOM)
   low, high = (width + least).max(), jnp.minimum((width + most).min(), room)
   return -(-low // UNIT), high // UNIT
 

@@ -7,8 +7,8 @@ import functools
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Int, Int32, Key
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Int32, Key
 import numpy as np
 
 from videomla_jax.small_world.colour import digits
@@ -232,7 +232,9 @@ def _draw_starts(
   turn, places = jax.random.split(key)
   # Three in four start on the side from which they move towards the wall.
   away = jax.random.randint(turn, to_right.shape, 0, 4) == 0
-  on_right = jnp.where(kind == motion.MIDDLE, to_right == away, kind == motion.LEFT)
+  on_right = jnp.where(
+    kind == motion.MIDDLE, to_right == away, kind == motion.LEFT
+  )
   low, high = motion.open_space(half, wall, on_right=on_right)
   starts = jax.random.randint(places, (_TRIES, *low.shape), low, high + 1)
   # Two digits fit one above the other, which is the last resort.

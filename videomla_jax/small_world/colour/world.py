@@ -11,8 +11,8 @@ import functools
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Float32, Int, Int32, Key, UInt8
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int, Int32, Key, UInt8
 
 from videomla_jax.small_world.colour import digits
 from videomla_jax.small_world.colour import drawing
@@ -74,7 +74,12 @@ class Clips(NamedTuple):
 
 
 def sample(
-  key: Key[Array, ""], *, size: int, num_frames: int, split: str = "train"
+  key: Key[Array, ""],
+  *,
+  size: int,
+  num_frames: int,
+  split: str = "train",
+  first: int | Int[Array, ""] = 0,
 ) -> Clips:
   """Draws clips of random prompts.
 
@@ -87,14 +92,17 @@ def sample(
     num_frames: Frames of a clip, at least 1.
     split: "train" or "test": training handwriting and pairs of digit and
       colour, or held-out ones.
+    first: Number of the first clip; the others follow it.
 
   Raises:
     ValueError: If there is no such split or there are no frames.
   """
   of_choices, of_scenes = jax.random.split(key)
   draw = functools.partial(scenes.draw_choices, split=split)
-  choices = jax.vmap(draw)(_keys(of_choices, size))
-  return film(of_scenes, choices, num_frames=num_frames, split=split)
+  choices = jax.vmap(draw)(_keys(of_choices, size, first))
+  return film(
+    of_scenes, choices, num_frames=num_frames, split=split, first=first
+  )
 
 
 def film(
@@ -103,6 +111,7 @@ def film(
   *,
   num_frames: int,
   split: str,
+  first: int | Int[Array, ""] = 0,
 ) -> Clips:
   """Draws a clip of each prompt.
 
@@ -111,6 +120,7 @@ def film(
     choices: Number of the word in each place, see `words.choices_of`.
     num_frames: Frames of a clip, at least 1.
     split: Whose handwriting, "train" or "test".
+    first: Number of the first clip; the others follow it.
 
   Raises:
     ValueError: If there is no such split or there are no frames.
@@ -120,7 +130,7 @@ def film(
       f"num_frames={num_frames} must be positive; use 1 or more."
     )
   one = functools.partial(_film, num_frames=num_frames, split=split)
-  video, truth = jax.vmap(one)(_keys(key, len(choices)), choices)
+  video, truth = jax.vmap(one)(_keys(key, len(choices), first), choices)
   return Clips(video, choices.astype(jnp.int32), truth)
 
 
@@ -156,9 +166,12 @@ def batch(
   return {"video": clips.video, "tokens": tokens.astype(jnp.int32)}
 
 
-def _keys(key: Key[Array, ""], number: int) -> Key[Array, "n"]:
-  """Returns keys of which the first do not depend on the number."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(number))
+def _keys(
+  key: Key[Array, ""], number: int, first: int | Int[Array, ""]
+) -> Key[Array, "n"]:
+  """Returns keys of numbered clips."""
+  numbers = first + jnp.arange(number)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def _film(
