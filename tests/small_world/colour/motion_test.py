@@ -74,17 +74,27 @@ def test_hidden_is_a_box_behind_the_wall(seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_two_digits_have_a_wall(kind):
-  """The extremes of size at both speeds leave at least one width."""
-  widths = jax.jit(motion.wall_widths)
-  for one in (SLIMMEST, 100, WIDEST):
-    for two in (SLIMMEST, 100, WIDEST):
-      for speeds in np.array(
-        np.meshgrid(*[motion.PX_PER_SECOND] * 2)
-      ).T.reshape(-1, 2):
-        low, high = widths(
-          jnp.array([one, two]), jnp.asarray(speeds), jnp.int32(kind)
-        )
-        assert 0 < low <= high < motion.SIZE, (one, two, speeds)
+  """All sizes at all speeds leave at least one width and one place."""
+  sizes = np.arange(SLIMMEST, WIDEST + 1, 4)
+  axes = np.meshgrid(sizes, sizes, *[motion.PX_PER_SECOND] * 2)
+  rows = np.stack(axes, -1).reshape(-1, 4)
+
+  @jax.jit
+  @jax.vmap
+  def places(half, speed):
+    widths = motion.wall_widths(half, speed, jnp.int32(kind))
+    widest = 2 * half.max()
+    return widths, [
+      motion.wall_left(width, widest, jnp.int32(kind)) for width in widths
+    ]
+
+  (low, high), lefts = jax.device_get(places(rows[:, :2], rows[:, 2:]))
+  assert (low > 0).all()
+  assert (low <= high).all()
+  for width, (first, last) in zip((low, high), lefts, strict=True):
+    assert (first >= 0).all()
+    assert (first <= last).all()
+    assert (last + width <= motion.SIZE).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,7 +29,8 @@ FEWEST_HIDDEN, MOST_HIDDEN = 8, 64
 LEFT, MIDDLE, RIGHT = 1, 2, 3  # numbers of `prompts.WALLS`, 0 is no wall
 _EDGE = SIZE * UNIT
 _ROOM = 4 * UNIT  # least way to go in front of a wall at the side
-_GAP = UNIT  # least space beside a digit in front of a wall in the middle
+_GAP = UNIT  # least space beside a digit, on each side of a wall in the middle
+_OFF_CENTRE = 8  # pixels that a wall in the middle may be off it
 
 
 class Course(NamedTuple):
@@ -101,7 +102,9 @@ def wall_widths(
   least = jnp.where(middle, FEWEST_HIDDEN, FEWEST_HIDDEN // 2) * speed
   most = jnp.where(middle, MOST_HIDDEN - 1, (MOST_HIDDEN - 1) // 2) * speed
   widest = width.max()
-  room = jnp.where(middle, _EDGE - 2 * (widest + _GAP), _EDGE - widest - _ROOM)
+  room = jnp.where(
+    middle, _EDGE - 2 * UNIT * _gap(widest), _EDGE - widest - _ROOM
+  )
   low, high = (width + least).max(), jnp.minimum((width + most).min(), room)
   return -(-low // UNIT), high // UNIT
 
@@ -116,13 +119,12 @@ def wall_left(
     widest: Width of the widest digit, units of 1/16 px.
     kind: `LEFT`, `MIDDLE` or `RIGHT`.
   """
-  gap = -(-(widest + _GAP) // UNIT)
-  left = jnp.where(kind == LEFT, 0, SIZE - width)
+  gap, centred = _gap(widest), (SIZE - width) // 2
+  at_side = jnp.where(kind == LEFT, 0, SIZE - width)
+  low = jnp.maximum(gap, centred - _OFF_CENTRE)
+  high = jnp.minimum(SIZE - width - gap, centred + _OFF_CENTRE)
   middle = kind == MIDDLE
-  return (
-    jnp.where(middle, gap, left),
-    jnp.where(middle, SIZE - width - gap, left),
-  )
+  return jnp.where(middle, low, at_side), jnp.where(middle, high, at_side)
 
 
 def open_space(
@@ -147,3 +149,8 @@ def open_space(
   low_x = jnp.where(there & on_right, wall[1] * UNIT + x, low[:, 0])
   high_x = jnp.where(there & ~on_right, wall[0] * UNIT - x, high[:, 0])
   return low.at[:, 0].set(low_x), high.at[:, 0].set(high_x)
+
+
+def _gap(widest: Int[Array, ""]) -> Int[Array, ""]:
+  """Returns the least pixels on either side of a wall in the middle."""
+  return -(-(widest + _GAP) // UNIT)
