@@ -55,14 +55,6 @@ def quality(report: Mapping[str, Any]) -> str:
   for name, meaning in _ROWS.items():
     cells = [_pair(report["summary"][row], name) for row in _COLUMNS]
     lines.append(f"| {meaning} | {' | '.join(cells)} |")
-  seconds = report["generation_seconds"]
-  cells = [
-    f"{seconds[row][0]:.1f}" if row in seconds else "" for row in _COLUMNS
-  ]
-  minutes = report["videos"] * report["frames"] / (4 * 60)
-  lines.append(
-    f"| seconds for {minutes:.0f} minutes of video | {' | '.join(cells)} |"
-  )
   return "\n".join(lines) + "\n"
 
 
