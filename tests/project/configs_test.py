@@ -48,6 +48,7 @@ _VARIANTS = {
     *("videos", "videos,length=30s"),
   ],
   "benchmark": ["", "rollout", "minutes=1"],
+  "vae": ["", "world,minutes=20.0", "films,films=videos", "seed=3,steps=100"],
   "ablate": ["", "steps=60,batch=4", "seeds=5,minutes=1.5"],
 }
 _ALL = [(n, v) for n, variants in _VARIANTS.items() for v in variants]

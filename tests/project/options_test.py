@@ -27,6 +27,7 @@ from videomla_jax import convert
 from videomla_jax import embed
 from videomla_jax import evaluate
 from videomla_jax import prepare
+from videomla_jax.autoencoding import settings as vae_settings
 from videomla_jax.generation import job as job_lib
 from videomla_jax.generation import mp4
 from videomla_jax.generation import networks
@@ -40,7 +41,7 @@ from videomla_jax.training.stages import table
 
 _DOORS = (
   *(request.Request, evaluate.Evaluation, *evaluate.SUITES.values()),
-  *(embed.Embedding, prepare.Request),
+  *(embed.Embedding, prepare.Request, vae_settings.Settings),
   *(
     calibrate.Calibration,
     analyze.Analysis,

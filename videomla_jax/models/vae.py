@@ -265,7 +265,15 @@ class WanVAE(nnx.Module):
     """
     pixels = video.astype(jnp.float32) / 127.5 - 1
     mean, _, state = self.moments(pixels, state)
-    return (mean - self._mean) / self._std, state
+    return self.normalise(mean), state
+
+  def normalise(self, latents: Video) -> Float[Array, "B T H W C"]:
+    """Returns latents of mean 0 and deviation 1, by the config's statistics.
+
+    Args:
+      latents: What `moments` returned, or draws from it.
+    """
+    return (latents - self._mean) / self._std
 
   def encode(self, video: UInt8[Array, "B t h w 3"]) -> Video:
     """Returns the latents of a whole clip of 4 k + 1 frames.
