@@ -1,11 +1,13 @@
-"""Makes clips of the colour world to look at, and the picture of its page.
+r"""Makes clips of the colour world to look at, and the picture of its page.
 
   python docs/make_colour_world.py FOLDER [--seed=N] [--clips=N] [--seconds=S]
 
 writes clips of held-out handwriting and held-out pairs of digit and colour into
-a folder: colour_world.png with a frame of every second step of a clock, an MP4
-file of each clip, and captions.txt. docs/colour_world.png was made by
-`python docs/make_colour_world.py docs --seed=3 --clips=5 --sheet-only`.
+a folder: colour_world.png with frames of each clip, an MP4 file of each clip,
+and captions.txt. docs/colour_world.png was made by
+
+  python docs/make_colour_world.py docs --seed=13 --clips=6 --seconds=6 \
+    --sheet-only
 """
 
 import argparse

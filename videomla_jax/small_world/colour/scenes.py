@@ -48,7 +48,7 @@ def draw_choices(key: Key[Array, ""], split: str) -> Int32[Array, "places"]:
   """Draws a prompt.
 
   Half of the prompts name a second digit, and half a wall. Three in four digits
-  move towards a wall at the side first.
+  first move towards a wall at the side.
 
   Args:
     key: Random key.
@@ -86,7 +86,8 @@ def draw_scene(
 
   Args:
     key: Random key.
-    choices: Number of the word in each place, see `words.choices_of`.
+    choices: Number of the word in each place of a prompt that `prompts.Prompt`
+      accepts, see `words.choices_of`.
     split: Whose handwriting, "train" or "test".
   """
   keys = jax.random.split(key, 3)
@@ -108,9 +109,7 @@ def draw_scene(
   sense = jnp.where(way > 0, 2 * way - 3, 0)
   velocity = sense * speed[:, None]
   wall = _draw_wall(keys[1], half[:, 0], speed, choices[words.WALL])
-  start = _draw_starts(
-    keys[2], half, wall, choices[words.WALL], to_right=sense[:, 0] > 0
-  )
+  start = _draw_starts(keys[2], half, velocity, wall, choices[words.WALL])
   return Scene(
     present=present,
     digit=jnp.where(present, digit, 0).astype(jnp.int32),
@@ -223,23 +222,21 @@ def _draw_wall(
 def _draw_starts(
   key: Key[Array, ""],
   half: Int[Array, "things 2"],
+  velocity: Int[Array, "things 2"],
   wall: Int[Array, "2"],
   kind: Scalar,
-  *,
-  to_right: Bool[Array, "things"],
 ) -> Int[Array, "things 2"]:
   """Draws where digits begin; the first of many draws that keeps them apart."""
-  turn, places = jax.random.split(key)
-  # Three in four start on the side from which they move towards the wall.
-  away = jax.random.randint(turn, to_right.shape, 0, 4) == 0
-  on_right = jnp.where(
-    kind == motion.MIDDLE, to_right == away, kind == motion.LEFT
-  )
-  low, high = motion.open_space(half, wall, on_right=on_right)
-  starts = jax.random.randint(places, (_TRIES, *low.shape), low, high + 1)
-  # Two digits fit one above the other, which is the last resort.
-  apart = jnp.stack([low[0, 1], high[1, 1]])
-  starts = starts.at[-1, :, 1].set(apart)
+  # In front of a wall in the middle they move towards it.
+  to_left = velocity[:, 0] < 0
+  on_right = jnp.where(kind == motion.MIDDLE, to_left, kind == motion.LEFT)
+  low, high = motion.open_space(half, velocity, wall, on_right=on_right)
+  starts = jax.random.randint(key, (_TRIES, *low.shape), low, high + 1)
+  # Two digits fit one above the other, a pixel from the edges, which is the
+  # last resort.
+  top = half[0, 1] + motion.UNIT
+  bottom = motion.UNIT * (motion.SIZE - 1) - half[1, 1]
+  starts = starts.at[-1, :, 1].set(jnp.stack([top, bottom]))
   distance = abs(starts[:, 0] - starts[:, 1])
   good = (distance > half.sum(0)).any(1).at[-1].set(True)
   return starts[good.argmax()]

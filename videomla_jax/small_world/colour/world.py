@@ -117,7 +117,8 @@ def film(
 
   Args:
     key: Random key.
-    choices: Number of the word in each place, see `words.choices_of`.
+    choices: Number of the word in each place of prompts that `prompts.Prompt`
+      accepts, see `words.choices_of`.
     num_frames: Frames of a clip, at least 1.
     split: Whose handwriting, "train" or "test".
     first: Number of the first clip; the others follow it.
