@@ -6,7 +6,7 @@ writes clips of held-out handwriting and held-out pairs of digit and colour into
 a folder: colour_world.png with frames of each clip, an MP4 file of each clip,
 and captions.txt. docs/colour_world.png was made by
 
-  python docs/make_colour_world.py docs --seed=13 --clips=6 --seconds=6 \
+  python docs/make_colour_world.py docs --seed=16 --clips=6 --seconds=6 \
     --sheet-only
 """
 
