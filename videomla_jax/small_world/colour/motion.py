@@ -2,7 +2,7 @@
 
 A frame lasts 1/16 s, so a speed of k px/s moves a digit by k sixteenths of a
 pixel per frame: every position of every frame is a whole number of them, and
-no rounding can grow over a minute, nor differ between devices.
+no rounding can grow over a minute.
 
 A wall is a band of pixels over the whole height. A digit whose box is d wide
 and whose speed across is v is behind a wall of width w for

@@ -1,6 +1,6 @@
 """Draws prompts and scenes of the colour world at random.
 
-All random numbers are whole, so equal keys give equal scenes on every device.
+All numbers are whole, so no scene depends on how a device rounds.
 """
 
 import functools

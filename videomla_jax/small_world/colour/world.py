@@ -4,7 +4,8 @@ One or two handwritten digits of about 20 px in named colours move at constant
 speed over a named background of 64 x 64 pixels, at 16 frames a second, and
 bounce off the edges. In half of the clips there is a wall, behind which they
 are for 0.5 to 4 s at a time. Everything is drawn by JAX in one program, from a
-key, for any number of frames; equal keys give equal bits on every device.
+key, for any number of frames, in whole numbers up to the truth's quotients:
+equal keys give equal clips, compiled or not.
 """
 
 import functools
