@@ -1,4 +1,4 @@
-"""Builds the data set of moving digits once, and opens its splits."""
+"""Builds the data set of a small world once, and opens its splits."""
 
 from collections.abc import Sequence
 import contextlib
@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from videomla_jax.data import dataset
 from videomla_jax.data import record_source
-from videomla_jax.small_world import moving_digits
+from videomla_jax.small_world import stored_world
 from videomla_jax.small_world import world
 from videomla_jax.storage import ordinary_files
 
@@ -22,7 +22,7 @@ def open_split(
   data_dir: str | os.PathLike[str],
   *,
   split: str,
-  config: moving_digits.MovingDigitsConfig,
+  config: stored_world.StoredWorldConfig,
   build: bool = True,
 ) -> Sequence[dict[str, np.ndarray | bytes | int]]:
   """Opens a split for random access, building the data set if it is missing.
@@ -34,7 +34,7 @@ def open_split(
     build: Whether to build a missing data set.
 
   Returns:
-    Records of "video", "prompt" (UTF-8 bytes), "label" and "positions".
+    Records of "video", "prompt" (UTF-8 bytes) and the truth of that world.
 
   Raises:
     ValueError: If the split is unknown, or the data set is missing and cannot
@@ -44,12 +44,12 @@ def open_split(
     raise ValueError(
       f"split={split!r} must be one of {', '.join(world.SPLITS)}."
     )
-  builder = _make_builder(data_dir, config)
+  builder = config.builder(os.path.expanduser(data_dir))
   if not _is_built(builder):
     if not build:
       raise ValueError(
         f"data_dir={str(data_dir)!r} has no data set"
-        f" moving_digits/{config.name}; pass build=True to make it."
+        f" {builder.name}/{config.name}; pass build=True to make it."
       )
     _build(builder)
   try:
@@ -57,9 +57,7 @@ def open_split(
     info, features = (
       ordinary_files.read_json(folder / name) for name in dataset.TFDS_FILES
     )
-    record_source.check_description(
-      folder, info, features, name="moving_digits"
-    )
+    record_source.check_description(folder, info, features, name=builder.name)
     records = builder.as_data_source(split)
     records[0]  # opens the files, which otherwise happens in the first step
   except (RuntimeError, LookupError, OSError, ValueError) as error:
@@ -70,20 +68,12 @@ def open_split(
   return records
 
 
-def _make_builder(
-  data_dir: str | os.PathLike[str], config: moving_digits.MovingDigitsConfig
-) -> moving_digits.MovingDigits:
-  return moving_digits.MovingDigits(
-    data_dir=os.path.expanduser(data_dir), config=config
-  )
-
-
-def _is_built(builder: moving_digits.MovingDigits) -> bool:
+def _is_built(builder: stored_world.StoredWorld) -> bool:
   """Says whether the complete folder exists: it is renamed when complete."""
   return os.path.isdir(builder.data_dir)
 
 
-def _build(builder: moving_digits.MovingDigits) -> None:
+def _build(builder: stored_world.StoredWorld) -> None:
   """Builds the data set; a half-built one is never seen by anybody."""
   start = time.monotonic()
   tfds.disable_progress_bar()  # the builder shows its own, shorter one

@@ -1,11 +1,10 @@
-"""Loads the small world's data: clips on disk become training batches.
+"""Loads a small world's data: clips on disk become training batches.
 
 Everything random (order, crop, dropout) depends on seed and position alone; see
 `batching`.
 """
 
 import dataclasses
-import functools
 import os
 
 import grain
@@ -16,8 +15,9 @@ from videomla_jax.data import batching
 from videomla_jax.small_world import builder
 from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import stored_world
 
-Record = dict[str, UInt8[np.ndarray, "T H W 1"] | Int32[np.ndarray, "4"]]
+Record = dict[str, UInt8[np.ndarray, "T H W c"] | Int32[np.ndarray, "M"]]
 
 # One batch costs well under a millisecond, so a single thread that runs a few
 # batches ahead hides it; more threads would only compete with the model.
@@ -34,7 +34,7 @@ def make_loader(
   word_dropout: float = 0.05,
   num_epochs: int | None = None,
   split: str = "train",
-  config: moving_digits.MovingDigitsConfig | None = None,
+  config: stored_world.StoredWorldConfig | None = None,
   build: bool = True,
   process_index: int = 0,
   process_count: int = 1,
@@ -42,19 +42,21 @@ def make_loader(
   """Returns this process's shuffled batches of clips with tokenised prompts.
 
   `iter(loader)` gives an iterator whose `get_state()` and `set_state(state)`
-  resume exactly. Each element is a dict of "video", uint8 [b, T, 24, 24, 1]
-  in 0..255, and "tokens", int32 [b, 4], with b = batch_size / process_count.
+  resume exactly. Each element is a dict of "video", uint8 in 0..255, and
+  "tokens", int32, with b = batch_size / process_count: [b, T, 24, 24, 1] and
+  [b, 4] of moving digits, [b, T, 64, 64, 3] and [b, 13] of the colour world.
 
   Args:
     data_dir: Root folder of TFDS data sets.
     batch_size: Clips per step over all processes.
-    num_frames: Frames per clip, a random window of the stored clip.
+    num_frames: Frames per clip, a random window of the stored clip, or its
+      first frames if its prompt tells how it begins.
     seed: Seed of order, crops and dropout; not of the stored clips.
-    prompt_dropout: Chance that the whole prompt becomes `NULL_TOKENS`, 0..1.
+    prompt_dropout: Chance that the whole prompt becomes padding, 0..1.
     word_dropout: Chance that a single word becomes padding, 0..1.
     num_epochs: Passes over the data, each in a new order; None never ends.
     split: "train" or "test".
-    config: Which data set; None is the default one.
+    config: Which data set; None is the default one of moving digits.
     build: Whether a missing data set is built; otherwise it is an error.
     process_index: This process, usually `jax.process_index()`.
     process_count: Processes that share the data.
@@ -72,6 +74,7 @@ def make_loader(
   batching.check_processes(batch_size, process_index, process_count)
   stored = builder.open_split(data_dir, split=split, config=config, build=build)
   augment = _Augment(
+    config=config,
     num_frames=num_frames,
     prompt_dropout=prompt_dropout,
     word_dropout=word_dropout,
@@ -90,6 +93,7 @@ def make_loader(
 class _Augment(grain.transforms.RandomMap):
   """Makes a training example of a record: crops it, drops words."""
 
+  config: stored_world.StoredWorldConfig
   num_frames: int
   prompt_dropout: float
   word_dropout: float
@@ -99,25 +103,21 @@ class _Augment(grain.transforms.RandomMap):
   ) -> Record:
     """Returns the example of one record; Grain gives each its own rng."""
     video = element["video"]
-    # A clip may start anywhere in the stored one: all frames are alike to a
-    # codec without memory, unlike those of a video VAE.
-    first = int(rng.integers(len(video) - self.num_frames + 1))
-    dropped = rng.random(prompts.NUM_TOKENS) < self.word_dropout
+    # A clip of moving digits may start anywhere in the stored one: all frames
+    # are alike to a codec without memory, unlike those of a video VAE.
+    spare = 0 if self.config.from_start else len(video) - self.num_frames
+    first = int(rng.integers(spare + 1))
+    tokens = self.config.tokenize(element["prompt"])
+    dropped = rng.random(len(tokens)) < self.word_dropout
     dropped |= rng.random() < self.prompt_dropout
-    tokens = _tokens(element["prompt"])
     return {
       "video": video[first : first + self.num_frames],
       "tokens": np.where(dropped, np.int32(prompts.PADDING), tokens),
     }
 
 
-@functools.cache  # 60 distinct prompts
-def _tokens(prompt: bytes) -> Int32[np.ndarray, "4"]:
-  return prompts.tokenize(prompt.decode())
-
-
 def _check_frames(
-  num_frames: int, config: moving_digits.MovingDigitsConfig
+  num_frames: int, config: stored_world.StoredWorldConfig
 ) -> None:
   if not 1 <= num_frames <= config.num_frames:
     raise ValueError(

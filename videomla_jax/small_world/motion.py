@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 import numpy as np
 
+from videomla_jax.small_world import bounce
 from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.small_world import world
 
@@ -140,8 +141,7 @@ def _axis_paths(num_frames: int) -> list[Float[np.ndarray, "p T"]]:
   paths = [np.repeat(rest[:, None], num_frames, axis=1)]
   for speed in (_WORLD.slow, _WORLD.fast):
     start = np.arange(0, 2 * reach, speed)[:, None]  # a phase: both senses
-    wave = reach - np.abs((start + speed * time) % (2 * reach) - reach)
-    paths.append(wave.astype(float))
+    paths.append(bounce.fold(start + speed * time, reach).astype(float))
   return paths
 
 

@@ -2,76 +2,52 @@
 
 from collections.abc import Iterator
 import dataclasses
-from typing import Any, ClassVar
+import functools
+from typing import ClassVar
 
+from jaxtyping import Int32
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from videomla_jax.small_world import prompts
+from videomla_jax.small_world import stored_world
 from videomla_jax.small_world import world
 
 
 @dataclasses.dataclass(kw_only=True)
-class MovingDigitsConfig(tfds.core.BuilderConfig):
-  """Says what a built data set contains; all of it is in its name.
+class MovingDigitsConfig(stored_world.StoredWorldConfig):
+  """Says what a built data set contains, see `StoredWorldConfig`."""
 
-  Attributes:
-    num_clips: Clips of the train split.
-    num_test_clips: Clips of the test split.
-    num_frames: Frames of every clip.
-    seed: Seed of the data; equal seeds give equal files.
-  """
-
-  # BuilderConfig declares `name` without a default for keyword-only children.
-  name: str = ""
   num_clips: int = 20_000
   num_test_clips: int = 500
   num_frames: int = 24
-  seed: int = 0
 
-  def __post_init__(self) -> None:
-    for field in ("num_clips", "num_test_clips", "num_frames"):
-      value = getattr(self, field)
-      if value < 1:
-        raise ValueError(f"{field}={value} must be positive; use 1 or more.")
-    if self.seed < 0:
-      raise ValueError(f"seed={self.seed} must not be negative; use 0 or more.")
-    self.name = (
-      f"clips{self.num_clips}_test{self.num_test_clips}"
-      f"_frames{self.num_frames}_seed{self.seed}"
-    )
+  def builder(self, data_dir: str) -> "MovingDigits":
+    """Returns the builder of this data set.
+
+    Args:
+      data_dir: Root folder of TFDS data sets.
+    """
+    return MovingDigits(data_dir=data_dir, config=self)
+
+  def tokenize(self, prompt: bytes) -> Int32[np.ndarray, "4"]:
+    """Returns the token ids of a stored prompt.
+
+    Args:
+      prompt: Sentence that `prompts.parse` understands, UTF-8.
+    """
+    return _tokenize(prompt.decode())
 
 
 DEFAULT_CONFIG = MovingDigitsConfig()
 
 
-class MovingDigits(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of the small world, made and read without TensorFlow.
-
-  The train split has training handwriting and training prompts; the test
-  split has held-out handwriting and held-out prompts. Each clip has its own
-  random stream, so the data do not depend on the order of generation. TFDS
-  writes into a temporary folder and renames it when complete.
-  """
+class MovingDigits(stored_world.StoredWorld):
+  """TFDS builder of the small world, see `StoredWorld`."""
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS: ClassVar = [DEFAULT_CONFIG]
-
-  def __init__(
-    self,
-    *,
-    data_dir: str,
-    config: MovingDigitsConfig | None = None,
-    file_format: str = "array_record",
-    **kwargs: Any,
-  ) -> None:
-    # TFDS takes a registered config by default only, and refuses its equals.
-    super().__init__(
-      data_dir=data_dir,
-      config=None if config == DEFAULT_CONFIG else config,
-      file_format=file_format,
-      **kwargs,
-    )
 
   def _info(self) -> tfds.core.DatasetInfo:
     size = world.World().frame_size
@@ -95,16 +71,6 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
       ),
     )
 
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[int, dict]]]:
-    del dl_manager  # the digits come with scikit-learn
-    config = self.builder_config
-    return {
-      "train": self._generate_examples("train", config.num_clips),
-      "test": self._generate_examples("test", config.num_test_clips),
-    }
-
   def _generate_examples(
     self, split: str, num_clips: int
   ) -> Iterator[tuple[int, dict]]:
@@ -125,3 +91,10 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
           "positions": clip.positions,
         },
       )
+
+
+@functools.cache  # 60 distinct prompts
+def _tokenize(prompt: str) -> Int32[np.ndarray, "4"]:
+  tokens = prompts.tokenize(prompt)
+  tokens.setflags(write=False)  # shared by every example
+  return tokens

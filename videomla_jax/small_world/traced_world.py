@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Int32, UInt8
 import numpy as np
 
+from videomla_jax.small_world import bounce
 from videomla_jax.small_world import prompts
 from videomla_jax.small_world import world
 
@@ -110,16 +111,16 @@ def _of(table: np.ndarray, index: Array) -> Array:
 def paths(
   start: Int[Array, "B 2"], velocity: Int[Array, "B 2"], num_frames: int
 ) -> Int32[Array, "B T 2"]:
-  """Returns where digits are in every frame, Eq. (1) of `world`.
+  """Returns where digits are in every frame, Eq. (1) of `bounce`.
 
   Args:
     start: Top-left corners (x, y) in frame 0, pixels.
     velocity: Pixels per frame, 0 on a resting axis.
     num_frames: Frames.
   """
-  reach, time = _WORLD.reach, jnp.arange(num_frames)[:, None]
-  phase = (start[:, None] + velocity[:, None] * time) % (2 * reach)
-  return (reach - jnp.abs(phase - reach)).astype(jnp.int32)
+  time = jnp.arange(num_frames)[:, None]
+  straight = start[:, None] + velocity[:, None] * time
+  return bounce.fold(straight, _WORLD.reach).astype(jnp.int32)
 
 
 def render(

@@ -1,12 +1,9 @@
 """The small world: one real handwritten digit that bounces inside the frame.
 
 The whole motion has a closed form, so every generated video can be judged
-against the truth. On a moving axis with range R, velocity v and start p0,
-
-  p(t) = R - |((p0 + v t) mod 2R) - R|,                                  (1)
-
-a triangle wave of period 2R. Starts on a moving axis are multiples of the
-speed, so a wall is always met exactly at a frame and never overshot.
+against the truth: it is Eq. (1) of `bounce`. Starts on a moving axis are
+multiples of the speed, so a wall is always met exactly at a frame and never
+overshot.
 """
 
 import dataclasses
@@ -16,6 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Float32, Int32, Int64, UInt8
 import numpy as np
 
+from videomla_jax.small_world import bounce
 from videomla_jax.small_world import prompts
 
 SPLITS = ("train", "test")
@@ -70,7 +68,7 @@ class World:
 
   @property
   def reach(self) -> int:
-    """Largest coordinate of the sprite's top-left corner, R in Eq. (1)."""
+    """Largest coordinate of the sprite's top-left corner, R of `bounce`."""
     return self.frame_size - self.sprite_size
 
   def speed(self, prompt: prompts.Prompt) -> int:
@@ -131,7 +129,7 @@ def positions(
   num_frames: int,
   world: World = World(),
 ) -> Int32[np.ndarray, "T 2"]:
-  """Returns where the digit is in every frame, Eq. (1).
+  """Returns where the digit is in every frame, Eq. (1) of `bounce`.
 
   Args:
     prompt: Gives the moving axes and the speed.
@@ -155,9 +153,8 @@ def positions(
     _require_start(start, sign, axis, speed if moving[axis] else 1, world)
   velocity = speed * np.array(moving) * np.array(sign)
   time = np.arange(num_frames)[:, None]
-  # Whole numbers keep long videos exact: there is no rounding that could grow.
-  phase = (np.array(start) + velocity * time) % (2 * world.reach)
-  return (world.reach - np.abs(phase - world.reach)).astype(np.int32)
+  path = bounce.fold(np.array(start) + velocity * time, world.reach)
+  return path.astype(np.int32)
 
 
 def render(

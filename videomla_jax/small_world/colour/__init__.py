@@ -1,0 +1,1 @@
+"""Digits in colour that bounce, in front of a background and behind a wall."""
