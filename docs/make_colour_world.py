@@ -1,11 +1,13 @@
-"""Makes clips of the colour world to look at, and the picture of its page.
+r"""Makes clips of the colour world to look at, and the picture of its page.
 
-  python docs/make_colour_world.py FOLDER [--seed=N] [--clips=N] [--seconds=S]
+  python docs/make_colour_world.py FOLDER [--split=train] [--seed=0] \
+    [--clips=8] [--seconds=8] [--sheet-only]
 
-writes clips of held-out handwriting and held-out pairs of digit and colour into
-a folder: colour_world.png with a frame of every second step of a clock, an MP4
+writes clips into a folder: colour_world.png with frames of each clip, an MP4
 file of each clip, and captions.txt. docs/colour_world.png was made by
-`python docs/make_colour_world.py docs --seed=3 --clips=5 --sheet-only`.
+
+  python docs/make_colour_world.py docs --seed=4 --clips=6 --seconds=6 \
+    --sheet-only
 """
 
 import argparse
@@ -20,6 +22,7 @@ import numpy as np
 from videomla_jax.generation import contact_sheet
 from videomla_jax.generation import mp4
 from videomla_jax.generation import pixels
+from videomla_jax.small_world import world as small_world
 from videomla_jax.small_world.colour import motion
 from videomla_jax.small_world.colour import words
 from videomla_jax.small_world.colour import world
@@ -34,16 +37,17 @@ class Shown(NamedTuple):
   captions: list[str]
 
 
-def clips(*, seed: int, number: int, num_frames: int) -> Shown:
-  """Draws clips of the test split.
+def clips(*, split: str, seed: int, number: int, num_frames: int) -> Shown:
+  """Draws clips.
 
   Args:
+    split: "train" or "test".
     seed: Seed of the clips.
     number: Number of clips.
     num_frames: Frames of each.
   """
   sample = functools.partial(
-    world.sample, size=number, num_frames=num_frames, split="test"
+    world.sample, size=number, num_frames=num_frames, split=split
   )
   drawn = jax.device_get(jax.jit(sample)(jax.random.key(seed)))
   captions = [words.prompt_of(row).text() for row in drawn.choices]
@@ -80,13 +84,16 @@ def main() -> None:
   """Reads the command line and writes the files."""
   parser = argparse.ArgumentParser(description="Shows the colour world.")
   parser.add_argument("folder", type=pathlib.Path)
+  parser.add_argument("--split", choices=small_world.SPLITS, default="train")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--clips", type=int, default=8)
   parser.add_argument("--seconds", type=float, default=8)
   parser.add_argument("--sheet-only", action="store_true")
   args = parser.parse_args()
   num_frames = 1 + round(args.seconds * motion.FPS)
-  shown = clips(seed=args.seed, number=args.clips, num_frames=num_frames)
+  shown = clips(
+    split=args.split, seed=args.seed, number=args.clips, num_frames=num_frames
+  )
   write(args.folder, shown, sheet_only=args.sheet_only)
 
 

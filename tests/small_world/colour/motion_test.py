@@ -126,7 +126,10 @@ def test_digits_are_behind_a_wall_for_half_a_second_to_four(seed, kind):
       ]
     )
     places = motion.open_space(
-      jnp.asarray(course.half), wall, on_right=on_right
+      jnp.asarray(course.half),
+      jnp.zeros((2, 2), jnp.int32),
+      wall,
+      on_right=on_right,
     )
     course = course._replace(
       start=rng.integers(places[0], np.asarray(places[1]) + 1),

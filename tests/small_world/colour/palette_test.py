@@ -28,6 +28,17 @@ def test_colours_of_digits_are_far_from_all_that_is_no_digit(name):
   assert away.min() >= FAR
 
 
+@pytest.mark.parametrize("pair", itertools.permutations(palette.COLOURS, 2))
+def test_edges_of_a_digit_look_like_no_other_digit(pair):
+  """Mixtures with any background stay away from the other colours."""
+  one, two = (np.array(palette.COLOURS[name], float) for name in pair)
+  rows = np.unique(palette.background_table(64).reshape(-1, 3), axis=0)
+  line = one - rows
+  share = ((two - rows) * line).sum(1) / (line**2).sum(1)
+  nearest = rows + np.clip(share, 0, 1)[:, None] * line
+  assert np.linalg.norm(nearest - two, axis=1).min() >= 70
+
+
 def test_plain_backgrounds_differ_from_each_other_and_from_the_wall():
   plain = [np.array(s.plain, float) for s in palette.BACKGROUNDS.values()]
   for one, two in itertools.combinations([*plain, palette.WALL], 2):

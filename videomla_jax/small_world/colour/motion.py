@@ -2,7 +2,7 @@
 
 A frame lasts 1/16 s, so a speed of k px/s moves a digit by k sixteenths of a
 pixel per frame: every position of every frame is a whole number of them, and
-no rounding can grow over a minute, nor differ between devices.
+no rounding can grow over a minute.
 
 A wall is a band of pixels over the whole height. A digit whose box is d wide
 and whose speed across is v is behind a wall of width w for
@@ -30,6 +30,7 @@ LEFT, MIDDLE, RIGHT = 1, 2, 3  # numbers of `prompts.WALLS`, 0 is no wall
 _EDGE = SIZE * UNIT
 _ROOM = 4 * UNIT  # least way to go in front of a wall at the side
 _GAP = UNIT  # least space beside a digit, on each side of a wall in the middle
+_FIRST_WAY = 8  # frames before the first bounce, if there is room
 _OFF_CENTRE = 8  # pixels that a wall in the middle may be off it
 
 
@@ -129,14 +130,19 @@ def wall_left(
 
 def open_space(
   half: Int[Array, "things 2"],
+  velocity: Int[Array, "things 2"],
   wall: Int[Array, "2"],
   *,
   on_right: Bool[Array, "things"],
 ) -> tuple[Int[Array, "things 2"], Int[Array, "things 2"]]:
-  """Returns the least and the greatest place of digits that are seen whole.
+  """Returns the least and the greatest place at which digits may start.
+
+  A digit is seen whole there, and moves for half a second before it bounces off
+  an edge, where there is room for that.
 
   Args:
     half: Half sizes, units of 1/16 px.
+    velocity: Velocities, units per frame.
     wall: Left and right edge in pixels; equal if there is none.
     on_right: Whether a digit is to the right of the wall; without a wall it
       does not matter.
@@ -148,7 +154,11 @@ def open_space(
   x, there = half[:, 0], wall[0] < wall[1]
   low_x = jnp.where(there & on_right, wall[1] * UNIT + x, low[:, 0])
   high_x = jnp.where(there & ~on_right, wall[0] * UNIT - x, high[:, 0])
-  return low.at[:, 0].set(low_x), high.at[:, 0].set(high_x)
+  low, high = low.at[:, 0].set(low_x), high.at[:, 0].set(high_x)
+  way = _FIRST_WAY * velocity
+  first = jnp.minimum(jnp.maximum(low, half - way), high)
+  last = jnp.maximum(jnp.minimum(high, _EDGE - half - way), low)
+  return first, last
 
 
 def _gap(widest: Int[Array, ""]) -> Int[Array, ""]:

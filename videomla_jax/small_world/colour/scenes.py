@@ -1,9 +1,10 @@
 """Draws prompts and scenes of the colour world at random.
 
-All random numbers are whole, so equal keys give equal scenes on every device.
+All numbers are whole, so no scene depends on how a device rounds.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from videomla_jax.small_world.colour import words
 Scalar = Int[Array, ""]
 
 _NUM_PLACES = len(words.THING_PLACES)
+_NUM_SPEEDS = len(prompts.SPEEDS)
 _TRIES = 32  # of starts, until two digits do not touch
 
 
@@ -48,7 +50,7 @@ def draw_choices(key: Key[Array, ""], split: str) -> Int32[Array, "places"]:
   """Draws a prompt.
 
   Half of the prompts name a second digit, and half a wall. Three in four digits
-  move towards a wall at the side first.
+  first move towards a wall at the side.
 
   Args:
     key: Random key.
@@ -57,24 +59,16 @@ def draw_choices(key: Key[Array, ""], split: str) -> Int32[Array, "places"]:
   Returns:
     Number of the word in each place, see `words.choices_of`.
   """
-  keys = jax.random.split(key, 8)
-  wall = _below(keys[0], 2) * (1 + _below(keys[1], len(prompts.WALLS)))
-  pairs = _draw_pairs(keys[2], split)
+  dice = _Dice(key, 32)
+  wall = dice.below(2) * (1 + dice.below(len(prompts.WALLS)))
   things = [
-    jnp.stack([*pair, *_draw_way(k, wall), 1 + _below(j, len(prompts.SPEEDS))])
-    for pair, k, j in zip(pairs, keys[3:5], jax.random.split(keys[5]))
+    jnp.stack([*pair, *_draw_way(dice, wall), 1 + dice.below(_NUM_SPEEDS)])
+    for pair in _draw_pairs(dice, split)
   ]
-  things[1] = things[1] * _below(keys[6], 2)
-  style, background = jax.random.split(keys[7])
-  return jnp.stack(
-    [
-      *things[0],
-      *things[1],
-      1 + _below(style, len(prompts.STYLES)),
-      1 + _below(background, len(prompts.BACKGROUNDS)),
-      wall,
-    ]
-  ).astype(jnp.int32)
+  things[1] = things[1] * dice.below(2)
+  style = 1 + dice.below(len(prompts.STYLES))
+  background = 1 + dice.below(len(prompts.BACKGROUNDS))
+  return jnp.stack([*things[0], *things[1], style, background, wall])
 
 
 def draw_scene(
@@ -86,17 +80,18 @@ def draw_scene(
 
   Args:
     key: Random key.
-    choices: Number of the word in each place, see `words.choices_of`.
+    choices: Number of the word in each place of a prompt that `prompts.Prompt`
+      accepts, see `words.choices_of`.
     split: Whose handwriting, "train" or "test".
   """
-  keys = jax.random.split(key, 3)
+  dice = _Dice(key, 8 + 4 * _TRIES)
   things = choices[: words.STYLE].reshape(prompts.MOST_THINGS, _NUM_PLACES)
   present = things[:, words.COLOUR] > 0
   # What is absent has the looks and the way of the first digit, and limits
   # nothing.
   things = jnp.where(present[:, None], things, things[:1])
   digit = things[:, words.DIGIT] - 1
-  sprite = _draw_sprites(keys[0], digit, split)
+  sprite = _draw_sprites(dice, digit, split)
   sprite = jnp.where(present, sprite, sprite[:1])
   written = digits.load(split)
   # Samples lie half a pixel apart, and each reaches a pixel to either side.
@@ -107,10 +102,8 @@ def draw_scene(
   # Words of a pair are numbered against and along an axis: 1 and 2, 0 is rest.
   sense = jnp.where(way > 0, 2 * way - 3, 0)
   velocity = sense * speed[:, None]
-  wall = _draw_wall(keys[1], half[:, 0], speed, choices[words.WALL])
-  start = _draw_starts(
-    keys[2], half, wall, choices[words.WALL], to_right=sense[:, 0] > 0
-  )
+  wall = _draw_wall(dice, half[:, 0], speed, choices[words.WALL])
+  start = _draw_starts(dice, half, velocity, wall, choices[words.WALL])
   return Scene(
     present=present,
     digit=jnp.where(present, digit, 0).astype(jnp.int32),
@@ -120,6 +113,32 @@ def draw_scene(
     background=(choices[words.BACKGROUND] - 1).astype(jnp.int32),
     course=motion.Course(start, velocity, half, wall),
   )
+
+
+class _Dice:
+  """Random whole numbers that are all drawn at once from one key.
+
+  A key for each of them would make programs that take twice as long to compile.
+  No number is likelier than another by more than a millionth.
+  """
+
+  def __init__(self, key: Key[Array, ""], most: int) -> None:
+    self._bits = jax.random.bits(key, (most,), jnp.uint32)
+    self._used = 0
+
+  def below(
+    self, number: int | Int[Array, "..."], shape: tuple[int, ...] = ()
+  ) -> Int32[Array, "..."]:
+    """Returns whole numbers from 0 to below `number`.
+
+    Args:
+      number: At least 1, of a shape that fits the other one.
+      shape: Shape of the result.
+    """
+    first, self._used = self._used, self._used + math.prod(shape)
+    assert self._used <= len(self._bits), "more numbers than were drawn"
+    bits = self._bits[first : self._used].reshape(shape)
+    return (bits % jnp.asarray(number, jnp.uint32)).astype(jnp.int32)
 
 
 class _Pairs(NamedTuple):
@@ -165,81 +184,70 @@ def _equal_rows(
   return table.astype(np.int32), np.array([*map(len, rows)], np.int32)
 
 
-def _below(key: Key[Array, ""], number: int | Scalar) -> Scalar:
-  """Draws a whole number from 0 to below `number`."""
-  return jax.random.randint(key, (), 0, number)
-
-
-def _draw_pairs(key: Key[Array, ""], split: str) -> Int[Array, "2 2"]:
+def _draw_pairs(dice: _Dice, split: str) -> Int[Array, "2 2"]:
   """Draws colour and digit of two digits whose colours differ."""
   table = _pairs(split)
-  first, second = jax.random.split(key)
   pairs, available = jnp.asarray(table.pairs), jnp.asarray(table.available)
-  one = pairs[_below(first, len(table.pairs))]
+  one = pairs[dice.below(len(table.pairs))]
   colour = one[0] - 1
-  other = jnp.asarray(table.others)[colour, _below(second, available[colour])]
+  other = jnp.asarray(table.others)[colour, dice.below(available[colour])]
   return jnp.stack([one, pairs[other]])
 
 
-def _draw_way(key: Key[Array, ""], wall: Scalar) -> tuple[Scalar, Scalar]:
+def _draw_way(dice: _Dice, wall: Scalar) -> tuple[Scalar, Scalar]:
   """Draws a vertical and a horizontal word, 0 for none, not both none."""
-  free, row, side, turn = jax.random.split(key, 4)
-  eight = 1 + _below(free, 8)  # all of 3 x 3 but rest
+  eight = 1 + dice.below(8)  # all of 3 x 3 but rest
   vertical, horizontal = eight // 3, eight % 3
   there = jnp.where(wall == motion.LEFT, 1, 2)
-  there = jnp.where(wall == motion.MIDDLE, 1 + _below(side, 2), there)
-  away = (wall != motion.MIDDLE) & (_below(turn, 4) == 0)
+  there = jnp.where(wall == motion.MIDDLE, 1 + dice.below(2), there)
+  away = (wall != motion.MIDDLE) & (dice.below(4) == 0)
   across = jnp.where(away, 3 - there, there)
   return (
-    jnp.where(wall > 0, _below(row, 3), vertical),
+    jnp.where(wall > 0, dice.below(3), vertical),
     jnp.where(wall > 0, across, horizontal),
   )
 
 
 def _draw_sprites(
-  key: Key[Array, ""], digit: Int[Array, "things"], split: str
+  dice: _Dice, digit: Int[Array, "things"], split: str
 ) -> Int[Array, "things"]:
   table, available = map(jnp.asarray, _sprites(split))
-  number = jax.random.randint(key, digit.shape, 0, available[digit])
-  return table[digit, number]
+  return table[digit, dice.below(available[digit], digit.shape)]
 
 
 def _draw_wall(
-  key: Key[Array, ""],
+  dice: _Dice,
   half: Int[Array, "things"],
   speed: Int[Array, "things"],
   kind: Scalar,
 ) -> Int[Array, "2"]:
   """Draws the left and right edge of a wall, in pixels; 0 and 0 for none."""
-  of_width, of_left = jax.random.split(key)
   low, high = motion.wall_widths(half, speed, kind)
   # The wider of two draws: long absences are what asks for memory.
-  width = low + jax.random.randint(of_width, (2,), 0, high - low + 1).max()
+  width = low + dice.below(high - low + 1, (2,)).max()
   low, high = motion.wall_left(width, 2 * half.max(), kind)
-  left = low + _below(of_left, high - low + 1)
+  left = low + dice.below(high - low + 1)
   return jnp.where(kind > 0, jnp.stack([left, left + width]), 0)
 
 
 def _draw_starts(
-  key: Key[Array, ""],
+  dice: _Dice,
   half: Int[Array, "things 2"],
+  velocity: Int[Array, "things 2"],
   wall: Int[Array, "2"],
   kind: Scalar,
-  *,
-  to_right: Bool[Array, "things"],
 ) -> Int[Array, "things 2"]:
   """Draws where digits begin; the first of many draws that keeps them apart."""
-  turn, places = jax.random.split(key)
-  # Three in four start on the side from which they move towards the wall.
-  away = jax.random.randint(turn, to_right.shape, 0, 4) == 0
-  on_right = jnp.where(
-    kind == motion.MIDDLE, to_right == away, kind == motion.LEFT
-  )
-  low, high = motion.open_space(half, wall, on_right=on_right)
-  starts = jax.random.randint(places, (_TRIES, *low.shape), low, high + 1)
-  # Two digits fit one above the other, which is the last resort.
-  apart = jnp.stack([low[0, 1], high[1, 1]])
-  starts = starts.at[-1, :, 1].set(apart)
+  # In front of a wall in the middle they move towards it.
+  to_left = velocity[:, 0] < 0
+  on_right = jnp.where(kind == motion.MIDDLE, to_left, kind == motion.LEFT)
+  low, high = motion.open_space(half, velocity, wall, on_right=on_right)
+  starts = low + dice.below(high - low + 1, (_TRIES, *low.shape))
+  # Two digits fit one above the other, a pixel from the edges, which is the
+  # last resort.
+  top = half[0, 1] + motion.UNIT
+  bottom = motion.UNIT * (motion.SIZE - 1) - half[1, 1]
+  starts = starts.at[-1, :, 1].set(jnp.stack([top, bottom]))
   distance = abs(starts[:, 0] - starts[:, 1])
   good = (distance > half.sum(0)).any(1).at[-1].set(True)
   return starts[good.argmax()]

@@ -4,7 +4,8 @@ One or two handwritten digits of about 20 px in named colours move at constant
 speed over a named background of 64 x 64 pixels, at 16 frames a second, and
 bounce off the edges. In half of the clips there is a wall, behind which they
 are for 0.5 to 4 s at a time. Everything is drawn by JAX in one program, from a
-key, for any number of frames; equal keys give equal bits on every device.
+key, for any number of frames, in whole numbers up to the truth's quotients:
+equal keys give equal clips, compiled or not.
 """
 
 import functools
@@ -117,7 +118,8 @@ def film(
 
   Args:
     key: Random key.
-    choices: Number of the word in each place, see `words.choices_of`.
+    choices: Number of the word in each place of prompts that `prompts.Prompt`
+      accepts, see `words.choices_of`.
     num_frames: Frames of a clip, at least 1.
     split: Whose handwriting, "train" or "test".
     first: Number of the first clip; the others follow it.
