@@ -197,8 +197,8 @@ FAULTS = (
   Fault(
     "latents are scaled by the inverse of their statistics",
     "models/vae.py",
-    "return (mean - self._mean) / self._std, state",
-    "return (mean - self._mean) * self._std, state",
+    "return (latents - self._mean) / self._std",
+    "return (latents - self._mean) * self._std",
     ("models/vae_test.py",),
   ),
   Fault(

@@ -136,7 +136,7 @@ class Films:
   def groups(self, first: int, counts: list[int]) -> Iterator[Array]:
     """Yields clips of each call, read while others are trained on."""
     with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
-      starts = np.cumsum([first, *counts[:-1]])
+      starts = first + np.cumsum([0, *counts])[:-1]
       pending = []
       for start, count in zip(starts, counts, strict=True):
         pending.append(pool.submit(self._group, int(start), count))

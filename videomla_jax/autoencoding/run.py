@@ -220,7 +220,10 @@ class Run:
   def _hand_on(self, state: optim.TrainState) -> quality.Quality:
     """Writes the averaged VAE with the statistics of its latents."""
     vae = state.ema
-    if not self.settings.network.decoder_only:
+    if self.settings.network.decoder_only:
+      # An average of equal numbers may be off by the last bit.
+      vae.encoder, vae.quant = state.model.encoder, state.model.quant
+    else:
       vae = quality.with_statistics(vae, self._statistics())
     batches = [*self.source.held_out(self.settings.held_out)]
     found = quality.measure(vae, batches)

@@ -69,7 +69,7 @@ class Data:
   """Group `data`: where clips come from.
 
   Attributes:
-    kind: One of `SOURCES`: clips drawn in the program, or files of video.
+    kind: One of `SOURCES`: clips that the program draws, or cuts from films.
     films: Folder of the files, for kind "films".
     num_frames: Pixel frames of a clip, one more than a multiple of the stride.
     height: Pixel rows.
