@@ -199,6 +199,38 @@ def test_softmax_runs_beside_a_product_on_hopper(tmp_path, form, keys):
 
 
 @pytest.mark.parametrize(
+  "shape", ["480p", "480p_split32_96", "few_queries", "dense"]
+)
+def test_gradient_on_hopper_computes_beside_its_products(tmp_path, shape):
+  subprocess.run(
+    [sys.executable, "-m", "tests.aot.gradient_program", shape],
+    env=os.environ | toolchain.dump_environment(tmp_path),
+    check=True,
+  )
+  found = {k.name: k for k in machine_code.mosaic_kernels(tmp_path)}
+  # In a step, products that may go on while exponentials, and then differences,
+  # are computed, and at its end; dQ goes on into the next step.
+  waits = {"key": ["1", "1", "0"], "query": ["1", "0"]}
+  for side, expected in waits.items():
+    (name,) = [n for n in found if f"_{side}_gradient" in n]
+    kernel = found.pop(name)
+    print(kernel)
+    assert (kernel.stack_bytes, kernel.local_memory_ops) == (0, 0)
+    assert 0 < kernel.smem_bytes <= gpus.TARGETS["h100"].smem_bytes
+    assert "serialized" not in (tmp_path / f"{name}.ptxas").read_text()
+    code = (tmp_path / f"{name}.sass_ctrl").read_text()
+    assert "HGMMA" in code
+    first, *rest = re.split(r"WARPGROUP.DEPBAR.LE gsb0, 0x(?=\d)", code)
+    assert [x[0] for x in rest[: len(expected)]] == expected
+    assert {x[0] for x in rest[len(expected) :]} == {"0"}
+    # 64 rows of 64 keys for 128 threads, all after the wait for S.
+    exps = [x.count("MUFU.EX2") for x in (first, *rest)]
+    assert exps == [0, 32] + [0] * (len(rest) - 1)
+  (forward,) = found.values()
+  assert (forward.stack_bytes, forward.local_memory_ops) == (0, 0)
+
+
+@pytest.mark.parametrize(
   ("name", "form", "kernels_of_ours"),
   [
     ("480p", "expanded", 4),  # forward, queries, keys of two segments

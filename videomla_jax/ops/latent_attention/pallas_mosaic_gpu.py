@@ -7,6 +7,8 @@ its own plan, which says how the work is cut:
   10  sm_100a  `pallas_mosaic_gpu_kernel`, `pallas_mosaic_gpu_config`
 
 What they visit and how it is loaded is the same (`pallas_mosaic_gpu_items`).
+Hopper has a gradient of its own in the expanded form
+(`pallas_mosaic_gpu_hopper_vjp`).
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, PyTree
 
 from videomla_jax.ops import device
 from videomla_jax.ops import quantise
@@ -26,6 +29,10 @@ from videomla_jax.ops.latent_attention import forms
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper_config
+from videomla_jax.ops.latent_attention import (
+  pallas_mosaic_gpu_hopper_gradient_config as gradient_plan,
+)
+from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper_vjp
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_items as items
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_kernel
 from videomla_jax.ops.latent_attention import pallas_triton
@@ -40,15 +47,19 @@ class Generation(NamedTuple):
   Attributes:
     plan: Has `config_of`, `refusal`, `rings` and `scratch`.
     program: Has `kernel`, which takes an `items.Block`.
+    has_gradient: Whether it saves what its own gradient needs.
   """
 
   plan: python_types.ModuleType
   program: python_types.ModuleType
+  has_gradient: bool = False
 
 
 # Keys are major numbers of the compute capability.
 GENERATIONS: dict[int, Generation] = {
-  9: Generation(pallas_mosaic_gpu_hopper_config, pallas_mosaic_gpu_hopper),
+  9: Generation(
+    pallas_mosaic_gpu_hopper_config, pallas_mosaic_gpu_hopper, has_gradient=True
+  ),
   10: Generation(plan, pallas_mosaic_gpu_kernel),
 }
 
@@ -75,8 +86,9 @@ def flash(
 ) -> Float[Array, "B R H D"]:
   """Runs the kernel of this GPU's generation as the kernel of `forms.attend`.
 
-  Where a gradient is asked for, Pallas Triton's kernels run instead: they save
-  the logarithm of the sum, for which Blackwell's has no registers left.
+  Hopper has kernels for the gradient of the expanded form. For any other
+  gradient Pallas Triton's kernels run instead of this one: they save the
+  logarithm of the sum, for which Blackwell's has no registers left.
 
   Args:
     queries: Content queries and rotated positional queries; on Hopper the
@@ -103,20 +115,70 @@ def flash(
   if reason:
     raise NotImplementedError(f"pallas_mosaic_gpu: {reason}")
 
-  def run(
-    queries: types.Queries, segments: tuple[types.KeyValue, ...]
-  ) -> Float[Array, "B R H D"]:
-    return _call(made_for, queries, segments, scale, widths, chosen, interpret)
-
+  nothing: Any = None
   if not widths.rope:
     # A kernel takes no empty arrays, and neither does that of the gradient.
-    nothing: Any = None
     queries = queries._replace(rope=nothing)
     segments = [s._replace(rope=nothing) for s in segments]
-  flash = pallas_triton.with_gradient(
-    run, scale=scale, interpret=interpret is not None
+  call = _Call(made_for, scale, widths, chosen, interpret)
+  if made_for.has_gradient and not gradient_plan.refusal(widths):
+    attend = _with_gradient(call)
+  else:
+    attend = pallas_triton.with_gradient(
+      lambda queries, segments: _run(call, queries, segments)[0],
+      scale=scale,
+      interpret=interpret is not None,
+    )
+  return attend(queries, tuple(segments))
+
+
+class _Call(NamedTuple):
+  """What a kernel is given beside arrays.
+
+  Attributes:
+    made_for: The modules for this GPU.
+    scale: Logit multiplier.
+    widths: Channels of the call.
+    config: Sizes of the tiles.
+    interpret: Parameters of the interpreter, to run on a CPU.
+  """
+
+  made_for: Generation
+  scale: float
+  widths: plan.Widths
+  config: plan.Config
+  interpret: plgpu.InterpretGPUParams | bool | None
+
+
+def _with_gradient(call: _Call) -> pallas_triton.Forward:
+  """Makes the forward pass for Hopper, which can be differentiated once."""
+
+  def forward_pass(
+    queries: types.Queries, segments: pallas_triton.Segments
+  ) -> tuple[Float[Array, "B R H D"], tuple[PyTree, ...]]:
+    out, log_sum = _run(call, queries, segments, save_log_sum=True)
+    return out, (queries, segments, out, log_sum)
+
+  def backward_pass(
+    saved: tuple[PyTree, ...], d_out: Float[Array, "B R H D"]
+  ) -> tuple[types.Queries, pallas_triton.Segments]:
+    queries, segments, out, log_sum = saved
+    return pallas_mosaic_gpu_hopper_vjp.gradients(
+      queries,
+      segments,
+      out,
+      log_sum,
+      d_out,
+      scale=call.scale,
+      widths=call.widths,
+      interpret=call.interpret,
+    )
+
+  attend = jax.custom_vjp(
+    lambda queries, segments: _run(call, queries, segments)[0]
   )
-  return flash(queries, tuple(segments))
+  attend.defvjp(forward_pass, backward_pass)
+  return attend
 
 
 def _tables(
@@ -139,16 +201,26 @@ def _tables(
   return [t._replace(start=t.start // plan.TILE_ROWS) for t in tables]
 
 
-def _call(
-  made_for: Generation,
+def _run(
+  call: _Call,
   queries: types.Queries,
-  segments: tuple[types.KeyValue, ...],
-  scale: float,
-  widths: plan.Widths,
-  config: plan.Config,
-  interpret: plgpu.InterpretGPUParams | bool | None,
-) -> Float[Array, "B R H D"]:
-  """Lays out the arguments and launches the kernel."""
+  segments: pallas_triton.Segments,
+  *,
+  save_log_sum: bool = False,
+) -> tuple[Float[Array, "B R H D"], Float32[Array, "B H _"] | None]:
+  """Lays out the arguments and launches the kernel.
+
+  Args:
+    call: What the kernel is given beside arrays.
+    queries: Content and positional queries.
+    segments: Keys and values.
+    save_log_sum: Whether to save the logarithm of the sum.
+
+  Returns:
+    Values, and the base-2 logarithm of the sum of each row, padded to whole
+    tiles, if it is saved.
+  """
+  made_for, widths, config = call.made_for, call.widths, call.config
   batch, rows, heads, _ = queries.content.shape
   tables = _tables(segments, config)
   arrays = [blocks.longest_first(tables)]
@@ -161,13 +233,19 @@ def _call(
     arrays += [] if s.value is None else [s.value.reshape(keys)]
   dtype = queries.content.dtype
   grid = (batch, heads, pl.cdiv(rows, config.item_rows))
+  scratch_types = made_for.plan.scratch(widths, config, dtype)
+  outs = [jax.ShapeDtypeStruct((batch, rows, heads * widths.value), dtype)]
+  if save_log_sum:
+    padded = (batch, heads, grid[2] * config.item_rows)
+    outs.append(jax.ShapeDtypeStruct(padded, jnp.float32))
 
   def body(*refs: jax.Ref, **scratch: Any) -> None:
     block = items.block_of(
-      refs,
+      refs[: len(arrays)],
+      refs[len(arrays) :],
       widths=widths,
       config=config,
-      scale=scale,
+      scale=call.scale,
       rows=rows,
       grid=grid,
       rings=made_for.plan.rings(widths),
@@ -176,18 +254,19 @@ def _call(
     made_for.program.kernel(block)
 
   body.__name__ = "latent_attention"
-  out = plgpu.kernel(
+  out, *log_sum = plgpu.kernel(
     body,
-    out_type=jax.ShapeDtypeStruct((batch, rows, heads * widths.value), dtype),
+    out_type=outs,
     grid=(min(config.cores, math.prod(grid)),),
     grid_names=("block",),
     num_threads=1 + config.tiles,
     thread_name="group",
-    scratch_types=made_for.plan.scratch(widths, config, dtype),
+    scratch_types=scratch_types,
     compiler_params=plgpu.CompilerParams(approx_math=True),
-    interpret=interpret,
+    interpret=call.interpret,
   )(*arrays)
-  return out.reshape(batch, rows, heads, widths.value)
+  out = out.reshape(batch, rows, heads, widths.value)
+  return out, log_sum[0] if log_sum else None
 
 
 def _widths(

@@ -38,11 +38,13 @@ from videomla_jax.ops.latent_attention import (
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_items as items
 from videomla_jax.ops.latent_attention import reference
 
-Accumulator = Any  # registers that products add to; Mosaic's type is internal
+# Registers that products add to; Mosaic's type is internal.
+Accumulator = Any
 
 _LAYOUT = plgpu.Layout.WGMMA
 _ROW = _LAYOUT.reduce(1)
 _LOAD_GROUP = 0  # the others are consumers, one for each tile
+NO_KEYS = 1e30  # the logarithm of the sum of a row without valid keys
 
 
 def _row_of(config: plan.Config, value: float) -> Float32[Array, "rows"]:
@@ -106,7 +108,7 @@ def _free(block: items.Block, stage: items.Scalar, *, after: str) -> None:
     plgpu.barrier_arrive(block.refs[f"{ring}_free"].at[stage])
 
 
-def _done(
+def done(
   accumulator: Accumulator, *, still_running: int
 ) -> Float32[Array, "rows columns"]:
   """Waits for products and returns what they made.
@@ -172,7 +174,7 @@ def _attend(
 
   def first_scores(s: Accumulator) -> Float32[Array, "rows keys"]:
     _start_scores(block, tile, _stage(block, item, 0), s)
-    return _done(s, still_running=0)
+    return done(s, still_running=0)
 
   row = item.rows[0] + tile * config.rows
   # Whatever is multiplied for a tile without rows is not stored.
@@ -195,7 +197,7 @@ def _attend(
     def products(s: Accumulator) -> Float32[Array, "rows keys"]:
       _start_scores(block, tile, following, s)
       _start_outputs(block, tile, now, p, o)
-      return _done(s, still_running=1)
+      return done(s, still_running=1)
 
     s = pl.run_scoped(products, scores)
     _free(block, following, after="scores")
@@ -203,7 +205,7 @@ def _attend(
     # Waiting for something else keeps ptxas from waiting for the product before
     # the softmax, as it would do otherwise.
     _ready(block, tile, following)
-    out = _done(o, still_running=0)
+    out = done(o, still_running=0)
     _free(block, now, after="outputs")
     # It is rounded only now: the product that is done has read the P before,
     # and the compiler would start one product after the other if this P took
@@ -213,15 +215,15 @@ def _attend(
     return p.astype(dtype), m, l
 
   carry = (p.astype(dtype), m, l)
-  p, _, l = lax.fori_loop(0, item.steps - 1, step, carry)
+  p, m, l = lax.fori_loop(0, item.steps - 1, step, carry)
   plgpu.barrier_arrive(r["q_free"])
   last = _stage(block, item, item.steps - 1)
   _start_outputs(block, tile, last, p, o)
-  out = _done(o, still_running=0)
+  out = done(o, still_running=0)
   _free(block, last, after="outputs")
   factor = jnp.where(l > 0.0, 1.0 / l, 0.0)
   out = out * lax.broadcast_in_dim(factor, out.shape, [0])
-  pl.when(present)(lambda: _store(block, item, row, tile, out))
+  pl.when(present)(lambda: _store(block, item, row, tile, out, m, l))
 
 
 def _store(
@@ -230,14 +232,30 @@ def _store(
   row: items.Scalar,
   tile: items.Scalar,
   out: Float32[Array, "rows columns"],
+  m: Float32[Array, "rows"],
+  l: Float32[Array, "rows"],
 ) -> None:
-  """Stores a tile through shared memory; TMA clips the rows past the end."""
+  """Stores a tile through shared memory; TMA clips the rows past the end.
+
+  Args:
+    block: What all warps know.
+    item: The work item.
+    row: First row of the tile.
+    tile: Index of the tile.
+    out: Values.
+    m: Largest score of each row.
+    l: Sum of 2^(s - m) over the keys of each row.
+  """
   smem = block.refs["out"].at[tile]
   # The item before may still be leaving this memory.
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)
   smem[...] = out.astype(smem.dtype)
   plgpu.commit_smem()
   rows = pl.ds(row, block.config.rows)
+  if block.log_sum is not None:
+    # A row without keys gets one at which 2^(s - L) is zero for every score.
+    log_sum = jnp.where(l > 0.0, m * block.scale + jnp.log2(l), NO_KEYS)
+    block.log_sum[item.example, item.head, rows] = log_sum
   columns = item.columns(block.widths.value)
   plgpu.copy_smem_to_gmem(smem, block.out.at[item.example, rows, columns])
 

@@ -125,6 +125,7 @@ class Block:
     queries: Queries by the names of the memories that they are loaded to.
     keys: The same of the keys and values of each segment.
     out: The output.
+    log_sum: The base-2 logarithm of the sum of each row; None if nobody asks.
     rings: Names of the memories of each ring.
     refs: Memories and barriers by the names of the plan's `scratch`.
   """
@@ -139,6 +140,7 @@ class Block:
   queries: Mapping[str, jax.Ref]
   keys: Sequence[Mapping[str, jax.Ref]]
   out: jax.Ref
+  log_sum: jax.Ref | None
   rings: Mapping[str, Sequence[str]]
   refs: Scratch
 
@@ -181,7 +183,8 @@ class Block:
 
 
 def block_of(
-  refs: Sequence[jax.Ref],
+  inputs: Sequence[jax.Ref],
+  outs: Sequence[jax.Ref],
   *,
   widths: plan.Widths,
   config: plan.Config,
@@ -194,8 +197,9 @@ def block_of(
   """Sorts the arguments of a kernel.
 
   Args:
-    refs: Order of the rows of the batch, queries, all arrays of each segment,
-      and the output, as `pallas_mosaic_gpu` lays them out.
+    inputs: Order of the rows of the batch, queries, and all arrays of each
+      segment, as `pallas_mosaic_gpu` lays them out.
+    outs: The output and, where it is asked for, the logarithm of the sum.
     widths: Channels of queries, keys and values.
     config: Sizes of the tiles.
     scale: Logit multiplier.
@@ -204,7 +208,8 @@ def block_of(
     rings: Names of the memories of each ring, in the order of a segment.
     scratch: Memories and barriers by name.
   """
-  order, *inputs, out = refs
+  order, *inputs = inputs
+  out, *log_sum = outs
   names = ["q_content", "q_rope"][: 2 if widths.rope else 1]
   queries = dict(zip(names, inputs, strict=False))
   memories = [name for ring in rings.values() for name in ring]
@@ -222,6 +227,7 @@ def block_of(
     queries=queries,
     keys=[dict(zip(memories, x[_TABLE:], strict=True)) for x in segments],
     out=out,
+    log_sum=log_sum[0] if log_sum else None,
     rings=rings,
     refs=scratch,
   )

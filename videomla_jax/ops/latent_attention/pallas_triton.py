@@ -1,7 +1,8 @@
 """Flash attention in Pallas Triton, for NVIDIA GPUs from Ampere on.
 
-This is the implementation for every such GPU, and the only one for GPUs that
-has a gradient of its own; the others borrow it (`with_gradient`).
+This is the implementation for every such GPU. Its gradient serves others, too
+(`with_gradient`); beside it only Hopper has one of its own, in the expanded
+form (`pallas_mosaic_gpu_hopper_vjp`).
 """
 
 from collections.abc import Callable
