@@ -233,6 +233,21 @@ def _ablations(lines: Sequence[record.Line]) -> Iterator[Claim]:
     verdict="reproduced in small; a calibrated start begins"
     f" at {mean('calibrated start', 'rank_at_start').mean:.1f}",
   )
+  yield Claim(
+    claim="How a head is split into content and position matters",
+    paper="VBench total 76.47 (112/16), 83.89 (96/32), 80.83 (64/64), 78.31"
+    " (32/96)",
+    here="against 24/8: "
+    + "; ".join(
+      f"{32 - n}/{n}: loss {_difference(rows, f'd_rope={n}', 'base')}, steps"
+      f" {_difference(rows, f'd_rope={n}', 'base', 'steps')}"
+      for n in (4, 16, 24)
+    ),
+    setting=f"{budget}; paired by seed, 95 % intervals; heads of 32 channels",
+    command="[`ablate`](ablations.md)",
+    verdict="in small: an eighth is too little for positions, more than a"
+    " quarter is not seen to cost anything",
+  )
   pairs = (("rank 4 forced", "d_c=4"), ("rank 8 forced", "d_c=8"))
   yield Claim(
     claim="Asked by reviewers: does the budget or the occupied rank decide?",
@@ -247,6 +262,53 @@ def _ablations(lines: Sequence[record.Line]) -> Iterator[Claim]:
     verdict="in small: the rank decides, a larger latent of that rank is not"
     " seen to be better",
   )
+
+
+def _students(lines: Sequence[record.Line]) -> Iterator[Claim]:
+  """Yields what ablations say of students that went through all stages."""
+  rows = ablations.rows_of(lines)
+  base, keys = "base, student", ("identity", "count", "steps")
+
+  def against(one: str, other: str) -> str:
+    found = (f"{key} {_difference(rows, one, other, key)}" for key in keys)
+    return "; ".join(found)
+
+  sizes = (4, 8, 32, 64)
+  claims = (
+    (
+      "A latent may be too small; beyond a size nothing is gained",
+      "VBench total 78.30 (64), 83.24 (128), 83.66 (256), 83.40 (512)",
+      "against d_c = 16: "
+      + "; ".join(
+        f"{n}: steps {_difference(rows, f'd_c={n}, student', base, 'steps')}"
+        for n in sizes
+      ),
+      "in small: four channels are too few, other sizes are not told apart",
+    ),
+    (
+      "A latent student is as good as a dense one",
+      "VBench, 30 s, overall: .859; dense .762 (Self-Forcing), .792 (Causal"
+      " Forcing)",
+      "latent against dense: " + against(base, "dense, student"),
+      "not told apart in small, with little training and wide intervals",
+    ),
+    (
+      "Students of spectral starts are better than those of random ones",
+      "SVD and random starts are compared by rank only",
+      "random against spectral: " + against("random start, student", base),
+      "yes, in small and with little training",
+    ),
+  )
+  for claim, paper, here, verdict in claims:
+    yield Claim(
+      claim=claim,
+      paper=paper,
+      here=here,
+      setting=f"small world; {rows[base].budget}; {len(rows[base].lines)} seeds"
+      " a row; paired by seed, 95 % intervals; starts as in the table",
+      command="[`ablate`](ablations.md)",
+      verdict=verdict,
+    )
 
 
 def _rollouts(lines: Sequence[record.Line]) -> Iterator[Claim]:
@@ -341,6 +403,7 @@ def page(root: pathlib.Path) -> str:
     *_rollout(read("benchmark_rollout.json")),
     *_ranks(read("ranks_small.json")),
     *_ablations(record.read(docs / "ablations.jsonl")),
+    *_students(record.read(docs / "ablations.jsonl")),
     *_rollouts(record.read(docs / "ablations.jsonl")),
     *_untested(),
   ]
