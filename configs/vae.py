@@ -8,7 +8,8 @@ world. `films`: clips of a folder of videos, `films=DIR`; with
 `--config.network.start=models/wan_1p3b/vae` it goes on with that VAE.
 
 Arguments: `world` or `films`, `films=DIR`, `steps=N`, `minutes=N` after which
-the run ends as if it were done, `seed=N`, `runlocal` (seconds, for tests).
+the run ends as if it were done, `seed=N`, `dispatch=N` (steps of one call of
+the program; on a CPU 1 is faster), `runlocal` (seconds, for tests).
 """
 
 import ml_collections
@@ -32,6 +33,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     steps=20_000,
     minutes=0.0,
     seed=0,
+    dispatch=10,
     runlocal=False,
   )
   if arg["variant"] not in ("world", "films"):
@@ -78,7 +80,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ema_warmup=True,
     max_skipped=50,
   )
-  config.every = dict(log=50, measure=1000, save=1000, dispatch=10)
+  # Steps. Several of them in a call keep a GPU busy; on a CPU 1 is faster.
+  config.every = dict(log=50, measure=1000, save=1000, dispatch=arg["dispatch"])
   config.held_out = 32  # clips
   config.keep = 2  # states
   config.minutes = arg["minutes"]

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,8 +13,10 @@ from tests import tiny_project
 from videomla_jax import train_vae
 from videomla_jax.autoencoding import objective
 from videomla_jax.autoencoding import run
+from videomla_jax.autoencoding import settings
 from videomla_jax.generation import mp4
 from videomla_jax.models import released
+from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 from videomla_jax.training import interrupts
 
@@ -50,7 +53,7 @@ def test_a_run_hands_on_a_vae_that_encodes_and_goes_on_after_a_stop(
   assert max(map(abs, vae.config.mean)) > 0  # measured
   rng = np.random.default_rng(seed)
   video = rng.integers(0, 256, (1, 3, 8, 8, 3), dtype=np.uint8)
-  assert vae.decode(vae.encode(jax.numpy.asarray(video))).shape == video.shape
+  assert vae.decode(vae.encode(jnp.asarray(video))).shape == video.shape
   lines = metrics.read_jsonl(whole)
   assert [x["step"] for x in lines] == [2, 4, 4]
   assert {"vae/kl", "vae/temporal", "perf/step_seconds"} <= lines[0].keys()
@@ -78,6 +81,32 @@ def test_a_run_hands_on_a_vae_that_encodes_and_goes_on_after_a_stop(
   config.loss.kl = 0.5
   with pytest.raises(ValueError, match="loss.kl=0.0001"):
     train_vae.train_vae(config, str(parts))
+
+
+def test_a_new_vae_tells_pictures_apart_before_it_is_trained(
+  config, seed
+) -> None:
+  config.seed = seed % 1000
+  config.unlock()
+  # As deep as Wan's, since every layer takes its share.
+  config.network.update(
+    multipliers=(1, 1, 1, 1), temporal=(False, True, True), width=4
+  )
+  config.data.update(num_frames=5, height=16, width=16)
+  vae = run.new_vae(config_reader.read(settings.Settings, config))
+  black = jnp.zeros((1, 5, 16, 16, 3), jnp.uint8)
+  state = vae.start_encode(1, 16, 16)
+  pixels = lambda video: video.astype(jnp.float32) / 127.5 - 1
+  mean, log_variance, _ = vae.moments(pixels(black), state)
+  other, *_ = vae.moments(pixels(black + 255), state)
+  # Latents of black and white are further apart than the noise of both.
+  noise = np.exp(0.5 * np.asarray(log_variance)).mean()
+  assert np.abs(np.asarray(other - mean)).mean() > noise
+  # And the decoder turns them into different pixels.
+  dark, light = (
+    objective.reconstruct(vae, vae.normalise(x)) for x in (mean, other)
+  )
+  assert np.abs(np.asarray(light - dark)).mean() > 0.01
 
 
 def test_a_decoder_alone_is_trained_from_a_folder(config, tmp_path) -> None:

@@ -58,6 +58,27 @@ def test_decoding_in_chunks_equals_decoding_at_once(seed: int) -> None:
     tolerances.assert_close(pieces, whole)
 
 
+def test_one_group_of_all_frames_is_what_groups_give(seed: int) -> None:
+  rng = np.random.default_rng(seed)
+  model = _model(rng)
+  pixels = tiny_model.normal(rng, 1, 9, 16, 24, 3)
+
+  @functools.partial(jax.jit, static_argnames="at_once")
+  def both(model, pixels, *, at_once):
+    mean, log_variance, _ = model.moments(
+      pixels, model.start_encode(1, 16, 24), at_once=at_once
+    )
+    latents, state = model.normalise(mean), model.start(1, *_FRAME)
+    out, _ = model.decode_unclipped(latents, state, at_once=at_once)
+    return mean, log_variance, out
+
+  together, grouped = (both(model, pixels, at_once=x) for x in (True, False))
+  assert together[2].shape == (1, 9, 16, 24, 3)
+  for found, expected in zip(together, grouped, strict=True):
+    # Convolutions may add in another order for another number of frames.
+    tolerances.assert_close(found, expected, "float32_deep")
+
+
 def test_latents_are_means_normalised_by_their_statistics(seed: int) -> None:
   rng = np.random.default_rng(seed)
   shift, scale = (0.5, -1.0, 2.0, 0.0), (2.0, 0.5, 3.0, 1.0)

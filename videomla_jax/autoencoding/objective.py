@@ -42,7 +42,8 @@ def loss(
   """Returns the loss of clips, Eq. (4.8), and its parts.
 
   Args:
-    vae: The network; encoder and decoder run group by group, as they do in use.
+    vae: The network. All frames after the first are one group, which gives what
+      groups give one by one.
     video: Clips.
     key: Random key of the latents.
     weights: Weights of the parts.
@@ -50,7 +51,7 @@ def loss(
   """
   pixels = video.astype(jnp.float32) / 127.5 - 1
   state = vae.start_encode(video.shape[0], *video.shape[2:4])
-  mean, log_variance, _ = vae.moments(pixels, state)
+  mean, log_variance, _ = vae.moments(pixels, state, at_once=True)
   if decoder_only:
     mean, log_variance = jax.lax.stop_gradient((mean, log_variance))
   log_variance = jnp.clip(log_variance, *_LOG_VARIANCES)
@@ -77,4 +78,4 @@ def reconstruct(
     latents: Normalised latents.
   """
   state = vae.start(latents.shape[0], *latents.shape[2:4])
-  return vae.decode_unclipped(latents, state)[0]
+  return vae.decode_unclipped(latents, state, at_once=True)[0]

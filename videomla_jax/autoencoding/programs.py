@@ -57,6 +57,9 @@ class Program:
     *,
     count: int,
   ) -> tuple[optim.TrainState, Scalars]:
+    if count == 1:
+      # XLA has no fast gradient of convolutions in loops on CPUs.
+      return self._step(state, None if given is None else given[0])
     state, scalars = jax.lax.scan(self._step, state, given, length=count)
     return state, jax.tree.map(lambda x: x.mean(), scalars)
 

@@ -22,6 +22,8 @@ from videomla_jax.autoencoding import settings as settings_lib
 from videomla_jax.generation import contact_sheet
 from videomla_jax.models import released
 from videomla_jax.models import vae as vae_lib
+from videomla_jax.models import vae_coders
+from videomla_jax.models import vae_layers as layers
 from videomla_jax.runtime import metrics
 from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
@@ -36,6 +38,7 @@ _MAY_CHANGE = (
   *("held_out", "keep", "minutes", "data.films"),
 )
 _SHOWN = 6  # held-out clips of a sheet
+_FIRST_LOG_VARIANCE = -6.0  # of a new VAE's latents: a deviation of 0.05
 
 
 def new_vae(settings: settings_lib.Settings) -> vae_lib.WanVAE:
@@ -55,13 +58,31 @@ def new_vae(settings: settings_lib.Settings) -> vae_lib.WanVAE:
     vae = released.load(network.start, "wan_vae", dtype=dtype)
   else:
     config = dataclasses.replace(network.config(), dtype=dtype)
-    make = lambda: vae_lib.WanVAE(config, rngs=nnx.Rngs(settings.seed))
-    vae = jax.jit(make)()
+    vae = jax.jit(lambda: _fresh(config, settings.seed))()
   # Frames and sizes that do not fit are refused before anything is compiled.
   abstract = jax.ShapeDtypeStruct(
     (1, data.num_frames, data.height, data.width, 3), np.uint8
   )
   jax.eval_shape(lambda v, x: v.encode(x), vae, abstract)
+  return vae
+
+
+def _fresh(config: vae_coders.VaeConfig, seed: int) -> vae_lib.WanVAE:
+  """Makes a VAE with random weights that lets pixels through at once."""
+  vae = vae_lib.WanVAE(config, rngs=nnx.Rngs(seed))
+  for _, layer in nnx.iter_modules(vae):
+    if isinstance(layer, layers.Conv):
+      # PyTorch's weights have a third of the variance that keeps a signal's
+      # size, and biases. Behind some fourteen layers without a shortcut nothing
+      # of a picture would be left beside what the biases add up to.
+      layer.kernel.set_value(3**0.5 * layer.kernel[...])
+      if layer.bias is not None:
+        layer.bias.set_value(jnp.zeros_like(layer.bias[...]))
+  assert vae.quant.bias is not None
+  # Means are small at first. With a variance of 1 the decoder would see nothing
+  # but noise, and learn for hundreds of steps to ignore it.
+  bias = vae.quant.bias[...].at[config.channels :].set(_FIRST_LOG_VARIANCE)
+  vae.quant.bias.set_value(bias)
   return vae
 
 

@@ -120,8 +120,12 @@ def in_groups(
   if state.first:
     head, memory = coder(x[:, :1], memory, first=True)
     pieces, x = [head], x[:, 1:]
+  if x.shape[1] == group:
+    # Without a loop: XLA has no fast gradient of convolutions in loops on CPUs.
+    last, memory = coder(x, memory, first=False)
+    pieces.append(last)
   # The first frame may be all that the chunk has.
-  if x.shape[1]:
+  elif x.shape[1]:
     count = x.shape[1] // group
     groups = x.reshape(x.shape[0], count, group, *x.shape[2:])
 
@@ -219,20 +223,28 @@ class WanVAE(nnx.Module):
     return State(self.encoder.start(batch, height, width), True)
 
   def moments(
-    self, video: Float[Array, "B t h w 3"], state: State
+    self,
+    video: Float[Array, "B t h w 3"],
+    state: State,
+    *,
+    at_once: bool = False,
   ) -> tuple[Video, Video, State]:
     """Returns means and log variances of the next latents, not normalised.
 
     Args:
       video: Pixels in [-1, 1]; the first chunk has 4 k + 1 frames, others 4 k.
       state: From `start_encode` or the chunk before.
+      at_once: Whether all frames after the first are one group, which takes
+        more memory and no loop.
 
     Raises:
       ValueError: If the number of frames does not fit.
     """
     self._check_frames(video.shape[1], first=state.first)
     encoder = laid_out(self.encoder, self.form)
-    out, state = in_groups(encoder, video, state, group=self.temporal_stride)
+    rest = video.shape[1] - state.first
+    group = rest if at_once else self.temporal_stride
+    out, state = in_groups(encoder, video, state, group=group)
     # The released projection has means first; nothing here draws from them.
     mean, log_variance = jnp.split(
       self.quant(out).astype(jnp.float32), 2, axis=-1
@@ -306,14 +318,22 @@ class WanVAE(nnx.Module):
     return max(n for n in range(1, most + 1) if count % n == 0)
 
   def decode_unclipped(
-    self, latents: Video, state: State
+    self, latents: Video, state: State, *, at_once: bool = False
   ) -> tuple[layers.Out, State]:
-    """Returns pixels in about [-1, 1], float32, and the state after them."""
+    """Returns pixels in about [-1, 1], float32, and the state after them.
+
+    Args:
+      latents: Normalised latents.
+      state: From `start` or the chunk before.
+      at_once: Whether all frames after the first are one group, as in
+        `moments`.
+    """
     # Statistics are applied in float32: they scale channels by up to 3.3.
     raw = latents.astype(jnp.float32) * self._std + self._mean
     x = self.post_quant(raw)
     decoder = laid_out(self.decoder, self.form)
-    group = self.latents_at_once(x.shape[1] - state.first, form=self.form)
+    rest = x.shape[1] - state.first
+    group = rest if at_once else self.latents_at_once(rest, form=self.form)
     out, state = in_groups(decoder, x, state, group=group)
     return out.astype(jnp.float32), state
 
