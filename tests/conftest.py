@@ -17,11 +17,15 @@ if "jax" in sys.modules:  # A plugin was faster.
 
 _SEED = "VIDEOMLA_SEED"
 
-# A shell lets what it runs in the background ignore SIGINT, and children inherit
-# that; tests that stop a child would wait for ever.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-  with contextlib.suppress(ValueError):  # only the main thread may listen
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell lets what it runs in the background ignore SIGINT, and `nohup` SIGHUP;
+# children inherit that, and tests that stop a child would wait for ever.
+for _number, _usual in (
+  (signal.SIGINT, signal.default_int_handler),
+  (signal.SIGHUP, signal.SIG_DFL),
+):
+  if signal.getsignal(_number) is signal.SIG_IGN:
+    with contextlib.suppress(ValueError):  # only the main thread may listen
+      signal.signal(_number, _usual)
 
 try:
   import hypothesis

@@ -1,7 +1,9 @@
 """Training a VAE: to the end, across a stop, and what is refused."""
 
+from collections.abc import Iterator
 import json
 import pathlib
+import signal
 from typing import Any
 
 import jax
@@ -19,6 +21,16 @@ from videomla_jax.models import released
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 from videomla_jax.training import interrupts
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+  """Listens to signals again, which a run that was stopped ignores."""
+  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  before = {number: signal.getsignal(number) for number in numbers}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
 
 
 @pytest.fixture

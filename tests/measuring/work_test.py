@@ -123,4 +123,4 @@ def test_every_case_is_listed_once() -> None:
   suite = benchmark.suite_of(tiny_project.config("benchmark", "suite=work"))
   assert isinstance(suite, work.WorkSuite)
   labels = [row.label for row in suite.listed()]
-  assert len(labels) == len(set(labels)) == (2 * 3 * 2 + 2 + 2 + 1) + 4
+  assert len(labels) == len(set(labels)) == (2 * 3 * 2 + 2 + 2 + 2) + 4

@@ -16,7 +16,7 @@ from videomla_jax.runtime import metrics
 
 def test_every_metric_has_group_unit_and_meaning() -> None:
   for name, (unit, meaning) in metrics.METRICS.items():
-    assert name.split("/")[0] in ("train", "eval", "rank", "perf")
+    assert name.split("/")[0] in ("train", "vae", "eval", "rank", "perf")
     assert unit and meaning
 
 

@@ -90,8 +90,12 @@ class Program:
     )
     state, scalars = optim.apply(state, gradient, value, settings.optim)
     scalars = {name: x.astype("float32") for name, x in scalars.items()}
-    scalars["vae/loss"] = value
-    return state, scalars | {f"vae/{k}": x for k, x in terms._asdict().items()}
+    return state, scalars | {
+      "vae/loss": value,
+      "vae/reconstruction": terms.reconstruction,
+      "vae/kl": terms.kl,
+      "vae/temporal": terms.temporal,
+    }
 
 
 @functools.partial(jax.jit, static_argnames="settings")
