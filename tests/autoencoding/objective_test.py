@@ -11,7 +11,7 @@ from videomla_jax.autoencoding import settings
 
 
 def _loss(vae, video, **changes):
-  weights = settings.Loss(**(dict(kl=0.1, temporal=0.5) | changes))
+  weights = settings.Loss(**(dict(squared=2.0, kl=0.1, temporal=0.5) | changes))
   return objective.loss(vae, video, jax.random.key(0), weights=weights)
 
 
@@ -19,7 +19,8 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(seed) -> None:
   vae, rng = tiny_vae.build(seed % 1000), np.random.default_rng(seed)
   video = tiny_vae.video(rng)
   total, terms = _loss(vae, video)
-  parts = terms.reconstruction + 0.1 * terms.kl + 0.5 * terms.temporal
+  parts = terms.reconstruction + 2 * terms.squared
+  parts += 0.1 * terms.kl + 0.5 * terms.temporal
   tolerances.assert_close(total, parts, "float32")
   # The same in NumPy, from the encoder's moments.
   pixels = np.asarray(video, np.float64) / 127.5 - 1
@@ -35,6 +36,9 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(seed) -> None:
   error = np.asarray(found, np.float64) - pixels
   tolerances.assert_close(
     terms.reconstruction, np.abs(error).mean(), "float32_deep"
+  )
+  tolerances.assert_close(
+    terms.squared, np.square(error).mean(), "float32_deep"
   )
   temporal = np.abs(np.diff(error, axis=1)).mean()
   tolerances.assert_close(terms.temporal, temporal, "float32_deep")
@@ -61,7 +65,7 @@ def test_statistics_of_latents_do_not_change_the_loss(seed) -> None:
 def test_only_the_decoder_learns_if_asked(seed) -> None:
   vae, rng = tiny_vae.build(seed % 1000), np.random.default_rng(seed)
   video = tiny_vae.video(rng)
-  weights = settings.Loss(kl=0.1, temporal=0.5)
+  weights = settings.Loss(squared=2.0, kl=0.1, temporal=0.5)
   gradient = jax.grad(
     lambda m: objective.loss(
       m, video, jax.random.key(0), weights=weights, decoder_only=True

@@ -22,11 +22,13 @@ class Terms(NamedTuple):
 
   Attributes:
     reconstruction: Mean absolute error of pixels in [-1, 1].
+    squared: Mean squared error of the same, in which small things count.
     kl: Mean divergence of a latent scalar from a normal distribution.
     temporal: Mean absolute error of differences between frames.
   """
 
   reconstruction: Scalar
+  squared: Scalar
   kl: Scalar
   temporal: Scalar
 
@@ -61,11 +63,13 @@ def loss(
   error = found - pixels
   terms = Terms(
     reconstruction=jnp.abs(error).mean(),
+    squared=jnp.square(error).mean(),
     kl=0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance).mean(),
     temporal=jnp.abs(jnp.diff(error, axis=1)).mean(),
   )
-  total = terms.reconstruction + weights.kl * terms.kl
-  return total + weights.temporal * terms.temporal, terms
+  total = terms.reconstruction + weights.squared * terms.squared
+  total += weights.kl * terms.kl + weights.temporal * terms.temporal
+  return total, terms
 
 
 def reconstruct(

@@ -93,6 +93,7 @@ class Program:
     return state, scalars | {
       "vae/loss": value,
       "vae/reconstruction": terms.reconstruction,
+      "vae/squared": terms.squared,
       "vae/kl": terms.kl,
       "vae/temporal": terms.temporal,
     }

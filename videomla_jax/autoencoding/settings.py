@@ -103,10 +103,12 @@ class Loss:
   """Group `loss`: weights beside the mean absolute error, Eq. (4.8).
 
   Attributes:
+    squared: Of the mean squared error.
     kl: Of the divergence from a normal distribution, per latent scalar.
     temporal: Of the error of differences between frames.
   """
 
+  squared: _Weight
   kl: _Weight
   temporal: _Weight
 
