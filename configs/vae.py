@@ -3,13 +3,13 @@
   python -m videomla_jax.train_vae --config=configs/vae.py:world \
     --workdir=runs/vae
 
-`world`: 1.3 million parameters, strides 4 x 8 x 8, 64 x 64 pixels of the colour
-world. `films`: clips of a folder of videos, `films=DIR`; with
-`--config.network.start=models/wan_1p3b/vae` it goes on with that VAE.
+`world`: 1.03 million parameters, strides 4 x 8 x 8, 64 x 64 pixels of the
+colour world. `films`: clips of a folder of videos, `films=DIR`.
 
-Arguments: `world` or `films`, `films=DIR`, `steps=N`, `minutes=N` after which
-the run ends as if it were done, `seed=N`, `dispatch=N` (steps of one call of
-the program; on a CPU 1 is faster), `runlocal` (seconds, for tests).
+Arguments: `world` or `films`, `films=DIR`, `start=DIR` (a VAE to go on with,
+such as models/wan_1p3b/vae), `steps=N`, `minutes=N` after which the run ends as
+if it were done, `seed=N`, `dispatch=N` (steps of one call of the program; on a
+CPU 1 is faster), `runlocal` (seconds, for tests).
 """
 
 import ml_collections
@@ -30,6 +30,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg,
     variant="world",
     films="",
+    start="",
     steps=20_000,
     minutes=0.0,
     seed=0,
@@ -94,4 +95,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.held_out = 2
     if films:
       config.data.update(height=16, width=16)
+  if arg["start"]:
+    config.network.start = arg["start"]
+    # It has sizes of its own.
+    config.network.update(width=0, channels=0, num_blocks=0)
+    config.network.update(multipliers=(), temporal=())
   return config

@@ -18,6 +18,7 @@ from videomla_jax.autoencoding import run
 from videomla_jax.autoencoding import settings
 from videomla_jax.generation import mp4
 from videomla_jax.models import released
+from videomla_jax.models import vae as vae_lib
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 from videomla_jax.training import interrupts
@@ -124,8 +125,13 @@ def test_a_new_vae_tells_pictures_apart_before_it_is_trained(
 def test_a_decoder_alone_is_trained_from_a_folder(config, tmp_path) -> None:
   train_vae.train_vae(config, str(tmp_path / "first"))
   before = released.load(tmp_path / "first" / "model", "wan_vae")
-  config.network.start = str(tmp_path / "first" / "model")
-  config.network.decoder_only = True
+  with config.unlocked():
+    config.network.update(
+      start=str(tmp_path / "first" / "model"),
+      decoder_only=True,
+      **dict.fromkeys(("width", "channels", "num_blocks"), 0),
+      **dict.fromkeys(("multipliers", "temporal"), ()),
+    )
   train_vae.train_vae(config, str(tmp_path / "second"))
   after = released.load(tmp_path / "second" / "model", "wan_vae")
   assert after.config == before.config
@@ -141,10 +147,11 @@ def test_a_decoder_alone_is_trained_from_a_folder(config, tmp_path) -> None:
   ("group", "key", "value", "words"),
   [
     ("network", "decoder_only", True, "network.start, which is empty"),
-    ("network", "start", "missing", "missing"),
+    ("network", "start", "missing", "width=2 has no effect with network.start"),
     ("network", "temporal", (True, True), "one entry per halving"),
     ("data", "kind", "photos", "data.kind='photos' is unknown"),
     ("data", "films", "", "names a folder of videos"),
+    ("data", "num_frames", 1, "num_frames=1 must be at least 2"),
     ("data", "num_frames", 4, "must have one more than a multiple of 2"),
     ("data", "height", 7, "height=7 must be a positive multiple of 2"),
     ("every", "log", 3, "every.log=3 must be a multiple"),
@@ -173,5 +180,24 @@ def test_updates_that_are_no_numbers_end_the_run(
 
   monkeypatch.setattr(objective, "loss", broken)
   config.optim.max_skipped = 2
-  with pytest.raises(ValueError, match="2 updates up to step 2 were not finit"):
+  with pytest.raises(ValueError, match="not finite in 2 steps in a row"):
     train_vae.train_vae(config, str(tmp_path / "run"))
+  # What they were given is kept, and no state of theirs.
+  names = [p.name for p in (tmp_path / "run" / "skipped").iterdir()]
+  assert sorted(names) == [f"step-{n}-process-0.npz" for n in (2, 4)]
+  assert not [*(tmp_path / "run" / "checkpoints").glob("[0-9]*")]
+
+
+@pytest.mark.parametrize("variant", ["world", "films,start=models/vae"])
+def test_sizes_are_those_that_the_config_says(variant: str) -> None:
+  asked = config_reader.read(
+    settings.Settings, tiny_project.config("vae", variant)
+  )
+  if asked.network.start:
+    assert not asked.network.width
+    return
+  leaves = jax.tree.leaves(vae_lib.abstract(asked.network.config()))
+  count = sum(x.size for x in leaves)
+  text = (tiny_project.CONFIGS / "vae.py").read_text()
+  assert f"{count / 1e6:.2f} million parameters" in text
+  assert asked.network.config().spatial_stride == 8

@@ -2,8 +2,8 @@
 
   python -m videomla_jax.train_vae --config=configs/vae.py:world \
     --workdir=runs/vae
-  python -m videomla_jax.train_vae --config=configs/vae.py:films,films=VIDEOS \
-    --config.network.start=models/wan_1p3b/vae --workdir=runs/vae
+  python -m videomla_jax.train_vae --workdir=runs/vae \
+    --config=configs/vae.py:films,films=VIDEOS,start=models/wan_1p3b/vae
 
 The network is the Wan VAE, causal and streaming, at any width. Stopping and
 starting the same command continues where it stopped; SIGTERM and Ctrl-C save
@@ -12,6 +12,7 @@ latents, where `prepare` and `sample` read it.
 
   WORKDIR/checkpoints   states       WORKDIR/metrics.jsonl   and TensorBoard
   WORKDIR/samples       pictures     WORKDIR/quality.json    of the model
+  WORKDIR/skipped       what was given to updates that were left out
 """
 
 import dataclasses

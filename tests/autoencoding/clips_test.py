@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,15 +38,15 @@ def films(tmp_path) -> str:
 
 def test_a_step_has_the_clips_that_it_had_before(films, seed) -> None:
   source = clips.open_source(_data(films), seed % 1000)
-  whole = [*source.groups(0, [2, 2, 1])]
+  whole = [*source.steps(0, [2, 2, 1])]
   assert [x.shape for x in whole] == [
     (2, 2, 3, 8, 8, 3),
     (2, 2, 3, 8, 8, 3),
     (1, 2, 3, 8, 8, 3),
   ]
-  (later,) = clips.open_source(_data(films), seed % 1000).groups(2, [3])
+  (later,) = clips.open_source(_data(films), seed % 1000).steps(2, [3])
   np.testing.assert_array_equal(later, np.concatenate(whole[1:]))
-  (other,) = clips.open_source(_data(films), seed % 1000 + 1).groups(2, [3])
+  (other,) = clips.open_source(_data(films), seed % 1000 + 1).steps(2, [3])
   assert not np.array_equal(other, later)
 
 
@@ -56,7 +57,7 @@ def test_held_out_clips_come_from_the_last_fifth(films, seed) -> None:
   held_out = np.concatenate([brightness(x) for x in source.held_out(12)])
   assert held_out.shape == (12, 3)
   assert held_out.min() > 20 + 2 * (32 - 2)
-  trained = brightness(np.concatenate([*source.groups(0, [10])])[0])
+  trained = brightness(np.concatenate([*source.steps(0, [10])])[0])
   assert trained.max() < 20 + 2 * (64 + 2)
 
 
@@ -80,7 +81,7 @@ def test_damage_at_one_place_draws_another(films, monkeypatch, seed) -> None:
     return opened(path)
 
   monkeypatch.setattr(clips.clips_lib, "open_video", failing)
-  (found,) = source.groups(0, [2])
+  (found,) = source.steps(0, [2])
   assert found.shape == (2, 2, 3, 8, 8, 3)
 
   def broken(path):
@@ -88,16 +89,18 @@ def test_damage_at_one_place_draws_another(films, monkeypatch, seed) -> None:
 
   monkeypatch.setattr(clips.clips_lib, "open_video", broken)
   with pytest.raises(ValueError, match="could not be read"):
-    next(source.groups(0, [2]))
+    next(source.steps(0, [2]))
 
 
-def test_the_colour_world_is_drawn_by_key(seed) -> None:
+def test_the_colour_world_is_drawn_by_step(seed) -> None:
   source = clips.open_source(_data(num_frames=2), seed % 1000)
-  assert [*source.groups(0, [5, 5])] == [None, None]
-  key = jax.random.key(seed % 1000)
-  first, again = source.draw(key), jax.jit(source.draw)(key)
+  np.testing.assert_array_equal(
+    np.concatenate([*source.steps(3, [5, 1])]), np.arange(3, 9)
+  )
+  first, again = source.clips(jnp.int32(4)), jax.jit(source.clips)(4)
   assert first.shape == (2, 2, 64, 64, 3) and first.dtype == np.uint8
   np.testing.assert_array_equal(first, again)
+  assert not np.array_equal(first, source.clips(jnp.int32(5)))
   held_out = np.concatenate([*source.held_out(4)])
   assert held_out.shape == (4, 2, 64, 64, 3)
   assert not np.array_equal(held_out[:2], held_out[2:])

@@ -4,16 +4,18 @@ What a step sees follows from the seed and the number of the step, so a run that
 was stopped goes on with the clips that it would have seen.
 """
 
+import collections
 from collections.abc import Iterator
 import concurrent.futures
 import dataclasses
+import functools
 import pathlib
 from typing import Protocol, runtime_checkable
 
 from absl import logging
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import Array, Int32, UInt8
 import numpy as np
 
 from videomla_jax.autoencoding import settings as settings_lib
@@ -34,19 +36,20 @@ _TEST_STEP = 2**31  # first step of held-out clips, which no run reaches
 class Source(Protocol):
   """Where clips come from."""
 
-  def groups(self, first: int, counts: list[int]) -> Iterator[Array | None]:
-    """Yields what calls of the program are given beside the state.
+  def steps(self, first: int, counts: list[int]) -> Iterator[np.ndarray]:
+    """Yields what calls of the program are given, along a first axis of steps.
 
     Args:
       first: Number of the first step.
       counts: Steps of each call.
-
-    Yields:
-      Clips `[steps, B, t, h, w, 3]`; None if the program draws them.
     """
 
-  def draw(self, key: Key[Array, ""]) -> Clips:
-    """Returns clips of one step, drawn inside the program."""
+  def clips(self, given: Array) -> Clips:
+    """Returns the clips of a step; it is part of the program.
+
+    Args:
+      given: What `steps` yielded for this step.
+    """
 
   def held_out(self, count: int) -> Iterator[Clips]:
     """Yields batches of clips that training does not show.
@@ -58,38 +61,44 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ColourWorld:
-  """Clips of the colour world.
+  """Clips of the colour world, drawn by the number of the step.
 
   Attributes:
     data: Group `data` of a config.
-    seed: Seed of the run; programs get their keys from it.
+    seed: Seed of the clips.
   """
 
   data: settings_lib.Data
   seed: int
 
-  def groups(self, first: int, counts: list[int]) -> Iterator[None]:
-    """Yields nothing, for every call."""
-    del first
-    yield from (None for _ in counts)
+  def steps(
+    self, first: int, counts: list[int]
+  ) -> Iterator[Int32[np.ndarray, "n"]]:
+    """Yields the numbers of the steps."""
+    for count in counts:
+      yield np.arange(first, first + count, dtype=np.int32)
+      first += count
 
-  def draw(self, key: Key[Array, ""], split: str = "train") -> Clips:
-    """Returns clips of one step.
+  def clips(self, given: Int32[Array, ""], split: str = "train") -> Clips:
+    """Draws the clips of a step.
 
     Args:
-      key: Random key.
+      given: Number of the step.
       split: "train" or "test".
     """
     data = self.data
     return world.sample(
-      key, size=data.batch_size, num_frames=data.num_frames, split=split
+      jax.random.fold_in(jax.random.key(self.seed), given),
+      size=data.batch_size,
+      num_frames=data.num_frames,
+      split=split,
     ).video
 
   def held_out(self, count: int) -> Iterator[Clips]:
     """Yields batches of held-out handwriting and pairs of digit and colour."""
-    draw = jax.jit(lambda key: self.draw(key, "test"))
+    draw = jax.jit(functools.partial(self.clips, split="test"))
     for number in range(-(-count // self.data.batch_size)):
-      yield draw(jax.random.fold_in(jax.random.key(self.seed), number))
+      yield draw(jnp.int32(number))
 
 
 class Films:
@@ -133,26 +142,31 @@ class Films:
         "is held out; add longer ones, or take fewer frames."
       )
 
-  def groups(self, first: int, counts: list[int]) -> Iterator[Array]:
+  def steps(
+    self, first: int, counts: list[int]
+  ) -> Iterator[UInt8[np.ndarray, "n B t h w 3"]]:
     """Yields clips of each call, read while others are trained on."""
     with concurrent.futures.ThreadPoolExecutor(_AHEAD) as pool:
-      starts = first + np.cumsum([0, *counts])[:-1]
-      pending = []
-      for start, count in zip(starts, counts, strict=True):
-        pending.append(pool.submit(self._group, int(start), count))
+      pending: collections.deque[concurrent.futures.Future] = (
+        collections.deque()
+      )
+      for count in counts:
+        pending.append(pool.submit(self._group, first, count))
+        first += count
         if len(pending) > _AHEAD:
-          yield jnp.asarray(pending.pop(0).result())
-      for one in pending:
-        yield jnp.asarray(one.result())
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
 
-  def draw(self, key: Key[Array, ""]) -> Clips:
-    """Is never asked for: clips are given to the program."""
-    raise NotImplementedError
+  def clips(self, given: Clips) -> Clips:
+    """Returns the clips that were read."""
+    return given
 
   def held_out(self, count: int) -> Iterator[Clips]:
     """Yields batches from the last fifths of films."""
     for number in range(-(-count // self.data.batch_size)):
-      yield self._batch(_TEST_STEP + number, low=1 - _HELD_OUT, high=1.0)
+      step = _TEST_STEP + number
+      yield jnp.asarray(self._batch(step, low=1 - _HELD_OUT, high=1.0))
 
   def _group(self, start: int, count: int) -> UInt8[np.ndarray, "n B t h w 3"]:
     steps = range(start, start + count)
@@ -160,11 +174,13 @@ class Films:
       [self._batch(n, low=0.0, high=1 - _HELD_OUT) for n in steps]
     )
 
-  def _batch(self, step: int, *, low: float, high: float) -> Clips:
+  def _batch(
+    self, step: int, *, low: float, high: float
+  ) -> UInt8[np.ndarray, "B t h w 3"]:
     """Cuts the clips of one step out of a part of the films."""
     rng = np.random.default_rng([self._seed, step])
     clips = [self._cut(rng, low, high) for _ in range(self.data.batch_size)]
-    return jnp.asarray(np.stack(clips))
+    return np.stack(clips)
 
   def _cut(
     self, rng: np.random.Generator, low: float, high: float

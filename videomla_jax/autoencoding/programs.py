@@ -3,7 +3,9 @@
 import functools
 
 import jax
-from jaxtyping import Array, Float32, UInt8
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Shaped
+import numpy as np
 
 from videomla_jax.autoencoding import clips as clips_lib
 from videomla_jax.autoencoding import objective
@@ -11,11 +13,11 @@ from videomla_jax.autoencoding import settings as settings_lib
 from videomla_jax.models import vae as vae_lib
 from videomla_jax.training import optim
 
-Scalars = dict[str, Float32[Array, ""]]
+Scalars = optim.Metrics
 
 
 class Program:
-  """Makes steps, on clips that it draws or that it is given."""
+  """Makes steps on the clips of a source."""
 
   def __init__(
     self, settings: settings_lib.Settings, source: clips_lib.Source
@@ -27,52 +29,42 @@ class Program:
       source: Where clips come from.
     """
     self._settings, self._source = settings, source
-    self._run = jax.jit(
-      self._steps, static_argnames="count", donate_argnames="state"
-    )
+    self._run = jax.jit(self._steps, donate_argnums=0)
 
   def __call__(
-    self,
-    state: optim.TrainState,
-    given: UInt8[Array, "n B t h w 3"] | None,
-    *,
-    count: int,
+    self, state: optim.TrainState, given: Shaped[np.ndarray, "n ..."]
   ) -> tuple[optim.TrainState, Scalars]:
     """Makes steps one after the other.
 
     Args:
       state: The state before them, which is used up.
-      given: Clips of each step; None draws them.
-      count: Number of steps.
+      given: What the source yielded for each step.
 
     Returns:
-      The state after them, and means of the scalars.
+      The state after them, and means of the scalars; of updates that were left
+      out the number so far.
     """
-    return self._run(state, given, count=count)
+    return self._run(state, given)
 
   def _steps(
-    self,
-    state: optim.TrainState,
-    given: UInt8[Array, "n B t h w 3"] | None,
-    *,
-    count: int,
+    self, state: optim.TrainState, given: Shaped[Array, "n ..."]
   ) -> tuple[optim.TrainState, Scalars]:
-    if count == 1:
+    if len(given) == 1:
       # XLA has no fast gradient of convolutions in loops on CPUs.
-      return self._step(state, None if given is None else given[0])
-    state, scalars = jax.lax.scan(self._step, state, given, length=count)
-    return state, jax.tree.map(lambda x: x.mean(), scalars)
+      return self._step(state, given[0])
+    state, scalars = jax.lax.scan(self._step, state, given)
+    means = jax.tree.map(lambda x: x.astype(jnp.float32).mean(), scalars)
+    return state, means | {"train/skipped": scalars["train/skipped"][-1]}
 
   def _step(
-    self, state: optim.TrainState, video: UInt8[Array, "B t h w 3"] | None
+    self, state: optim.TrainState, given: Shaped[Array, "..."]
   ) -> tuple[optim.TrainState, Scalars]:
     """Makes one update."""
-    settings = self._settings
-    # A step is told by its number, wherever the run was stopped before.
+    settings, video = self._settings, self._source.clips(given)
+    # A step is told by its number, wherever the run was stopped before. Clips
+    # that are drawn have the key of the step itself.
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-    of_clips, of_latents = jax.random.split(key)
-    if video is None:
-      video = self._source.draw(of_clips)
+    key = jax.random.fold_in(key, 1)
 
     def loss(
       vae: vae_lib.WanVAE,
@@ -80,7 +72,7 @@ class Program:
       return objective.loss(
         vae,
         video,
-        of_latents,
+        key,
         weights=settings.loss,
         decoder_only=settings.network.decoder_only,
       )
@@ -89,7 +81,6 @@ class Program:
       state.model
     )
     state, scalars = optim.apply(state, gradient, value, settings.optim)
-    scalars = {name: x.astype("float32") for name, x in scalars.items()}
     return state, scalars | {
       "vae/loss": value,
       "vae/reconstruction": terms.reconstruction,

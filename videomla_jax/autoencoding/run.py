@@ -28,14 +28,15 @@ from videomla_jax.runtime import metrics
 from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
 from videomla_jax.storage import train_states
+from videomla_jax.training import finite_watch
 from videomla_jax.training import interrupts
 from videomla_jax.training import optim
 from videomla_jax.training import resumption
 
 # Keys that may be others when a run goes on.
 _MAY_CHANGE = (
-  *("every.log", "every.measure", "every.save", "every.dispatch"),
-  *("held_out", "keep", "minutes", "data.films"),
+  *resumption.MAY_CHANGE,
+  *("every", "held_out", "keep", "minutes", "data.films"),
 )
 _SHOWN = 6  # held-out clips of a sheet
 _FIRST_LOG_VARIANCE = -6.0  # of a new VAE's latents: a deviation of 0.05
@@ -120,7 +121,10 @@ class Run:
       ) as checkpoints,
     ):
       resumption.check(
-        checkpoints, self.record, workdir=str(self.root), unread=_MAY_CHANGE
+        checkpoints,
+        self.record,
+        workdir=str(self.root),
+        may_change=_MAY_CHANGE,
       )
       vae = new_vae(self.settings)
       state = programs.start(vae, settings=self.settings)
@@ -139,46 +143,64 @@ class Run:
   ) -> optim.TrainState:
     """Makes the steps that are left."""
     first, total = int(state.step), self.settings.optim.steps
-    counts = self._calls(first)
+    every, counts = self.settings.every, self._calls(first)
     program = programs.Program(self.settings, self.source)
+    watch = finite_watch.FiniteWatch(
+      self.root / "skipped", limit=self.settings.optim.max_skipped
+    )
+    watch.start(state.skipped)
     started = lap = time.monotonic()
+    done, logged, owed = first, first, False
     with (
       interrupts.StopRequest().listening() as stop,
       metrics.MetricWriter(self.root, resumed_step=first) as writer,
       progress_bar.Progress(total, "VAE", initial=first) as progress,
     ):
-      done, logged = first, first
-      given = self.source.groups(first, counts)
+      given = self.source.steps(first, counts)
       for count, clips in zip(counts, given, strict=True):
-        state, scalars = program(state, clips, count=count)
+        state, scalars = program(state, clips)
         done += count
-        # Fetching the counter waits for the steps, which takes long enough on
-        # its own that nothing is gained by looking ahead.
-        self._check_finite(state, scalars, done)
+        watch.see(done, scalars["train/skipped"], {"given": clips})
+        # Fetching the loss waits for the steps. A call takes so long that
+        # nothing would be gained by looking ahead.
+        progress.update(count, loss=float(scalars["vae/loss"]))
         now = time.monotonic()
         over = 0 < self.settings.minutes * 60 <= now - started
         last, stopped = done == total or over, stop.pending(done)
-        due = lambda every, done=done, last=last: done % every == 0 or last
-        progress.update(count, loss=float(scalars["vae/loss"]))
-        if due(self.settings.every.log) or stopped:
+        due = lambda n, done=done, last=last: done % n == 0 or last
+        if due(every.log) or stopped:
           seconds = (now - lap) / (done - logged)
           writer.scalars(done, self._scalars(scalars, seconds))
           lap, logged = now, done
-        if due(self.settings.every.save) or stopped:
+        owed |= due(every.save) or stopped
+        # States of skipped steps would push out those before them.
+        if owed and watch.finish():
           checkpoints.save(done, state, None, self.record, force=True)
-        if due(self.settings.every.measure):
+          owed = False
+        if due(every.measure):
           writer.scalars(done, self._measure(state.ema, done))
           lap = time.monotonic()  # This time belongs to no step.
-        if stopped and not last:
-          checkpoints.wait()
-          logging.warning(
-            "%s: saved step %d of %d; the same command continues there",
-            stop.reason, done, total,
-          )  # fmt: skip
-          raise stop.obey()
         if last:
           break
+        if stopped:
+          self._stop(stop, checkpoints, done)
     return state
+
+  def _stop(
+    self,
+    stop: interrupts.StopRequest,
+    checkpoints: train_states.TrainCheckpoints,
+    done: int,
+  ) -> None:
+    """Ends the process; the same command goes on later."""
+    checkpoints.wait()
+    logging.warning(
+      "%s after step %d of %d: step %d is saved; the same command continues "
+      "there",
+      stop.reason, done, self.settings.optim.steps,
+      max(checkpoints.steps(), default=0),
+    )  # fmt: skip
+    raise stop.obey()
 
   def _calls(self, first: int) -> list[int]:
     """Returns the steps of each call that is left."""
@@ -187,20 +209,6 @@ class Run:
     ends = range(first - first % dispatch + dispatch, total, dispatch)
     bounds = [first, *ends, total] if first < total else [total]
     return [b - a for a, b in itertools.pairwise(bounds)]
-
-  def _check_finite(
-    self, state: optim.TrainState, scalars: programs.Scalars, done: int
-  ) -> None:
-    """Ends a run whose updates are no numbers any more."""
-    if np.isfinite(float(scalars["vae/loss"])):
-      return
-    skipped, most = int(state.skipped), self.settings.optim.max_skipped
-    logging.warning("%d updates up to step %d were not finite", skipped, done)
-    if skipped >= most:
-      raise ValueError(
-        f"{skipped} updates up to step {done} were not finite; lower "
-        "optim.learning_rate, or continue from an older state."
-      )
 
   def _scalars(
     self, scalars: programs.Scalars, seconds: float
@@ -245,7 +253,7 @@ class Run:
       # An average of equal numbers may be off by the last bit.
       vae.encoder, vae.quant = state.model.encoder, state.model.quant
     else:
-      vae = quality.with_statistics(vae, self._statistics())
+      vae = quality.with_statistics(vae, self._shown())
     batches = [*self.source.held_out(self.settings.held_out)]
     found = quality.measure(vae, batches)
     report = dataclasses.asdict(found) | {"steps": int(state.step)}
@@ -259,16 +267,12 @@ class Run:
     atomic.write_text(self.root / "quality.json", text)
     return found
 
-  def _statistics(self) -> Iterator[clips_lib.Clips]:
-    """Yields clips that training shows, for means and deviations."""
+  def _shown(self) -> Iterator[clips_lib.Clips]:
+    """Yields clips of the first steps, as many as held-out ones."""
     count = -(-self.settings.held_out // self.settings.data.batch_size)
-    for group in self.source.groups(0, [1] * count):
-      if group is not None:
-        yield group[0]
-    if isinstance(self.source, clips_lib.ColourWorld):
-      draw = jax.jit(self.source.draw)
-      key = jax.random.key(self.settings.seed)
-      yield from (draw(jax.random.fold_in(key, n)) for n in range(count))
+    clips = jax.jit(self.source.clips)
+    for given in self.source.steps(0, [1] * count):
+      yield clips(given[0])
 
 
 @jax.jit

@@ -12,6 +12,7 @@ _Count = Annotated[int, config_values.Range(1, 10**6)]
 _Weight = Annotated[float, config_values.Range(0.0, 1e6)]
 
 SOURCES = ("colour_world", "films")
+_SIZES = ("width", "channels", "multipliers", "num_blocks", "temporal")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class Network:
   """Group `network`: the VAE that is trained.
 
   Attributes:
-    start: Folder of a VAE to go on with; empty makes a new one.
+    start: Folder of a VAE to go on with, whose sizes the next five are then: 0
+      or empty. Without it a new one is made.
     width: Channels at full resolution of a new one.
     channels: Latent channels of a new one.
     multipliers: Channels of each resolution of a new one, in units of `width`.
@@ -46,6 +48,13 @@ class Network:
         "network.decoder_only keeps the encoder of network.start, which is "
         "empty; name the folder of a VAE, or leave it False."
       )
+    for name in _SIZES if self.start else ():
+      size = getattr(self, name)
+      if size:
+        raise ValueError(
+          f"network.{name}={size!r} has no effect with network.start="
+          f"{self.start!r}, which has its own; leave it {type(size)()!r}."
+        )
 
   def config(self) -> vae_coders.VaeConfig:
     """Returns the sizes of a new VAE, whose statistics are not known yet.
@@ -71,7 +80,8 @@ class Data:
   Attributes:
     kind: One of `SOURCES`: clips that the program draws, or cuts from films.
     films: Folder of the files, for kind "films".
-    num_frames: Pixel frames of a clip, one more than a multiple of the stride.
+    num_frames: Pixel frames of a clip, one more than a multiple of the stride;
+      at least two, since differences between frames are learned.
     height: Pixel rows.
     width: Pixel columns.
     fps: Pixel frames per second that films are read at.
@@ -80,7 +90,7 @@ class Data:
 
   kind: str
   films: config_values.Path
-  num_frames: _Count
+  num_frames: Annotated[int, config_values.Range(2, 10**6)]
   height: _Count
   width: _Count
   fps: Annotated[float, config_values.Range(0.01, 1000.0)]

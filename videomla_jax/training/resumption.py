@@ -71,6 +71,7 @@ def check(
   *,
   workdir: str,
   unread: Collection[str] = (),
+  may_change: Collection[str] = MAY_CHANGE,
 ) -> None:
   """Compares the config with that of the newest state, if there is one.
 
@@ -82,6 +83,7 @@ def check(
     record: The present config as plain values, with the group `IDENTITY`.
     workdir: Folder of the run, for messages.
     unread: Keys that nothing reads, see `unused.keys`.
+    may_change: Groups and keys that may be others than before.
 
   Raises:
     ValueError: If the config is that of another run; all keys are listed.
@@ -93,7 +95,7 @@ def check(
   both = [k for k in before if k in now and k not in unread]
   changed = {k: (before[k], now[k]) for k in both}
   changed = {k: pair for k, pair in changed.items() if not _same(*pair)}
-  refused = {k: x for k, x in changed.items() if not _may_change(k)}
+  refused = {k: x for k, x in changed.items() if not _is_of(k, may_change)}
   if refused:
     raise ValueError(
       f"workdir={workdir!r} holds a run with {_listed(refused, 0)}, and not"
@@ -139,8 +141,8 @@ def _same(a: Any, b: Any) -> bool:
   return bool(plain(a) == plain(b))
 
 
-def _may_change(name: str) -> bool:
-  return any(name == x or name.startswith(f"{x}.") for x in MAY_CHANGE)
+def _is_of(name: str, groups: Collection[str]) -> bool:
+  return any(name == x or name.startswith(f"{x}.") for x in groups)
 
 
 def _listed(changed: dict[str, tuple[Any, Any]], side: int) -> str:
