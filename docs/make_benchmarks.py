@@ -5,8 +5,9 @@
 Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
 docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 `suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels`,
-docs/measures.jsonl and docs/small_world.json of `evaluate`, and
-docs/ablations.jsonl of `ablate`. Writes
+docs/measures.jsonl and docs/small_world.json of `evaluate`,
+docs/float8_errors.jsonl of tests/float8_errors.py, and docs/ablations.jsonl of
+`ablate`. Writes
 docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
 docs/models.md, docs/throughput.md, and parts of docs/kernels.md,
 docs/evaluation.md, docs/small_world.md and README.md between two markers. A
@@ -384,10 +385,15 @@ def documents() -> dict[pathlib.Path, str]:
     ROOT / "docs" / "models.md": models.page(ROOT),
     ROOT / "docs" / "throughput.md": throughput.page(measured),
     kernel_page: between(
-      kernel_page.read_text("utf-8"),
-      kernels.table(kernels.read(ROOT / "docs" / "benchmark_kernels.jsonl")),
-      start=kernels.START,
-      end=kernels.END,
+      between(
+        kernel_page.read_text("utf-8"),
+        kernels.table(kernels.read(ROOT / "docs" / "benchmark_kernels.jsonl")),
+        start=kernels.START,
+        end=kernels.END,
+      ),
+      kernels.float8_table(kernels.read(ROOT / "docs" / "float8_errors.jsonl")),
+      start=kernels.FLOAT8_START,
+      end=kernels.FLOAT8_END,
     ),
     readme: between(
       between(readme.read_text("utf-8"), summary(records[0])),

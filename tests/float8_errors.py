@@ -2,8 +2,8 @@
 
   python -m tests.float8_errors
 
-Prints a table of the shipped networks, whose weights are trained, and of a few
-layers of the 1.3B network with random weights. Errors are |a - b| / |b|, b being the
+Adds lines to docs/float8_errors.jsonl for the shipped networks, whose weights are
+trained, and for a few layers of the 1.3B network with random weights. Errors are |a - b| / |b|, b being the
 float32 network and norms going over all tokens. A layer's is that of what the
 block adds to its input, which all networks take from the float32 one; rollouts
 are made of the same noise. Bfloat16 stands beside float8 for comparison.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import dataclasses
 import functools
+import pathlib
 from typing import NamedTuple
 
 from flax import nnx
@@ -26,6 +27,7 @@ from videomla_jax.diffusion import flow
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.generation import sources
+from videomla_jax.measuring import record
 from videomla_jax.models import released
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
@@ -33,6 +35,7 @@ from videomla_jax.models import window as window_lib
 from videomla_jax.ops import quantise
 
 SHIPPED = ("dense", "latent", "student")
+RECORD = pathlib.Path(__file__).parents[1] / "docs" / "float8_errors.jsonl"
 SIGMA = 0.5  # noise level at which layers are compared
 
 
@@ -171,20 +174,18 @@ def measure(
 
 
 def main() -> None:
-  """Prints all errors."""
+  """Measures all networks, and adds what comes out to the record."""
   cases = {f"small_{name}": shipped(name) for name in SHIPPED}
-  cases["random 1.3B, latent"] = random_1p3b(0, num_layers=3)
-  cases["random 1.3B, dense"] = random_1p3b(0, num_layers=3, kind="dense")
-  print("| network | products | each layer | chunk 1 | chunk 8 |")
-  print("|---|---|---|---|---|")
+  cases |= {
+    f"3 layers of {kind} 1.3B, random": random_1p3b(0, num_layers=3, kind=kind)
+    for kind in ("latent", "dense")
+  }
+  session = record.Session.here()
   for title, case in cases.items():
     for name, errors in measure(case, num_frames=24, seed=0).items():
-      layers = ", ".join(f"{x:.4f}" for x in errors.layers)
-      print(
-        f"| {title} | {name} | {layers} | {errors.first:.4f} |"
-        f" {errors.last:.4f} |",
-        flush=True,
-      )
+      line = dict(name="float8_errors", network=title, products=name)
+      record.add(RECORD, session, [line | errors._asdict()])
+      print(title, name, errors, flush=True)
 
 
 if __name__ == "__main__":

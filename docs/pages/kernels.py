@@ -1,4 +1,4 @@
-"""Writes the table of compiled kernels of docs/kernels.md."""
+"""Writes tables of docs/kernels.md: compiled kernels, errors of float8."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -62,4 +62,26 @@ def table(rows: Sequence[Row]) -> str:
     least = [own(target, _TRITON) for target in ("b200", "h100")]
     cells += [f"{r['roofline_us']:.1f} us, {r['bound']}" for r in least]
     lines.append([shape, form, *cells])
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+FLOAT8_START, FLOAT8_END = "<!-- float8: start -->", "<!-- float8: end -->"
+
+
+def float8_table(rows: Sequence[Row]) -> str:
+  """Returns the table of errors of float8 products.
+
+  Args:
+    rows: What `tests/float8_errors.py` wrote; later ones replace earlier ones.
+  """
+  newest = {(r["network"], r["products"]): r for r in rows}
+  titles = ["network", "products", "each layer", "chunk 1", "chunk 8"]
+  lines, before = [titles, ["---"] * len(titles)], ""
+  for (network, products), row in newest.items():
+    layers = ", ".join(f"{x:.3f}" for x in row["layers"])
+    ends = [f"{row[end]:.3f}" for end in ("first", "last")]
+    lines.append(
+      ["" if network == before else network, products, layers, *ends]
+    )
+    before = network
   return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
