@@ -5,20 +5,8 @@ from hypothesis import strategies as st
 import jax.numpy as jnp
 import numpy as np
 
+from tests.small_world import step_by_step
 from videomla_jax.small_world import bounce
-
-
-def simulate(start, velocity, num_steps, reach):
-  """Moves a point by single units and turns it round at the walls."""
-  position, sense, path = start, int(np.sign(velocity)), []
-  for _ in range(num_steps):
-    path.append(position)
-    for _ in range(abs(velocity)):
-      if not 0 <= position + sense <= reach:
-        sense = -sense
-      position += sense
-  return path
-
 
 cases = {
   "reach": st.integers(1, 60),
@@ -31,7 +19,7 @@ cases = {
 def test_folded_paths_equal_a_simulation(reach, velocity, share):
   start = round(share * reach)
   straight = start + velocity * np.arange(50)
-  expected = simulate(start, velocity, 50, reach)
+  expected = step_by_step.simulate(start, velocity, 50, reach)
   np.testing.assert_array_equal(bounce.fold(straight, reach), expected)
   np.testing.assert_array_equal(
     bounce.fold(jnp.asarray(straight), reach), expected

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from tests.small_world import step_by_step
 from videomla_jax.small_world import prompts
 from videomla_jax.small_world import world as world_lib
 
@@ -24,19 +25,6 @@ def worlds(draw: st.DrawFn) -> world_lib.World:
     slow=slow,
     fast=2 * slow,
   )
-
-
-def simulate(start, velocity, num_frames, reach):
-  """Moves one axis pixel by pixel and turns round at the walls."""
-  position, path = start, []
-  step = int(np.sign(velocity))
-  for _ in range(num_frames):
-    path.append(position)
-    for _ in range(abs(velocity)):
-      if not 0 <= position + step <= reach:
-        step = -step
-      position += step
-  return path
 
 
 @hypothesis.given(
@@ -59,7 +47,9 @@ def test_positions_equal_a_step_by_step_simulation(
   }[prompt.direction]
   for axis in (0, 1):
     velocity = speed * sign[axis] * moving[axis]
-    expected = simulate(start[axis], velocity, num_frames, world.reach)
+    expected = step_by_step.simulate(
+      start[axis], velocity, num_frames, world.reach
+    )
     assert path[:, axis].tolist() == expected
 
 

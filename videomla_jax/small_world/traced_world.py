@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Int32, UInt8
+from jaxtyping import Array, Int, Int32, Key, UInt8
 import numpy as np
 
 from videomla_jax.small_world import bounce
@@ -98,10 +98,30 @@ def batch(
   sense = jax.random.choice(keys[3], jnp.array([-1, 1]), (size, 2))
   path = paths(start, moving * sense * speed[:, None], num_frames)
   video = render(jnp.asarray(tables.sprites)[sprite], path)
-  dropped = jax.random.bernoulli(keys[4], word_dropout, (size, 4))
-  dropped |= jax.random.bernoulli(keys[5], prompt_dropout, (size, 1))
-  tokens = jnp.where(dropped, jnp.int32(prompts.PADDING), at(tables.tokens))
+  tokens = drop_words(
+    (keys[4], keys[5]), at(tables.tokens), word_dropout, prompt_dropout
+  )
   return {"video": video, "tokens": tokens}
+
+
+def drop_words(
+  keys: tuple[Key[Array, ""], Key[Array, ""]],
+  tokens: Int32[Array, "B M"],
+  word_dropout: float | int,
+  prompt_dropout: float | int,
+) -> Int32[Array, "B M"]:
+  """Replaces words, and whole prompts, by padding.
+
+  Args:
+    keys: Random keys of words and of prompts.
+    tokens: Word ids of each prompt.
+    word_dropout: Chance of a word, 0..1.
+    prompt_dropout: Chance of a prompt, 0..1.
+  """
+  of_words, of_prompts = keys
+  dropped = jax.random.bernoulli(of_words, word_dropout, tokens.shape)
+  dropped |= jax.random.bernoulli(of_prompts, prompt_dropout, (len(tokens), 1))
+  return jnp.where(dropped, jnp.int32(prompts.PADDING), tokens)
 
 
 def _of(table: np.ndarray, index: Array) -> Array:

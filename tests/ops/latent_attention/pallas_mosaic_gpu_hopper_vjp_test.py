@@ -1,16 +1,13 @@
 """Hopper's gradient in Mosaic's interpreter, with its race detector."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.ops.latent_attention import mosaic_process
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
 from videomla_jax.ops.latent_attention import (
@@ -22,25 +19,12 @@ from videomla_jax.ops.latent_attention import (
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import types
 
-ROOT = pathlib.Path(__file__).parents[3]
-CASES = "tests.ops.latent_attention.mosaic_gradient_cases"
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["latent", "several", "without_keys", "dense"])
 def test_gradients_races_and_repetition(seed, part):
-  done = subprocess.run(
-    [sys.executable, "-m", CASES, part, str(seed)],
-    cwd=ROOT,
-    env=os.environ | {"NPROC": "16", "JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  print(done.stdout)
-  assert "no race" in done.stdout
+  out = mosaic_process.run("mosaic_gradient_cases", part, str(seed))
+  assert "no race" in out
 
 
 def _gradient(flash, arrays, *, shared):

@@ -1,20 +1,12 @@
-"""The kernels in Mosaic's interpreter, with its race detector.
-
-The interpreter runs every GPU thread as a thread of a pool as large as the
-machine has cores, and waits for ever if there are fewer cores than threads:
-each case runs in a process that believes in 16.
-"""
+"""The kernels in Mosaic's interpreter, with its race detector."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.ops.latent_attention import mosaic_process
 from videomla_jax.costs import attention_shapes
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu as kernel
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config as plan
@@ -23,37 +15,19 @@ from videomla_jax.ops.latent_attention import (
 )
 from videomla_jax.ops.latent_attention import types
 
-ROOT = pathlib.Path(__file__).parents[3]
-
-
-def _run(*args: str) -> str:
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.ops.latent_attention.mosaic_cases", *args],
-    cwd=ROOT,
-    env=os.environ | {"NPROC": "16", "JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=240,
-    check=False,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["items", "widths"])
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_values_races_and_repetition(seed, form, part):
-  out = _run(part, form, str(seed))
-  print(out)
+  out = mosaic_process.run("mosaic_cases", part, form, str(seed))
   assert out.count("no race") == out.count("case") >= 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 def test_values_races_and_repetition_on_hopper(seed, form):
-  out = _run("hopper", form, str(seed))
-  print(out)
+  out = mosaic_process.run("mosaic_cases", "hopper", form, str(seed))
   assert out.count("no race") == out.count("case") >= 2
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Int32, Key, UInt8
 
+from videomla_jax.small_world import traced_world
 from videomla_jax.small_world.colour import digits
 from videomla_jax.small_world.colour import drawing
 from videomla_jax.small_world.colour import motion
@@ -161,11 +162,13 @@ def batch(
   """
   of_clips, of_prompts, of_words = jax.random.split(key, 3)
   clips = sample(of_clips, size=size, num_frames=num_frames, split=split)
-  shape = clips.choices.shape
-  dropped = jax.random.bernoulli(of_words, word_dropout, shape)
-  dropped |= jax.random.bernoulli(of_prompts, prompt_dropout, (size, 1))
-  tokens = words.tokens_of(jnp.where(dropped, 0, clips.choices))
-  return {"video": clips.video, "tokens": tokens.astype(jnp.int32)}
+  tokens = traced_world.drop_words(
+    (of_words, of_prompts),
+    words.tokens_of(clips.choices).astype(jnp.int32),
+    word_dropout,
+    prompt_dropout,
+  )
+  return {"video": clips.video, "tokens": tokens}
 
 
 def _keys(
