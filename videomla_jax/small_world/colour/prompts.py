@@ -46,7 +46,7 @@ _ALIASES = {
 }
 _FILLERS = frozenset(
   "a an the and is it of to digit number figure handwritten moving moves move"
-  " goes going slides bouncing bounces while".split()
+  " goes going slides bouncing bounces while that which".split()
 )
 _BACKGROUND = re.compile(
   r"\b(?:on|over) (?:(?:a|an|the) )?"
@@ -165,13 +165,13 @@ def parse(text: str) -> Prompt:
   ground, rest = _take(_BACKGROUND, rest)
   if not ground:
     raise ValueError(
-      f'prompt={text!r} has no background; add "on a plain grey background", or'
-      f" another of {', '.join(BACKGROUNDS)}."
+      f'prompt={text!r:.80} has no background; add "on a plain grey '
+      f'background", or another of {", ".join(BACKGROUNDS)}.'
     )
   parts = [words for p in _BETWEEN.split(rest) if (words := _telling(p))]
   if not parts:
     raise ValueError(
-      f'prompt={text!r} names no digit; add "a slow red 3 moves left".'
+      f'prompt={text!r:.80} names no digit; add "a slow red 3 moves left".'
     )
   return Prompt(
     things=tuple(_thing(text, words) for words in parts),
@@ -238,7 +238,7 @@ def _thing(text: str, words: Sequence[str]) -> Thing:
   unknown = [word for word in words if word not in every]
   if unknown:
     raise ValueError(
-      f"prompt={text!r} has unknown words {', '.join(map(repr, unknown))}; name"
+      f"prompt={text!r:.80} has unknown words {_listed(unknown)}; name"
       f" a speed ({', '.join(SPEEDS)}), a colour ({', '.join(COLOURS)}), a"
       f" numeral and a direction ({', '.join(VERTICAL + HORIZONTAL)})."
     )
@@ -252,6 +252,12 @@ def _thing(text: str, words: Sequence[str]) -> Thing:
   )
 
 
+def _listed(words: Sequence[str]) -> str:
+  """Names the first words of a list that a stranger wrote."""
+  text = ", ".join(f"{word!r:.30}" for word in words[:3])
+  return f"{text} and {len(words) - 3} more" if len(words) > 3 else text
+
+
 def _pick(
   text: str, words: Sequence[str], kind: str, *, needed: bool = True
 ) -> str:
@@ -260,13 +266,13 @@ def _pick(
   found = [*dict.fromkeys(word for word in words if word in choices)]
   if needed and not found:
     raise ValueError(
-      f"prompt={text!r} has a digit without {kind}; add one of"
+      f"prompt={text!r:.80} has a digit without {kind}; add one of"
       f" {', '.join(choices)}."
     )
   if len(found) > 1:
     raise ValueError(
-      f"prompt={text!r} has {' and '.join(found)} for one digit; keep one, or"
-      " separate two digits by a comma."
+      f"prompt={text!r:.80} has {' and '.join(found)} for one digit; keep one,"
+      " or separate two digits by a comma."
     )
   return found[0] if found else ""
 
@@ -274,4 +280,4 @@ def _pick(
 def _require_word(field: str, value: str, choices: Sequence[str]) -> None:
   if value not in choices:
     named = ", ".join(filter(None, choices))
-    raise ValueError(f"{field}={value!r} must be one of {named}.")
+    raise ValueError(f"{field}={value!r:.80} must be one of {named}.")
