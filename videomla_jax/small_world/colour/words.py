@@ -74,8 +74,9 @@ def prompt_of(choices: Int[np.ndarray, "places"]) -> prompts.Prompt:
   """
   said = [w[c - 1] if c else "" for w, c in zip(PLACES, choices, strict=True)]
   things = []
-  for first in range(0, prompts.MOST_THINGS * len(THING_PLACES), 5):
-    colour, digit, vertical, horizontal, speed = said[first : first + 5]
+  places = len(THING_PLACES)
+  for first in range(0, prompts.MOST_THINGS * places, places):
+    colour, digit, vertical, horizontal, speed = said[first : first + places]
     if colour:
       things.append(
         prompts.Thing(
