@@ -26,6 +26,7 @@ from videomla_jax.small_world import world as small_world
 from videomla_jax.small_world.colour import motion
 from videomla_jax.small_world.colour import words
 from videomla_jax.small_world.colour import world
+from videomla_jax.storage import atomic
 
 COLUMNS, SHEET_SCALE, MP4_SCALE = 9, 2, 6
 
@@ -77,7 +78,7 @@ def write(folder: pathlib.Path, shown: Shown, *, sheet_only: bool) -> None:
   for i, video in enumerate(shown.videos):
     large = np.stack([pixels.enlarge(frame, MP4_SCALE) for frame in video])
     mp4.write_mp4(folder / f"colour_world_{i}.mp4", large, fps=motion.FPS)
-  (folder / "captions.txt").write_text("\n".join(shown.captions) + "\n")
+  atomic.write_text(folder / "captions.txt", "\n".join(shown.captions) + "\n")
 
 
 def main() -> None:
