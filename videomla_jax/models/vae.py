@@ -120,11 +120,11 @@ def in_groups(
   if state.first:
     head, memory = coder(x[:, :1], memory, first=True)
     pieces, x = [head], x[:, 1:]
-  if x.shape[1] == group:
+  # The first frame may be all that the chunk has.
+  if 0 < x.shape[1] == group:
     # Without a loop: XLA has no fast gradient of convolutions in loops on CPUs.
     last, memory = coder(x, memory, first=False)
     pieces.append(last)
-  # The first frame may be all that the chunk has.
   elif x.shape[1]:
     count = x.shape[1] // group
     groups = x.reshape(x.shape[0], count, group, *x.shape[2:])
