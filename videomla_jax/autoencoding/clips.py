@@ -7,6 +7,7 @@ was stopped goes on with the clips that it would have seen.
 import collections
 from collections.abc import Iterator
 import concurrent.futures
+import copy
 import dataclasses
 import functools
 import pathlib
@@ -51,6 +52,13 @@ class Source(Protocol):
       given: What `steps` yielded for this step.
     """
 
+  def of_images(self, batch_size: int) -> "Source":
+    """Returns the same source of single frames.
+
+    Args:
+      batch_size: Frames of a step.
+    """
+
   def held_out(self, count: int) -> Iterator[Clips]:
     """Yields batches of clips that training does not show.
 
@@ -93,6 +101,11 @@ class ColourWorld:
       num_frames=data.num_frames,
       split=split,
     ).video
+
+  def of_images(self, batch_size: int) -> "ColourWorld":
+    """Returns first frames."""
+    data = dataclasses.replace(self.data, num_frames=1, batch_size=batch_size)
+    return dataclasses.replace(self, data=data)
 
   def held_out(self, count: int) -> Iterator[Clips]:
     """Yields batches of held-out handwriting and pairs of digit and colour."""
@@ -161,6 +174,15 @@ class Films:
   def clips(self, given: Clips) -> Clips:
     """Returns the clips that were read."""
     return given
+
+  def of_images(self, batch_size: int) -> "Films":
+    """Returns frames of the same films."""
+    images = copy.copy(self)
+    images.data = dataclasses.replace(
+      self.data, num_frames=1, batch_size=batch_size
+    )
+    images._shape = dataclasses.replace(self._shape, num_frames=1)
+    return images
 
   def held_out(self, count: int) -> Iterator[Clips]:
     """Yields batches from the last fifths of films."""

@@ -65,11 +65,18 @@ def loss(
     reconstruction=jnp.abs(error).mean(),
     squared=jnp.square(error).mean(),
     kl=0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance).mean(),
-    temporal=jnp.abs(jnp.diff(error, axis=1)).mean(),
+    temporal=_mean_change(error),
   )
   total = terms.reconstruction + weights.squared * terms.squared
   total += weights.kl * terms.kl + weights.temporal * terms.temporal
   return total, terms
+
+
+def _mean_change(error: Float32[Array, "B t h w 3"]) -> Scalar:
+  """Returns the mean absolute difference between frames, 0 of a single one."""
+  if error.shape[1] == 1:
+    return jnp.zeros(())
+  return jnp.abs(jnp.diff(error, axis=1)).mean()
 
 
 def reconstruct(

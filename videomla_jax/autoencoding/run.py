@@ -12,7 +12,7 @@ from absl import logging
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import UInt8
+from jaxtyping import Float32, Shaped, UInt8
 import numpy as np
 
 from videomla_jax.autoencoding import clips as clips_lib
@@ -79,12 +79,30 @@ def _fresh(config: vae_coders.VaeConfig, seed: int) -> vae_lib.WanVAE:
       layer.kernel.set_value(3**0.5 * layer.kernel[...])
       if layer.bias is not None:
         layer.bias.set_value(jnp.zeros_like(layer.bias[...]))
+    if isinstance(layer, layers.CausalConv):
+      layer.kernel.set_value(_of_this_frame(layer.kernel[...]))
   assert vae.quant.bias is not None
   # Means are small at first. With a variance of 1 the decoder would see nothing
   # but noise, and learn for hundreds of steps to ignore it.
   bias = vae.quant.bias[...].at[config.channels :].set(_FIRST_LOG_VARIANCE)
   vae.quant.bias.set_value(bias)
   return vae
+
+
+def _of_this_frame(
+  kernel: Float32[jax.Array, "3 p q C c"],
+) -> Float32[jax.Array, "3 p q C c"]:
+  """Returns weights of which those of earlier frames are zero.
+
+  A network of them treats every frame as the first one, which is what it learns
+  from single frames. Where frames are halved or doubled in time, it begins with
+  the last frame of each group, and repeats it.
+  """
+  _, rows, _, inputs, outputs = kernel.shape
+  now = kernel[2]
+  if rows == 1:
+    now = jnp.tile(jnp.eye(inputs), outputs // inputs)[None, None]
+  return jnp.zeros_like(kernel).at[2].set(now)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,8 +161,7 @@ class Run:
   ) -> optim.TrainState:
     """Makes the steps that are left."""
     first, total = int(state.step), self.settings.optim.steps
-    every, counts = self.settings.every, self._calls(first)
-    program = programs.Program(self.settings, self.source)
+    every = self.settings.every
     watch = finite_watch.FiniteWatch(
       self.root / "skipped", limit=self.settings.optim.max_skipped
     )
@@ -156,11 +173,11 @@ class Run:
       metrics.MetricWriter(self.root, resumed_step=first) as writer,
       progress_bar.Progress(total, "VAE", initial=first) as progress,
     ):
-      given = self.source.steps(first, counts)
-      for count, clips in zip(counts, given, strict=True):
-        state, scalars = program(state, clips)
+      for program, given in self._work(first):
+        state, scalars = program(state, given)
+        count = len(given)
         done += count
-        watch.see(done, scalars["train/skipped"], {"given": clips})
+        watch.see(done, scalars["train/skipped"], {"given": given})
         # Fetching the loss waits for the steps. A call takes so long that
         # nothing would be gained by looking ahead.
         progress.update(count, loss=float(scalars["vae/loss"]))
@@ -170,7 +187,7 @@ class Run:
         due = lambda n, done=done, last=last: done % n == 0 or last
         if due(every.log) or stopped:
           seconds = (now - lap) / (done - logged)
-          writer.scalars(done, self._scalars(scalars, seconds))
+          writer.scalars(done, self._scalars(scalars, seconds, done))
           lap, logged = now, done
         owed |= due(every.save) or stopped
         # States of skipped steps would push out those before them.
@@ -202,6 +219,23 @@ class Run:
     )  # fmt: skip
     raise stop.obey()
 
+  def _work(
+    self, first: int
+  ) -> Iterator[tuple[programs.Program, Shaped[np.ndarray, "n ..."]]]:
+    """Yields the program of each call that is left, and what it is given."""
+    settings, counts = self.settings, self._calls(first)
+    images, total = settings.images, first
+    ends = [total := total + count for count in counts]
+    split = sum(end <= images.steps for end in ends)
+    for source, part in (
+      (self.source.of_images(images.batch_size), counts[:split]),
+      (self.source, counts[split:]),
+    ):
+      program = programs.Program(settings, source)
+      for given in source.steps(first, part):
+        yield program, given
+      first += sum(part)
+
   def _calls(self, first: int) -> list[int]:
     """Returns the steps of each call that is left."""
     dispatch, total = self.settings.every.dispatch, self.settings.optim.steps
@@ -211,12 +245,14 @@ class Run:
     return [b - a for a, b in itertools.pairwise(bounds)]
 
   def _scalars(
-    self, scalars: programs.Scalars, seconds: float
+    self, scalars: programs.Scalars, seconds: float, done: int
   ) -> dict[str, float]:
     """Fetches scalars and adds how fast steps were."""
+    settings = self.settings
+    shown = settings.images if done <= settings.images.steps else settings.data
     speed = {
       "perf/step_seconds": seconds,
-      "perf/clips_per_second": self.settings.data.batch_size / seconds,
+      "perf/clips_per_second": shown.batch_size / seconds,
     }
     return {name: float(x) for name, x in scalars.items()} | speed
 

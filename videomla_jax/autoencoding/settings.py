@@ -109,6 +109,22 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+  """Group `images`: the first steps, in which clips are single frames.
+
+  They show more backgrounds and shapes than as many frames of a few clips, and
+  what they teach holds for the frames of clips, docs/method.md, section 4.9.
+
+  Attributes:
+    steps: Steps of this kind; 0 begins with clips.
+    batch_size: Frames of one update.
+  """
+
+  steps: Annotated[int, config_values.Range(0, 10**9)]
+  batch_size: _Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
   """Group `loss`: weights beside the mean absolute error, Eq. (4.8).
 
@@ -157,6 +173,7 @@ class Settings:
     seed: Seed of weights, clips and noise.
     network: The VAE.
     data: Clips.
+    images: Single frames, which come first.
     loss: Weights of the loss.
     optim: Optimiser and average.
     every: What happens how often.
@@ -169,8 +186,9 @@ class Settings:
   seed: config_values.Seed
   network: Network
   data: Data
+  images: Images
   loss: Loss
-  optim: training_settings.Optim
+  optim: training_settings.MuonOptim
   every: Every
   held_out: _Count
   keep: _Count
@@ -178,6 +196,17 @@ class Settings:
 
   def __post_init__(self) -> None:
     optimiser.check(self.optim)
+    if self.images.steps % self.every.dispatch:
+      raise ValueError(
+        f"images.steps={self.images.steps} must be a multiple of "
+        f"every.dispatch={self.every.dispatch}, the steps of one call; round "
+        "it."
+      )
+    if self.images.steps and self.network.start:
+      raise ValueError(
+        f"images.steps={self.images.steps} are for a new network, and "
+        f"network.start={self.network.start!r} knows pictures; use 0."
+      )
     if self.optim.accumulate != 1:
       raise ValueError(
         f"optim.accumulate={self.optim.accumulate} is not offered here; use 1 "

@@ -1,15 +1,19 @@
-"""AdamW with its schedule, and the checks of its settings."""
+"""AdamW and Muon with their schedule, and the checks of their settings."""
 
 from collections.abc import Callable
 import math
 
+import jax
+from jaxtyping import PyTree
 import optax
+from optax import contrib
 
 from videomla_jax.training import settings as settings_lib
 
 SCHEDULES = ("constant", "cosine")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
   "learning_rate": (lambda x: 0 < x < math.inf, "positive and finite"),
+  "matrix_rate": (lambda x: 0 <= x < math.inf, "at least 0 and finite"),
   "eps": (lambda x: 0 < x < math.inf, "positive and finite"),
   "clip_norm": (lambda x: x > 0, "positive"),
   "weight_decay": (lambda x: 0 <= x < math.inf, "at least 0 and finite"),
@@ -23,7 +27,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 def make_optimiser(
   settings: settings_lib.Optim, *, learning_rate: float | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """Builds AdamW with warm-up and clipping by the global norm.
+  """Builds AdamW or Muon with warm-up and clipping by the global norm.
 
   Args:
     settings: Group `optim` of a config.
@@ -57,6 +61,10 @@ def make_optimiser(
       f"{SCHEDULES}."
     )
   schedule = schedules[settings.schedule]()
+  if isinstance(settings, settings_lib.MuonOptim) and settings.matrix_rate:
+    return optax.chain(
+      optax.clip_by_global_norm(settings.clip_norm), _muon(settings, schedule)
+    ), schedule
   # The order of AdamW: weights decay by the learning rate, and their decay is
   # no part of the gradient that is clipped.
   optimiser = optax.chain(
@@ -79,6 +87,36 @@ def _adam(settings: settings_lib.Optim) -> optax.GradientTransformation:
   )
 
 
+def _muon(
+  settings: settings_lib.MuonOptim, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Builds Muon for convolutions, and AdamW for gains and constants.
+
+  Muon (Jordan, 2024) makes all directions of a gradient equally long. A kernel
+  is a matrix from all that one output sees to the channels of the output.
+  """
+  ratio = settings.matrix_rate / settings.learning_rate
+
+  def matrices(params: PyTree) -> PyTree:
+    def matrix(x: jax.Array) -> contrib.MuonDimensionNumbers | None:
+      if x.ndim < 2:
+        return None
+      *seen, channels = range(x.ndim)
+      return contrib.MuonDimensionNumbers(tuple(seen), (channels,))
+
+    return jax.tree.map(matrix, params)
+
+  return contrib.muon(
+    learning_rate=lambda step: ratio * schedule(step),
+    adam_learning_rate=schedule,
+    adam_b1=settings.b1,
+    adam_b2=settings.b2,
+    eps=settings.eps,
+    weight_decay=settings.weight_decay,
+    muon_weight_dimension_numbers=matrices,
+  )
+
+
 def check(settings: settings_lib.Optim) -> None:
   """Refuses values that cannot train.
 
@@ -95,7 +133,7 @@ def check(settings: settings_lib.Optim) -> None:
     )
   make_optimiser(settings)
   for name, (fits, rule) in _RANGES.items():
-    value = getattr(settings, name)
+    value = getattr(settings, name, None)
     # NaN fits nowhere, since it compares as false.
     if value is not None and not fits(value):
       raise ValueError(

@@ -143,6 +143,18 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MuonOptim(Optim):
+  """Group `optim` where weights of convolutions may be updated by Muon.
+
+  Attributes:
+    matrix_rate: Highest learning rate of Muon, which follows the same schedule;
+      0 leaves all to AdamW.
+  """
+
+  matrix_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
   """Group `mesh`: devices along each axis; -1 is all that are left.
 
