@@ -9,8 +9,9 @@
 computed, never run).
 
 Arguments: `small`, `world` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR`
-(model of stage 1, student and teacher), `vae=DIR` (of `world`), `seed=N`, `steps=N`, `local=N`, `data=N`,
-`videos=N`, `runlocal`, as in teacher_forcing.py.
+(model of stage 1, student and teacher), `vae=DIR` (of `world`), `seed=N`,
+`steps=N`, `local=N`, `data=N`, `videos=N`, `runlocal`, as in
+teacher_forcing.py.
 """
 
 import common

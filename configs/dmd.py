@@ -13,10 +13,11 @@ peak (`benchmark.py:suite=training`; counted and computed). `small`: 0.9 s a
 step on two CPU cores.
 
 Arguments: `small`, `world` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR`
-(model of stage 2), `vae=DIR` (of `world`), `real=DIR` (frozen real score), `critic=DIR` (the critic's start),
-`frames=N` (latent frames of a rollout), `stream=N` (streaming long tuning:
-videos go on from step to step up to N latent frames), `seed=N`, `steps=N`,
-`local=N`, `data=N`, `videos=N`, `runlocal`, as in teacher_forcing.py.
+(model of stage 2), `vae=DIR` (of `world`), `real=DIR` (frozen real score),
+`critic=DIR` (the critic's start), `frames=N` (latent frames of a rollout),
+`stream=N` (streaming long tuning: videos go on from step to step up to N latent
+frames), `seed=N`, `steps=N`, `local=N`, `data=N`, `videos=N`, `runlocal`, as in
+teacher_forcing.py.
 """
 
 import common
