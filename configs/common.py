@@ -183,6 +183,7 @@ def training(
     steps=0,
     data=0,  # devices along the data axis; 0 is the size's own
     videos=-1,  # samples each time; -1 is the size's own
+    dispatch=1,  # steps of one call of the program
     vae="",  # folder of the VAE, of "world"; empty is the size's own
     **further,
     runlocal=False,
@@ -196,6 +197,9 @@ def training(
   config = Config()
   config.stage = stage
   config.seed = arg["seed"]
+  # Steps of one call of the program. Several keep a GPU busy, whose steps are
+  # short; intervals below must be multiples.
+  config.dispatch = arg["dispatch"]
   config.networks = {}  # role -> folder, filled in by the stage
   config.model = dict(
     size=arg["size"],

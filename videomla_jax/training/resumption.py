@@ -35,7 +35,7 @@ MAY_CHANGE = (
   *("optim.steps", "optim.schedule", "optim.warmup_steps"),
   *("optim.learning_rate", "optim.critic_learning_rate"),
   *("optim.final_fraction", "optim.clip_norm", "optim.weight_decay"),
-  "optim.max_skipped",
+  *("optim.max_skipped", "dispatch"),
 )
 IDENTITY = "identity"  # group of the stored config beside those of the user
 

@@ -265,6 +265,8 @@ class Training:
     log: Written scalars.
     eval: Loss on held-out clips.
     samples: Videos made on the way.
+    dispatch: Steps of one call of the program, of which intervals of the groups
+      above must be multiples.
   """
 
   stage: str
@@ -281,6 +283,7 @@ class Training:
   log: Log
   eval: Eval
   samples: Samples
+  dispatch: Annotated[int, config_values.Range(1, 10_000)] = 1
 
 
 def read_data(values: config_reader.Values) -> Data:
