@@ -42,6 +42,40 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     eval=dict(every=1000),
     samples=dict(every=2000, videos=6, seconds=15.0),
   ),
+  # Sizes and rates were chosen by those of "small", and not tuned.
+  "world": dict(
+    # An empty dtype is float32 on a CPU and bfloat16 elsewhere.
+    network=dict(dtype="", remat=False),
+    data=dict(
+      kind="colour_world",
+      root="data",  # TFDS folder; latents are encoded at first use
+      vae="runs/vae/model",  # folder of train_vae, and part of every model
+      num_clips=5_000,
+      clip_frames=81,  # pixel frames of a stored clip, 16 per second
+      num_frames=21,  # latent frames: 7 chunks
+      latent_shape=(8, 8, 16),
+      batch_size=16,  # clips per update
+      prompt_dropout=0.1,
+      word_dropout=0.05,
+    ),
+    diffusion=dict(shift=2.5),  # 16 tokens a frame
+    optim=dict(
+      schedule="cosine",
+      final_fraction=0.05,
+      learning_rate=1e-3,
+      warmup_steps=200,
+      b1=0.9,
+      b2=0.99,
+      clip_norm=1.0,
+      ema_decay=0.999,
+      ema_warmup=True,
+    ),
+    mesh=dict(data=-1, fsdp=1),
+    checkpoint=dict(every=1000),
+    log=dict(every=50, flops=False),
+    eval=dict(every=1000, batches=4),
+    samples=dict(every=2000, videos=6),
+  ),
   "wan_1p3b": dict(
     network=dict(dtype="bfloat16", remat=True),
     data=dict(
@@ -149,6 +183,8 @@ def training(
     steps=0,
     data=0,  # devices along the data axis; 0 is the size's own
     videos=-1,  # samples each time; -1 is the size's own
+    dispatch=1,  # steps of one call of the program
+    vae="",  # folder of the VAE, of "world"; empty is the size's own
     **further,
     runlocal=False,
   )
@@ -161,6 +197,9 @@ def training(
   config = Config()
   config.stage = stage
   config.seed = arg["seed"]
+  # Steps of one call of the program. Several keep a GPU busy, whose steps are
+  # short; intervals below must be multiples.
+  config.dispatch = arg["dispatch"]
   config.networks = {}  # role -> folder, filled in by the stage
   config.model = dict(
     size=arg["size"],
@@ -169,7 +208,7 @@ def training(
     d_rope=arg.get("d_rope", 0),  # positional channels of a head, likewise
     rope_ladder="",  # their frequencies: "wan", "fresh"; empty: likewise
   )
-  # Replaces fields of a released network; small ones are left as they are.
+  # Replaces fields of a network; those of moving digits stay as they are.
   config.network = size["network"]
   config.data = size["data"]
   # Frames that a chunk sees; `whole_clips` has another one.
@@ -211,6 +250,13 @@ def training(
   )
   change(config, size)
   config.mesh.data = arg["data"] or config.mesh.data
+  if arg["vae"] and "vae" not in config.data:
+    raise ValueError(
+      f"config argument vae={arg['vae']!r} has no effect with size="
+      f"{arg['size']!r}; use size=world."
+    )
+  if arg["vae"]:
+    config.data.vae = arg["vae"]
   return arg, config
 
 
@@ -287,7 +333,9 @@ def run_locally(config: Config) -> None:
   """Makes a training config so small that it runs in seconds, for tests."""
   config.data.update(batch_size=2, num_frames=6)
   if "num_clips" in config.data:
-    config.data.update(num_clips=64, clip_frames=6)
+    # Six latent frames of a VAE are 21 of pixels.
+    frames = 21 if "vae" in config.data else 6
+    config.data.update(num_clips=64, clip_frames=frames)
   config.optim.update(steps=min(config.optim.steps, 6), warmup_steps=2)
   config.checkpoint.update(every=2)
   if config.eval.batches:

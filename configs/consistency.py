@@ -8,9 +8,10 @@
 2.2 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
 computed, never run).
 
-Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
-stage 1, student and teacher), `seed=N`, `steps=N`, `local=N`, `data=N`,
-`videos=N`, `runlocal`, as in teacher_forcing.py.
+Arguments: `small`, `world` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR`
+(model of stage 1, student and teacher), `vae=DIR` (of `world`), `seed=N`,
+`steps=N`, `local=N`, `data=N`, `videos=N`, `runlocal`, as in
+teacher_forcing.py.
 """
 
 import common
@@ -20,6 +21,11 @@ SIZES = {
     steps=3000,
     optim=dict(learning_rate=3e-4),
     # The student's text encoder must not learn the unconditional prompt.
+    data=dict(prompt_dropout=0.0),
+  ),
+  "world": dict(
+    steps=3000,
+    optim=dict(learning_rate=3e-4),
     data=dict(prompt_dropout=0.0),
   ),
   # Causal-Forcing's README: at least 3,000 steps, 5,000 to 10,000 are better.

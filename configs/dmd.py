@@ -12,11 +12,12 @@ score (docs/training.md). 10.7 PFLOP a clip, 12 s a step at 40 % of a B200's
 peak (`benchmark.py:suite=training`; counted and computed). `small`: 0.9 s a
 step on two CPU cores.
 
-Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR` (model of
-stage 2), `real=DIR` (frozen real score), `critic=DIR` (the critic's start),
-`frames=N` (latent frames of a rollout), `stream=N` (streaming long tuning:
-videos go on from step to step up to N latent frames), `seed=N`, `steps=N`,
-`local=N`, `data=N`, `videos=N`, `runlocal`, as in teacher_forcing.py.
+Arguments: `small`, `world` or `wan_1p3b`, `kind=latent` or `dense`, `init=DIR`
+(model of stage 2), `vae=DIR` (of `world`), `real=DIR` (frozen real score),
+`critic=DIR` (the critic's start), `frames=N` (latent frames of a rollout),
+`stream=N` (streaming long tuning: videos go on from step to step up to N latent
+frames), `seed=N`, `steps=N`, `local=N`, `data=N`, `videos=N`, `runlocal`, as in
+teacher_forcing.py.
 """
 
 import common
@@ -34,6 +35,21 @@ SIZES = {
     ),
     data=dict(prompt_dropout=0.0),
     samples=dict(every=250),
+    checkpoint=dict(every=100),
+    log=dict(every=10),
+  ),
+  "world": dict(
+    steps=400,
+    score="runs/pretraining/model",
+    diffusion=dict(guidance=2.0),
+    optim=dict(
+      learning_rate=5e-5,
+      b1=0.0,
+      weight_decay=0.0,
+      critic_learning_rate=1e-4,
+    ),
+    data=dict(prompt_dropout=0.0),
+    samples=dict(every=200),
     checkpoint=dict(every=100),
     log=dict(every=10),
   ),

@@ -13,11 +13,13 @@ clip, it learns digits but no motion (docs/training.md).
 `small`: 0.10 s a step on two free CPU cores. `wan_1p3b`: one clip of 81 frames
 at 480 x 832 per GPU: 15 GB per device (compiled for 8 B200); 1.23 PFLOP a clip,
 1.4 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
-computed, never run).
+computed, never run). `world`: the colour world, from random weights
+(docs/colour_world.md).
 
-Arguments: `small` or `wan_1p3b`, `init=DIR` (`init=` starts the small one from
-random weights), `seed=N`, `steps=N`, `data=N` (devices along the data axis),
-`videos=N` (samples each time, 0 for none), `runlocal` (seconds, for tests).
+Arguments: `small`, `world` or `wan_1p3b`, `init=DIR` (`init=` starts a small
+one from random weights), `vae=DIR` (of `world`), `seed=N`, `steps=N`, `data=N`
+(devices along the data axis), `videos=N` (samples each time, 0 for none),
+`runlocal` (seconds, for tests).
 """
 
 import common
@@ -28,6 +30,11 @@ SIZES = {
     networks=dict(model="shipped:small_dense"),
     diffusion=dict(frame_levels=0.5),
     optim=dict(learning_rate=1.5e-3),
+  ),
+  "world": dict(
+    steps=20_000,
+    networks=dict(model=""),
+    diffusion=dict(frame_levels=0.5),
   ),
   "wan_1p3b": dict(steps=10_000, networks=dict(model="models/wan_1p3b/dit")),
 }

@@ -8,12 +8,12 @@ at 480 x 832 per GPU: 24 GB per device (compiled for 8 B200); 1.14 PFLOP a clip,
 1.3 s at 40 % of a B200's peak (`benchmark.py:suite=training`; counted and
 computed, never run).
 
-Arguments: `small` or `wan_1p3b`, `kind=latent` or `dense`, `d_c=N` and
+Arguments: `small`, `world` or `wan_1p3b`, `kind=latent` or `dense`, `d_c=N` and
 `d_rope=N` (content latent, and the split of a head: its positional channels; a
 converted model must have them), `init=DIR` (a converted model; `init=` starts
-the small one from random weights), `seed=N`, `steps=N`, `local=N` (window,
-latent frames), `data=N` (devices along the data axis), `videos=N` (samples each
-time, 0 for none), `runlocal` (seconds, for tests).
+a small one from random weights), `vae=DIR` (of `world`), `seed=N`, `steps=N`,
+`local=N` (window, latent frames), `data=N` (devices along the data axis),
+`videos=N` (samples each time, 0 for none), `runlocal` (seconds, for tests).
 """
 
 import common
@@ -22,6 +22,11 @@ SIZES = {
   "small": dict(
     steps=14_000,
     networks=dict(model=""),
+    diffusion=dict(loss_weight="none"),
+  ),
+  "world": dict(
+    steps=10_000,
+    networks=dict(model="runs/converted"),  # convert --to=latent made it
     diffusion=dict(loss_weight="none"),
   ),
   "wan_1p3b": dict(

@@ -33,6 +33,7 @@ from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import loader
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
@@ -250,14 +251,14 @@ class Recorder:
     # The config that lies beside a model is no effect of an option.
     self.say("handed on", about["distilled"], about["steps"])
 
-  def _load_small(self, path: Any) -> Any:
+  def _load_small(self, path: Any, **unused: Any) -> Any:
     self.say("load", str(path))
     return _zeros(_video(_KINDS.get(pathlib.Path(path).name, "latent")))
 
   def _load_released(self, path: Any, kind: str, **named: Any) -> Any:
     self.say("load", str(path), sorted(named.items()))
     if kind == "wan_vae":
-      return model_lib.PixelCodec()
+      return codecs.PixelCodec()
     named.pop("half_weights")
     attention_kind = _KINDS.get(pathlib.Path(path).name, "latent")
     return _zeros(_network(attention_kind, tuple(sorted(named.items()))))

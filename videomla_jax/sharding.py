@@ -220,15 +220,19 @@ def check_tokens(tokens: int, heads: int, mesh: Mesh) -> None:
       )
 
 
-def put_batch(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+def put_batch(
+  batch: PyTree, mesh: jax.sharding.Mesh, *, stacked: bool = False
+) -> PyTree:
   """Makes global arrays of this process's rows of a batch.
 
   Args:
     batch: Arrays whose first axis is the batch; those named `negative` are the
       same in all processes and are copied to all devices.
     mesh: The devices.
+    stacked: Whether batches of several steps lie along another axis before it.
   """
-  split = jax.sharding.NamedSharding(mesh, P(BATCH))
+  rows = P(None, BATCH) if stacked else P(BATCH)
+  split = jax.sharding.NamedSharding(mesh, rows)
   whole = jax.sharding.NamedSharding(mesh, P())
 
   def put(path: tuple[object, ...], x: np.ndarray) -> jax.Array:

@@ -94,6 +94,12 @@ def _check_numbers(settings: settings_lib.Training) -> None:
         f"{name}={every} must be at least 1; for never, use more than "
         "optim.steps."
       )
+    dispatch = settings.dispatch
+    if every is not None and every % dispatch:
+      raise ValueError(
+        f"{name}={every} must be a multiple of dispatch={dispatch}, the steps "
+        f"of one call; use {-(-every // dispatch) * dispatch}, or dispatch=1."
+      )
   for name, count in (
     ("optim.max_skipped", settings.optim.max_skipped),
     ("checkpoint.keep", settings.checkpoint.keep),

@@ -9,7 +9,7 @@ from videomla_jax.models import tiny_decoder
 from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_tiling
-from videomla_jax.small_world import model as small_world
+from videomla_jax.small_world import codecs
 
 _FRAME = 480 * 832 * 96 * 2  # bytes at the largest resolution, in bfloat16
 
@@ -55,4 +55,4 @@ def test_other_forms_need_more_for_each_frame(form: str) -> None:
 
 
 def test_of_other_decoders_nothing_is_known() -> None:
-  assert _bytes(small_world.PixelCodec()) == 0
+  assert _bytes(codecs.PixelCodec()) == 0

@@ -24,7 +24,7 @@ from videomla_jax.models import vae
 from videomla_jax.models import vae_coders
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
-from videomla_jax.small_world import model as model_lib
+from videomla_jax.small_world import codecs
 
 _WINDOW = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=6)
 _FRAME = (4, 6, 4)  # H, W, C of a latent: 32 x 48 pixels
@@ -96,7 +96,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def _patches(networks: pipeline.Pipeline) -> pipeline.Pipeline:
   """The same network with a codec that compiles in no time."""
-  return dataclasses.replace(networks, codec=model_lib.PixelCodec(block=2))
+  return dataclasses.replace(networks, codec=codecs.PixelCodec(block=2))
 
 
 def test_a_chunk_is_dispatched_before_the_host_waits_for_the_last_one(

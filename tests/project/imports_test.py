@@ -24,7 +24,7 @@ BELOW: dict[str, set[str]] = {
   "models": {"shapes", "sharding", "storage", "ops"},
   "diffusion": {"shapes", "sharding", "ops", "models"},
   "data": {"media", "storage", "ops", "models"},
-  "small_world": {"storage", "models", "data"},
+  "small_world": {"storage", "ops", "models", "data"},
   "costs": {"shapes", "sharding", "ops", "models", "diffusion"},
   "conversion": {"storage", "ops", "models", "small_world"},
   "analysis": {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_project
+from tests import tolerances
 from videomla_jax import sharding
 from videomla_jax import train
 from videomla_jax.small_world import model as model_lib
@@ -18,6 +19,7 @@ from videomla_jax.storage import model_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import long_tuning
 from videomla_jax.training import origins
+from videomla_jax.training import programs
 from videomla_jax.training.stages import table
 
 CLIP, CHUNK = 6, 3
@@ -164,3 +166,26 @@ def test_lengths_that_do_not_fit_are_refused(root, changes, message) -> None:
   config.update(changes)
   with pytest.raises(ValueError, match=message):
     train.check(*table.read(config))
+
+
+@pytest.mark.slow
+def test_videos_go_on_within_a_call_of_several_steps(root, seed) -> None:
+  config = _config(root, stream=12, steps=4)
+  stage, settings = table.read(config)
+  made = programs.Programs(stage, settings)
+  batches = [_batch(config, seed + i) for i in range(4)]
+  key, ends = jax.random.key(seed), []
+  for count in (1, 4):
+    state, frozen = train.init_state(stage, settings)
+    for first in range(0, 4, count):
+      batch = batches[first]
+      if count > 1:
+        batch = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+      arguments = state, batch, key, frozen
+      # Steps 1 and 4 begin videos.
+      call = made.get(first + count, *arguments, count=count)
+      state, scalars = call.step(*arguments)
+    assert scalars["train/skipped"].shape == (() if count == 1 else (4,))
+    ends.append(state)
+  for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+    tolerances.assert_close(a, b, "float32_deep")

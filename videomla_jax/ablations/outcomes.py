@@ -17,6 +17,7 @@ from videomla_jax.conversion import low_rank
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.models import window as window_lib
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import judge_network
 from videomla_jax.small_world import measures as measures_lib
 from videomla_jax.small_world import model as model_lib
@@ -138,7 +139,7 @@ def roll_out(
     sampler=sampler,
     cache_dtype=cache_dtype or None,
   )
-  return np.asarray(model.codec.decode(latents))
+  return np.asarray(codecs.PixelCodec().decode(latents))
 
 
 def judged(

@@ -13,6 +13,7 @@ from videomla_jax.conversion import latent_layer
 from videomla_jax.conversion import moments
 from videomla_jax.conversion import to_latent
 from videomla_jax.diffusion import flow
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import traced_world
 from videomla_jax.training import networks
@@ -72,7 +73,7 @@ def _tokens(
   batch = traced_world.batch(
     key_clips, size=_CLIPS, num_frames=settings.data.num_frames
   )
-  clean = model.codec.encode(batch["video"])
+  clean = codecs.PixelCodec().encode(batch["video"])
   # Levels lie in the middle of equal parts: 0 and 1 are none of them.
   levels = (np.arange(_CLIPS) + 0.5) / _CLIPS
   sigma = jnp.asarray(flow.shift(levels, settings.diffusion.shift), jnp.float32)

@@ -273,7 +273,7 @@ def small_to_latent(
   *,
   tokens: Sequence[moments.Tokens] | None = None,
 ) -> tuple[small_model.VideoModel, list[dict[str, str | float | int]]]:
-  """Converts a small video model; its words stay as they are.
+  """Converts a small video model; its words and its VAE stay as they are.
 
   The sizes are the small network's own, so only d_c and d_rope are free.
 
@@ -315,7 +315,7 @@ def small_to_latent(
     model.dit, network, method=recipe.method, seed=recipe.seed, tokens=tokens
   )
   latent = nnx.eval_shape(
-    lambda: small_model.VideoModel(config, rngs=nnx.Rngs(0))
+    lambda: small_model.VideoModel(config, rngs=nnx.Rngs(0), codec=model.codec)
   )
   latent.dit, latent.text = dit, model.text
   return latent, [report.to_dict() for report in reports]

@@ -1,6 +1,6 @@
 """Where models come from, and how one is opened by its name.
 
-  shipped:NAME, or a folder of `train`    a small model: words, pixel codec
+  shipped:NAME, or a folder of `train`    a small model: words, codec or VAE
   a folder of `convert`                   Wan: umt5/, dit/, vae/, tokenizer/
   random:NAME                             random weights, to try the machinery
 
@@ -25,7 +25,7 @@ from videomla_jax.models import released
 from videomla_jax.models import vae
 from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.small_world import prompts as prompts_lib
+from videomla_jax.small_world import worlds
 from videomla_jax.storage import model_folder
 
 # Stages of training after which a few steps are enough, for folders that do not
@@ -88,7 +88,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmallSource:
-  """A model of the small world, text encoder included.
+  """A model of a small world, text encoder included.
 
   Attributes:
     model: The networks, already in memory.
@@ -107,7 +107,7 @@ class SmallSource:
 
   @property
   def pixel_channels(self) -> int:
-    """Channels of a pixel: 1, since the small world is grey."""
+    """Channels of a pixel: 1 of moving digits, 3 of the colour world."""
     return self.model.codec.pixel_channels
 
   @property
@@ -127,16 +127,20 @@ class SmallSource:
 
   @property
   def decoder(self) -> str:
-    """Name of the codec that moves pixels to channels: it has no weights."""
-    return "patches"
+    """Name of the VAE, or of the codec that moves pixels to channels."""
+    return "patches" if self._world.codec is not None else "wan"
+
+  @property
+  def _world(self) -> worlds.World:
+    return self.model.config.of_world
 
   def other_decoders(self) -> Mapping[str, vae.Decoder]:
     """Returns nothing: small models have one codec."""
     return {}
 
   def check(self, prompts: Sequence[str]) -> None:
-    """Raises `ValueError` unless every word of the prompts is known."""
-    prompts_lib.tokenize_batch(prompts)
+    """Raises `ValueError` unless the model's world has such prompts."""
+    self._world.tokenize_batch(prompts)
 
   def check_negative(self, negative: str) -> None:
     """Raises `ValueError` for any words: guidance runs against padding."""
@@ -146,7 +150,7 @@ class SmallSource:
     )
 
   def cut(self, prompts: Sequence[str]) -> dict[str, int]:
-    """Returns nothing: four words are all that a prompt has."""
+    """Returns nothing: a model takes all words that a prompt may have."""
     del prompts
     return {}
 
@@ -154,17 +158,17 @@ class SmallSource:
     self, prompts: Sequence[str], *, negative: str | None
   ) -> Float[Array, "R M E"]:
     """Looks the words up; the negative prompt is padding, whatever it says."""
-    tokens = jnp.asarray(prompts_lib.tokenize_batch(prompts))
+    tokens = jnp.asarray(self._world.tokenize_batch(prompts))
     if negative is not None:
       # Training drops whole prompts to padding: that is "unconditional" here.
       tokens = jnp.concatenate([tokens, jnp.zeros_like(tokens)])
     return self.model.encode_text(tokens)
 
   def load(self) -> pipeline.Pipeline:
-    """Gives the network and the codec, which are in memory already."""
+    """Gives the network, which is in memory already, and loads a VAE."""
     return pipeline.Pipeline(
       dit=self.model.dit,
-      codec=self.model.codec,
+      codec=self.model.codec.load(),
       frame=self.model.latent_shape(),
       fps=self.fps,
     )
@@ -199,7 +203,9 @@ def _as_stored(
   # A converted release is told by its folders, a small model by its config.
   path = model_lib.checkpoint_path(name)
   found = {p.name for p in path.glob("*")}
-  if found & {"dit", "vae"} or any(dataclasses.astuple(networks.parts)):
+  # One of the colour world has a folder of its VAE, too.
+  is_release = bool(found & {"dit", "vae"}) and not model_lib.is_model(path)
+  if is_release or any(dataclasses.astuple(networks.parts)):
     return wan_source.from_folders(path, networks)
   source = open_small(path)
   unused.refuse_of_releases(networks, pixels=source.pixels)

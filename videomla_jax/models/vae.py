@@ -29,7 +29,7 @@ class Decoder(Protocol):
   """Turns latents into pixels, chunk by chunk.
 
   Generation asks no more of it. Released models have `WanVAE` or
-  `tiny_decoder.TinyDecoder`, small ones `small_world.model.PixelCodec`.
+  `tiny_decoder.TinyDecoder`, small ones `small_world.codecs.PixelCodec`.
 
   Attributes:
     temporal_stride: Pixel frames per latent frame after the first, which is

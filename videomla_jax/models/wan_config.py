@@ -148,6 +148,37 @@ def small_shallow(**kwargs: Any) -> WanConfig:
   return small(**(dict(num_layers=2) | kwargs))
 
 
+def world(
+  *,
+  kind: str = "latent",
+  d_c: int = 24,
+  d_rope: int = 8,
+  rope_ladder: str = "wan",
+  width: int = 192,
+  **kwargs: Any,
+) -> WanConfig:
+  """Returns the colour world's network, latents in the same proportions."""
+  sizes = attention.AttentionConfig(
+    kind=kind,
+    width=width,
+    num_heads=width // 32,
+    d_c=d_c,
+    d_rope=d_rope,
+    d_q=width // 2,
+    rope_ladder=rope_ladder,
+  )
+  values = dict(
+    num_layers=8,
+    ffn_width=3 * width,
+    freq_dim=64,
+    text_dim=128,
+    text_tokens=13,
+    learned_grid=(4, 4),
+    dtype="float32",  # small_world.model takes bfloat16 on a GPU
+  )
+  return WanConfig(attention=sizes, **(values | kwargs))
+
+
 def tiny(*, kind: str = "latent", **kwargs: Any) -> WanConfig:
   """Returns Wan with every dimension small, to try everything in seconds.
 
@@ -174,4 +205,5 @@ SIZES = {
   "small": small,
   "small_narrow": small_narrow,
   "small_shallow": small_shallow,
+  "world": world,
 }

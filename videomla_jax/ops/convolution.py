@@ -5,7 +5,8 @@ which they add. Which one is fast depends on the library that computes it, so
 the platform decides (`form_for`). What they cost is in docs/kernels.md.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 import dataclasses
 
 import jax

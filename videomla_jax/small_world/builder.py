@@ -34,7 +34,8 @@ def open_split(
     build: Whether to build a missing data set.
 
   Returns:
-    Records of "video", "prompt" (UTF-8 bytes) and the truth of that world.
+    Records of "video" or "latents", "prompt" (UTF-8 bytes) and perhaps the
+    truth of that world.
 
   Raises:
     ValueError: If the split is unknown, or the data set is missing and cannot

@@ -8,7 +8,7 @@ import dataclasses
 import os
 
 import grain
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float16, Int32, UInt8
 import numpy as np
 
 from videomla_jax.data import batching
@@ -17,7 +17,12 @@ from videomla_jax.small_world import moving_digits
 from videomla_jax.small_world import prompts
 from videomla_jax.small_world import stored_world
 
-Record = dict[str, UInt8[np.ndarray, "T H W c"] | Int32[np.ndarray, "M"]]
+Record = dict[
+  str,
+  UInt8[np.ndarray, "T h w c"]
+  | Float16[np.ndarray, "T H W C"]
+  | Int32[np.ndarray, "M"],
+]
 
 # One batch costs well under a millisecond, so a single thread that runs a few
 # batches ahead hides it; more threads would only compete with the model.
@@ -44,7 +49,8 @@ def make_loader(
   `iter(loader)` gives an iterator whose `get_state()` and `set_state(state)`
   resume exactly. Each element is a dict of "video", uint8 in 0..255, and
   "tokens", int32, with b = batch_size / process_count: [b, T, 24, 24, 1] and
-  [b, 4] of moving digits, [b, T, 64, 64, 3] and [b, 13] of the colour world.
+  [b, 4] of moving digits, [b, T, 64, 64, 3] and [b, 13] of the colour world. A
+  set of latents has "latents", float16 [b, T, H, W, C], in place of "video".
 
   Args:
     data_dir: Root folder of TFDS data sets.
@@ -102,16 +108,17 @@ class _Augment(grain.transforms.RandomMap):
     self, element: dict[str, np.ndarray | bytes | int], rng: np.random.Generator
   ) -> Record:
     """Returns the example of one record; Grain gives each its own rng."""
-    video = element["video"]
+    feature = self.config.clip_feature
+    clip = element[feature]
     # A clip of moving digits may start anywhere in the stored one: all frames
     # are alike to a codec without memory, unlike those of a video VAE.
-    spare = 0 if self.config.from_start else len(video) - self.num_frames
+    spare = 0 if self.config.from_start else len(clip) - self.num_frames
     first = int(rng.integers(spare + 1))
     tokens = self.config.tokenize(element["prompt"])
     dropped = rng.random(len(tokens)) < self.word_dropout
     dropped |= rng.random() < self.prompt_dropout
     return {
-      "video": video[first : first + self.num_frames],
+      feature: clip[first : first + self.num_frames],
       "tokens": np.where(dropped, np.int32(prompts.PADDING), tokens),
     }
 
@@ -119,8 +126,8 @@ class _Augment(grain.transforms.RandomMap):
 def _check_frames(
   num_frames: int, config: stored_world.StoredWorldConfig
 ) -> None:
-  if not 1 <= num_frames <= config.num_frames:
+  if not 1 <= num_frames <= config.clip_length:
     raise ValueError(
-      f"num_frames={num_frames} must be from 1 to the {config.num_frames}"
+      f"num_frames={num_frames} must be from 1 to the {config.clip_length}"
       " frames of a stored clip; use fewer, or a data set of longer clips."
     )

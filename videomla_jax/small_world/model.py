@@ -1,6 +1,7 @@
-"""A complete small video model: words, DiT and pixel codec.
+"""A complete small video model: words, DiT and codec.
 
-The codec moves pixels into channels and has no parameters, so that everything
+The codec moves pixels into channels and has no parameters, or is a VAE that was
+trained before and lies in the folder `vae` of the model's own. So everything
 there is to learn lies in the DiT and in one vector per word.
 
 `config` is the plain dict that lies beside every checkpoint, so a model can be
@@ -12,16 +13,17 @@ import os
 import pathlib
 from typing import Any
 
-from einops import rearrange
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.models import window as window_lib
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world import worlds
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import plain_config
 
@@ -38,12 +40,14 @@ class VideoModelConfig(plain_config.PlainConfig):
     vocabulary: Number of word ids, padding included.
     latent_height: Latent rows of the trained frames.
     latent_width: Latent columns of the trained frames.
-    fps: Latent frames per second.
+    fps: Pixel frames per second.
     shift: Warp of the noise schedule in training.
     window: Sink, local and chunk frames in training.
     d_c: Channels of the content latent; None takes those of the size.
     d_rope: Channels of the positional key; None takes those of the size.
     rope_ladder: Frequencies of the positional key, see `AttentionConfig`.
+    world: Key of `worlds.WORLDS`; older folders, which have none, are of
+      moving digits.
   """
 
   remedy = "retrain or use the version that wrote the checkpoint"
@@ -59,12 +63,18 @@ class VideoModelConfig(plain_config.PlainConfig):
   d_c: int | None = None
   d_rope: int | None = None
   rope_ladder: str = "wan"
+  world: str = worlds.MOVING_DIGITS
 
   def __post_init__(self) -> None:
     if self.size not in wan_config.SIZES:
       raise ValueError(
         f"model.size={self.size!r} is unknown; use one of "
         f"{sorted(wan_config.SIZES)}."
+      )
+    if self.world not in worlds.WORLDS:
+      raise ValueError(
+        f"model.world={self.world!r:.80} is unknown; use one of "
+        f"{sorted(worlds.WORLDS)}."
       )
     plain_config.check_range(
       self,
@@ -81,6 +91,17 @@ class VideoModelConfig(plain_config.PlainConfig):
         f"latent_height and latent_width are {latent} but size={self.size!r} "
         f"has a grid of {grid} tokens of {patch} x {patch}."
       )
+    if self.network.text_tokens != self.of_world.num_tokens:
+      raise ValueError(
+        f"model.size={self.size!r} reads {self.network.text_tokens} words but "
+        f"prompts of model.world={self.world!r} have "
+        f"{self.of_world.num_tokens}; use the size of that world."
+      )
+
+  @property
+  def of_world(self) -> worlds.World:
+    """What the model is made for."""
+    return worlds.WORLDS[self.world]
 
   @property
   def network(self) -> wan_config.WanConfig:
@@ -111,67 +132,14 @@ class WordEncoder(nnx.Module):
     return jnp.where(known, one_hot @ self.table[...], 0.0)
 
 
-# It has no arrays, so a compiled function takes it as a constant.
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelCodec:
-  """Makes the channels of a latent pixel from a square of pixels, and back.
-
-  Attributes:
-    block: Side of the square in pixels.
-    pixel_channels: Number of colours: 1 (grey) or 3.
-    temporal_stride: Pixel frames per latent frame.
-  """
-
-  block: int = 4
-  pixel_channels: int = 1
-  temporal_stride: int = 1
-
-  @property
-  def spatial_stride(self) -> int:
-    """Number of pixels per latent pixel, along one side."""
-    return self.block
-
-  @property
-  def channels(self) -> int:
-    """Number of latent channels C: all values of a square of pixels."""
-    return self.block**2 * self.pixel_channels
-
-  def encode(
-    self, video: UInt8[Array, "B T h w c"]
-  ) -> Float[Array, "B T H W C"]:
-    """Returns the latents, in [-1, 1], of pixels 0..255."""
-    pixels = video.astype(jnp.float32) / 127.5 - 1
-    return rearrange(
-      pixels,
-      "B T (H p) (W q) c -> B T H W (p q c)",
-      p=self.block,
-      q=self.block,
-    )
-
-  def decode(
-    self, latents: Float[Array, "B T H W C"]
-  ) -> Float[Array, "B T h w c"]:
-    """Returns the pixels of latents, clipped to [0, 1]."""
-    pixels = rearrange(
-      latents,
-      "B T H W (p q c) -> B T (H p) (W q) c",
-      p=self.block,
-      q=self.block,
-      c=self.pixel_channels,
-    )
-    return jnp.clip(0.5 * pixels + 0.5, 0, 1)
-
-  def start(self, batch: int, height: int, width: int) -> tuple[()]:
-    """Returns an empty state, since frames do not depend on each other."""
-    del batch, height, width
-    return ()
-
-  def decode_chunk(
-    self, latents: Float[Array, "B T H W C"], state: tuple[()]
-  ) -> tuple[Float[Array, "B T h w c"], tuple[()]]:
-    """Returns the pixels of the next latents, as `decode` does."""
-    return self.decode(latents), state
+def _codec(world: worlds.World, codec: codecs.Codec | None) -> codecs.Codec:
+  """Returns the codec of a model, which must fit its world."""
+  if world.codec is not None:
+    return world.codec
+  if not isinstance(codec, codecs.StoredVae):
+    raise ValueError("a model of this world needs a VAE; give its folder.")
+  world.check_vae(codec, name="vae")
+  return codec
 
 
 class VideoModel(nnx.Module):
@@ -180,13 +148,36 @@ class VideoModel(nnx.Module):
   Attributes:
     text: Word encoder, trained with the DiT.
     dit: The network that predicts velocities.
-    codec: Turns pixels into latents and back; it has no parameters.
+    codec: Turns pixels into latents and back; it has no parameters here.
   """
 
-  def __init__(self, config: VideoModelConfig, *, rngs: nnx.Rngs) -> None:
-    network = config.network
+  def __init__(
+    self,
+    config: VideoModelConfig,
+    *,
+    rngs: nnx.Rngs,
+    codec: codecs.Codec | None = None,
+    **changes: str | bool | int,
+  ) -> None:
+    """Makes a model with random weights.
+
+    Args:
+      config: Config of the model.
+      rngs: Source of the weights.
+      codec: VAE of a model whose world has no codec.
+      **changes: Fields of `WanConfig` to replace that change no weights.
+
+    Raises:
+      ValueError: If the codec is missing or does not fit.
+    """
+    world = config.of_world
+    # CPUs are slow in bfloat16. This is asked here, and not where a config is
+    # read: processes of a cluster must not have looked for devices before.
+    if world.halves and jax.default_backend() != "cpu":
+      changes = {"dtype": "bfloat16"} | changes
+    network = dataclasses.replace(config.network, **changes)
     self.config = config
-    self.codec = PixelCodec()
+    self.codec: codecs.Codec = _codec(world, codec)
     self.text = WordEncoder(config.vocabulary, network.text_dim, rngs=rngs)
     self.dit = wan.WanDiT(network, rngs=rngs)
 
@@ -194,7 +185,7 @@ class VideoModel(nnx.Module):
     """Returns text embeddings; padding alone is the unconditional prompt.
 
     Args:
-      tokens: Word ids, see `prompts.tokenize`.
+      tokens: Word ids, see `worlds.World.tokenize_batch`.
     """
     return self.text(tokens)
 
@@ -237,11 +228,14 @@ def is_model(path: str | os.PathLike[str]) -> bool:
   return "model" in model_folder.read_config(path)
 
 
-def load(path: str | os.PathLike[str]) -> VideoModel:
-  """Loads a shipped or trained model.
+def load(
+  path: str | os.PathLike[str], **changes: str | bool | int
+) -> VideoModel:
+  """Loads a shipped or trained model, and finds its VAE if it has one.
 
   Args:
     path: Directory written by `save`, or `shipped:NAME`.
+    **changes: Fields of `WanConfig` to replace that change no weights.
 
   Raises:
     ValueError: If the directory is missing, damaged or of another model.
@@ -254,25 +248,38 @@ def load(path: str | os.PathLike[str]) -> VideoModel:
       "video model."
     )
   model_config = VideoModelConfig.from_dict(config["model"])
-  if model_config.vocabulary < prompts.vocabulary_size():
+  world = model_config.of_world
+  if model_config.vocabulary < world.vocabulary:
     raise ValueError(
       f"checkpoint={str(path)!r} knows {model_config.vocabulary} words but the "
-      f"prompts have {prompts.vocabulary_size()}; {model_config.remedy}."
+      f"prompts have {world.vocabulary}; {model_config.remedy}."
     )
+  codec = world.codec or codecs.open_vae(folder / codecs.VAE_FOLDER)
   # Only shapes are needed, since the arrays are those of the file.
-  model = nnx.eval_shape(lambda: VideoModel(model_config, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(
+    lambda: VideoModel(model_config, rngs=nnx.Rngs(0), codec=codec, **changes)
+  )
+  # This checks every byte of the VAE, too.
   arrays, _ = model_folder.load_model_state(folder, model=model)
   model_folder.update_model(model, arrays)
   return model
 
 
 def save(path: str | os.PathLike[str], model: VideoModel, **about: Any) -> None:
-  """Writes a model with its config.
+  """Writes a model with its config, and with a copy of its VAE if it has one.
 
   Args:
     path: Directory to write or replace.
     model: The model, usually EMA weights.
     **about: More JSON values to keep: training config, command, figures.
+
+  Raises:
+    ValueError: If weights are not finite, or the VAE is not what it was.
   """
   config = {"model": model.config.to_dict(), **about}
-  model_folder.save_model(path, model, config)
+  model_folder.save_model(
+    path,
+    model,
+    config,
+    further=model.codec.copy_into,
+  )

@@ -21,6 +21,7 @@ class StoredWorldConfig(tfds.core.BuilderConfig):
     seed: Seed of the data; equal seeds give equal files.
     from_start: Whether a prompt tells how a clip begins, so that every example
       is read from its first frame.
+    clip_feature: Name of a record's clip: "video" or "latents".
   """
 
   # BuilderConfig declares `name` without a default for keyword-only children.
@@ -30,6 +31,7 @@ class StoredWorldConfig(tfds.core.BuilderConfig):
   num_frames: int
   seed: int = 0
   from_start: ClassVar[bool] = False
+  clip_feature: ClassVar[str] = "video"
 
   def __post_init__(self) -> None:
     for field in ("num_clips", "num_test_clips", "num_frames"):
@@ -42,6 +44,11 @@ class StoredWorldConfig(tfds.core.BuilderConfig):
       f"clips{self.num_clips}_test{self.num_test_clips}"
       f"_frames{self.num_frames}_seed{self.seed}"
     )
+
+  @property
+  def clip_length(self) -> int:
+    """Frames of a stored clip, pixel or latent frames by `clip_feature`."""
+    return self.num_frames
 
   def builder(self, data_dir: str) -> "StoredWorld":
     """Returns the builder of this data set.

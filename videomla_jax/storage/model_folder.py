@@ -5,6 +5,7 @@ A model folder is a directory: Orbax parameters in float32, `config.json`, and
 before anything is computed from it.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import json
@@ -44,6 +45,7 @@ def save_model(
   config: Json,
   *,
   keep_dtypes: bool = False,
+  further: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
   """Writes a model as a folder from which it can be built again.
 
@@ -57,6 +59,7 @@ def save_model(
       are stored as float32; random-number state is left out.
     config: What is needed to build the module again; plain JSON values.
     keep_dtypes: Store floating-point values as they are.
+    further: Adds files to the folder, which are digested like all others.
 
   Raises:
     ValueError: If `config` holds something that JSON cannot, a number is not
@@ -73,6 +76,8 @@ def save_model(
     # handful of files.
     with orbax_local.checkpointer(use_ocdbt=True) as checkpointer:
       checkpointer.save(temporary / PARAMS, arrays)
+    if further is not None:
+      further(temporary)
     finish_folder(temporary, config)
 
 

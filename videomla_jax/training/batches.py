@@ -13,11 +13,12 @@ import numpy as np
 from videomla_jax.data import dataset
 from videomla_jax.data import example_shape
 from videomla_jax.data import reader
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import loader as loader_lib
-from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import moving_digits
-from videomla_jax.small_world import prompts
-from videomla_jax.small_world import world as world_lib
+from videomla_jax.small_world import stored_world
+from videomla_jax.small_world import worlds
+from videomla_jax.small_world.colour import latents
 from videomla_jax.storage import train_states
 from videomla_jax.training import settings as settings_lib
 
@@ -50,15 +51,16 @@ def check(data: settings_lib.Data, *, clips: bool) -> None:
   Raises:
     ValueError: With the way out.
   """
-  if isinstance(data, settings_lib.MovingDigits):
-    world, codec = world_lib.World(), model_lib.PixelCodec()
-    side = world.frame_size // codec.spatial_stride
-    made = (side, side, codec.channels)
+  if isinstance(data, settings_lib.SmallWorld):
+    made = worlds.WORLDS[data.kind].latent_shape
     if data.latent_shape != made:
       raise ValueError(
         f"data.latent_shape={data.latent_shape} must be {made}, the shape of "
         "frames of the small world; set it back."
       )
+  if isinstance(data, settings_lib.ColourWorld):
+    vae = codecs.open_vae(data.vae)
+    worlds.WORLDS[data.kind].check_vae(vae, name="data.vae")
   if isinstance(data, settings_lib.PreparedClips):
     example_shape.check(data.root, _shapes(data, clips=clips))
     if data.verify:  # Hours for a large data set, so it is asked for.
@@ -75,7 +77,7 @@ def abstract_prompts(
     examples: Examples of a step, over all processes.
   """
   if not isinstance(data, settings_lib.PreparedClips):
-    tokens = (examples, prompts.NUM_TOKENS)
+    tokens = (examples, worlds.WORLDS[data.kind].num_tokens)
     return {"tokens": jax.ShapeDtypeStruct(tokens, jnp.int32)}
   text = data.text_shape
   return {
@@ -115,10 +117,10 @@ def loader(
       process_count=jax.process_count(),
     )
     return iter(prepared)
-  assert isinstance(data, settings_lib.MovingDigits)
+  assert isinstance(data, settings_lib.SmallWorld)
   # Order and dropout follow from seed and position, so every process finds its
   # share of a batch by itself.
-  digits = loader_lib.make_loader(
+  made = loader_lib.make_loader(
     data.root,
     batch_size=batch_size,
     num_frames=data.num_frames,
@@ -126,13 +128,25 @@ def loader(
     prompt_dropout=data.prompt_dropout if training else 0.0,
     word_dropout=data.word_dropout if training else 0.0,
     split=split,
-    config=moving_digits.MovingDigitsConfig(
-      num_clips=data.num_clips, num_frames=data.clip_frames
-    ),
+    config=_stored(data),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  return iter(digits if clips else digits.map(_prompts_only))
+  return iter(made if clips else made.map(_prompts_only))
+
+
+def _stored(data: settings_lib.SmallWorld) -> stored_world.StoredWorldConfig:
+  """Returns the data set of a small world.
+
+  Args:
+    data: Source of the data.
+  """
+  clips, frames = data.num_clips, data.clip_frames
+  if isinstance(data, settings_lib.ColourWorld):
+    return latents.LatentsConfig(
+      num_clips=clips, num_frames=frames, vae=data.vae
+    )
+  return moving_digits.MovingDigitsConfig(num_clips=clips, num_frames=frames)
 
 
 def _shapes(
@@ -151,5 +165,5 @@ def _shapes(
 
 
 def _prompts_only(example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns an example without its video, which would travel for nothing."""
-  return {name: x for name, x in example.items() if name != "video"}
+  """Returns an example without its clip, which would travel for nothing."""
+  return {"tokens": example["tokens"]}

@@ -1,7 +1,8 @@
 """What a stage's networks read from a batch, whoever prepared it.
 
-A batch of the small world has "video" (bytes, `[B, T, h, w, c]`) and "tokens"
+A batch of moving digits has "video" (bytes, `[B, T, h, w, c]`) and "tokens"
 (word ids, `[B, M]`), and its models own a word encoder and a codec. A batch of
+the colour world has "latents" in place of "video". A batch of
 prepared data has "latents" `[B, T, H, W, C]`, "text" embeddings `[B, M, E]` and
 "negative" `[M, E]`, and its models are the bare DiT.
 """
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from videomla_jax.models import wan
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import model as model_lib
 
 Batch = dict[str, Array]
@@ -28,10 +30,12 @@ def latents(model: Network, batch: Batch) -> Float[Array, "B T H W C"]:
   """Returns the clean latents of a batch in float32.
 
   Args:
-    model: The model that is trained; a small one encodes pixels itself.
+    model: The model that is trained; one of moving digits encodes pixels.
     batch: A batch that holds clips.
   """
-  if isinstance(model, model_lib.VideoModel):
+  if "video" in batch:
+    assert isinstance(model, model_lib.VideoModel)
+    assert isinstance(model.codec, codecs.PixelCodec)
     return model.codec.encode(batch["video"])
   # Prepared latents are stored in float16, which is exact enough for the VAE's.
   return batch["latents"].astype(jnp.float32)
@@ -52,7 +56,7 @@ def text(model: Network, batch: Batch) -> Float[Array, "B M E"]:
 def negative(model: Network, batch: Batch) -> Float[Array, "B M E"]:
   """Returns the embeddings of the negative prompt, once per example.
 
-  The negative prompt of the small world is all padding. Prepared data hold the
+  The negative prompt of small worlds is all padding. Prepared data hold the
   embeddings of Wan's; zeros stand for it where they do not.
 
   Args:

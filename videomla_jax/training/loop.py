@@ -4,6 +4,7 @@ The device never waits for this loop: a step is dispatched while the one before
 it still runs, and only what is logged, evaluated, saved or shown is waited for.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import pathlib
 from typing import NamedTuple
@@ -39,6 +40,18 @@ def to_host(state: PyTree) -> PyTree:
   if jax.process_count() == 1:
     return jax.device_get(state)
   return multihost_utils.process_allgather(state, tiled=True)
+
+
+def _take(batches: batches_lib.Batches, count: int) -> dict[str, np.ndarray]:
+  """Returns the next batch, or several along a new first axis."""
+  if count == 1:
+    return next(batches)
+  taken = [next(batches) for _ in range(count)]
+  # The negative prompt is the same in all of them.
+  return {
+    name: x if name == "negative" else np.stack([b[name] for b in taken])
+    for name, x in taken[0].items()
+  }
 
 
 class _Due(NamedTuple):
@@ -118,12 +131,14 @@ class Run:
     ):
       clock = throughput.Clock(start)
       owed = False  # whether a state was due while updates were skipped
-      for done in range(start + 1, total + 1):
-        batch = next(batches)
-        state, scalars = self._dispatch(programs, done, state, batch, clock)
+      for done, count in self._calls(start):
+        batch = _take(batches, count)
+        state, scalars = self._dispatch(
+          programs, done, count, state, batch, clock
+        )
         # The state is donated to the next step; the count is a copy.
         watch.see(done, scalars["train/skipped"], batch)
-        progress.update()
+        progress.update(count)
         due = self._due(done, asked_to_stop=stop.pending(done))
         if due.log:
           # Fetching these waits for the step.
@@ -157,31 +172,45 @@ class Run:
     self,
     programs: programs_lib.Programs,
     done: int,
+    count: int,
     state: stage_lib.State,
     batch: dict[str, np.ndarray],
     clock: throughput.Clock,
   ) -> tuple[stage_lib.State, optim.Metrics]:
-    """Starts a step and returns its results, which need not be there yet.
+    """Starts steps and returns their results, which need not be there yet.
 
     Args:
       programs: The compiled steps of the stage.
-      done: The step, counted from 1.
+      done: The last step, counted from 1.
+      count: Steps of the call.
       state: The state before it, which is used up.
-      batch: This process's part of the batch.
+      batch: This process's part of the batch, or of that of each step.
       clock: Clock that counts the operations.
     """
     # This is the key of the run; the program itself folds the step into it.
     key = jax.random.key(self.settings.seed)
-    arguments = (
-      state, sharding.put_batch(batch, self.mesh), key, self.frozen
-    )  # fmt: skip
+    batch = sharding.put_batch(batch, self.mesh, stacked=count > 1)
+    arguments = state, batch, key, self.frozen
     # Programs are compiled before a trace begins, which is to show steps only.
-    program = programs.get(done, *arguments)
-    self.profile.before(done)
+    program = programs.get(done, *arguments, count=count)
+    self.profile.before(done - count + 1, count)
     state, scalars = program.step(*arguments)
     self.profile.after(done, scalars)
     clock.add(program.flops)
     return state, scalars
+
+  def _calls(self, start: int) -> Iterator[tuple[int, int]]:
+    """Yields the last step and the number of steps of each call that is left.
+
+    Args:
+      start: Number of finished steps.
+    """
+    dispatch, total = self.settings.dispatch, self.settings.optim.steps
+    while start < total:
+      # A run that was stopped between two intervals comes back into step.
+      done = min(start - start % dispatch + dispatch, total)
+      yield done, done - start
+      start = done
 
   def _due(self, done: int, *, asked_to_stop: bool) -> _Due:
     """Returns what follows a step.
@@ -223,7 +252,9 @@ class Run:
       seconds=seconds,
       flops=operations,
     )
-    return {name: float(x) for name, x in scalars.items()} | speed
+    # Of several steps, only the counts of skipped updates are not one number.
+    last = {name: np.asarray(x).flat[-1] for name, x in scalars.items()}
+    return {name: float(x) for name, x in last.items()} | speed
 
   def _save(
     self,

@@ -1,8 +1,8 @@
 """The networks of a stage: loaded or made, checked, and handed on.
 
 There are two kinds. A small video model is a DiT with its word encoder and
-codec, and knows its window and schedule. A released network is the bare DiT;
-prepared data hold what the other parts would compute.
+codec, and knows its world, window and schedule. A released network is the bare
+DiT; prepared data hold what the other parts would compute.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import jax
 
 from videomla_jax.models import released
 from videomla_jax.models import wan_config
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.small_world import prompts
-from videomla_jax.small_world import world as world_lib
+from videomla_jax.small_world import worlds
 from videomla_jax.storage import model_folder
 from videomla_jax.training import inputs
 from videomla_jax.training import origins
@@ -32,7 +32,7 @@ def load(
 
   Args:
     path: Model folder, or `shipped:NAME`.
-    settings: Settings, whose `network` replaces fields of a bare DiT.
+    settings: Settings, whose `network` replaces fields of the DiT.
     frozen: Whether the network is only read, so that the kernels of a bare DiT
       may be kept in bfloat16.
 
@@ -43,13 +43,18 @@ def load(
   folder = model_lib.checkpoint_path(path)
   # Only the config of a small video model has this entry.
   if "model" in model_folder.read_config(folder):
-    return model_lib.load(folder)
+    return model_lib.load(folder, **_changes(settings))
   _refuse_float8("network", settings.network.get("products"))
   model = released.load(
-    folder, "wan_dit", half_weights=frozen, **settings.network
+    folder, "wan_dit", half_weights=frozen, **_changes(settings)
   )
   _refuse_float8(f"checkpoint={str(path)!r}", model.config.products)
   return model
+
+
+def _changes(settings: settings_lib.Training) -> dict[str, str | bool | int]:
+  """Returns the fields of `WanConfig` that a config changes."""
+  return {name: x for name, x in settings.network.items() if x != ""}
 
 
 def _refuse_float8(what: str, products: object) -> None:
@@ -70,39 +75,44 @@ def check_build(settings: settings_lib.Training) -> None:
   Raises:
     ValueError: If it is not a small one, or the sizes are unknown.
   """
-  _small_config(settings).network  # noqa: B018  Refuses sizes and kinds.
-  if not isinstance(settings.data, settings_lib.MovingDigits):
+  if not isinstance(settings.data, settings_lib.SmallWorld):
     raise ValueError(
       f"networks.model='' starts from random weights, but data.kind="
       f"{settings.data.kind!r} is for a released model; name its folder "
       f"({origins.remedy('release')})."
     )
+  _small_config(settings).network  # noqa: B018  Refuses sizes and kinds.
 
 
 def build(settings: settings_lib.Training) -> model_lib.VideoModel:
   """Makes a small video model with random weights."""
-  sizes = _small_config(settings)
+  sizes, data = _small_config(settings), settings.data
+  vae = None
+  if isinstance(data, settings_lib.ColourWorld):
+    vae = codecs.open_vae(data.vae)
   # This is one program: a hundred small ones take twice as long to compile.
-  make = lambda: model_lib.VideoModel(sizes, rngs=nnx.Rngs(settings.seed))
+  make = lambda: model_lib.VideoModel(
+    sizes, rngs=nnx.Rngs(settings.seed), codec=vae, **_changes(settings)
+  )
   return jax.jit(make)()
 
 
 def _small_config(
   settings: settings_lib.Training,
 ) -> model_lib.VideoModelConfig:
-  """Returns the config of a model for frames of the small world."""
-  world, model = world_lib.World(), settings.model
-  latent = world.frame_size // 4  # a codec block is 4 pixels
+  """Returns the config of a model for frames of a small world."""
+  world, model = worlds.WORLDS[settings.data.kind], settings.model
   return model_lib.VideoModelConfig(
     size=model.size,
     kind=model.kind,
     d_c=model.d_c or None,
     d_rope=model.d_rope or None,
     rope_ladder=model.rope_ladder or "wan",
-    vocabulary=prompts.vocabulary_size(),
-    latent_height=latent,
-    latent_width=latent,
-    fps=float(world.fps),
+    world=settings.data.kind,
+    vocabulary=world.vocabulary,
+    latent_height=world.latent_shape[0],
+    latent_width=world.latent_shape[1],
+    fps=world.fps,
     shift=settings.diffusion.shift,
     window=settings.window,
   )
@@ -194,13 +204,8 @@ def check_together(
     ValueError: If channels, text or attention of two networks do not fit.
   """
   model = inputs.dit(networks["model"]).config
-  is_small = isinstance(data, settings_lib.MovingDigits)
   for role, network in networks.items():
-    if isinstance(network, model_lib.VideoModel) != is_small:
-      raise ValueError(
-        f"networks.{role} is {'no' if is_small else 'a'} small model but "
-        f"data.kind={data.kind!r}; name another folder or kind."
-      )
+    _check_world(role, network, data)
   for role, network in networks.items():
     other = inputs.dit(network).config
     # Latents and embeddings go from one network to the other.
@@ -232,6 +237,41 @@ def check_together(
       f"networks.model takes {model.channels} channels but data.latent_shape="
       f"{data.latent_shape}; use the model's codec."
     )
+
+
+def _check_world(
+  role: str, network: inputs.Network, data: settings_lib.Data
+) -> None:
+  """Refuses a network of another world than the data, or of another VAE.
+
+  Args:
+    role: Name in `networks` of the config.
+    network: The network.
+    data: What it is trained on.
+
+  Raises:
+    ValueError: If they do not fit.
+  """
+  is_small = isinstance(data, settings_lib.SmallWorld)
+  if not isinstance(network, model_lib.VideoModel) or not is_small:
+    if isinstance(network, model_lib.VideoModel) != is_small:
+      raise ValueError(
+        f"networks.{role} is {'no' if is_small else 'a'} small model but "
+        f"data.kind={data.kind!r}; name another folder or kind."
+      )
+    return
+  if network.config.world != data.kind:
+    raise ValueError(
+      f"networks.{role} is a model of {network.config.world!r} but data.kind="
+      f"{data.kind!r}; name another folder or kind."
+    )
+  if isinstance(data, settings_lib.ColourWorld):
+    vae = codecs.open_vae(data.vae)
+    if network.codec != vae:
+      raise ValueError(
+        f"networks.{role} has another VAE than data.vae={data.vae!r}; use that "
+        f"of its folder, NAME/{codecs.VAE_FOLDER}."
+      )
 
 
 def save(

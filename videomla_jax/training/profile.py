@@ -32,13 +32,14 @@ class Profile:
         )
       self._first, self._last = int(first), int(last)
 
-  def before(self, step: int) -> None:
+  def before(self, step: int, count: int = 1) -> None:
     """Starts the trace in front of its first step.
 
     Args:
       step: The step that comes next, counted from 1.
+      count: Steps that come next in one call.
     """
-    if step == self._first:
+    if step <= self._first < step + count:
       jax.profiler.start_trace(str(self._folder))
       self._on = True
 

@@ -15,6 +15,7 @@ from absl import logging
 import jax
 
 from videomla_jax.data import dataset
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import ordinary_files
@@ -29,12 +30,12 @@ MAY_CHANGE = (
   *("log", "eval", "samples", "checkpoint", "mesh"),
   # A state already holds the trained networks. Those that are only read, and
   # data, may lie elsewhere: what is in them is compared (`identity`).
-  *("networks", "data.root", "data.verify"),
+  *("networks", "data.root", "data.vae", "data.verify"),
   # A run that diverges goes on with other ones.
   *("optim.steps", "optim.schedule", "optim.warmup_steps"),
   *("optim.learning_rate", "optim.critic_learning_rate"),
   *("optim.final_fraction", "optim.clip_norm", "optim.weight_decay"),
-  "optim.max_skipped",
+  *("optim.max_skipped", "dispatch"),
 )
 IDENTITY = "identity"  # group of the stored config beside those of the user
 
@@ -55,6 +56,8 @@ def identity(
   if isinstance(settings.data, settings_lib.PreparedClips):
     report = dataset.read_report(settings.data.root)
     found["data"] = str(report.get("identity", ""))
+  if isinstance(settings.data, settings_lib.ColourWorld):
+    found["vae"] = codecs.open_vae(settings.data.vae).digest
   for role, path in settings.networks.items():
     if path and role not in stage.trained:
       folder = pathlib.Path(model_lib.checkpoint_path(path))

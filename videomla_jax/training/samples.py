@@ -24,7 +24,6 @@ from videomla_jax.generation import sources
 from videomla_jax.models import released
 from videomla_jax.models import wan
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.small_world import prompts as prompts_lib
 from videomla_jax.training import inputs
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import stage as stage_lib
@@ -48,8 +47,7 @@ def _small(
     settings: Settings of the stage.
     guided: Whether the sampler reads embeddings of the negative prompt.
   """
-  words = [p.text() for p in prompts_lib.held_out_prompts()]
-  words = words[: settings.samples.videos]
+  words = [*model.config.of_world.held_out()[: settings.samples.videos]]
   source = sources.SmallSource(model=model)
   text = source.embed(words, negative="" if guided else None)
   return _Inputs(source.load(), words, text)
@@ -148,8 +146,10 @@ def write(
     sheet, contact_sheet.draw(frames, words, fps=pipeline.fps)
   )
   video_file = folder / f"step-{step:07d}.mp4"
-  # Frames of the small world have 24 pixels a side.
-  scale = 8 if isinstance(model, model_lib.VideoModel) else 1
+  # Frames of small worlds have 24 or 64 pixels a side.
+  scale = 1
+  if isinstance(model, model_lib.VideoModel):
+    scale = model.config.of_world.scale
   side_by_side = np.concatenate([*frames], axis=2)  # b t h w c -> t h (b w) c
   mp4.write_mp4(video_file, side_by_side, fps=pipeline.fps, scale=scale)
   return [sheet, video_file]

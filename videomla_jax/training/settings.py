@@ -59,18 +59,35 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MovingDigits(Data):
-  """Data of the small world, which are made at first use.
+class SmallWorld(Data):
+  """Data of a small world, which are made at first use.
 
   Attributes:
     num_clips: Stored clips.
-    clip_frames: Frames of a stored clip.
+    clip_frames: Pixel frames of a stored clip.
     word_dropout: Chance that a word of a prompt is left out.
   """
 
   num_clips: int
   clip_frames: int
   word_dropout: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MovingDigits(SmallWorld):
+  """Clips of grey digits, whose models have a codec without weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColourWorld(SmallWorld):
+  """Latents of clips of the colour world.
+
+  Attributes:
+    vae: Folder of the VAE that encodes the clips; models that start from random
+      weights get a copy of it.
+  """
+
+  vae: config_values.Path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,7 @@ class PreparedClips(Data):
 # A further source of data is a class, a row here and a loader in `batches`.
 DATA: dict[str, type[Data]] = {
   "moving_digits": MovingDigits,
+  "colour_world": ColourWorld,
   "latents": PreparedClips,
 }
 
@@ -248,7 +266,8 @@ class Training:
     seed: Seed of weights, data order, noise and samples.
     networks: Role of a network -> model folder; empty for random weights.
     model: The kind of network that is trained.
-    network: Fields of `WanConfig` that replace those of a released network.
+    network: Fields of `WanConfig` that replace those of a released network, or
+      of one of the colour world; an empty text leaves one as it is.
     data: Where batches come from.
     window: Which frames a chunk sees.
     diffusion: Noise levels.
@@ -258,6 +277,8 @@ class Training:
     log: Written scalars.
     eval: Loss on held-out clips.
     samples: Videos made on the way.
+    dispatch: Steps of one call of the program, of which intervals of the groups
+      above must be multiples.
   """
 
   stage: str
@@ -274,6 +295,7 @@ class Training:
   log: Log
   eval: Eval
   samples: Samples
+  dispatch: Annotated[int, config_values.Range(1, 10_000)] = 1
 
 
 def read_data(values: config_reader.Values) -> Data:

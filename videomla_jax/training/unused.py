@@ -8,6 +8,7 @@ keys these are follows from the stage, the kind of data and a few switches.
 from typing import NamedTuple
 
 from videomla_jax.models import window as window_lib
+from videomla_jax.small_world import worlds
 from videomla_jax.training import settings as settings_lib
 from videomla_jax.training.stages import stage as stage_lib
 
@@ -53,9 +54,11 @@ def keys(
     why = "with model.kind='dense', which has no latent attention"
     found |= {f"model.{x}": Unused(why, 0) for x in ("d_c", "d_rope")}
     found["model.rope_ladder"] = Unused(why, "")
-  if isinstance(settings.data, settings_lib.MovingDigits):
-    why = "with data.kind='moving_digits', whose small models have their own"
-    found |= {f"network.{x}": Unused(why) for x in settings.network}
+  if isinstance(settings.data, settings_lib.SmallWorld):
+    kind = settings.data.kind
+    why = f"with data.kind={kind!r}, whose small models have their own"
+    if not worlds.WORLDS[kind].halves:
+      found |= {f"network.{x}": Unused(why) for x in settings.network}
     found["samples.codec"] = Unused(why, "")
     found["samples.fps"] = Unused(why, 0.0)
   if settings.window.sink == "first":
