@@ -87,6 +87,7 @@ def get_config(arg: str | None = None) -> common.Config:
     config[name] = part
   if arg["runlocal"]:
     config.least_steps = 4
-    config.vae.data.update(num_frames=5)
+    config.vae.network.channels = 16  # which the stages need
+    config.vae.data.num_frames = 5
     config.vae.images.batch_size = 2
   return config

@@ -25,6 +25,9 @@ import ml_collections
 
 from videomla_jax import shapes
 from videomla_jax import sharding
+from videomla_jax.autoencoding import run as vae_run
+from videomla_jax.chain import run as chain_run
+from videomla_jax.chain import settings as chain_settings
 from videomla_jax.costs import attention_choice
 from videomla_jax.data import batching
 from videomla_jax.runtime import cli
@@ -199,16 +202,19 @@ def _check_mesh(
 def train(
   config: ml_collections.ConfigDict, workdir: str, profile: str = ""
 ) -> None:
-  """Runs or continues one training run.
+  """Runs or continues one training run, or all of them one after the other.
 
   Args:
-    config: Config of any stage, see configs/.
+    config: Config of any stage or of the whole way, see configs/.
     workdir: Folder of checkpoints, metrics and the finished model.
     profile: Steps to trace, see the flag.
 
   Raises:
     ValueError: If the config or the folder cannot work.
   """
+  if config.get("stage") == chain_settings.STAGE:
+    _train_all(config, workdir, profile)
+    return
   stage, settings = table.read(config)
   check(stage, settings)
   # A process that fails leaves the others waiting, so they join only when the
@@ -268,6 +274,38 @@ def train(
       distilled=stage.distilled,
       attention=attention,
     )
+
+
+def _train_all(
+  config: ml_collections.ConfigDict, workdir: str, profile: str
+) -> None:
+  """Trains a VAE and all stages within a time.
+
+  Args:
+    config: Config of the whole way, `configs/world.py`.
+    workdir: Folder of all parts.
+    profile: Must be empty: parts have steps of their own.
+
+  Raises:
+    ValueError: If the config or the folder cannot work.
+  """
+  if profile:
+    raise ValueError(
+      f"--profile={profile} is of one stage; trace one that has its own config."
+    )
+  settings, parts = chain_settings.read(config)
+  for name, part in parts.items():
+    if name != "vae":
+      table.read(part)  # What it starts from is not there yet.
+  root = pathlib.Path(workdir)
+  output_folder.check(root)
+  train_of = {name: train for name in parts}
+  train_of["vae"] = lambda part, folder: vae_run.open_run(part, folder)()
+  with interrupts.exclusive(root):
+    model = chain_run.Chain(
+      settings=settings, parts=parts, root=root, train=train_of
+    )()
+  print(f"{model}: the student and its VAE", flush=True)
 
 
 def attention_of(

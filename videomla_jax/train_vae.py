@@ -16,19 +16,13 @@ latents, where `prepare` and `sample` read it.
 """
 
 import dataclasses
-import json
 import pathlib
 
 import ml_collections
 
-from videomla_jax.autoencoding import clips as clips_lib
 from videomla_jax.autoencoding import quality as quality_lib
 from videomla_jax.autoencoding import run as run_lib
-from videomla_jax.autoencoding import settings as settings_lib
 from videomla_jax.runtime import cli
-from videomla_jax.runtime import config_reader
-from videomla_jax.storage import model_folder
-from videomla_jax.storage import output_folder
 
 
 def train_vae(
@@ -46,24 +40,11 @@ def train_vae(
   Raises:
     ValueError: If the config or the folder cannot work.
   """
-  settings = config_reader.read(settings_lib.Settings, config)
-  if not settings.network.start:
-    settings.network.config()  # refuses sizes that do not fit each other
-  root = pathlib.Path(workdir)
-  source = clips_lib.open_source(settings.data, settings.seed)
-  output_folder.check(root)
-  model_folder.check_replaceable(root / "model")
-  run = run_lib.Run(
-    settings=settings,
-    source=source,
-    record=json.loads(config.to_json()),
-    root=root,
-  )
-  found = run()
+  found = run_lib.open_run(config, workdir)()
   values = ", ".join(
     f"{k} {x:.4g}" for k, x in dataclasses.asdict(found).items()
   )
-  print(f"{root / 'model'}: {values}", flush=True)
+  print(f"{pathlib.Path(workdir) / 'model'}: {values}", flush=True)
   return found
 
 

@@ -11,6 +11,7 @@ from videomla_jax.autoencoding import clips as clips_lib
 from videomla_jax.autoencoding import objective
 from videomla_jax.autoencoding import settings as settings_lib
 from videomla_jax.models import vae as vae_lib
+from videomla_jax.ops import convolution
 from videomla_jax.training import optim
 
 Scalars = optim.Metrics
@@ -29,7 +30,11 @@ class Program:
       source: Where clips come from.
     """
     self._settings, self._source = settings, source
-    self._run = jax.jit(self._steps, donate_argnums=0)
+    self._run = jax.jit(
+      self.steps,
+      donate_argnums=0,
+      compiler_options=convolution.CHANNELS_LAST,
+    )
 
   def __call__(
     self, state: optim.TrainState, given: Shaped[np.ndarray, "n ..."]
@@ -46,9 +51,10 @@ class Program:
     """
     return self._run(state, given)
 
-  def _steps(
+  def steps(
     self, state: optim.TrainState, given: Shaped[Array, "n ..."]
   ) -> tuple[optim.TrainState, Scalars]:
+    """Does what a call does; this is the function that is compiled."""
     if len(given) == 1:
       # XLA has no fast gradient of convolutions in loops on CPUs.
       return self._step(state, given[0])

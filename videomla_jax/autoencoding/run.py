@@ -13,6 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Shaped, UInt8
+import ml_collections
 import numpy as np
 
 from videomla_jax.autoencoding import clips as clips_lib
@@ -24,9 +25,12 @@ from videomla_jax.models import released
 from videomla_jax.models import vae as vae_lib
 from videomla_jax.models import vae_coders
 from videomla_jax.models import vae_layers as layers
+from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import metrics
 from videomla_jax.runtime import progress_bar
 from videomla_jax.storage import atomic
+from videomla_jax.storage import model_folder
+from videomla_jax.storage import output_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import finite_watch
 from videomla_jax.training import interrupts
@@ -309,6 +313,31 @@ class Run:
     clips = jax.jit(self.source.clips)
     for given in self.source.steps(0, [1] * count):
       yield clips(given[0])
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: str) -> Run:
+  """Checks a config and a folder, and returns their run.
+
+  Args:
+    config: Values of the keys in `configs/vae.py`.
+    workdir: Folder of checkpoints, metrics and the finished model.
+
+  Raises:
+    ValueError: If the config or the folder cannot work.
+  """
+  settings = config_reader.read(settings_lib.Settings, config)
+  if not settings.network.start:
+    settings.network.config()  # refuses sizes that do not fit each other
+  root = pathlib.Path(workdir)
+  source = clips_lib.open_source(settings.data, settings.seed)
+  output_folder.check(root)
+  model_folder.check_replaceable(root / "model")
+  return Run(
+    settings=settings,
+    source=source,
+    record=json.loads(config.to_json()),
+    root=root,
+  )
 
 
 @jax.jit

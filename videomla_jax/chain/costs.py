@@ -1,0 +1,177 @@
+"""What each part of the whole way needs on a GPU, from its compiled steps.
+
+Nothing runs: a step of every part is compiled for the GPU, and its time is
+computed by `costs.step_time` from what the program does.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import ml_collections
+
+from videomla_jax.autoencoding import clips as clips_lib
+from videomla_jax.autoencoding import programs
+from videomla_jax.autoencoding import run as vae_run
+from videomla_jax.autoencoding import settings as vae_settings
+from videomla_jax.chain import settings as settings_lib
+from videomla_jax.costs import aot
+from videomla_jax.costs import flops as flops_lib
+from videomla_jax.costs import gpus
+from videomla_jax.costs import step_time
+from videomla_jax.models import released
+from videomla_jax.ops import convolution
+from videomla_jax.runtime import config_reader
+from videomla_jax.training import batches
+from videomla_jax.training import networks
+from videomla_jax.training.stages import table
+
+_IMAGES = "vae, single frames"  # the first half of the VAE's steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+  """What a step of one part needs.
+
+  Attributes:
+    part: Name of the part.
+    target: Key of `gpus.TARGETS`.
+    examples: Clips or single frames of a step.
+    work: What its program does.
+  """
+
+  part: str
+  target: str
+  examples: int
+  work: step_time.Work
+
+  @property
+  def seconds(self) -> float:
+    """Computed time of a step."""
+    peak = gpus.TARGETS[self.target].peak
+    return sum(self.work.seconds(peak).values())
+
+  def line(self) -> dict[str, str | int | float]:
+    """Returns the row of a record."""
+    peak = gpus.TARGETS[self.target].peak
+    parts = self.work.seconds(peak)
+    return {
+      "part": self.part,
+      "target": self.target,
+      "examples": self.examples,
+      "kernels": self.work.kernels,
+      "gigabytes": round(self.work.num_bytes / 1e9, 3),
+      "gigaflops": round(self.work.flops / 1e9, 1),
+      **{f"{k}_ms": round(1e3 * x, 2) for k, x in parts.items()},
+      "steps_per_second": round(1 / self.seconds, 1),
+    }
+
+
+def costs(
+  parts: Mapping[str, ml_collections.ConfigDict], target: str
+) -> Iterator[Cost]:
+  """Compiles a step of every part and yields what it needs.
+
+  Args:
+    parts: Config of each part, see `settings.read`.
+    target: Key of `gpus.TARGETS`.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    vae = pathlib.Path(folder) / "vae"
+    yield from _of_vae(parts["vae"], target, vae)
+    for name in settings_lib.PARTS[1:]:
+      yield _of_stage(name, parts[name], target, vae)
+
+
+def _of_vae(
+  config: ml_collections.ConfigDict, target: str, folder: pathlib.Path
+) -> Iterator[Cost]:
+  """Yields costs of training the VAE, and writes a random one."""
+  settings = config_reader.read(vae_settings.Settings, config)
+  settings = dataclasses.replace(
+    settings, network=dataclasses.replace(settings.network, dtype="bfloat16")
+  )
+  vae = vae_run.new_vae(settings)
+  released.save(folder, vae)
+  state = jax.eval_shape(lambda x: programs.start(x, settings=settings), vae)
+  source = clips_lib.open_source(settings.data, settings.seed)
+  images = settings.images.batch_size
+  for name, given, examples in (
+    (_IMAGES, source.of_images(images), images),
+    ("vae", source, settings.data.batch_size),
+  ):
+    program = programs.Program(settings, given)
+    step = jax.ShapeDtypeStruct((1,), jnp.int32)
+    work = _work(
+      program.steps, state, step, target=target,
+      options=convolution.CHANNELS_LAST,
+    )  # fmt: skip
+    yield Cost(part=name, target=target, examples=examples, work=work)
+
+
+def _of_stage(
+  name: str,
+  config: ml_collections.ConfigDict,
+  target: str,
+  vae: pathlib.Path,
+) -> Cost:
+  """Returns the cost of a stage of the DiT."""
+  config = ml_collections.ConfigDict(config)
+  config.data.vae = str(vae)
+  config.network.dtype = "bfloat16"
+  stage, settings = table.read(config)
+  loaded = {}
+  for role in stage.starts_from:
+    kind = "dense" if role in stage.scores else settings.model.kind
+    # Sizes of a dense network are not those of a latent one.
+    model = dataclasses.replace(settings.model, kind=kind)
+    changed = dataclasses.replace(settings, model=model)
+    loaded[role] = jax.eval_shape(lambda s=changed: networks.build(s))
+  state = jax.eval_shape(lambda x: stage.init(x, settings), loaded)
+  examples = stage.examples_per_step(settings)
+  batch = batches.abstract_prompts(settings.data, examples)
+  if stage.reads_clips:
+    data = settings.data
+    shape = (examples, data.num_frames, *data.latent_shape)
+    batch["latents"] = jax.ShapeDtypeStruct(shape, jnp.float16)
+  step = stage.make_step(settings)
+  wanted = stage.program(settings, 1)
+  work = _work(
+    lambda state, batch, key, frozen: step(
+      state, batch, key, frozen=frozen, program=wanted
+    ),
+    state,
+    batch,
+    jax.eval_shape(lambda: jax.random.key(0)),
+    stage.frozen(loaded),
+    target=target,
+    trips=stage.mean_trips(settings),
+  )
+  return Cost(
+    part=name, target=target, examples=settings.data.batch_size, work=work
+  )
+
+
+def _work(
+  function: Callable[..., PyTree],
+  *args: PyTree,
+  target: str,
+  options: Mapping[str, bool] | None = None,
+  trips: float | int | None = None,
+) -> step_time.Work:
+  """Compiles a function and says what its program does."""
+  devices = aot.mesh(target)
+  placed = [aot.place(x, devices) for x in args]
+  extra = {} if trips is None else {"trips": trips}
+  counted = flops_lib.of(function, *args, **extra)
+  jitted = jax.jit(
+    function, donate_argnums=0, compiler_options=dict(options or {})
+  )
+  compiled = aot.compile_for(jitted, *placed, devices=devices)
+  return step_time.of_program(compiled.text, flops=counted)
