@@ -3,7 +3,7 @@
   python -m videomla_jax.train_vae --config=configs/vae.py:world \
     --workdir=runs/vae
 
-`world`: 1.03 million parameters, strides 4 x 8 x 8, 64 x 64 pixels of the
+`world`: 1.18 million parameters, strides 4 x 8 x 8, 64 x 64 pixels of the
 colour world. `films`: clips of a folder of videos, `films=DIR`.
 
 Arguments: `world` or `films`, `films=DIR`, `start=DIR` (a VAE to go on with,
@@ -65,7 +65,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     batch_size=8,
   )
   # The first steps see single frames, which show more of the world.
-  config.images = dict(steps=0 if arg["start"] else arg["steps"] // 2, batch_size=16)
+  dispatch = arg["dispatch"]
+  images = 0 if arg["start"] else arg["steps"] // 2 // dispatch * dispatch
+  config.images = dict(steps=images, batch_size=16)
   # An absolute error asks little for digits, which cover a twentieth.
   config.loss = dict(squared=20.0, kl=1e-4, temporal=0.5)
   config.optim = dict(
@@ -86,7 +88,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     max_skipped=50,
   )
   # Steps. Several of them in a call keep a GPU busy; on a CPU 1 is faster.
-  config.every = dict(log=50, measure=1000, save=1000, dispatch=arg["dispatch"])
+  config.every = dict(log=50, measure=1000, save=1000, dispatch=dispatch)
   config.held_out = 32  # clips
   config.keep = 2  # states
   config.minutes = arg["minutes"]
@@ -94,6 +96,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.network.update(width=4, channels=4, multipliers=(1, 1, 1, 1))
     config.data.update(num_frames=5, batch_size=2)
     config.optim.update(steps=4, warmup_steps=1)
+    config.images.update(steps=0 if arg["start"] else 2, batch_size=2)
     config.every = dict(log=2, measure=4, save=2, dispatch=2)
     config.held_out = 2
     if films:

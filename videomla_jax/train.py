@@ -299,13 +299,17 @@ def _train_all(
       table.read(part)  # What it starts from is not there yet.
   root = pathlib.Path(workdir)
   output_folder.check(root)
-  train_of = {name: train for name in parts}
-  train_of["vae"] = lambda part, folder: vae_run.open_run(part, folder)()
+  train_of: dict[str, chain_run.Train] = dict.fromkeys(parts, train)
+  train_of["vae"] = _train_vae
   with interrupts.exclusive(root):
     model = chain_run.Chain(
       settings=settings, parts=parts, root=root, train=train_of
     )()
   print(f"{model}: the student and its VAE", flush=True)
+
+
+def _train_vae(config: ml_collections.ConfigDict, workdir: str) -> object:
+  return vae_run.open_run(config, workdir)()
 
 
 def attention_of(

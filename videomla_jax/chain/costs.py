@@ -122,7 +122,7 @@ def _of_stage(
   vae: pathlib.Path,
 ) -> Cost:
   """Returns the cost of a stage of the DiT."""
-  config = ml_collections.ConfigDict(config)
+  config = config.copy_and_resolve_references()
   config.data.vae = str(vae)
   config.network.dtype = "bfloat16"
   stage, settings = table.read(config)
@@ -163,13 +163,12 @@ def _work(
   *args: PyTree,
   target: str,
   options: Mapping[str, bool] | None = None,
-  trips: float | int | None = None,
+  trips: float | int = 1,
 ) -> step_time.Work:
   """Compiles a function and says what its program does."""
   devices = aot.mesh(target)
   placed = [aot.place(x, devices) for x in args]
-  extra = {} if trips is None else {"trips": trips}
-  counted = flops_lib.of(function, *args, **extra)
+  counted = flops_lib.of(function, *args, trips=trips)
   jitted = jax.jit(
     function, donate_argnums=0, compiler_options=dict(options or {})
   )

@@ -11,8 +11,6 @@ import ml_collections
 
 from videomla_jax.chain import settings as settings_lib
 
-Config = ml_collections.ConfigDict
-
 CONVERTED = "converted"  # folder of the model between two parts
 _SAVED, _SHOWN, _LOGGED = 4, 2, 50  # times in a part
 
@@ -22,15 +20,17 @@ def model(root: pathlib.Path, name: str) -> pathlib.Path:
   return root / name / "model"
 
 
-def placed(config: Config, name: str, root: pathlib.Path) -> Config:
+def placed(
+  config: ml_collections.ConfigDict, name: str, root: pathlib.Path
+) -> ml_collections.ConfigDict:
   """Returns the config of a part with the folders that it reads.
 
   Args:
-    config: Config of the part, which stays as it is.
+    config: ml_collections.ConfigDict of the part, which stays as it is.
     name: One of `settings.PARTS`.
     root: Folder of the whole way.
   """
-  config = Config(config)
+  config = config.copy_and_resolve_references()
   if name == "vae":
     return config
   config.data.root = str(root / "data")
@@ -49,17 +49,17 @@ def placed(config: Config, name: str, root: pathlib.Path) -> Config:
 
 
 def with_steps(
-  config: Config, name: str, steps: int, *, dispatch: int
-) -> Config:
+  config: ml_collections.ConfigDict, name: str, steps: int, *, dispatch: int
+) -> ml_collections.ConfigDict:
   """Returns the config of a part that makes so many steps.
 
   Args:
-    config: Config of the part, which stays as it is.
+    config: ml_collections.ConfigDict of the part, which stays as it is.
     name: One of `settings.PARTS`.
     steps: Steps, rounded up to whole calls.
     dispatch: Steps of a call.
   """
-  config = Config(config)
+  config = config.copy_and_resolve_references()
   whole = lambda n: dispatch * max(1, math.ceil(n / dispatch))
   steps = whole(steps)
   config.optim.steps = steps
@@ -83,12 +83,12 @@ def with_steps(
 
 
 def for_timing(
-  config: Config, name: str, calls: int, *, dispatch: int
-) -> Config:
+  config: ml_collections.ConfigDict, name: str, calls: int, *, dispatch: int
+) -> ml_collections.ConfigDict:
   """Returns the config of a part that only shows how long its steps take.
 
   Args:
-    config: Config of the part, which stays as it is.
+    config: ml_collections.ConfigDict of the part, which stays as it is.
     name: One of `settings.PARTS`.
     calls: Calls of the programs, a multiple of four.
     dispatch: Steps of a call.

@@ -37,8 +37,8 @@ def read(root: pathlib.Path) -> Progress:
   path = root / _NAME
   if not path.exists():
     return Progress()
-  found = ordinary_files.read_json(path)
   try:
+    found = ordinary_files.read_json(path)
     return Progress(
       float(found["seconds"]),
       {str(k): int(x) for k, x in found["steps"].items()},

@@ -86,9 +86,7 @@ class Chain:
     config = parts_lib.with_steps(config, name, steps, dispatch=self.dispatch)
     self.train[name](config, str(self.root / name))
     spent = progress.seconds + time.monotonic() - started
-    progress_lib.write(
-      self.root, dataclasses.replace(progress, seconds=spent)
-    )
+    progress_lib.write(self.root, dataclasses.replace(progress, seconds=spent))
 
   def _planned(
     self,

@@ -64,9 +64,7 @@ def of_program(text: str, *, flops: float) -> Work:
   return Work(count, moved, flops)
 
 
-def _totals(
-  program: program_text.Program, computation: str
-) -> tuple[int, int]:
+def _totals(program: program_text.Program, computation: str) -> tuple[int, int]:
   """Counts kernels and bytes of a computation and what it calls."""
   count = moved = 0
   calls = ("while", "call", "conditional")
