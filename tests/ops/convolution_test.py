@@ -26,10 +26,13 @@ def _slow(frames: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
 
 @pytest.mark.parametrize("form", convolution.FORMS)
 @pytest.mark.parametrize(("side", "stride"), [(3, 1), (1, 1), (1, 2)])
-def test_every_form_is_the_definition(form, side, stride, seed) -> None:
+@pytest.mark.parametrize("channels", [6, 20])
+def test_every_form_is_the_definition(
+  form, side, stride, channels, seed
+) -> None:
   rng = np.random.default_rng(seed)
-  frames = tiny_model.normal(rng, 2, 5, 4, 3, 6)
-  kernel = tiny_model.normal(rng, 3, side, side, 6, 5)
+  frames = tiny_model.normal(rng, 2, 5, 4, 3, channels)
+  kernel = tiny_model.normal(rng, 3, side, side, channels, 5)
   chosen = convolution.FORMS[form]
 
   @jax.jit
@@ -54,6 +57,24 @@ def test_doubled_frames_equal_repeated_pixels(seed: int) -> None:
     )
 
   tolerances.assert_close(*both(x, kernel))
+
+
+def test_gradients_of_doubled_frames_are_those_of_repeated_pixels(seed) -> None:
+  rng = np.random.default_rng(seed)
+  x = tiny_model.normal(rng, 2, 3, 4, 5, 6)
+  kernel = tiny_model.normal(rng, 3, 3, 6, 7)
+  weights = tiny_model.normal(rng, 2, 3, 8, 10, 7)
+
+  def repeated(x, kernel):
+    return convolution.of_frames(x.repeat(2, axis=2).repeat(2, axis=3), kernel)
+
+  def gradients(function):
+    loss = lambda x, kernel: (weights * function(x, kernel)).sum()
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+
+  found = gradients(convolution.of_doubled_frames)
+  for a, b in zip(found, gradients(repeated), strict=True):
+    tolerances.assert_close(a, b)
 
 
 def test_channels_are_filled_up_to_eights() -> None:

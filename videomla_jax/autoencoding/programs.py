@@ -29,7 +29,7 @@ class Program:
       settings: Settings of the run.
       source: Where clips come from.
     """
-    self._settings, self._source = settings, source
+    self._settings, self.source = settings, source
     self._run = jax.jit(
       self.steps,
       donate_argnums=0,
@@ -66,7 +66,7 @@ class Program:
     self, state: optim.TrainState, given: Shaped[Array, "..."]
   ) -> tuple[optim.TrainState, Scalars]:
     """Makes one update."""
-    settings, video = self._settings, self._source.clips(given)
+    settings, video = self._settings, self.source.clips(given)
     # A step is told by its number, wherever the run was stopped before. Clips
     # that are drawn have the key of the step itself.
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)

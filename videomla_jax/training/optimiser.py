@@ -93,7 +93,8 @@ def _muon(
   """Builds Muon for convolutions, and AdamW for gains and constants.
 
   Muon (Jordan, 2024) makes all directions of a gradient equally long. A kernel
-  is a matrix from all that one output sees to the channels of the output.
+  is a matrix from all that one output sees to the channels of the output. Both
+  look ahead by Nesterov's momentum.
   """
   ratio = settings.matrix_rate / settings.learning_rate
 
