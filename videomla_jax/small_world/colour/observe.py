@@ -49,7 +49,8 @@ class Observed(NamedTuple):
     crop: Its cover, 0..255, with the centroid in the middle.
     wall: Left and right edge of the wall, both 0 if there is none.
     background: Number of the likeliest background; graded ones come last.
-    error: Mean difference from each background, levels, where nothing else is.
+    error: Mean difference of rows from each background, levels, where there is
+      nothing else.
   """
 
   ink: Float32[np.ndarray, "V T colours"]
@@ -120,8 +121,7 @@ def _observe_frame(pixels: Float[Array, "64 64 3"]) -> tuple[Array, ...]:
   ink = main.sum((1, 2))
   inked = main > EDGE_COVER
   clear = free & ~_grown(cover.max(0) > 0, 5)
-  distance = jnp.abs(pixels - table[:, :, None]).mean(-1)
-  error = (distance * clear).sum((1, 2)) / jnp.maximum(clear.sum(), 1)
+  error = _errors(pixels, clear, table)
   centre = _centroids(main)
   seen = ink > 0
   middle = jnp.where(seen[:, None], centre, motion.SIZE / 2)
@@ -175,6 +175,18 @@ def _find_background(
   near = free & (far[best] < _ODD / 2)
   shift = (away[best] * near[..., None]).sum((0, 1)) / jnp.maximum(near.sum(), 1)
   return (table[best] + shift)[:, None], best.astype(jnp.int32)
+
+
+def _errors(
+  pixels: Float[Array, "64 64 3"],
+  clear: Bool[Array, "64 64"],
+  table: Float[Array, "backgrounds 64 3"],
+) -> Float[Array, "backgrounds"]:
+  """Returns how far rows are from each background; noise cancels in a row."""
+  count = clear.sum(1)
+  mean = (pixels * clear[..., None]).sum(1) / jnp.maximum(count, 1)[:, None]
+  away = jnp.abs(mean - table).mean(-1) * (count > 0)
+  return away.sum(1) / jnp.maximum((count > 0).sum(), 1)
 
 
 def _unmix(
