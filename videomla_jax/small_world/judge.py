@@ -121,7 +121,14 @@ def train_judge(
   )
   judge = judge_network.Judge(dropout=recipe.dropout, rngs=nnx.Rngs(seed))
   judge = judge_training.fit(
-    judge, data, _loss, rng=rng, key=jax.random.key(seed), recipe=recipe
+    judge,
+    data,
+    _loss,
+    rng=rng,
+    key=jax.random.key(seed),
+    num_epochs=recipe.num_epochs,
+    batch_size=recipe.batch_size,
+    learning_rate=recipe.learning_rate,
   )
   seconds = time.monotonic() - start
   report = examine_judge(judge, seed=seed, train_seconds=seconds)

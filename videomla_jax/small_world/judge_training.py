@@ -1,29 +1,13 @@
 """The loop that trains a small judge on frames that are all in memory."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from flax import nnx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 import numpy as np
 import optax
-
-
-class Recipe(Protocol):
-  """What the loop has to know of a recipe."""
-
-  @property
-  def num_epochs(self) -> int:
-    """Passes over the frames."""
-
-  @property
-  def batch_size(self) -> int:
-    """Frames of a step."""
-
-  @property
-  def learning_rate(self) -> float:
-    """Peak rate of AdamW, decayed along a cosine."""
 
 
 def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
@@ -33,7 +17,9 @@ def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
   *,
   rng: np.random.Generator,
   key: PRNGKeyArray,
-  recipe: Recipe,
+  num_epochs: int,
+  batch_size: int,
+  learning_rate: float,
 ) -> Network:
   """Runs AdamW over shuffled epochs, batches dispatched ahead.
 
@@ -43,16 +29,18 @@ def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
     loss: Mean loss of a judge on a batch of such arrays, with dropout.
     rng: Source of the order.
     key: Source of dropout.
-    recipe: Sizes and rates.
+    num_epochs: Passes over the frames.
+    batch_size: Frames of a step.
+    learning_rate: Peak rate of AdamW, decayed along a cosine.
 
   Returns:
     The trained network.
   """
   num_frames = len(data[0])
-  steps_per_epoch = num_frames // recipe.batch_size
-  num_steps = steps_per_epoch * recipe.num_epochs
+  steps_per_epoch = num_frames // batch_size
+  num_steps = steps_per_epoch * num_epochs
   rate = optax.warmup_cosine_decay_schedule(
-    0.0, recipe.learning_rate, min(50, num_steps // 5), num_steps
+    0.0, learning_rate, min(50, num_steps // 5), num_steps
   )
   optimizer = optax.adamw(rate, weight_decay=0.05)
   state = optimizer.init(judge)
@@ -65,10 +53,10 @@ def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
     updates, state = optimizer.update(gradient, state, judge)
     return optax.apply_updates(judge, updates), state
 
-  for _ in range(recipe.num_epochs):
+  for _ in range(num_epochs):
     order = rng.permutation(num_frames)
     for i in range(steps_per_epoch):
-      rows = order[i * recipe.batch_size :][: recipe.batch_size]
+      rows = order[i * batch_size :][: batch_size]
       # There is one transfer ahead of each step, which then only dispatches.
       batch = jax.device_put(type(data)(*(array[rows] for array in data)))
       key, step_key = jax.random.split(key)

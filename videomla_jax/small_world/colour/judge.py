@@ -94,7 +94,14 @@ def train(
   )
   reader = glyphs.Reader(dropout=recipe.dropout, rngs=nnx.Rngs(seed))
   reader = judge_training.fit(
-    reader, data, _loss, rng=rng, key=jax.random.key(seed), recipe=recipe
+    reader,
+    data,
+    _loss,
+    rng=rng,
+    key=jax.random.key(seed),
+    num_epochs=recipe.num_epochs,
+    batch_size=recipe.batch_size,
+    learning_rate=recipe.learning_rate,
   )
   seconds = time.monotonic() - start
   report = examine(reader, seed=seed, train_seconds=seconds)
