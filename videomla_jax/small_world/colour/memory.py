@@ -25,10 +25,11 @@ _SAYING = 12  # whole frames that tell which digit it is
 _PLACING = 8  # whole frames that tell where it is
 _WAIT = 48  # frames in which these have to be found
 _AHEAD = 3 * motion.MOST_HIDDEN  # frames that a path is looked ahead
-_KNOWN = 0.02  # share by which a speed of the world may be off
+_KNOWN = 0.01  # share by which a speed of the world may be off
 _NEAR = 0.10  # share within which a speed is taken for one of the world
 _NOISE = 0.1  # px, of a seen position
 _STILL = 0.1  # px a frame
+_SLACK = 0.25  # px, of the edges of a box
 
 
 class Event(NamedTuple):
@@ -99,7 +100,7 @@ def events(followed: tracks.Followed) -> list[Event]:
         continue
       plan = _plan(thing, earlier, first, followed.wall)
       earlier = end
-      if plan is None or (plan.due >= len(thing.seen) and end > plan.due):
+      if plan is None or plan.due + _PLACING > len(thing.seen):
         continue
       event = _judge(followed, number, first, end, plan)
       if event is not None:
@@ -147,7 +148,7 @@ def _plan(
   reach = edges[0][0], motion.SIZE - edges[1][0]
   left, right = centre[:, 0] - reach[0], centre[:, 0] + reach[1]
   later = ahead >= first - _PLACING
-  behind = later & (left >= wall[0] - 1) & (right <= wall[1] + 1)
+  behind = later & (left >= wall[0] - _SLACK) & (right <= wall[1] + _SLACK)
   if abs(axes[0].speed) < _STILL or not behind.any():
     return None
   start = int(behind.argmax())

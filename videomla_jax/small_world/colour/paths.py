@@ -7,7 +7,8 @@ seen at
 
 as in `bounce`. Given the half period that a frame is in, p is linear in u0 and
 s, so they are fitted by least squares, the half periods are found anew, and so
-on, over windows that double around the longest run of frames.
+on, over windows that double around the longest run of frames. At last the edges
+are fitted, too: where a digit really bounces is known to a part of a pixel.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from videomla_jax.small_world import bounce
 _FIRST = 8  # frames of the first window, at most
 _ROUNDS = 4  # of least squares in each window
 _MIN_REACH = 4.0  # pixels
-_NOISE = 0.1  # px, of a seen position
+_NOISE, _EDGE = 0.1, 0.3  # px, deviations of seen positions and of edges
 _SPEEDS = (0.0, 0.625, 1.25, 2.0)  # px a frame, from which the fit starts
 
 
@@ -78,8 +79,10 @@ def fit(
       line = _grow(away, seen, reach, (start, speed), known)
       cost = float(np.square(_at(line, away, reach) - seen).sum())
       lines.append((cost, line))
-  start, speed = min(lines)[1]
-  return Path(low, reach, start - speed * time[core], speed)
+  path = Path(low, reach, *min(lines)[1])
+  for _ in range(_ROUNDS):
+    path = _refine(away, seen + low, path, edges, known)
+  return path._replace(start=path.start - path.speed * time[core])
 
 
 def _at(
@@ -129,6 +132,45 @@ def _least(
     moment += weight * (speed if line[1] >= 0 else -speed)
   slope = moment / square if square > 0 else 0.0
   return float(mean - slope * middle), slope
+
+
+def _refine(
+  time: Int[np.ndarray, "n"],
+  place: Float[np.ndarray, "n"],
+  path: Path,
+  edges: tuple[float, float],
+  known: tuple[float, float] | None,
+) -> Path:
+  """Returns the least squares of start, speed and both edges.
+
+  In an even half period m the unfolded place is p + m R, in an odd one it is
+  (m + 1) R + 2 l - p; that is l + u0 + s t.
+  """
+  low, high = edges
+  reach = max(high - low, _MIN_REACH)
+  half = np.floor((path.start + path.speed * time) / path.reach)
+  odd = half % 2 == 1
+  unfolded = np.where(
+    odd, (half + 1) * reach + 2 * low - place, half * reach + place
+  )
+  # What a higher upper and lower edge add to the unfolded place.
+  upper = np.where(odd, half + 1, half)
+  lower = np.where(odd, 1 - half, -half)
+  rows = np.stack([np.ones(len(time)), time, -upper, -lower], -1)
+  normal, right = rows.T @ rows, rows.T @ unfolded
+  trust = (_NOISE / _EDGE) ** 2
+  normal[2, 2] += trust
+  normal[3, 3] += trust
+  if known is not None:
+    weight = (_NOISE / known[1]) ** 2
+    normal[1, 1] += weight
+    right[1] += weight * np.copysign(known[0], path.speed)
+  start, speed, more_high, more_low = np.linalg.solve(
+    normal + 1e-9 * np.eye(4), right
+  )
+  low = low + float(more_low)
+  reach = max(high + float(more_high) - low, _MIN_REACH)
+  return Path(low, reach, float(start) - low, float(speed))
 
 
 def split_runs(mask: Bool[np.ndarray, "n"]) -> list[tuple[int, int]]:
