@@ -11,7 +11,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
-import warnings
 
 from jaxtyping import Float, Num
 import numpy as np
@@ -59,6 +58,7 @@ HIDDEN: dict[str, Callable[[memory.Event], bool]] = {
 }
 WINDOWS = ("all", "first", "last")
 
+NUM_BACKGROUNDS = len(prompts_lib.BACKGROUNDS)  # plain ones, then graded
 _MIN_FRAMES = 16  # a second
 _NAN = float("nan")
 
@@ -101,8 +101,23 @@ def measure(
   Raises:
     ValueError: If counts differ, pixels are out of range, or videos too short.
   """
-  judged = examine(videos, prompts, judge)
-  windows = small_measures.time_windows(videos.shape[1], fps)
+  return measure_judged(examine(videos, prompts, judge), prompts, fps)
+
+
+def measure_judged(
+  judged: Sequence[Judged],
+  prompts: Sequence[prompts_lib.Prompt],
+  fps: int | float = motion.FPS,
+) -> dict[str, Float[np.ndarray, "V"]]:
+  """Makes numbers of what was found, see `measure`.
+
+  Args:
+    judged: What `examine` returned.
+    prompts: What each video should show.
+    fps: Frames per second; sets the first and the last ten seconds.
+  """
+  num_frames = len(judged[0].followed.seen.ink)
+  windows = small_measures.time_windows(num_frames, fps)
   rows: dict[str, list[float]] = {}
   for one, prompt in zip(judged, prompts, strict=True):
     values = {"direction": _mean(map(moving.direction, one.followed.things))}
@@ -162,7 +177,7 @@ def _of_scene(
   some = possible > 0
   number = prompts_lib.BACKGROUNDS.index(prompt.background)
   if prompt.style == "graded":
-    number += len(prompts_lib.BACKGROUNDS)
+    number += NUM_BACKGROUNDS
   wall = seen.wall[window]
   as_asked = _kinds(wall) == prompt.wall
   away = np.abs(wall - followed.wall).max(1)
