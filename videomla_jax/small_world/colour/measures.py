@@ -147,8 +147,8 @@ def examine(
   """
   _require_videos(videos, prompts)
   found = []
-  for followed in tracks.follow(observe.observe(videos), prompts, judge):
-    events = memory.events(followed)
+  for seen in tracks.follow(observe.observe(videos), prompts, judge):
+    events, followed = memory.events(seen)
     found.append(
       Judged(
         followed=followed,
@@ -172,7 +172,7 @@ def _of_scene(
   more = (seen.extra[window] >= tracks.FOREIGN_INK).sum(1)
   found = there.sum(0) + others + more
   right = np.stack([x.colour == x.asked_colour for x in followed.things])
-  matched = (there & right[:, None]).sum(0)
+  matched = (there & right[:, window]).sum(0)
   possible = np.minimum(found, due.sum(0))
   some = possible > 0
   number = prompts_lib.BACKGROUNDS.index(prompt.background)

@@ -86,26 +86,42 @@ class _Plan(NamedTuple):
   middle: Float[np.ndarray, "T 2"]
 
 
-def events(followed: tracks.Followed) -> list[Event]:
+def events(
+  followed: tracks.Followed,
+) -> tuple[list[Event], tracks.Followed]:
   """Returns every time that a digit of one video was behind the wall.
 
   Args:
     followed: The digits of the video.
+
+  Returns:
+    The events, and the digits, which are followed in another colour where they
+    came out in one.
   """
   found = []
-  for number, thing in enumerate(followed.things):
-    earlier = 0
-    for first, end in tracks.absences(thing):
-      if not tracks.left_at_wall(thing, first, followed.wall):
+  for number in range(len(followed.things)):
+    earlier = start = 0
+    while absence := _next(followed.things[number], start):
+      first, end = absence
+      start = end
+      if not tracks.left_at_wall(followed.things[number], first, followed.wall):
         continue
-      plan = _plan(thing, earlier, first, followed.wall)
+      plan = _plan(followed.things[number], earlier, first, followed.wall)
       earlier = end
-      if plan is None or plan.due + _PLACING > len(thing.seen):
+      if plan is None:
         continue
-      event = _judge(followed, number, first, end, plan)
+      event, other = _judge(followed, number, first, end, plan)
       if event is not None:
         found.append(event)
-  return found
+      if event is not None and other is not None:
+        followed = tracks.go_on(followed, number, other, event.returned)
+        start = earlier = event.returned
+  return found, followed
+
+
+def _next(thing: tracks.Thing, start: int) -> tuple[int, int] | None:
+  """Returns the first absence that begins in or after a frame."""
+  return next((x for x in tracks.absences(thing) if x[0] >= start), None)
 
 
 def excused(
@@ -124,7 +140,7 @@ def excused(
       limit = 0
       if tracks.left_at_wall(thing, first, followed.wall):
         limit = first + motion.MOST_HIDDEN + _LATE
-      elif first and followed.seen.touched[first - 1, thing.colour]:
+      elif first and thing.touched[first - 1]:
         limit = first + WINDOW_FRAMES
       limit = until.get((number, first), limit)
       result[number, first : min(end, max(limit, first))] = True
@@ -135,7 +151,7 @@ def _plan(
   thing: tracks.Thing, earlier: int, first: int, wall: Float[np.ndarray, "2"]
 ) -> _Plan | None:
   """Predicts when and where a digit comes out; None if nothing tells."""
-  edges = thing.edges()
+  edges = thing.edges(slice(first))
   time = np.flatnonzero(thing.whole[:first])
   time = time[time >= max(earlier, first - _BEFORE)]
   if edges is None or len(time) < _FEWEST_BEFORE:
@@ -190,19 +206,23 @@ def _path(
 
 def _judge(
   followed: tracks.Followed, number: int, first: int, end: int, plan: _Plan
-) -> Event | None:
-  """Judges one absence; None if the video ends before it can be told."""
+) -> tuple[Event | None, int | None]:
+  """Judges one absence, and tells which other colour came out, if one did.
+
+  There is no event if the video ends before it can be told.
+  """
   thing = followed.things[number]
-  num_frames = len(thing.seen)
-  limit = min(plan.due + _LATE, num_frames)
-  again, at = _again(followed, thing, first, min(end, num_frames), limit)
-  if again is None and num_frames < plan.due + _LATE:
-    return None
-  if again is None:
-    unknown = float("nan")
-    return Event(
-      number, first, plan.due, limit, plan.hidden, 0.0, *[unknown] * 5
-    )
+  if plan.due + _PLACING > len(thing.seen):
+    return None, None
+  limit = min(plan.due + _LATE, len(thing.seen))
+  at, other = _again(followed, first, end, limit)
+  if at is None and plan.due + _LATE > len(thing.seen):
+    return None, None
+  if at is None:
+    unknown = [float("nan")] * 5
+    event = Event(number, first, plan.due, limit, plan.hidden, 0.0, *unknown)
+    return event, None
+  again = thing if other is None else followed.others[other]
   after = np.flatnonzero(again.whole[at : at + _WAIT]) + at
   before = np.flatnonzero(thing.whole[:first])[-_SAYING:]
   same = identity = error = float("nan")
@@ -210,44 +230,35 @@ def _judge(
     said = tracks.word(again.said[after[:_SAYING]])
     same = float(said == tracks.word(thing.said[before]))
     identity = float(said == thing.asked.digit)
-    place = after[:_PLACING]
-    place = place[place < len(plan.middle)]
-    away = again.middle()[place] - plan.middle[place]
-    error = float(np.median(np.hypot(*away.T))) if len(place) else error
-  return Event(
+    near = after[:_PLACING]
+    away = again.middle()[near] - plan.middle[near]
+    error = float(np.median(np.hypot(*away.T)))
+  event = Event(
     thing=number,
     first=first,
     due=plan.due,
     returned=at,
     hidden=plan.hidden,
     out=1.0,
-    colour=float(again.colour == thing.asked_colour),
+    colour=float(again.colour[at] == thing.asked_colour),
     same=same,
     identity=identity,
     error=error,
     place=error if np.isnan(error) else float(error <= PLACE_PX),
   )
+  return event, other
 
 
 def _again(
-  followed: tracks.Followed,
-  thing: tracks.Thing,
-  first: int,
-  end: int,
-  limit: int,
-) -> tuple[tracks.Thing | None, int]:
-  """Finds what came out, in its colour or another, and in which frame."""
-  found: list[tuple[int, tracks.Thing]] = []
-  if end < limit:
-    found.append((end, thing))
-  for other in followed.others:
+  followed: tracks.Followed, first: int, end: int, limit: int
+) -> tuple[int | None, int | None]:
+  """Finds in which frame something came out, and in which other colour."""
+  found: list[tuple[int, int | None]] = [(end, None)] if end < limit else []
+  for number, other in enumerate(followed.others):
     if other.seen[max(0, first - _PLACING) : first].any():
       continue
     frames = np.flatnonzero(other.seen[first:limit])
     # What is gone again at once was an edge between two digits.
     if len(frames) >= _FEWEST_AFTER:
-      found.append((first + int(frames[0]), other))
-  if not found:
-    return None, limit
-  at, again = min(found, key=lambda x: x[0])
-  return again, at
+      found.append((first + int(frames[0]), number))
+  return min(found, key=lambda x: x[0], default=(None, None))

@@ -189,10 +189,14 @@ def _bounce(
   speed = outward * _slope(before, thing.centre[before, axis])
   if speed < _SLOWEST:
     return None
+  around = np.arange(before[0], after[-1] + 1)
+  step = np.abs(np.diff(thing.centre[around], axis=0))
+  if np.nanmax(step, initial=0.0) > speed + _JUMP:
+    return None  # `jumps` counts that
   # Whatever is not whole afterwards has either left, or is hidden lawfully.
   if not thing.whole[after].all():
     inside = thing.seen[contact : after[-1] + 1]
-    lawful = _near_wall(followed, thing, contact) or _met(followed, thing, after)
+    lawful = _near_wall(followed, thing, contact) or _met(thing, after)
     return None if lawful or inside.all() else False
   back = -outward * _slope(after, thing.centre[after, axis])
   ink = thing.ink[after].mean() >= _KEPT_INK * thing.ink[before].mean()
@@ -210,11 +214,8 @@ def _near_wall(
   return bool(box[2] >= wall[0] - reach and box[0] <= wall[1] + reach)
 
 
-def _met(
-  followed: tracks.Followed, thing: tracks.Thing, frames: Int[np.ndarray, "n"]
-) -> bool:
-  touched: Bool[np.ndarray, "n"] = followed.seen.touched[frames, thing.colour]
-  return bool(touched.any())
+def _met(thing: tracks.Thing, frames: Int[np.ndarray, "n"]) -> bool:
+  return bool(thing.touched[frames].any())
 
 
 def _slope(

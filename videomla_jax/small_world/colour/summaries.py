@@ -2,7 +2,8 @@
 
 Videos are a sample, and values of one video belong together, so intervals come
 from drawing whole videos again (bootstrap, Efron 1979). Where every value is 0
-or 1 the interval is Wilson's (1927): a bootstrap of equal values has no width.
+or 1, and 1 is the most, the interval is Wilson's (1927): a bootstrap of equal
+values has no width.
 """
 
 from collections.abc import Mapping
@@ -66,14 +67,20 @@ def summarise(measures: Measures, *, seed: int = 0) -> dict[str, Summary]:
     measures: What `measures.measure` returned.
     seed: Seed of the bootstrap.
   """
-  return {name: interval(x, seed=seed) for name, x in measures.items()}
+  return {
+    name: interval(x, is_share=_is_share(name), seed=seed)
+    for name, x in measures.items()
+  }
 
 
-def interval(values: Float[np.ndarray, "V"], *, seed: int = 0) -> Summary:
+def interval(
+  values: Float[np.ndarray, "V"], *, is_share: bool, seed: int = 0
+) -> Summary:
   """Returns the mean of what is not NaN, with its 95 % interval.
 
   Args:
     values: One value of each video.
+    is_share: Whether the greatest possible value is 1 and the least 0.
     seed: Seed of the bootstrap.
   """
   found = values[~np.isnan(values)]
@@ -83,7 +90,7 @@ def interval(values: Float[np.ndarray, "V"], *, seed: int = 0) -> Summary:
   mean, total = float(found.mean()), float(found.sum())
   if n < _FEWEST:
     return Summary(mean, math.nan, math.nan, n, total)
-  if np.isin(found, (0.0, 1.0)).all():
+  if is_share and np.isin(found, (0.0, 1.0)).all():
     low, high = wilson(mean, n)
   else:
     rng = np.random.default_rng(seed)
@@ -169,7 +176,8 @@ def memory_table(
   ]
   for name in MEMORY_ROWS:
     key = f"{name}/{window}"
-    cells = [_cell(key, interval(row[key], seed=seed)) for row in rows.values()]
+    found = [summarise({key: row[key]}, seed=seed) for row in rows.values()]
+    cells = [_cell(key, x[key]) for x in found]
     cells += [_difference(rows[x][key], rows[first][key], seed) for x in others]
     lines.append(" | ".join([f"| {name}", *cells]) + " |")
   return "\n".join(lines)
@@ -208,13 +216,10 @@ def _difference(
   """Returns the mean difference of videos that both have, with its interval."""
   if len(values) != len(base):
     return "-"
-  away = values - base
-  found = interval(away, seed=seed)
-  # Wilson's interval is that of shares, and differences are none.
-  if not found.n or found.n < _FEWEST:
-    return found.text()
-  rng = np.random.default_rng(seed)
-  away = away[~np.isnan(away)]
-  means = away[rng.integers(found.n, size=(_DRAWS, found.n))].mean(1)
-  low, high = map(float, np.quantile(means, (_TAIL, 1 - _TAIL)))
-  return found._replace(low=low, high=high).text()
+  return interval(values - base, is_share=False, seed=seed).text()
+
+
+def _is_share(name: str) -> bool:
+  """Tells shares from pixels, levels, ratios and numbers."""
+  others = ("_px", "_error", "_ratio", "_events")
+  return not any(other in name for other in others)

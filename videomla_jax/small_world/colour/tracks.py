@@ -33,21 +33,23 @@ class Thing(NamedTuple):
 
   Attributes:
     asked: What the prompt says of it.
-    colour: Number of the colour that is followed.
+    colour: Number of the colour that is followed in each frame.
     ink: Pixels that it covers.
     centre: Centroid, pixels; NaN where nothing is seen.
     box: Left, upper, right and lower edge of what is seen, pixels.
     seen: Whether enough of it is seen to be there.
+    touched: Whether another digit touches it.
     whole: Whether all of it is seen, and no other digit is near.
     said: Log probabilities of the ten digits; NaN where it is not whole.
   """
 
   asked: prompts_lib.Thing
-  colour: int
+  colour: Int[np.ndarray, "T"]
   ink: Float[np.ndarray, "T"]
   centre: Float[np.ndarray, "T 2"]
   box: Float[np.ndarray, "T 4"]
   seen: Bool[np.ndarray, "T"]
+  touched: Bool[np.ndarray, "T"]
   whole: Bool[np.ndarray, "T"]
   said: Float[np.ndarray, "T 10"]
 
@@ -56,11 +58,18 @@ class Thing(NamedTuple):
     """Number of the colour that the prompt names."""
     return prompts_lib.COLOURS.index(self.asked.colour)
 
-  def edges(self) -> Float[np.ndarray, "2 2"] | None:
-    """Returns the least and greatest (x, y) of its centroid, or None."""
-    if not self.whole.any():
+  def edges(
+    self, frames: slice = slice(None)
+  ) -> Float[np.ndarray, "2 2"] | None:
+    """Returns the least and greatest (x, y) of its centroid, or None.
+
+    Args:
+      frames: The frames in which its size is taken.
+    """
+    whole = self.whole[frames]
+    if not whole.any():
       return None
-    box, centre = self.box[self.whole], self.centre[self.whole]
+    box, centre = self.box[frames][whole], self.centre[frames][whole]
     before = np.median(centre - box[:, :2], 0) + UNSEEN_RIM
     after = np.median(box[:, 2:] - centre, 0) + UNSEEN_RIM
     return np.stack([before, motion.SIZE - after])
@@ -113,6 +122,32 @@ def follow(
 def absences(thing: Thing) -> list[tuple[int, int]]:
   """Returns first and one past the last frame of each time it is not seen."""
   return paths.split_runs(~thing.seen)
+
+
+def go_on(
+  followed: Followed, number: int, other: int, first: int
+) -> Followed:
+  """Follows a digit on in another colour until its own is seen again.
+
+  Args:
+    followed: The digits of one video.
+    number: Which of its things.
+    other: Which of its others takes its place.
+    first: First frame in which it does.
+  """
+  thing, heir = followed.things[number], followed.others[other]
+  own = np.flatnonzero(thing.seen[first:])
+  end = first + int(own[0]) if len(own) else len(thing.seen)
+  joined = [
+    np.concatenate([mine[:first], its[first:end], mine[end:]])
+    for mine, its in zip(thing[1:], heir[1:], strict=True)
+  ]
+  seen = heir.seen.copy()
+  seen[first:end] = False
+  things, others = list(followed.things), list(followed.others)
+  things[number] = Thing(thing.asked, *joined)
+  others[other] = heir._replace(seen=seen)
+  return followed._replace(things=tuple(things), others=tuple(others))
 
 
 def left_at_wall(
@@ -176,11 +211,12 @@ def _follow(
     there = ink >= least
     return Thing(
       asked=asked,
-      colour=colour,
+      colour=np.full(len(ink), colour),
       ink=ink,
       centre=seen.centre[:, colour],
       box=seen.box[:, colour],
       seen=there,
+      touched=seen.touched[:, colour],
       whole=whole[:, colour] & there,
       said=said[:, colour],
     )
