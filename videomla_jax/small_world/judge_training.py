@@ -56,7 +56,7 @@ def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
   for _ in range(num_epochs):
     order = rng.permutation(num_frames)
     for i in range(steps_per_epoch):
-      rows = order[i * batch_size :][: batch_size]
+      rows = order[i * batch_size :][:batch_size]
       # There is one transfer ahead of each step, which then only dispatches.
       batch = jax.device_put(type(data)(*(array[rows] for array in data)))
       key, step_key = jax.random.split(key)

@@ -55,8 +55,9 @@ def errors(
   distance = np.concatenate(away)
   wall = [np.abs(x.followed.wall - truth.wall[i]) for i, x in enumerate(judged)]
   number = truth.background + measures.NUM_BACKGROUNDS * truth.graded
-  grounds = [x.followed.seen.background != number[i]
-             for i, x in enumerate(judged)]
+  grounds = [
+    x.followed.seen.background != number[i] for i, x in enumerate(judged)
+  ]
   return {
     "whole": _mean(whole),
     "whole_missed": _mean(missed),

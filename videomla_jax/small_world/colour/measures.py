@@ -3,14 +3,14 @@
 Digits are found by their colours (`observe`), followed (`tracks`), and compared
 with the prompt and with the motion of the world (`moving`), and what comes out
 from behind a wall with what went in (`memory`). `summaries` makes tables with
-intervals. `MEASURES` says what each measure is; a measure that does not apply to
-a video is NaN.
+intervals. `MEASURES` says what each measure is; a measure that does not apply
+to a video is NaN.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Num
 import numpy as np
@@ -215,7 +215,7 @@ def _of_memory(judged: Judged, window: slice) -> dict[str, float]:
   """Measures what came out of the wall in a window."""
   # An event is counted when it has to come out.
   events = [x for x in judged.events if _within(x.due, window)]
-  values = {}
+  values: dict[str, float] = {}
   for kind, belongs in {"": lambda event: True, **HIDDEN}.items():
     chosen = [x for x in events if belongs(x)]
     name = f"_{kind}" if kind else ""
@@ -241,12 +241,15 @@ def _kinds(wall: Float[np.ndarray, "T 2"]) -> np.ndarray:
   """Returns the prompt's word for the wall in each frame."""
   left, right = wall[:, 0] <= 1, wall[:, 1] >= motion.SIZE - 1
   there = wall[:, 1] > wall[:, 0]
-  kinds = np.select([left & ~right, right & ~left, ~left & ~right],
-                    ["left", "right", "middle"], "all")
+  kinds = np.select(
+    [left & ~right, right & ~left, ~left & ~right],
+    ["left", "right", "middle"],
+    "all",
+  )
   return np.where(there, kinds, "")
 
 
-def _mean(values) -> float:  # type: ignore[no-untyped-def]
+def _mean(values: Iterable[Any]) -> float:
   """Returns the mean of what is not NaN, or NaN."""
   array = np.asarray([*values], float)
   array = array[~np.isnan(array)]

@@ -196,9 +196,7 @@ def _path(
   for pixels in motion.PX_PER_SECOND:
     speed = pixels / motion.FPS
     if abs(abs(free.speed) - speed) <= max(_NEAR * speed, min(unsure, 0.3)):
-      return paths.fit(
-        time, place, edges=limits, known=(speed, _KNOWN * speed)
-      )
+      return paths.fit(time, place, edges=limits, known=(speed, _KNOWN * speed))
   if abs(free.speed) <= max(_STILL, min(unsure, 0.3)):
     return paths.fit(time, place, edges=limits, known=(0.0, 0.01))
   return free

@@ -16,8 +16,8 @@ _BEGINNING = 8  # frames in which a digit moves as its caption says
 _FEWEST = 3  # whole frames that show a direction
 _MOVING = 0.25  # px a frame; slow digits have 0.625
 _LAG = 4  # frames over which a speed is taken
-# Pixels from the edge: in four frames a fast digit moves 5, and a bounce between
-# two frames brings one of them nearer than this.
+# Pixels from the edge: in four frames a fast digit moves 5, and a bounce
+# between two frames brings one of them nearer than this.
 _ROOM = 4.0
 _FEWEST_LAGS = 4
 _SPEED_SHARE = 0.10  # share within which a speed is right

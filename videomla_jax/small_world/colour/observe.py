@@ -81,7 +81,10 @@ def observe(videos: Num[np.ndarray, "V T 64 64 3"]) -> Observed:
     parts.append(jax.device_get(_observe(jax.device_put(block))))
   fields = (np.concatenate(part)[:total] for part in zip(*parts, strict=True))
   return Observed(
-    *(field.reshape(num_videos, num_frames, *field.shape[1:]) for field in fields)
+    *(
+      field.reshape(num_videos, num_frames, *field.shape[1:])
+      for field in fields
+    )
   )
 
 
@@ -173,7 +176,9 @@ def _find_background(
   cost = (jnp.minimum(far, _ODD) * free).sum((1, 2))
   best = cost.argmin()
   near = free & (far[best] < _ODD / 2)
-  shift = (away[best] * near[..., None]).sum((0, 1)) / jnp.maximum(near.sum(), 1)
+  shift = (away[best] * near[..., None]).sum((0, 1)) / jnp.maximum(
+    near.sum(), 1
+  )
   return (table[best] + shift)[:, None], best.astype(jnp.int32)
 
 
@@ -212,9 +217,7 @@ def _densest(cover: Float[Array, "64 64"]) -> Float[Array, "64 64"]:
   sums = cover
   for axis, length in enumerate(_WINDOW):
     shape = tuple(length if i == axis else 1 for i in range(2))
-    sums = jax.lax.reduce_window(
-      sums, 0.0, jax.lax.add, shape, (1, 1), "SAME"
-    )
+    sums = jax.lax.reduce_window(sums, 0.0, jax.lax.add, shape, (1, 1), "SAME")
   row, column = jnp.unravel_index(sums.argmax(), sums.shape)
   place = jnp.arange(motion.SIZE)
   rows = jnp.abs(place - row) <= _WINDOW[0] // 2
@@ -222,7 +225,9 @@ def _densest(cover: Float[Array, "64 64"]) -> Float[Array, "64 64"]:
   return cover * (rows[:, None] & columns)
 
 
-def _centroids(main: Float[Array, "colours 64 64"]) -> Float[Array, "colours 2"]:
+def _centroids(
+  main: Float[Array, "colours 64 64"],
+) -> Float[Array, "colours 2"]:
   place = jnp.arange(motion.SIZE) + 0.5
   total = jnp.maximum(main.sum((1, 2)), 1e-6)
   moments = jnp.stack([main.sum(1) @ place, main.sum(2) @ place], -1)

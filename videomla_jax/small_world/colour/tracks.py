@@ -124,9 +124,7 @@ def absences(thing: Thing) -> list[tuple[int, int]]:
   return paths.split_runs(~thing.seen)
 
 
-def go_on(
-  followed: Followed, number: int, other: int, first: int
-) -> Followed:
+def go_on(followed: Followed, number: int, other: int, first: int) -> Followed:
   """Follows a digit on in another colour until its own is seen again.
 
   Args:
