@@ -186,7 +186,7 @@ def _bounce(
     return None
   if not thing.whole[before].all():
     return None
-  speed = outward * _slope(before, thing.centre[before, axis])
+  speed = outward * float(_slope(before, thing.centre[before, axis]))
   if speed < _SLOWEST:
     return None
   around = np.arange(before[0], after[-1] + 1)
@@ -198,7 +198,7 @@ def _bounce(
     inside = thing.seen[contact : after[-1] + 1]
     lawful = _near_wall(followed, thing, contact) or _met(thing, after)
     return None if lawful or inside.all() else False
-  back = -outward * _slope(after, thing.centre[after, axis])
+  back = -outward * float(_slope(after, thing.centre[after, axis]))
   ink = thing.ink[after].mean() >= _KEPT_INK * thing.ink[before].mean()
   return bool(abs(back - speed) <= _MIRRORED * speed and ink)
 
@@ -223,4 +223,4 @@ def _slope(
 ) -> Float[np.ndarray, "*axes"]:
   """Returns the slope of the line of least squares."""
   away = time - time.mean()
-  return np.tensordot(away, place, 1) / (away @ away)
+  return np.asarray(np.tensordot(away, place, 1) / (away @ away))

@@ -66,7 +66,7 @@ def fit(
       sense of the motion is not used.
   """
   low, reach = edges[0], max(edges[1] - edges[0], _MIN_REACH)
-  seen = np.clip(place - low, 0, reach)
+  seen = np.clip(place.astype(np.float64) - low, 0, reach)
   # The first window lies in the middle of the longest run.
   runs = split_runs(np.diff(time, append=time[-1] + 2) == 1)
   begin, end = max(runs, key=lambda x: x[1] - x[0], default=(0, 1))
@@ -75,7 +75,7 @@ def fit(
   lines = []
   for speed in _SPEEDS:
     for sense in (1, -1):
-      start = seen[core] if sense > 0 else -seen[core]
+      start = sense * float(seen[core])
       line = _grow(away, seen, reach, (start, speed), known)
       cost = float(np.square(_at(line, away, reach) - seen).sum())
       lines.append((cost, line))

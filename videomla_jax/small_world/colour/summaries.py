@@ -211,7 +211,7 @@ def _cell(key: str, summary: Summary) -> str:
 
 
 def _difference(
-  values: Float[np.ndarray, "V"], base: Float[np.ndarray, "V"], seed: int
+  values: Float[np.ndarray, "V"], base: Float[np.ndarray, "other"], seed: int
 ) -> str:
   """Returns the mean difference of videos that both have, with its interval."""
   if len(values) != len(base):
