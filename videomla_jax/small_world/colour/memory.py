@@ -77,12 +77,14 @@ class _Plan(NamedTuple):
     shows: First frame in which a part of it should be seen again.
     due: First frame in which it should be whole again.
     hidden: Frames for which its box should be behind the wall.
-    middle: Middle (x, y) of its box from frame 0 on.
+    centre: Centroid (x, y) from frame 0 on.
+    middle: Middle (x, y) of its box.
   """
 
   shows: int
   due: int
   hidden: int
+  centre: Float[np.ndarray, "T 2"]
   middle: Float[np.ndarray, "T 2"]
 
 
@@ -107,12 +109,14 @@ def events(
       if not tracks.left_at_wall(followed.things[number], first, followed.wall):
         continue
       plan = _plan(followed.things[number], earlier, first, followed.wall)
-      earlier = end
       if plan is None:
+        earlier = end
         continue
       event, other = _judge(followed, number, first, end, plan)
       if event is not None:
         found.append(event)
+      if event is None or event.place != 1:
+        earlier = end  # it is on another path now
       if event is not None and other is not None:
         followed = tracks.go_on(followed, number, other, event.returned)
         start = earlier = event.returned
@@ -175,7 +179,7 @@ def _plan(
     return None
   middle = centre + (thing.middle() - thing.centre)[time].mean(0)
   out = int(shows.argmax())
-  return _Plan(out, int(free.argmax()), out - start, middle)
+  return _Plan(out, int(free.argmax()), out - start, centre, middle)
 
 
 def _path(
@@ -228,9 +232,7 @@ def _judge(
     said = tracks.word(again.said[after[:_SAYING]])
     same = float(said == tracks.word(thing.said[before]))
     identity = float(said == thing.asked.digit)
-    near = after[:_PLACING]
-    away = again.middle()[near] - plan.middle[near]
-    error = float(np.median(np.hypot(*away.T)))
+    error = _distance(again, plan, after[:_PLACING])
   event = Event(
     thing=number,
     first=first,
@@ -245,6 +247,21 @@ def _judge(
     place=error if np.isnan(error) else float(error <= PLACE_PX),
   )
   return event, other
+
+
+def _distance(
+  again: tracks.Thing, plan: _Plan, frames: Int[np.ndarray, "n"]
+) -> float:
+  """Returns how far from its path a digit is, pixels.
+
+  The centroid tells it best, and the middle of the box where another digit came
+  out; the box of one with faint ends varies by a pixel or two.
+  """
+  away = (
+    again.centre[frames] - plan.centre[frames],
+    again.middle()[frames] - plan.middle[frames],
+  )
+  return float(min(np.median(np.hypot(*x.T)) for x in away))
 
 
 def _again(
