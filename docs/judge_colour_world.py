@@ -1,14 +1,14 @@
 r"""Measures real clips of the colour world, and clips that were damaged.
 
   python docs/judge_colour_world.py [--judge=runs/colour_judge.npz] \
-    [--seed=0] [--clips=24] [--seconds=30] [--psnr=34,31,28]
+    [--seed=0] [--clips=24] [--seconds=20] [--psnr=34,31,28]
 
 prints the row of real clips, which belongs beside every model's, and the rows
 of the same clips with blur and noise as an autoencoder would have at some
 PSNR; and what the judge gets wrong against the truth. Clips are of held-out
 handwriting in held-out colours. The table of docs/colour_world.md is that of
 
-  python docs/judge_colour_world.py --seed=0 --clips=40 --seconds=30
+  python docs/judge_colour_world.py --seed=0 --clips=24 --seconds=20
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
   parser.add_argument("--judge", default="runs/colour_judge.npz")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--clips", type=int, default=24)
-  parser.add_argument("--seconds", type=float, default=30.0)
+  parser.add_argument("--seconds", type=float, default=20.0)
   parser.add_argument("--psnr", default="34,31,28")
   arguments = parser.parse_args()
   reader, report = judge_lib.load_or_train(arguments.judge)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.small_world.colour import faulty
 from videomla_jax.small_world.colour import glyphs
 from videomla_jax.small_world.colour import observe
 from videomla_jax.small_world.colour import tracks
-from tests.small_world.colour import faulty
 
 
 def test_clean_crops_have_their_centroid_in_the_middle(seed):

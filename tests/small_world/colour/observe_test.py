@@ -1,6 +1,7 @@
 """Tests of what is seen in single frames, against the truth of real clips."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,7 +66,9 @@ def test_a_background_may_be_shifted(clips):
   video = clips.video[:1].astype(np.float32)
   shifted = np.clip(video + 8, 0, 255) / 255
   first, second = observe.observe(clips.video[:1]), observe.observe(shifted)
-  np.testing.assert_allclose(first.centre, second.centre, atol=0.2)
+  both = (first.ink > observe.MIN_INK) & (second.ink > observe.MIN_INK)
+  assert both.sum() >= 32
+  np.testing.assert_allclose(first.centre[both], second.centre[both], atol=0.2)
   number = first.background[0, 0]
   assert second.error[0, :, number] == pytest.approx(8, abs=0.5)
 
@@ -79,7 +82,7 @@ def test_frames_do_not_depend_on_their_neighbours(clips, seen):
 def test_crop_has_its_point_in_the_middle():
   cover = np.zeros((motion.SIZE,) * 2, np.float32)
   cover[3, 60] = 1
-  crop = np.asarray(observe.cut(cover, np.array([60.4, 3.6])))
+  crop = np.asarray(observe.cut(jnp.asarray(cover), jnp.array([60.4, 3.6])))
   height, width = observe.CROP
   assert crop.shape == observe.CROP
   assert np.argwhere(crop).tolist() == [[height // 2 - 1, width // 2]]

@@ -14,7 +14,10 @@ _PEAK = 255.0
 
 
 def damage(
-  rng: np.random.Generator, videos: Num[np.ndarray, "V T h w 3"], *, psnr: float
+  rng: np.random.Generator,
+  videos: Num[np.ndarray, "V T h w 3"],
+  *,
+  psnr: float | int,
 ) -> Float32[np.ndarray, "V T h w 3"]:
   """Returns damaged videos, 0..1, each of about a given PSNR.
 
@@ -28,7 +31,9 @@ def damage(
 
 
 def _damage(
-  rng: np.random.Generator, video: Float32[np.ndarray, "T h w 3"], psnr: float
+  rng: np.random.Generator,
+  video: Float32[np.ndarray, "T h w 3"],
+  psnr: float | int,
 ) -> Float32[np.ndarray, "T h w 3"]:
   budget = _PEAK**2 / 10 ** (psnr / 10)
   lost = blur(video, _BLUR) - video
