@@ -54,9 +54,7 @@ def test_a_digit_is_excused_until_it_is_late(real, reader):
   scene = faulty.change(scenes[number])
   first = int(scene.hidden[:, 0].argmax())
   scene.things[0].there[first:] = False
-  events, followed = memory.events(
-    _follow(faulty.draw(scene), number, reader)
-  )
+  events, followed = memory.events(_follow(faulty.draw(scene), number, reader))
   assert [x.out for x in events] == [0]
   excused = memory.excused(followed, events)[0]
   assert excused[first + 2 : events[0].due].all()
