@@ -14,7 +14,7 @@ import numpy as np
 Numbers = Num[Array, "..."] | Num[np.ndarray, "..."]
 
 
-def fold(path: Numbers, reach: int | Numbers) -> Numbers:
+def fold(path: Numbers, reach: float | int | Numbers) -> Numbers:
   """Returns where a point is that bounces between 0 and a reach, Eq. (1).
 
   Args:

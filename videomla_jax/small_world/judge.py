@@ -9,23 +9,21 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import time
-from typing import Any
 
 from absl import logging
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 import numpy as np
 import optax
 
+from videomla_jax.small_world import judge_cache
 from videomla_jax.small_world import judge_frames as judge_frames_lib
 from videomla_jax.small_world import judge_network
+from videomla_jax.small_world import judge_training
 from videomla_jax.small_world import world
-from videomla_jax.storage import array_files
-from videomla_jax.storage import atomic
 
 _VERSION = 1  # raise when the code below changes what a recipe trains
 
@@ -122,7 +120,16 @@ def train_judge(
     num_frames=recipe.num_frames,
   )
   judge = judge_network.Judge(dropout=recipe.dropout, rngs=nnx.Rngs(seed))
-  judge = _fit(judge, data, rng=rng, key=jax.random.key(seed), recipe=recipe)
+  judge = judge_training.fit(
+    judge,
+    data,
+    _loss,
+    rng=rng,
+    key=jax.random.key(seed),
+    num_epochs=recipe.num_epochs,
+    batch_size=recipe.batch_size,
+    learning_rate=recipe.learning_rate,
+  )
   seconds = time.monotonic() - start
   report = examine_judge(judge, seed=seed, train_seconds=seconds)
   logging.info("judge: trained in %.1f s\n%s", seconds, report.text())
@@ -146,13 +153,13 @@ def load_or_train_judge(
   Returns:
     The judge and the report of its training.
   """
-  path, fingerprint = os.fspath(path), _fingerprint(seed, recipe)
-  empty = judge_network.Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0))
-  if (cached := _read(path, empty, fingerprint)) is not None:
-    return cached
-  judge, report = train_judge(seed, recipe=recipe)
-  _write(path, judge, report, fingerprint)
-  return judge, report
+  return judge_cache.load_or_make(
+    path,
+    empty=judge_network.Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0)),
+    report_of=lambda fields: JudgeReport(**fields),
+    fingerprint=_fingerprint(seed, recipe),
+    make=lambda: train_judge(seed, recipe=recipe),
+  )
 
 
 def examine_judge(
@@ -191,55 +198,14 @@ def examine_judge(
   )
 
 
-def _fit(
-  judge: judge_network.Judge,
-  data: judge_frames_lib.SyntheticFrames,
-  *,
-  rng: np.random.Generator,
-  key: PRNGKeyArray,
-  recipe: JudgeRecipe,
-) -> judge_network.Judge:
-  """Runs AdamW over shuffled epochs, batches dispatched ahead."""
-  steps_per_epoch = len(data.images) // recipe.batch_size
-  num_steps = steps_per_epoch * recipe.num_epochs
-  rate = optax.warmup_cosine_decay_schedule(
-    0.0, recipe.learning_rate, min(50, num_steps // 5), num_steps
-  )
-  optimizer = optax.adamw(rate, weight_decay=0.05)
-  state = optimizer.init(judge)
-
-  @jax.jit
-  def step(
-    judge: judge_network.Judge,
-    state: optax.OptState,
-    batch: judge_frames_lib.SyntheticFrames,
-    key: PRNGKeyArray,
-  ) -> tuple[judge_network.Judge, optax.OptState]:
-    def loss(judge: judge_network.Judge) -> Float[Array, ""]:
-      frames = batch.images.astype(jnp.float32) / 255
-      return _loss(*judge(frames, rngs=nnx.Rngs(dropout=key)), batch=batch)
-
-    updates, state = optimizer.update(jax.grad(loss)(judge), state, judge)
-    return optax.apply_updates(judge, updates), state
-
-  for _ in range(recipe.num_epochs):
-    order = rng.permutation(len(data.images))
-    for i in range(steps_per_epoch):
-      rows = order[i * recipe.batch_size :][: recipe.batch_size]
-      # There is one transfer ahead of each step, which then only dispatches.
-      batch = jax.device_put(type(data)(*(array[rows] for array in data)))
-      key, step_key = jax.random.split(key)
-      judge, state = step(judge, state, batch, step_key)
-  return judge
-
-
 def _loss(
-  identity_logits: Float[Array, "n 10"],
-  content_logits: Float[Array, "n 3"],
-  *,
+  judge: judge_network.Judge,
   batch: judge_frames_lib.SyntheticFrames,
+  dropout: nnx.Rngs,
 ) -> Float[Array, ""]:
   """Cross-entropies; identity counts only where one whole digit is shown."""
+  frames = batch.images.astype(jnp.float32) / 255
+  identity_logits, content_logits = judge(frames, rngs=dropout)
   # Smooth targets keep probabilities honest on damaged frames.
   targets = optax.smooth_labels(jax.nn.one_hot(batch.identity, 10), 0.1)
   identity = optax.softmax_cross_entropy(identity_logits, targets)
@@ -259,44 +225,3 @@ def _fingerprint(seed: int, recipe: JudgeRecipe) -> str:
   # must not be loaded.
   digest.update(world.load_sprites("train")[0].tobytes())
   return digest.hexdigest()
-
-
-def _read(
-  path: str, judge: judge_network.Judge, fingerprint: str
-) -> tuple[judge_network.Judge, JudgeReport] | None:
-  """Loads a cache file into `judge`, or returns None if it does not fit."""
-  leaves, tree = jax.tree.flatten(judge)
-  if not os.path.lexists(path):
-    return None
-  try:
-    file = dict(array_files.read(pathlib.Path(path)))
-    if str(file["fingerprint"]) != fingerprint:
-      logging.info("judge: %s is of another recipe; training anew.", path)
-      return None
-    report = JudgeReport(**json.loads(str(file["report"])))
-    found = [file[f"w{i}"] for i in range(len(leaves))]
-    if [x.shape for x in found] != [x.shape for x in leaves]:
-      raise ValueError("its arrays have other shapes")
-    stored = jax.device_put(found)
-  except Exception as error:  # whatever is wrong with it, a new one helps
-    logging.warning("judge: %s is damaged (%s); training anew.", path, error)
-    return None
-  return jax.tree.unflatten(tree, stored), report
-
-
-def _write(
-  path: str, judge: judge_network.Judge, report: JudgeReport, fingerprint: str
-) -> None:
-  """Writes the cache under a temporary name and renames it when complete."""
-  leaves = enumerate(jax.tree.leaves(judge))
-  arrays: dict[str, Any] = {f"w{i}": np.asarray(leaf) for i, leaf in leaves}
-  arrays["fingerprint"] = np.array(fingerprint)
-  arrays["report"] = np.array(json.dumps(dataclasses.asdict(report)))
-  try:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-      # Given a path, `savez` would append .npz to it, and the rename would find
-      # no file.
-      np.savez(file, **arrays)
-  except OSError as error:  # the judge is as good without its cache
-    logging.warning("judge: cannot write %s (%s).", path, error)

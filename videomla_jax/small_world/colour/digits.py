@@ -24,7 +24,7 @@ ROWS, COLUMNS = 44, 36  # samples of an enlarged digit, two a pixel
 _CELL = (4.8, 4.0)  # samples of a cell; handwriting is taller than wide
 _SOFTNESS = 0.35  # half the width of the soft step
 _CORRECTIONS = 8  # more of them change the ink by less than a hundredth
-_FAINTEST = 12  # of 255; less is left out, so that a digit has a clear edge
+FAINTEST = 12  # of 255; less is left out, so that a digit has a clear edge
 
 
 class Digits(NamedTuple):
@@ -57,7 +57,7 @@ def load(split: str) -> Digits:
   """
   images, labels = world.load_sprites(split)
   ink = np.rint(enlarge(images) * 255).astype(np.uint8)
-  ink[ink < _FAINTEST] = 0
+  ink[ink < FAINTEST] = 0
   first, last, offset = [], [], []
   for axis in (1, 2):  # the sum over rows leaves columns, x
     along = ink.sum(axis, dtype=np.int64)
