@@ -36,6 +36,7 @@ _CHANGES: dict[str, Any] = {
   "model.rope_ladder": "fresh",
   "network.dtype": "bfloat16",
   "network.remat": True,
+  "network.scan_blocks": False,
   "data.kind": {"moving_digits": "latents", None: "moving_digits"},
   "data.root": "elsewhere",
   "data.num_frames": 9,
