@@ -24,10 +24,10 @@ Record = dict[
   | Int32[np.ndarray, "M"],
 ]
 
-# One batch of video costs well under a millisecond, so a single thread that runs
-# a few batches ahead hides it; more threads would only compete with the model.
-# Latents are for models that may be on a GPU, where a step takes as long as a
-# batch of them does in one thread.
+# One batch of video costs well under a millisecond, so a single thread that
+# runs a few batches ahead hides it; more threads would only compete with the
+# model. Latents are for models that may be on a GPU, where a step may take no
+# longer than a batch of them does in one thread.
 _READ_OPTIONS = {
   "video": grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
   "latents": grain.ReadOptions(num_threads=4, prefetch_buffer_size=32),
