@@ -44,8 +44,13 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
   ),
   # Sizes and rates were chosen by those of "small", and not tuned.
   "world": dict(
-    # An empty dtype is float32 on a CPU and bfloat16 elsewhere.
-    network=dict(dtype="", remat=False),
+    network=dict(
+      dtype="",  # float32 on a CPU, bfloat16 elsewhere
+      remat=False,
+      # False unrolls the blocks: on two CPU cores a step took a fifth less, and
+      # compiling 26 s in place of 7 s.
+      scan_blocks=True,
+    ),
     data=dict(
       kind="colour_world",
       root="data",  # TFDS folder; latents are encoded at first use

@@ -10,6 +10,7 @@ Variants (arguments: `steps=N`, `frames=N` latent frames of Wan,
   latent, dense              the shipped small models of stage 1
   student                    the shipped four-step student of stage 3
   demo                       `make demo`: four prompts of a minute each by it
+  world                      a model of the colour world, runs/dmd/model
   wan_1p3b                   VideoMLA: latent, causal, four steps
   wan_1p3b_dense             Self-Forcing and such: dense, causal, four steps
   wan_1p3b_bidirectional     Wan2.1 itself: whole clips of 5 s, 50 UniPC steps
@@ -33,6 +34,13 @@ DEMO_PROMPTS = (
   "a slow five moving diagonally; "
   "a fast zero moving horizontally"
 )
+# Pairs of digit and colour that training never shows.
+WORLD_PROMPTS = (
+  "a slow white 1 moves left, on a plain black background, with a wall on the "
+  "left; "
+  "a fast blue 7 moves up and right, a slow red 4 moves left, on a graded "
+  "navy background"
+)
 WAN_PROMPTS = "A red fox runs through deep snow at sunrise, low camera"
 
 # Folders that `convert` writes; see the README.
@@ -41,6 +49,7 @@ CHECKPOINTS = {
   "dense": "shipped:small_dense",
   "student": "shipped:small_student",
   "demo": "shipped:small_student",
+  "world": "runs/dmd/model",
   "wan_1p3b": "models/videomla_1p3b",
   "wan_1p3b_dense": "models/self_forcing_1p3b",
   "wan_1p3b_bidirectional": "models/wan_1p3b",
@@ -128,6 +137,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     name="demo" if variant == "demo" else "sample",
     scale=12,  # screen pixels per pixel
   )
+  if variant == "world":
+    config.prompts = WORLD_PROMPTS
+    config.output.scale = 4
   if stage or variant.startswith("wan"):
     _wan(config, variant, arg["steps"])
   if stage:

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import reading_network
+from tests import tiny_colour
 from tests import tiny_project
 from videomla_jax import sharding
 from videomla_jax import train
@@ -31,12 +33,15 @@ from videomla_jax.generation import mp4
 from videomla_jax.generation import pixel_stream
 from videomla_jax.generation import sources
 from videomla_jax.models import released
+from videomla_jax.models import vae_coders
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.small_world import codecs
 from videomla_jax.small_world import loader
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import prompts
+from videomla_jax.small_world.colour import latents
+from videomla_jax.small_world.colour import words
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import train_states
 from videomla_jax.training import evaluation
@@ -52,65 +57,6 @@ FRAME = (4, 4, 4)  # a prepared latent frame
 _DEVICES = 8
 # What made a folder -> attention of the model in it.
 _KINDS = {"pretraining": "dense", "release": "dense"}
-
-
-class _Attention(nnx.Module):
-  """Stores a few channels of each token."""
-
-  def __init__(self) -> None:
-    self.scale = nnx.Param(jnp.ones((1, 3)))  # The first axis is of blocks.
-
-  def project(self, x: Any) -> Any:
-    return x[..., :3] * self.scale[...].astype(x.dtype)
-
-
-class _Block(nnx.Module):
-  """The part of a block that caches ask for."""
-
-  def __init__(self) -> None:
-    self.self_attention = _Attention()
-
-
-class _Network(wan.WanDiT):
-  """A network that adds up all that it sees, in a few operations."""
-
-  def __init__(self, config: wan_config.WanConfig, *, rngs: nnx.Rngs) -> None:
-    self.config = config
-    self.blocks = _Block()
-
-  def velocity_and_entries(
-    self,
-    latents,
-    timestep,
-    text,
-    positions,
-    *,
-    context_of,
-    history=None,
-    keep=slice(None),
-  ) -> tuple[Any, Any]:
-    tokens = self.grid(latents).tokens
-    x = latents.mean((3, 4, 5)).astype(self.config.dtype)
-    x = jnp.broadcast_to(x[..., None, None], (*x.shape, tokens, 3))
-    block, past = jax.tree.map(lambda p: p[0], (self.blocks, history))
-    own = block.self_attention.project(x)
-    seen = context_of(own, past), positions, timestep
-    total = text.mean((1, 2))[:, None]
-    for leaf in jax.tree.leaves(seen):
-      # Which entries are seen counts, and not only how many.
-      weights = jnp.arange(1.0, leaf.shape[2] + 1)
-      total = total + jnp.einsum("bgk...,k->bg", leaf * 1.0, weights)
-    out = latents + total[..., None, None, None, None].astype(jnp.float32)
-    return out[:, keep], jax.tree.map(lambda e: e[None], own)
-
-  def velocity_and_history(
-    self, *args, context_of, history=None, store=wan.read_only
-  ) -> tuple[Any, Any]:
-    out, own = self.velocity_and_entries(
-      *args, context_of=context_of, history=history
-    )
-    own = jax.tree.map(lambda e: e[0], own)
-    return out, store(history, own, 0)
 
 
 def _zeros(tree: Any) -> Any:
@@ -130,6 +76,23 @@ def _network(kind: str, changes: tuple[tuple[str, Any], ...]) -> Any:
 def _video(kind: str) -> Any:
   config = tiny_project.video_config(kind)
   return nnx.eval_shape(lambda: model_lib.VideoModel(config, rngs=nnx.Rngs(0)))
+
+
+def _open_vae(folder: Any) -> codecs.StoredVae:
+  """A VAE that lies nowhere; all of them are alike."""
+  return codecs.StoredVae(
+    folder=pathlib.Path(folder), digest="0" * 64, config=vae_coders.wan_vae()
+  )
+
+
+@functools.cache
+def _colour_video(kind: str, changes: tuple[tuple[str, Any], ...]) -> Any:
+  config = tiny_colour.video_config(kind)
+  return nnx.eval_shape(
+    lambda: model_lib.VideoModel(
+      config, rngs=nnx.Rngs(0), codec=_open_vae("vae"), **dict(changes)
+    )
+  )
 
 
 class _Data:
@@ -182,10 +145,11 @@ class Recorder:
   def __init__(self, folder: pathlib.Path, patch: pytest.MonkeyPatch) -> None:
     self.folder, self.now = folder, Run()
     tiny_project.shrink(patch)
+    tiny_colour.shrink(patch)
     patch.setitem(wan_config.SIZES, "wan_1p3b", _tiny)
     more = functools.partial(wan_config.small, num_layers=2)
     patch.setitem(wan_config.SIZES, "another", more)
-    patch.setattr(wan, "WanDiT", _Network)
+    patch.setattr(wan, "WanDiT", reading_network.Network)
     self._patch_files(patch)
     self._patch_devices(patch)
     self._patch_data(patch)
@@ -236,11 +200,14 @@ class Recorder:
 
     def origin(path: Any) -> dict[str, Any]:
       about = dict(training=dict(stage=pathlib.Path(path).name))
-      return about | ({"model": {}} if "small" in str(path) else {})
+      return about | ({} if "wan" in str(path) else {"model": {}})
 
     patch.setattr(train_states, "TrainCheckpoints", States)
     patch.setattr(model_folder, "read_config", origin)
     patch.setattr(model_lib, "load", self._load_small)
+    patch.setattr(codecs, "open_vae", _open_vae)
+    pixels = lambda vae: codecs.PixelCodec()
+    patch.setattr(codecs.StoredVae, "load", pixels)
     patch.setattr(released, "load", self._load_released)
     patch.setattr(networks, "save", self._hand_on)
     patch.setattr(resumption, "identity", lambda *unused: {})
@@ -251,9 +218,12 @@ class Recorder:
     # The config that lies beside a model is no effect of an option.
     self.say("handed on", about["distilled"], about["steps"])
 
-  def _load_small(self, path: Any, **unused: Any) -> Any:
-    self.say("load", str(path))
-    return _zeros(_video(_KINDS.get(pathlib.Path(path).name, "latent")))
+  def _load_small(self, path: Any, **changes: Any) -> Any:
+    self.say("load", str(path), sorted(changes.items()))
+    kind = _KINDS.get(pathlib.Path(path).name, "latent")
+    if "world" in str(path):
+      return _zeros(_colour_video(kind, tuple(sorted(changes.items()))))
+    return _zeros(_video(kind))
 
   def _load_released(self, path: Any, kind: str, **named: Any) -> Any:
     self.say("load", str(path), sorted(named.items()))
@@ -285,7 +255,7 @@ class Recorder:
         self.now.compiled.append((function, args))
         number = len(self.now.compiled)
 
-        def step(state: Any, batch: Any, key: Any, frozen: Any) -> Any:
+        def step(state: Any, batch: Any, key: Any, *rest: Any) -> Any:
           shapes = {name: x.shape for name, x in batch.items()}
           seed = jax.random.key_data(key).tolist()
           self.say("step", number, shapes, seed)
@@ -306,7 +276,7 @@ class Recorder:
       return types.SimpleNamespace(jit=jit, random=jax.random)
 
     patch.setattr(sharding, "make_mesh", mesh)
-    patch.setattr(sharding, "put_batch", lambda batch, mesh: batch)
+    patch.setattr(sharding, "put_batch", lambda batch, mesh, **how: batch)
 
     def create(make: Any, placed: Any, *, mesh: Any) -> Any:
       for role, model in placed.items():
@@ -345,6 +315,10 @@ class Recorder:
   def _patch_data(self, patch: pytest.MonkeyPatch) -> None:
     def digits(root: Any, *, batch_size: int, num_frames: int, **named: Any):
       self.say("clips", root, batch_size, num_frames, repr(named))
+      if isinstance(named["config"], latents.LatentsConfig):
+        clips = np.zeros((batch_size, num_frames, 8, 8, 16), np.float16)
+        tokens = np.zeros((batch_size, words.NUM_TOKENS), np.int32)
+        return _Data(latents=clips, tokens=tokens)
       video = np.zeros((batch_size, num_frames, 24, 24, 1), np.uint8)
       tokens = np.zeros((batch_size, prompts.NUM_TOKENS), np.int32)
       return _Data(video=video, tokens=tokens)

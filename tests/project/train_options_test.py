@@ -24,6 +24,7 @@ from videomla_jax.training.stages import table
 _CHANGES: dict[str, Any] = {
   "stage": "gan",
   "seed": 3,
+  "dispatch": 3,
   "networks.model": "OTHER",
   "networks.teacher": "OTHER",
   "networks.real": "OTHER",
@@ -35,14 +36,16 @@ _CHANGES: dict[str, Any] = {
   "model.rope_ladder": "fresh",
   "network.dtype": "bfloat16",
   "network.remat": True,
-  "data.kind": {"latents": "moving_digits", "moving_digits": "latents"},
+  "network.scan_blocks": False,
+  "data.kind": {"moving_digits": "latents", None: "moving_digits"},
   "data.root": "elsewhere",
   "data.num_frames": 9,
   "data.latent_shape": (8, 8, 4),
   "data.batch_size": 4,
   "data.prompt_dropout": 0.5,
   "data.num_clips": 99,
-  "data.clip_frames": 15,
+  "data.clip_frames": {24: 15, 81: 41},
+  "data.vae": "elsewhere",
   "data.word_dropout": 0.3,
   "data.text_shape": (6, 8),
   "data.verify": True,
@@ -100,7 +103,8 @@ _EULER_NAMES = ("num_steps", "guidance")
 _DEFAULTS = {
   *("window.sink", "window.sink_decay", "samples.codec", "samples.fps"),
 }
-_RUNS = [(s, v) for s in table.STAGES for v in ("small", "wan_1p3b")]
+_WORLDS = {"small": "small", "world": "world", "wan_1p3b": "wan"}
+_RUNS = [(s, v) for s in table.STAGES for v in _WORLDS]
 
 
 def _config(stage: str, variant: str, *, videos: int | None = None) -> Any:
@@ -108,14 +112,14 @@ def _config(stage: str, variant: str, *, videos: int | None = None) -> Any:
   more = "" if videos is None else f",videos={videos}"
   config = tiny_project.config(stage, variant + more)
   config = config.copy_and_resolve_references()
-  world = "small" if variant == "small" else "wan"
+  world = _WORLDS[variant]
   for role, allowed in table.STAGES[stage].starts_from.items():
-    made_by = [x for x in allowed if x and (world, x) != ("small", "release")]
+    made_by = [x for x in allowed if x and (world == "wan" or x != "release")]
     # In the small world stage 1 begins with random weights.
     if role != "model" or made_by[0] != "pretraining" or stage == "pretraining":
       config.networks[role] = f"{world}/{made_by[0]}"
-    elif world == "wan":
-      config.networks[role] = "wan/conversion"
+    elif world != "small":
+      config.networks[role] = f"{world}/conversion"
   config.data.update(num_frames=6, batch_size=2)
   if world == "wan":
     config.network.update(dtype="float32", remat=False)
@@ -130,7 +134,7 @@ def _config(stage: str, variant: str, *, videos: int | None = None) -> Any:
     if group.every is not None:
       group.every = 6
   if "rollout" in config:
-    config.rollout.num_frames = 6 if world == "small" else 12
+    config.rollout.num_frames = 12 if world == "wan" else 6
     config.optim.critic_updates = 2
   if config.samples.videos and world == "wan":
     config.samples.codec = "."
@@ -215,7 +219,7 @@ def _refused(
       refused.add(key)
       continue
     same = after.events == before.events
-    if same and key in _UPDATE and config.model.size == "small":
+    if same and key in _UPDATE and config.model.size != "wan_1p3b":
       continue
     # Samples read windows, too, but training is what has to.
     if same or key.startswith("window."):
@@ -226,6 +230,8 @@ def _refused(
 # Refused whatever the variant: an unknown stage, data of another kind, a decay
 # without an averaging sink, and a schedule without what belongs to it.
 _ALWAYS = {"stage", "data.kind", "window.sink_decay", "optim.schedule"}
+# Intervals of these configs are no multiples of three.
+_ALWAYS |= {"dispatch"}
 # Eight devices leave no choice for the axis that takes the rest.
 _SMALL = {"mesh.data", "data.latent_shape", "samples.codec", "samples.fps"}
 _SAMPLES = {
@@ -247,6 +253,11 @@ _REFUSED = {
   ("pretraining", "wan_1p3b"): _SIZES | _WHOLE,
   # It begins with random weights, of any size.
   ("teacher_forcing", "small"): set(),
+  # That of the colour world begins with a converted model.
+  ("teacher_forcing", "world"): _SIZES,
+  ("pretraining", "world"): _SIZES | _WHOLE | {"samples.seconds"},
+  ("consistency", "world"): _SIZES | _EULER,
+  ("dmd", "world"): _SIZES | _EULER | _EVAL | {"data.num_frames"},
   ("teacher_forcing", "wan_1p3b"): _SIZES,
   ("consistency", "small"): _SIZES | _EULER,
   ("consistency", "wan_1p3b"): _SIZES | {"diffusion.timesteps"},
@@ -262,7 +273,7 @@ def test_each_option_has_an_effect_or_is_refused(
 ) -> None:
   config = _config(stage, variant)
   refused = _refused(recorder, config, _keys(config) | _DEFAULTS)
-  always = _ALWAYS | (_SMALL if variant == "small" else _WAN)
+  always = _ALWAYS | (_WAN if variant == "wan_1p3b" else _SMALL)
   assert refused == always | _REFUSED[stage, variant]
 
 
@@ -316,6 +327,11 @@ _TOGETHER = {
     | {"samples.videos": 0},
     {"samples.seconds": 3.0},
   ),
+  "calls of two steps": (
+    "small",
+    {"dispatch": 2, "log.every": 4, "log.ranks_every": 4},
+    {"log.every": 3},
+  ),
   "dense": ("small", {"model.kind": "dense"}, {"model.d_c": 8}),
   "fields of a small network": ("small", {}, {"network.remat": True}),
 }
@@ -352,6 +368,8 @@ _ARGUMENTS = {
   "stream": 24,
   "d_c": 8,
   "d_rope": 4,
+  "dispatch": 5,
+  "vae": "x",
   "runlocal": True,
 }
 
@@ -364,10 +382,15 @@ def test_each_argument_of_a_config_file_changes_it(stage: str) -> None:
   assert set(named) <= set(_ARGUMENTS)
   before = tiny_project.config(stage).to_json()
   for name in named:
-    config = tiny_project.config(stage, f"{name}={_ARGUMENTS[name]}")
+    arg = f"{name}={_ARGUMENTS[name]}"
+    if name == "vae":
+      with pytest.raises(ValueError, match="has no effect with size='small'"):
+        tiny_project.config(stage, arg)
+      arg = f"world,{arg}"
+    config = tiny_project.config(stage, arg)
     assert config.to_json() != before, f"{name} changes nothing"
   for videos in (0, 1, 4):
-    for size in ("small", "wan_1p3b", "small,runlocal"):
+    for size in ("small", "world", "wan_1p3b", "small,runlocal"):
       config = tiny_project.config(stage, f"{size},videos={videos}")
       assert config.samples.videos == videos
       unused.check(*table.read(config))

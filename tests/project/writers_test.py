@@ -28,6 +28,7 @@ ALLOWED: dict[str, str] = {
   "runtime/event_files": _GIVEN,
   "runtime/metrics": "appends lines to a log",
   "runtime/terminal": "opens the device that forgets everything",
+  "small_world/codecs": _INSIDE,
   "small_world/judge_cache": _GIVEN,
   "storage/model_folder": _INSIDE,
   "storage/model_writer": _INSIDE,

@@ -11,11 +11,13 @@ from tests import tiny_colour
 from tests import tiny_project
 import videomla_jax
 from videomla_jax import convert
+from videomla_jax import sample
 from videomla_jax import train
 from videomla_jax.generation import mp4
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import codecs
 from videomla_jax.small_world import model as model_lib
+from videomla_jax.training import resumption
 from videomla_jax.training.stages import table
 
 PROMPT = "on a plain navy background, a slow red 3 moves left"
@@ -78,6 +80,14 @@ def test_every_stage_trains_and_the_last_model_is_complete(root) -> None:
   )
   assert made.pixels.shape == (1, 16, 64, 64, 3)
   assert made.fps == 16
+  config = tiny_project.config("sample", "world,runlocal")
+  config.checkpoint = str(root / "moved")
+  config.output.folder = str(root / "out")
+  sample.sample(config)
+  films = [*(root / "out").glob("*.mp4")]
+  assert films
+  for film in films:
+    assert mp4.read_mp4(film)[0].shape[0] == 32
 
 
 def _stage(config: Any) -> tuple[Any, Any]:
@@ -123,3 +133,14 @@ def test_products_are_in_the_dtype_of_the_config(root) -> None:
     model = train.load_networks(stage, settings)["model"]
     assert model.dit.config.dtype == wanted
     assert {x.dtype.name for x in jax.tree.leaves(model)} == {"float32"}
+
+
+def test_a_run_goes_on_with_its_vae_alone(root, tmp_path) -> None:
+  config = _config(root, "pretraining")
+  config.networks.model = ""
+  before = resumption.identity(*_stage(config))
+  (tmp_path / "copy").symlink_to(root / "vae")
+  config.data.vae = str(tmp_path / "copy")
+  assert resumption.identity(*_stage(config)) == before
+  config.data.vae = str(tiny_colour.write_vae(tmp_path / "other", seed=1))
+  assert resumption.identity(*_stage(config)) != before

@@ -24,9 +24,14 @@ Record = dict[
   | Int32[np.ndarray, "M"],
 ]
 
-# One batch costs well under a millisecond, so a single thread that runs a few
-# batches ahead hides it; more threads would only compete with the model.
-_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+# One batch of video costs well under a millisecond, so a single thread that
+# runs a few batches ahead hides it; more threads would only compete with the
+# model. Latents are for models that may be on a GPU, where a step may take no
+# longer than a batch of them does in one thread.
+_READ_OPTIONS = {
+  "video": grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
+  "latents": grain.ReadOptions(num_threads=4, prefetch_buffer_size=32),
+}
 
 
 def make_loader(
@@ -91,7 +96,7 @@ def make_loader(
     batch_size=batch_size,
     process_index=process_index,
     process_count=process_count,
-    read_options=_READ_OPTIONS,
+    read_options=_READ_OPTIONS[config.clip_feature],
   )
 
 

@@ -88,7 +88,7 @@ class LatentsConfig(stored_world.StoredWorldConfig):
     Args:
       prompt: Sentence that `prompts.parse` understands, UTF-8.
     """
-    return words.tokenize(prompt.decode())
+    return _tokenize(prompt.decode())
 
 
 class ColourLatents(stored_world.StoredWorld):
@@ -143,6 +143,13 @@ class ColourLatents(stored_world.StoredWorld):
           prompt = words.prompt_of(choices[i]).text()
           yield first + i, {"latents": latents[i], "prompt": prompt}
           bar.update()
+
+
+@functools.lru_cache(maxsize=2**16)  # each prompt comes in every epoch
+def _tokenize(prompt: str) -> Int32[np.ndarray, "places"]:
+  tokens = words.tokenize(prompt)
+  tokens.setflags(write=False)  # shared by every example
+  return tokens
 
 
 def _encoder(
