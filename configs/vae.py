@@ -4,7 +4,8 @@
     --workdir=runs/vae
 
 `world`: 1.18 million parameters, strides 4 x 8 x 8, 64 x 64 pixels of the
-colour world. `films`: clips of a folder of videos, `films=DIR`.
+colour world. `films`: clips of a folder of videos, `films=DIR`. Half of the
+steps of a new VAE see single frames (`images`).
 
 Arguments: `world` or `films`, `films=DIR`, `start=DIR` (a VAE to go on with,
 such as models/wan_1p3b/vae), `steps=N`, `minutes=N` after which the run ends as

@@ -26,9 +26,24 @@ import pretraining
 import teacher_forcing
 import vae
 
-# What a GPU has time for, and what two CPU cores have.
-_GPU = dict(vae_clips=16, vae_images=64, vae_frames=17, clips=20_000, batch=64)
-_CPU = dict(vae_clips=2, vae_images=16, vae_frames=9, clips=400, batch=8)
+# What a GPU has time for, and what two CPU cores have. The first share is that
+# of the VAE, then those of the stages; encoding belongs to pretraining.
+_GPU = dict(
+  vae_clips=16,
+  vae_images=64,
+  vae_frames=17,
+  clips=20_000,
+  batch=64,
+  shares=(0.3, 0.3, 0.15, 0.1, 0.15),
+)
+_CPU = dict(
+  vae_clips=2,
+  vae_images=16,
+  vae_frames=9,
+  clips=200,
+  batch=4,
+  shares=(0.5, 0.2, 0.1, 0.08, 0.12),
+)
 
 
 def get_config(arg: str | None = None) -> common.Config:
@@ -57,14 +72,8 @@ def get_config(arg: str | None = None) -> common.Config:
   config = common.Config()
   config.stage = "chain"
   config.minutes = arg["minutes"]
-  # Of the time; encoding the clips belongs to pretraining.
-  config.shares = dict(
-    vae=0.3,
-    pretraining=0.3,
-    teacher_forcing=0.15,
-    consistency=0.1,
-    dmd=0.15,
-  )
+  names = ("vae", "pretraining", "teacher_forcing", "consistency", "dmd")
+  config.shares = dict(zip(names, sizes["shares"], strict=True))  # of the time
   config.dispatch = 0  # steps of a call; 0 is 1 on a CPU and 10 elsewhere
   config.probe = 8  # calls that are timed before a part begins
   config.least_steps = 20  # of a part

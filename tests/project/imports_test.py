@@ -47,8 +47,12 @@ BELOW: dict[str, set[str]] = {
     *("small_world", "costs", "generation"),
   },
   "autoencoding": {
-    *("media", "storage", "runtime", "models", "data", "small_world"),
-    *("generation", "training"),
+    *("media", "storage", "runtime", "ops", "models", "data"),
+    *("small_world", "generation", "training"),
+  },
+  "chain": {
+    *("storage", "runtime", "ops", "models", "small_world", "costs"),
+    *("conversion", "training", "autoencoding"),
   },
   "ablations": {
     *("media", "runtime", "models", "diffusion", "data", "small_world"),

@@ -173,4 +173,4 @@ def _work(
     function, donate_argnums=0, compiler_options=dict(options or {})
   )
   compiled = aot.compile_for(jitted, *placed, devices=devices)
-  return step_time.of_program(compiled.text, flops=counted)
+  return step_time.of_program(compiled.text, flops=counted, trips=trips)

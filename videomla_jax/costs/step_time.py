@@ -73,14 +73,16 @@ def _totals(program: program_text.Program, computation: str) -> tuple[int, int]:
       count, moved = count + 1, moved + kernel.num_bytes
   for line in program.computations[computation]:
     if line.opcode in calls:
-      times, bodies = _called(line)
+      times, bodies = _called(line, trips)
       # Of branches the one that does most counts.
-      inner = max(_totals(program, body) for body in bodies)
+      inner = max(_totals(program, body, trips) for body in bodies)
       count, moved = count + times * inner[0], moved + times * inner[1]
   return count, moved
 
 
-def _called(line: program_text.Line) -> tuple[int, list[str]]:
+def _called(
+  line: program_text.Line, trips: float | int
+) -> tuple[float | int, list[str]]:
   """Returns how often a line runs what it calls, and the computations."""
   if line.opcode == "call":
     return 1, [line.attribute("to_apply")]
@@ -90,10 +92,5 @@ def _called(line: program_text.Line) -> tuple[int, list[str]]:
       return 1, re.findall(r"[\w.-]+", branches[1].replace("%", ""))
     names = ("true_computation", "false_computation")
     return 1, [line.attribute(name) for name in names]
-  trips = _TRIPS.search(line.rest)
-  if trips is None:
-    raise ValueError(
-      f"loop {line.name} does not say how often it runs; use one of a fixed "
-      "length."
-    )
-  return int(trips[1]), [line.attribute("body")]
+  known = _TRIPS.search(line.rest)
+  return int(known[1]) if known else trips, [line.attribute("body")]
