@@ -49,24 +49,25 @@ class Work:
     }
 
 
-def of_program(text: str, *, flops: float) -> Work:
+def of_program(text: str, *, flops: float, trips: float | int = 1) -> Work:
   """Counts what a program does.
 
   Args:
     text: Optimised HLO of a program for a GPU.
     flops: Operations of products and convolutions.
-
-  Raises:
-    ValueError: If a loop does not say how often it runs.
+    trips: Mean number of rounds of loops whose end is not known before they
+      run.
   """
   program = program_text.parse(text)
-  count, moved = _totals(program, program.entry)
-  return Work(count, moved, flops)
+  count, moved = _totals(program, program.entry, trips)
+  return Work(round(count), round(moved), flops)
 
 
-def _totals(program: program_text.Program, computation: str) -> tuple[int, int]:
+def _totals(
+  program: program_text.Program, computation: str, trips: float | int
+) -> tuple[float, float]:
   """Counts kernels and bytes of a computation and what it calls."""
-  count = moved = 0
+  count = moved = 0.0
   calls = ("while", "call", "conditional")
   for kernel in program_text.kernels(program, computation, static_slices=True):
     if kernel.line.opcode not in calls:
