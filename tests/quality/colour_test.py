@@ -12,13 +12,13 @@ import pytest
 from tests import tiny_colour
 from tests import tiny_project
 from videomla_jax import evaluate
-from videomla_jax.models import window as window_lib
 from videomla_jax.quality import colour
+from videomla_jax.quality import colour_videos
+from videomla_jax.runtime import config_reader
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world.colour import glyphs
 from videomla_jax.small_world.colour import judge as judge_lib
 from videomla_jax.small_world.colour import measures as measures_lib
-from videomla_jax.small_world.colour import summaries
 
 
 def _ignorant(
@@ -30,18 +30,26 @@ def _ignorant(
   return glyphs.Reader(dropout=0.0, rngs=nnx.Rngs(0)), report
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  root = tmp_path_factory.mktemp("colour")
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_colour.shrink(patch)
+    folder = tiny_colour.write_vae(root / "vae")
+    made = tiny_colour.video("latent", folder, seed=0)
+    model_lib.save(root / "model", made)
+  return root / "model"
+
+
 @pytest.fixture
 def config(
-  tmp_path: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
+  model: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
   tiny_colour.shrink(monkeypatch)
   tiny_project.shrink(monkeypatch)
   monkeypatch.setattr(judge_lib, "load_or_train", _ignorant)
-  folder = tiny_colour.write_vae(tmp_path / "vae")
-  model = tiny_colour.video("latent", folder, seed)
-  model_lib.save(tmp_path / "model", model)
   made = tiny_project.config(
-    "evaluate", f"colour,model={tmp_path / 'model'},windows,runlocal"
+    "evaluate", f"colour,model={model},windows,runlocal"
   )
   made.judge = str(tmp_path / "judge.npz")
   made.output.folder = str(tmp_path / "out")
@@ -60,6 +68,8 @@ def test_rows_of_a_model_differ_by_their_windows(
 
   monkeypatch.setattr(measures_lib, "measure", spy)
   config.record = str(tmp_path / "record.jsonl")
+  # An average of 0.999 changes too little of two seconds for whole numbers.
+  config.sink_decay = 0.0
   report = evaluate.evaluate(config)
   rows = ["model", "sink0", "average", "full"]
   # The model's own window has a sink of one frame.
@@ -67,11 +77,20 @@ def test_rows_of_a_model_differ_by_their_windows(
   assert [*report["summary"]] == [*rows, "real"]
   assert all(x.shape == (2, 32, 64, 64, 3) for x in seen)
   assert all(x.dtype == np.uint8 for x in seen)
-  own, *others, real = seen
-  # Six latent frames are 21 pixel frames, and nothing leaves before that.
+  own, *others, real = (x.astype(int) for x in seen)
+  # Six latent frames are 21 pixel frames, and nothing leaves before that; a
+  # cache of another size is another program, which may round otherwise.
   for videos in others:
-    np.testing.assert_array_equal(videos[:, :21], own[:, :21])
-    assert (videos[:, 21:] != own[:, 21:]).any()
+    apart = np.abs(videos - own)
+    print(
+      "APART",
+      apart[:, :21].max(),
+      apart[:, :21].mean(),
+      apart[:, 21:].max(),
+      apart[:, 21:].mean(),
+    )
+    assert apart[:, :21].max() <= 1
+    assert apart[:, 21:].mean() > 10 * apart[:, :21].mean()
   assert (real != own).any()
   names = {p.name for p in (tmp_path / "out").iterdir()}
   assert names == {
@@ -90,60 +109,23 @@ def test_rows_of_a_model_differ_by_their_windows(
   assert json.loads(line)["summary"] == report["summary"]
 
 
+def _values(config: Any) -> dict[str, Any]:
+  return {k: v for k, v in config.items() if k != "suite"}
+
+
 def test_videos_do_not_depend_on_the_batch(config: Any, seed: int) -> None:
   config.windows, config.videos, config.seed = "", 3, seed
-  asked = colour.config_reader.read(colour.ColourWorld, _values(config))
-  job = asked._prepare([x.text() for x in colour.held_out(3)])
+  asked = config_reader.read(colour.ColourWorld, _values(config))
+  job = asked._prepare([x.text() for x in colour_videos.held_out(3)])
   pipeline = job.source.load()
   two, three = (
-    colour.make(job, pipeline, batch=n, name="model").astype(int)
+    colour_videos.make(job, pipeline, batch=n, name="model").astype(int)
     for n in (2, 3)
   )
   assert two.shape == (3, 32, 64, 64, 3)
   # Another batch is another program, which may round otherwise.
   assert np.abs(two - three).max() <= 1
   assert np.abs(two[0] - two[2]).max() > 1
-
-
-def test_real_clips_show_their_prompts_whatever_the_batch(seed: int) -> None:
-  prompts = colour.held_out(3)
-  whole, parts = (
-    colour.real_clips(prompts, num_frames=16, seed=seed, batch=n)
-    for n in (3, 2)
-  )
-  np.testing.assert_array_equal(whole, parts)
-  reader, _ = _ignorant("")
-  values = measures_lib.measure(whole, prompts, reader)
-  found = summaries.summarise(values)
-  for name in ("colour", "background", "wall"):
-    assert found[f"{name}/all"].mean == 1.0, name
-
-
-@pytest.mark.parametrize("number", [1, 2, 7, 24, 48])
-def test_half_of_the_prompts_or_more_have_a_wall(number: int) -> None:
-  prompts = colour.held_out(number)
-  assert len(prompts) == number
-  assert sum(bool(x.wall) for x in prompts) >= number / 2
-  assert len({x.text() for x in prompts}) == min(number, 24)
-
-
-def test_windows_are_those_of_their_names() -> None:
-  own = window_lib.Window(sink_frames=3, local_frames=9, sink="average")
-  made = {name: of(own, 0.5) for name, of in colour.WINDOWS.items()}
-  sizes = {
-    name: (x.sink, x.sink_frames, x.local_frames) for name, x in made.items()
-  }
-  assert sizes == {
-    "sink0": ("first", 0, 9),
-    "sink1": ("first", 1, 9),
-    "average": ("average", 3, 9),
-    "full": ("first", 3, None),
-  }
-  assert made["average"].sink_decay == 0.5
-
-
-def _values(config: Any) -> dict[str, Any]:
-  return {k: v for k, v in config.items() if k != "suite"}
 
 
 @pytest.mark.parametrize(
@@ -172,10 +154,14 @@ def test_mistakes_are_refused_before_a_judge_is_trained(
 
 
 def test_other_models_and_folders_are_refused_before_a_judge_is_trained(
-  config: Any, tmp_path: pathlib.Path, seed: int, monkeypatch
+  config: Any,
+  model: pathlib.Path,
+  tmp_path: pathlib.Path,
+  seed: int,
+  monkeypatch: pytest.MonkeyPatch,
 ) -> None:
   monkeypatch.setattr(judge_lib, "load_or_train", None)
-  config.output.folder = str(tmp_path / "model" / "config.json" / "out")
+  config.output.folder = str(model / "config.json" / "out")
   with pytest.raises(ValueError, match="choose a folder"):
     evaluate.evaluate(config)
   tiny_project.checkpoint(tmp_path / "digits", np.random.default_rng(seed))

@@ -6,18 +6,14 @@ of the same prompts from the same noise, so that differences in what it
 remembers of a digit behind the wall are taken video by video.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
 import pathlib
 import time
 from typing import Annotated, Any
 
-import jax
-from jaxtyping import UInt8
 import numpy as np
 
 from videomla_jax.costs import attention_choice
@@ -28,11 +24,10 @@ from videomla_jax.generation import pipeline as pipeline_lib
 from videomla_jax.generation import request as request_lib
 from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
-from videomla_jax.models import window as window_lib
+from videomla_jax.quality import colour_videos
 from videomla_jax.quality import protocol
 from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
-from videomla_jax.runtime import progress_bar
 from videomla_jax.small_world import worlds
 from videomla_jax.small_world.colour import glyphs
 from videomla_jax.small_world.colour import judge as judge_lib
@@ -40,15 +35,11 @@ from videomla_jax.small_world.colour import measures as measures_lib
 from videomla_jax.small_world.colour import motion
 from videomla_jax.small_world.colour import prompts as prompts_lib
 from videomla_jax.small_world.colour import summaries
-from videomla_jax.small_world.colour import words
-from videomla_jax.small_world.colour import world
 from videomla_jax.storage import atomic
 from videomla_jax.storage import output_folder
 
-Videos = UInt8[np.ndarray, "V T 64 64 3"]
 Report = dict[str, Any]
 
-_DECAY = 0.999
 _SAMPLER = sampler_choice.SamplerChoice()
 _OUTPUT = request_lib.Output(name="colour")
 _SHEET_ROWS, _SHEET_COLUMNS = 8, 20
@@ -81,30 +72,6 @@ class Reader:
 _READER = Reader()
 
 
-def _average(own: window_lib.Window, decay: float) -> window_lib.Window:
-  """Returns a window whose sink averages what leaves it."""
-  frames = max(1, own.sink_frames)
-  return dataclasses.replace(
-    own, sink="average", sink_frames=frames, sink_decay=decay
-  )
-
-
-def _first(own: window_lib.Window, **sizes: int | None) -> window_lib.Window:
-  """Returns a window whose sink keeps the first frames."""
-  changed: dict[str, Any] = dict(sink="first", sink_decay=_DECAY, **sizes)
-  return dataclasses.replace(own, **changed)
-
-
-# By the name of a row, what it makes of the model's own window and the decay of
-# an averaging sink.
-WINDOWS: dict[str, Callable[[window_lib.Window, float], window_lib.Window]] = {
-  "sink0": lambda own, decay: _first(own, sink_frames=0),
-  "sink1": lambda own, decay: _first(own, sink_frames=1),
-  "average": _average,
-  "full": lambda own, decay: _first(own, local_frames=None),
-}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColourWorld:
   """Which model of the colour world is judged, and under which windows.
@@ -118,7 +85,8 @@ class ColourWorld:
     seconds: Length of every video, a second or more.
     seed: Seed of the noise of the first video, as of `sample`, and of the real
       clips.
-    windows: Rows beside the model's own window, names in `WINDOWS`.
+    windows: Rows beside the model's own window, names in
+      `colour_videos.WINDOWS`.
     sink_decay: Weight that the sink of the row "average" keeps per chunk.
     judge: File of the reader of digits, which is trained if it is missing.
     reader: How it is trained then.
@@ -134,7 +102,9 @@ class ColourWorld:
   seconds: config_values.Seconds = 20.0
   seed: config_values.Seed = 0
   windows: tuple[str, ...] = ()
-  sink_decay: Annotated[float | int, config_values.Range(0, 1)] = _DECAY
+  sink_decay: Annotated[float | int, config_values.Range(0, 1)] = (
+    colour_videos.DECAY
+  )
   judge: config_values.Path
   reader: Reader = _READER
   sampler: sampler_choice.SamplerChoice = _SAMPLER
@@ -160,13 +130,13 @@ class ColourWorld:
       )
     given = tuple(dict.fromkeys(x for x in self.windows if x))
     object.__setattr__(self, "windows", given)
-    unknown = [x for x in given if x not in WINDOWS]
+    unknown = [x for x in given if x not in colour_videos.WINDOWS]
     if unknown:
       raise ValueError(
         f"windows has {unknown[0]!r:.80}, which is unknown; use some of"
-        f" {'; '.join(WINDOWS)}."
+        f" {'; '.join(colour_videos.WINDOWS)}."
       )
-    if self.sink_decay != _DECAY and "average" not in given:
+    if self.sink_decay != colour_videos.DECAY and "average" not in given:
       raise ValueError(
         f"sink_decay={self.sink_decay} has no effect without the window"
         " 'average'; leave it out, or add that to windows."
@@ -179,7 +149,7 @@ class ColourWorld:
       ValueError: If the model is of another world, a window or the sampler
         cannot work, or results cannot be written.
     """
-    prompts = held_out(self.videos)
+    prompts = colour_videos.held_out(self.videos)
     job = self._prepare([x.text() for x in prompts])
     pipeline = job.source.load()
     rows = self._rows(job, pipeline)
@@ -191,14 +161,14 @@ class ColourWorld:
     attention: dict[str, attention_choice.Choices] = {}
     for name, row in rows.items():
       started = time.monotonic()
-      first = _part(row, range(self.batch), self.batch)
+      first = colour_videos.part_of(row, range(self.batch), self.batch)
       attention[name] = first.attention(pipeline)
       for line in attention_choice.lines(attention[name]):
         print(f"{name}: {line}", flush=True)
-      videos = make(row, pipeline, batch=self.batch, name=name)
+      videos = colour_videos.make(row, pipeline, batch=self.batch, name=name)
       seconds[name] = round(time.monotonic() - started, 1)
       made[name] = self._measured(name, videos, prompts, reader, folder)
-    clips = real_clips(
+    clips = colour_videos.real_clips(
       prompts, num_frames=job.num_frames, seed=self.seed, batch=self.batch
     )
     made["real"] = self._measured("real", clips, prompts, reader, folder)
@@ -296,7 +266,7 @@ class ColourWorld:
         f" {latents} latent frames; use longer videos, or leave it out."
       )
     for name in self.windows:
-      window = WINDOWS[name](own, float(self.sink_decay))
+      window = colour_videos.WINDOWS[name](own, float(self.sink_decay))
       if window == own:
         print(f"{name}: this is the model's own window", flush=True)
         continue
@@ -315,14 +285,15 @@ class ColourWorld:
     folder = output_folder.check(self.output.folder)
     name = self.output.name
     ends = [".md", ".json", *(f"-{row}.png" for row in rows)]
-    for file in (*(folder / f"{name}{end}" for end in ends), self.judge):
-      output_folder.check_file(file)
+    for end in ends:
+      output_folder.check_file(folder / f"{name}{end}")
+    output_folder.check_file(self.judge)
     return folder
 
   def _measured(
     self,
     name: str,
-    videos: Videos,
+    videos: colour_videos.Videos,
     prompts: Sequence[prompts_lib.Prompt],
     reader: glyphs.Reader,
     folder: pathlib.Path,
@@ -338,94 +309,6 @@ class ColourWorld:
     )
     contact_sheet.write_png(folder / f"{self.output.name}-{name}.png", sheet)
     return measures_lib.measure(videos, prompts, reader)
-
-
-def held_out(number: int) -> list[prompts_lib.Prompt]:
-  """Returns prompts that training never shows, every other one with a wall.
-
-  Args:
-    number: How many; the prompts of the world are repeated beyond their own
-      number, and more than half of those have a wall.
-  """
-  texts = worlds.WORLDS[worlds.COLOUR_WORLD].held_out()
-  every = [prompts_lib.parse(text) for text in texts]
-  walls = [x for x in every if x.wall]
-  others = [x for x in every if not x.wall]
-  shorter = min(len(walls), len(others))
-  order = [x for pair in zip(walls, others, strict=False) for x in pair]
-  order += walls[shorter:] + others[shorter:]
-  return [order[i % len(order)] for i in range(number)]
-
-
-def make(
-  job: job_lib.Job,
-  pipeline: pipeline_lib.Pipeline,
-  *,
-  batch: int,
-  name: str,
-) -> Videos:
-  """Makes one video of each prompt of a job, with a progress bar.
-
-  Args:
-    job: The request, checked against its model.
-    pipeline: Network and codec.
-    batch: Videos side by side.
-    name: What the progress bar says.
-  """
-  total, done = len(job.request.prompts), []
-  with progress_bar.Progress(
-    total * job.num_frames, name, unit="frame"
-  ) as progress:
-    for start in range(0, total, batch):
-      numbers = range(start, min(start + batch, total))
-      part, pieces = _part(job, numbers, batch), []
-      for piece in part.stream(pipeline, part.embed(part.request.prompts)):
-        pieces.append(piece[: len(numbers)])
-        progress.update(len(numbers) * piece.shape[1])
-      done.append(np.concatenate(pieces, axis=1))
-  return np.concatenate(done)
-
-
-def _part(job: job_lib.Job, numbers: Sequence[int], size: int) -> job_lib.Job:
-  """Returns the job of some videos, filled up by the last one again.
-
-  So there is one program, and a video does not depend on how many there are.
-  """
-  rows = [*numbers, *[numbers[-1]] * (size - len(numbers))]
-  texts = tuple(job.request.prompts[i] for i in rows)
-  return dataclasses.replace(
-    job,
-    request=dataclasses.replace(job.request, prompts=texts),
-    video_seeds=tuple(job.seeds[i] for i in rows),
-  )
-
-
-def real_clips(
-  prompts: Sequence[prompts_lib.Prompt],
-  *,
-  num_frames: int,
-  seed: int,
-  batch: int = 24,
-) -> Videos:
-  """Draws a clip of each prompt in held-out handwriting.
-
-  Args:
-    prompts: One per clip.
-    num_frames: Frames of a clip.
-    seed: Seed of handwriting, places and walls.
-    batch: Clips drawn together.
-  """
-  choices = np.stack([words.choices_of(x) for x in prompts])
-  film = jax.jit(
-    functools.partial(world.film, num_frames=num_frames, split="test")
-  )
-  key = jax.random.key(seed)
-  return np.concatenate(
-    [
-      np.asarray(film(key, choices[i : i + batch], first=np.int32(i)).video)
-      for i in range(0, len(choices), batch)
-    ]
-  )
 
 
 def _summaries(
