@@ -158,13 +158,10 @@ class ColourWorld:
     print(trained.text(), flush=True)
     made: dict[str, summaries.Measures] = {}
     seconds: dict[str, float] = {}
-    attention: dict[str, attention_choice.Choices] = {}
     for name, row in rows.items():
-      started = time.monotonic()
-      first = colour_videos.part_of(row, range(self.batch), self.batch)
-      attention[name] = first.attention(pipeline)
-      for line in attention_choice.lines(attention[name]):
+      for line in attention_choice.lines(self._attention(row, pipeline)):
         print(f"{name}: {line}", flush=True)
+      started = time.monotonic()
       videos = colour_videos.make(row, pipeline, batch=self.batch, name=name)
       seconds[name] = round(time.monotonic() - started, 1)
       made[name] = self._measured(name, videos, prompts, reader, folder)
@@ -172,27 +169,11 @@ class ColourWorld:
       prompts, num_frames=job.num_frames, seed=self.seed, batch=self.batch
     )
     made["real"] = self._measured("real", clips, prompts, reader, folder)
-    walls = sum(bool(x.wall) for x in prompts)
-    report = dict(
-      checkpoint=self.checkpoint,
-      weights=protocol.weights_of(job.request.networks),
-      products=self.products,
-      videos=self.videos,
-      videos_with_wall=walls,
-      batch=self.batch,
-      frames=job.num_frames,
-      seed=self.seed,
-      sampler=config_reader.to_dict(job.choice),
-      windows={
-        name: config_reader.to_dict(row.request.window)
-        | dict(cache_dtype=row.request.cache_dtype or None)
-        for name, row in rows.items()
-      },
-      same_as_own=[x for x in self.windows if x not in rows],
-      attention=attention,
+    report = self._described(rows) | dict(
+      videos_with_wall=sum(bool(x.wall) for x in prompts),
+      attention={n: self._attention(x, pipeline) for n, x in rows.items()},
       judge=dataclasses.asdict(trained),
       generation_seconds=seconds,
-      prompts=[x.text() for x in prompts],
       summary=_summaries(made),
       per_video={
         name: {key: _plain(value) for key, value in values.items()}
@@ -207,6 +188,35 @@ class ColourWorld:
     )
     print(text, f"seconds of generation: {seconds}", sep="\n", flush=True)
     return report
+
+  def _described(self, rows: Mapping[str, job_lib.Job]) -> Report:
+    """Returns what made the videos of all rows."""
+    job = rows["model"]
+    return dict(
+      checkpoint=self.checkpoint,
+      weights=protocol.weights_of(job.request.networks),
+      products=self.products,
+      videos=self.videos,
+      batch=self.batch,
+      frames=job.num_frames,
+      prompts=[*job.request.prompts],
+      seed=self.seed,
+      seeds=[*job.seeds],
+      sampler=config_reader.to_dict(job.choice),
+      windows={
+        name: config_reader.to_dict(row.request.window)
+        | dict(cache_dtype=row.request.cache_dtype or None)
+        for name, row in rows.items()
+      },
+      same_as_own=[x for x in self.windows if x not in rows],
+    )
+
+  def _attention(
+    self, row: job_lib.Job, pipeline: pipeline_lib.Pipeline
+  ) -> attention_choice.Choices:
+    """Says which attention the videos of a row take."""
+    first = colour_videos.part_of(row, range(self.batch), self.batch)
+    return first.attention(pipeline)
 
   def lines(self, made: Report) -> list[dict[str, Any]]:
     """Returns the line of a record that says what was measured.
@@ -244,10 +254,7 @@ class ColourWorld:
       seed=self.seed,
       sampler=self.sampler,
       window=source.window,
-    )
-    # Videos are not enlarged.
-    request = dataclasses.replace(
-      request, output=request_lib.VideoOutput(scale=1)
+      output=request_lib.VideoOutput(scale=1),
     )
     return job_lib.prepare(request, source)
 
