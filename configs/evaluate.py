@@ -15,6 +15,10 @@ have several checkpoints, separated by semicolons: training seeds. Arguments:
 `vbench` makes the videos of a list of prompts, and goes on where it was stopped
 (docs/evaluation.md). Arguments: `model`, any variant of configs/sample.py;
 `length`, "short" (5 s), "30s" or "60s"; `runlocal`. `videos` measures a folder.
+
+`colour` judges a model of the colour world (docs/colour_world.md). Arguments:
+`model=DIR`; `windows`, which adds the same model under other windows;
+`runlocal`.
 """
 
 from typing import Any
@@ -57,8 +61,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     steps=0,
     model="",
     length="",
+    windows=False,
     runlocal=False,
   )
+  if arg["models"] == "colour":
+    return _colour(arg)
+  if arg["windows"]:
+    raise ValueError(
+      "config argument windows is that of the variant colour; write colour in"
+      " front of it, or leave it out."
+    )
   if arg["models"] in ("vbench", "videos"):
     return _quality(arg)
   if arg["model"] or arg["length"]:
@@ -79,19 +91,55 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.seed = 0
   config.products = ""  # a name of float8: blocks multiply in it
   config.judge = "runs/judge.npz"  # trained at first use, 1-2 minutes
-  config.sampler = dict(
-    kind="auto",  # "few_step" for distilled students, else "euler"
-    # Network calls per chunk and guidance of models that are not distilled;
-    # None is 10 and 3.
-    num_steps=config_dict.FieldReference(arg["steps"] or None, field_type=int),
-    guidance=config_dict.placeholder(float),
-    shift=0.0,  # warp of the noise schedule; 0 is the model's own
-    commit="clean",  # "last_pass" saves the pass over the clean chunk
-  )
+  config.sampler = _sampler(arg["steps"])
   config.output = dict(folder="out", name="evaluate")
   if arg["runlocal"]:
     config.videos_per_prompt, config.seconds = 1, 3.0
     config.sampler.num_steps = 2
+  return config
+
+
+def _sampler(steps: int) -> dict[str, Any]:
+  """Returns what is chosen of the sampler."""
+  return dict(
+    kind="auto",  # "few_step" for distilled students, else "euler"
+    # Network calls per chunk and guidance of models that are not distilled;
+    # None is 10 and 3.
+    num_steps=config_dict.FieldReference(steps or None, field_type=int),
+    guidance=config_dict.placeholder(float),
+    shift=0.0,  # warp of the noise schedule; 0 is the model's own
+    commit="clean",  # "last_pass" saves the pass over the clean chunk
+  )
+
+
+def _colour(arg: dict[str, Any]) -> ml_collections.ConfigDict:
+  """Returns the config of a model of the colour world."""
+  if arg["length"]:
+    raise ValueError(
+      "config argument length is that of vbench and videos; use"
+      " --config.seconds."
+    )
+  config = ml_collections.ConfigDict()
+  config.suite = "colour"
+  config.checkpoint = arg["model"] or "runs/dmd/model"
+  config.products = ""  # a name of float8: blocks multiply in it
+  config.videos = 48  # each of 24 prompts twice; 30 have a wall
+  config.batch = 24  # videos side by side
+  config.seconds = 20.0  # 24 real clips have 31 digits that come out of a wall
+  config.seed = 0  # of the first video; the others have 1, 2 and so on
+  # Rows beside the model's own window: all of them, or some.
+  config.windows = "sink0; sink1; average; full" if arg["windows"] else ""
+  config.sink_decay = 0.999  # weight that an averaging sink keeps per chunk
+  config.judge = "runs/colour_judge.npz"  # trained at first use, 1-2 minutes
+  config.reader = dict(num_crops=32_000, num_epochs=4)
+  config.sampler = _sampler(arg["steps"])
+  config.output = dict(folder="out", name="colour")
+  config.record = ""  # JSON lines to which a line is added
+  if arg["runlocal"]:
+    config.videos, config.batch, config.seconds = 2, 2, 2.0
+    config.sampler.num_steps = 2
+    config.judge = "runs/colour_judge_tiny.npz"
+    config.reader = dict(num_crops=512, num_epochs=1)
   return config
 
 

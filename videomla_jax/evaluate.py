@@ -6,10 +6,13 @@
   python -m videomla_jax.evaluate --config=configs/evaluate.py:vbench
   python -m videomla_jax.evaluate --config=configs/evaluate.py:videos \
     --config.videos=FOLDER
+  python -m videomla_jax.evaluate \
+    --config=configs/evaluate.py:colour,model=runs/dmd/model,windows
 
-The last two are in `videomla_jax/quality/`: the one makes the videos of a list
-of prompts, the other measures those of a folder. The first two measure models
-of the small world by identity, count, motion and drift.
+The last three are in `videomla_jax/quality/`: one makes the videos of a list of
+prompts, one measures those of a folder, and one judges a model of the colour
+world. The first two measure models of the small world by identity, count,
+motion and drift.
 
 Writes a Markdown table, a JSON file with every video's measures and a contact
 sheet per model. Prompts are those that training never showed; the row of real
@@ -41,6 +44,7 @@ from videomla_jax.generation import sampler_choice
 from videomla_jax.generation import sources
 from videomla_jax.generation import unused
 from videomla_jax.measuring import record
+from videomla_jax.quality import colour
 from videomla_jax.quality import found_videos
 from videomla_jax.quality import protocol
 from videomla_jax.runtime import cli
@@ -207,9 +211,13 @@ def _write_sheet(
   contact_sheet.write_png(path, contact_sheet.draw(frames, words, fps=fps))
 
 
-SUITES: dict[str, type[protocol.Protocol | found_videos.FoundVideos]] = {
+SUITES: dict[
+  str,
+  type[protocol.Protocol | found_videos.FoundVideos | colour.ColourWorld],
+] = {
   "vbench": protocol.Protocol,
   "videos": found_videos.FoundVideos,
+  "colour": colour.ColourWorld,
 }
 
 

@@ -51,6 +51,7 @@ _VARIANTS = {
     *("", "models=latent", "latent+dense", "steps=20"),
     *("vbench", "vbench,model=student", "vbench,model=wan_1p3b,length=60s"),
     *("videos", "videos,length=30s"),
+    *("colour", "colour,model=somewhere,windows", "colour,steps=4"),
   ],
   "benchmark": ["", "rollout", "minutes=1"],
   "vae": ["", "world,minutes=20.0", "films,films=videos", "seed=3,steps=100"],
@@ -128,6 +129,8 @@ def test_presets_of_the_release_count_the_sink_apart(frames: int) -> None:
     ("sample", "=3", "use one of"),
     ("dmd", "medium", "size='medium' is unknown"),
     ("benchmark", "suite=cpu", "use one of"),
+    ("evaluate", "latent,windows", "windows is that of the variant colour"),
+    ("evaluate", "colour,length=30s", "length is that of vbench and videos"),
   ],
 )
 def test_bad_arguments_are_errors_with_the_way_out(
