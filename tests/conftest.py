@@ -46,6 +46,20 @@ except ImportError:  # The peers' environment has no such tests.
   pass
 
 
+@pytest.fixture(autouse=True)
+def _listen_to_signals() -> collections.abc.Iterator[None]:
+  """Listens to signals again, which a run that was stopped ignores.
+
+  Children of later tests would inherit that, and could not be stopped.
+  """
+  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  before = {number: signal.getsignal(number) for number in numbers}
+  yield
+  for number, handler in before.items():
+    if signal.getsignal(number) is not handler:
+      signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> collections.abc.Iterator[None]:
   """Frees the compiled programs of a test file.
