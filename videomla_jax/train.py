@@ -299,6 +299,7 @@ def _train_all(
       table.read(part)  # What it starts from is not there yet.
   root = pathlib.Path(workdir)
   output_folder.check(root)
+  model_folder.check_replaceable(root / chain_run.MODEL)
   train_of: dict[str, chain_run.Train] = dict.fromkeys(parts, train)
   train_of["vae"] = _train_vae
   with interrupts.exclusive(root):

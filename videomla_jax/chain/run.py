@@ -24,7 +24,6 @@ from videomla_jax.conversion import to_latent
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import metrics
 from videomla_jax.small_world import model as model_lib
-from videomla_jax.storage import atomic
 from videomla_jax.storage import model_folder
 
 Train = Callable[[ml_collections.ConfigDict, str], object]
@@ -146,6 +145,6 @@ class Chain:
     """Copies the student's folder to where a user looks for it."""
     output = self.root / MODEL
     source = parts_lib.model(self.root, settings_lib.PARTS[-1])
-    with atomic.replacing_folder(output) as folder:
+    with model_folder.replacing(output) as folder:
       shutil.copytree(source, folder, dirs_exist_ok=True)
     return output
