@@ -7,6 +7,17 @@ from ml_collections import config_dict
 
 Config = ml_collections.ConfigDict
 
+# How networks of the small worlds are trained.
+_OPTIM: dict[str, Any] = dict(
+  schedule="cosine",
+  final_fraction=0.05,
+  b1=0.9,
+  b2=0.99,
+  clip_norm=1.0,
+  ema_decay=0.999,
+  ema_warmup=True,
+)
+
 # Size -> what it changes, by group of the config. Groups start with the values
 # of `training` below, those of the reference for released networks; `data` and
 # `network` are a size's own. Stages have a table of the same kind.
@@ -25,17 +36,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
       word_dropout=0.05,  # teaches prompts that leave something open
     ),
     diffusion=dict(shift=2.0),  # 9 tokens a frame need less noise than 1560
-    optim=dict(
-      schedule="cosine",
-      final_fraction=0.05,
-      learning_rate=2e-3,
-      warmup_steps=50,
-      b1=0.9,
-      b2=0.99,
-      clip_norm=1.0,
-      ema_decay=0.999,
-      ema_warmup=True,
-    ),
+    optim=_OPTIM | dict(learning_rate=2e-3, warmup_steps=50),
     mesh=dict(data=-1, fsdp=1),
     checkpoint=dict(every=1000),
     log=dict(every=50, flops=False),
@@ -64,17 +65,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
       word_dropout=0.05,
     ),
     diffusion=dict(shift=2.5),  # 16 tokens a frame
-    optim=dict(
-      schedule="cosine",
-      final_fraction=0.05,
-      learning_rate=1e-3,
-      warmup_steps=200,
-      b1=0.9,
-      b2=0.99,
-      clip_norm=1.0,
-      ema_decay=0.999,
-      ema_warmup=True,
-    ),
+    optim=_OPTIM | dict(learning_rate=1e-3, warmup_steps=200),
     mesh=dict(data=-1, fsdp=1),
     checkpoint=dict(every=1000),
     log=dict(every=50, flops=False),

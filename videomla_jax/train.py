@@ -15,6 +15,7 @@ starts.
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 
@@ -293,6 +294,7 @@ def _train_all(
     raise ValueError(
       f"--profile={profile} is of one stage; trace one that has its own config."
     )
+  chain_run.check_alone(os.environ)
   settings, parts = chain_settings.read(config)
   for name, part in parts.items():
     if name != "vae":

@@ -76,7 +76,7 @@ def test_parts_come_in_order_and_the_last_one_is_handed_on(
   names = [name for name, _ in trainer.calls if not name.startswith("time")]
   assert names == [*settings.PARTS[:2], "convert", *settings.PARTS[2:]]
   assert (model / "made").read_text() == "dmd"
-  assert not any((tmp_path / "timing").iterdir())
+  assert not (tmp_path / "timing").exists()
 
 
 def test_steps_fill_their_share_of_the_time(tmp_path, trainer) -> None:
@@ -107,3 +107,14 @@ def test_a_stopped_run_goes_on_with_the_same_steps(tmp_path, trainer) -> None:
   # What is finished is not trained again, and nothing is timed twice.
   assert trainer.calls[0] == ("teacher_forcing", planned)
   assert "convert" not in dict(trainer.calls)
+
+
+def test_several_processes_are_refused() -> None:
+  run.check_alone({})
+  group = {
+    "VIDEOMLA_COORDINATOR": "here:1",
+    "VIDEOMLA_NUM_PROCESSES": "2",
+    "VIDEOMLA_PROCESS_ID": "0",
+  }
+  with pytest.raises(ValueError, match="clock of one process"):
+    run.check_alone(group)

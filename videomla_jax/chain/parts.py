@@ -9,8 +9,6 @@ import pathlib
 
 import ml_collections
 
-from videomla_jax.chain import settings as settings_lib
-
 CONVERTED = "converted"  # folder of the model between two parts
 _SAVED, _SHOWN, _LOGGED = 4, 2, 50  # times in a part
 
@@ -26,7 +24,7 @@ def placed(
   """Returns the config of a part with the folders that it reads.
 
   Args:
-    config: ml_collections.ConfigDict of the part, which stays as it is.
+    config: Config of the part, which stays as it is.
     name: One of `settings.PARTS`.
     root: Folder of the whole way.
   """
@@ -54,7 +52,7 @@ def with_steps(
   """Returns the config of a part that makes so many steps.
 
   Args:
-    config: ml_collections.ConfigDict of the part, which stays as it is.
+    config: Config of the part, which stays as it is.
     name: One of `settings.PARTS`.
     steps: Steps, rounded up to whole calls.
     dispatch: Steps of a call.
@@ -88,7 +86,7 @@ def for_timing(
   """Returns the config of a part that only shows how long its steps take.
 
   Args:
-    config: ml_collections.ConfigDict of the part, which stays as it is.
+    config: Config of the part, which stays as it is.
     name: One of `settings.PARTS`.
     calls: Calls of the programs, a multiple of four.
     dispatch: Steps of a call.
@@ -113,6 +111,3 @@ def timed_lines(name: str) -> slice:
   """Returns which of the logged lines are of steps that compiled nothing."""
   # The VAE logs four times, and compiles before the first and the third.
   return slice(1, None, 2) if name == "vae" else slice(-1, None)
-
-
-assert set(settings_lib.PARTS) == set(settings_lib.Shares.__annotations__)

@@ -23,6 +23,7 @@ from videomla_jax.chain import settings as settings_lib
 from videomla_jax.conversion import to_latent
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import metrics
+from videomla_jax.runtime import scheduler
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.storage import model_folder
 
@@ -30,6 +31,24 @@ Train = Callable[[ml_collections.ConfigDict, str], object]
 
 _STEPS_ON_GPU = 10  # of a call
 MODEL = "model"  # folder of the finished student
+
+
+def check_alone(environment: Mapping[str, str]) -> None:
+  """Refuses several processes, whose clocks would plan other steps each.
+
+  Args:
+    environment: Names and values, by which a scheduler tells of a group.
+
+  Raises:
+    ValueError: If there is more than one process.
+  """
+  group = scheduler.find(environment)
+  if group is not None and group.num_processes != 1:
+    raise ValueError(
+      f"stage={settings_lib.STAGE!r} plans by the clock of one process, but "
+      f"this is one of {group.num_processes or 'several'} ({group.source}); "
+      "start one, or each stage by its own config."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +127,7 @@ class Chain:
       if "perf/step_seconds" in line
     ][parts_lib.timed_lines(name)]
     seconds = sum(lines) / len(lines)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.parent)
     taken = time.monotonic() - started
     # Loading and compiling take their time once more.
     overhead = max(0.0, taken - calls * dispatch * seconds)

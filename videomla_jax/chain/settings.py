@@ -15,10 +15,6 @@ from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
 
 STAGE = "chain"  # value of `stage` in such a config
-# In the order in which they are trained. Before teacher forcing the model of
-# pretraining is converted to latent attention.
-PARTS = ("vae", "pretraining", "teacher_forcing", "consistency", "dmd")
-
 _Share = Annotated[float, config_values.Range(1e-3, 1e3)]
 
 
@@ -39,6 +35,11 @@ class Shares:
   teacher_forcing: _Share
   consistency: _Share
   dmd: _Share
+
+
+# In the order in which they are trained. Before teacher forcing the model of
+# pretraining is converted to latent attention.
+PARTS = tuple(field.name for field in dataclasses.fields(Shares))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,21 @@ def wan_14b(*, kind: str = "dense", **kwargs: Any) -> WanConfig:
   return WanConfig(attention=sizes, **(values | kwargs))
 
 
+def _heads_of_32(
+  *, kind: str, width: int, d_c: int, d_rope: int, rope_ladder: str
+) -> attention.AttentionConfig:
+  """Returns the attention of small networks, with queries of half the width."""
+  return attention.AttentionConfig(
+    kind=kind,
+    width=width,
+    num_heads=width // 32,
+    d_c=d_c,
+    d_rope=d_rope,
+    d_q=width // 2,
+    rope_ladder=rope_ladder,
+  )
+
+
 def small(
   *,
   kind: str = "latent",
@@ -115,14 +130,8 @@ def small(
   **kwargs: Any,
 ) -> WanConfig:
   """Returns the small world's network, latents in the paper's proportions."""
-  sizes = attention.AttentionConfig(
-    kind=kind,
-    width=width,
-    num_heads=width // 32,
-    d_c=d_c,
-    d_rope=d_rope,
-    d_q=width // 2,
-    rope_ladder=rope_ladder,
+  sizes = _heads_of_32(
+    kind=kind, width=width, d_c=d_c, d_rope=d_rope, rope_ladder=rope_ladder
   )
   # Unrolled float32 blocks run fastest on a CPU, where this network lives.
   values = dict(
@@ -158,14 +167,8 @@ def world(
   **kwargs: Any,
 ) -> WanConfig:
   """Returns the colour world's network, latents in the same proportions."""
-  sizes = attention.AttentionConfig(
-    kind=kind,
-    width=width,
-    num_heads=width // 32,
-    d_c=d_c,
-    d_rope=d_rope,
-    d_q=width // 2,
-    rope_ladder=rope_ladder,
+  sizes = _heads_of_32(
+    kind=kind, width=width, d_c=d_c, d_rope=d_rope, rope_ladder=rope_ladder
   )
   values = dict(
     num_layers=8,

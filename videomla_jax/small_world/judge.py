@@ -6,8 +6,6 @@ its report belongs beside every number that it helps to measure.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
 
@@ -126,9 +124,7 @@ def train_judge(
     _loss,
     rng=rng,
     key=jax.random.key(seed),
-    num_epochs=recipe.num_epochs,
-    batch_size=recipe.batch_size,
-    learning_rate=recipe.learning_rate,
+    recipe=recipe,
   )
   seconds = time.monotonic() - start
   report = examine_judge(judge, seed=seed, train_seconds=seconds)
@@ -157,7 +153,9 @@ def load_or_train_judge(
     path,
     empty=judge_network.Judge(dropout=recipe.dropout, rngs=nnx.Rngs(0)),
     report_of=lambda fields: JudgeReport(**fields),
-    fingerprint=_fingerprint(seed, recipe),
+    fingerprint=judge_cache.fingerprint(
+      _VERSION, seed, recipe, world.load_sprites("train")[0]
+    ),
     make=lambda: train_judge(seed, recipe=recipe),
   )
 
@@ -215,13 +213,3 @@ def _loss(
   )
   # A batch may hold no whole digit, so the divisor is never 0.
   return (identity * whole).sum() / (whole.sum() + 1) + content.mean()
-
-
-def _fingerprint(seed: int, recipe: JudgeRecipe) -> str:
-  """Returns a hash of everything that decides what a judge becomes."""
-  fields = [_VERSION, seed, dataclasses.asdict(recipe)]
-  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-  # The digits come from scikit-learn, and a judge that was trained on others
-  # must not be loaded.
-  digest.update(world.load_sprites("train")[0].tobytes())
-  return digest.hexdigest()

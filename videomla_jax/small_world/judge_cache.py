@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -11,10 +12,29 @@ from typing import Any
 from absl import logging
 from flax import nnx
 import jax
+from jaxtyping import Num
 import numpy as np
 
 from videomla_jax.storage import array_files
 from videomla_jax.storage import atomic
+
+
+def fingerprint(
+  version: int, seed: int, recipe: Any, handwriting: Num[np.ndarray, "..."]
+) -> str:
+  """Returns a hash of everything that decides what a judge becomes.
+
+  Args:
+    version: Number of the code that trains it.
+    seed: Seed of data, weights and order.
+    recipe: Dataclass of sizes and rates.
+    handwriting: What it learns from. It comes from scikit-learn, and a judge
+      that was trained on another one must not be loaded.
+  """
+  fields = [version, seed, dataclasses.asdict(recipe)]
+  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+  digest.update(handwriting.tobytes())
+  return digest.hexdigest()
 
 
 def load_or_make[Network: nnx.Module, Report](

@@ -1,13 +1,36 @@
 """The loop that trains a small judge on frames that are all in memory."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 import numpy as np
 import optax
+
+
+@runtime_checkable
+class Recipe(Protocol):
+  """What the loop reads of how a judge is trained.
+
+  Attributes:
+    num_epochs: Passes over the frames.
+    batch_size: Frames of a step.
+    learning_rate: Peak rate of AdamW, decayed along a cosine.
+  """
+
+  @property
+  def num_epochs(self) -> int:
+    """Number of passes over the frames."""
+
+  @property
+  def batch_size(self) -> int:
+    """Number of frames of a step."""
+
+  @property
+  def learning_rate(self) -> float:
+    """Peak rate of AdamW."""
 
 
 def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
@@ -17,9 +40,7 @@ def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
   *,
   rng: np.random.Generator,
   key: PRNGKeyArray,
-  num_epochs: int,
-  batch_size: int,
-  learning_rate: float,
+  recipe: Recipe,
 ) -> Network:
   """Runs AdamW over shuffled epochs, batches dispatched ahead.
 
@@ -29,18 +50,16 @@ def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
     loss: Mean loss of a judge on a batch of such arrays, with dropout.
     rng: Source of the order.
     key: Source of dropout.
-    num_epochs: Passes over the frames.
-    batch_size: Frames of a step.
-    learning_rate: Peak rate of AdamW, decayed along a cosine.
+    recipe: Epochs, batches and learning rate.
 
   Returns:
     The trained network.
   """
-  num_frames = len(data[0])
+  num_frames, batch_size = len(data[0]), recipe.batch_size
   steps_per_epoch = num_frames // batch_size
-  num_steps = steps_per_epoch * num_epochs
+  num_steps = steps_per_epoch * recipe.num_epochs
   rate = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, min(50, num_steps // 5), num_steps
+    0.0, recipe.learning_rate, min(50, num_steps // 5), num_steps
   )
   optimizer = optax.adamw(rate, weight_decay=0.05)
   state = optimizer.init(judge)
@@ -53,7 +72,7 @@ def fit[Network: nnx.Module, Frames: tuple[np.ndarray, ...]](
     updates, state = optimizer.update(gradient, state, judge)
     return optax.apply_updates(judge, updates), state
 
-  for _ in range(num_epochs):
+  for _ in range(recipe.num_epochs):
     order = rng.permutation(num_frames)
     for i in range(steps_per_epoch):
       rows = order[i * batch_size :][:batch_size]

@@ -5,8 +5,6 @@ known colours by `observe`.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
 
@@ -99,9 +97,7 @@ def train(
     _loss,
     rng=rng,
     key=jax.random.key(seed),
-    num_epochs=recipe.num_epochs,
-    batch_size=recipe.batch_size,
-    learning_rate=recipe.learning_rate,
+    recipe=recipe,
   )
   seconds = time.monotonic() - start
   report = examine(reader, seed=seed, train_seconds=seconds)
@@ -126,7 +122,9 @@ def load_or_train(
     path,
     empty=glyphs.Reader(dropout=recipe.dropout, rngs=nnx.Rngs(0)),
     report_of=lambda fields: Report(**fields),
-    fingerprint=_fingerprint(seed, recipe),
+    fingerprint=judge_cache.fingerprint(
+      _VERSION, seed, recipe, digits.load("train").ink
+    ),
     make=lambda: train(seed, recipe=recipe),
   )
 
@@ -160,13 +158,3 @@ def _loss(
   logits = reader(batch.images, rngs=dropout)
   targets = optax.smooth_labels(jax.nn.one_hot(batch.identity, 10), 0.1)
   return optax.softmax_cross_entropy(logits, targets).mean()
-
-
-def _fingerprint(seed: int, recipe: Recipe) -> str:
-  """Returns a hash of everything that decides what a reader becomes."""
-  fields = [_VERSION, seed, dataclasses.asdict(recipe)]
-  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-  # The digits come from scikit-learn, and a reader of others must not be
-  # loaded.
-  digest.update(digits.load("train").ink.tobytes())
-  return digest.hexdigest()
