@@ -5,12 +5,13 @@
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=training
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=memory
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=work
+  python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=world
   python -m videomla_jax.benchmark --config=configs/benchmark.py:suite=gpu
 
-`kernels`, `memory` and `work` need the extra `aot` and JAX_PLATFORMS=cpu,
-and no GPU. `gpu` measures the one that is here.
-Arguments: `suite=rollout|kernels|training|memory|work|gpu`, `minutes=N`
-(of video, or of measuring), `runlocal`.
+`kernels`, `memory`, `work` and `world` need the extra `aot` and
+JAX_PLATFORMS=cpu, and no GPU. `gpu` measures the one that is here.
+Arguments: `suite=rollout|kernels|training|memory|work|world|gpu`,
+`minutes=N` (of video, or of measuring), `runlocal`.
 """
 
 import importlib
@@ -19,12 +20,14 @@ from typing import Any
 import ml_collections
 
 import common
+from videomla_jax.chain import settings
 from videomla_jax.costs import attention_shapes
 from videomla_jax.training.stages import table
+import world
 
 # The config of a stage has the name of the stage.
 STAGES = {name: importlib.import_module(name) for name in table.STAGES}
-SUITES = ("rollout", "kernels", "training", "memory", "work", "gpu")
+SUITES = ("rollout", "kernels", "training", "memory", "work", "world", "gpu")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -46,6 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "training": _training,
     "memory": _memory,
     "work": _work,
+    "world": _world,
     "gpu": _gpu,
   }
   config = ml_collections.ConfigDict()
@@ -125,6 +129,17 @@ def _work(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:
     config.targets = ()
     config.stages = {"pretraining": config.stages["pretraining"]}
     config.record = "out/benchmark_work.jsonl"
+
+
+def _world(
+  config: ml_collections.ConfigDict, arguments: dict[str, Any]
+) -> None:
+  """Compiles steps of the whole way; minutes for each on two cores."""
+  config.targets = ("h100",)
+  whole = world.get_config("all")
+  config.parts = {name: whole[name] for name in settings.PARTS}
+  if arguments["runlocal"]:
+    config.targets = ()
 
 
 def _gpu(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:

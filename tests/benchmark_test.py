@@ -10,7 +10,10 @@ import pytest
 
 from tests import tiny_project
 from videomla_jax import benchmark
+from videomla_jax.chain import costs as chain_costs
+from videomla_jax.chain import settings
 from videomla_jax.costs import rollout_run
+from videomla_jax.costs import step_time
 from videomla_jax.training.stages import table
 
 
@@ -98,4 +101,22 @@ def test_kernel_suite_refuses_what_it_does_not_know() -> None:
     benchmark.benchmark(config)
   config.targets, config.shapes = ("b200",), ("4k",)
   with pytest.raises(ValueError, match=r"shapes=\['4k'\] .*'720p'"):
+    benchmark.benchmark(config)
+
+
+def test_world_suite_writes_a_line_for_each_part(tmp_path, monkeypatch) -> None:
+  def costs(parts, target):
+    for number, name in enumerate(parts, start=1):
+      work = step_time.Work(kernels=number, num_bytes=10**9, flops=1e9)
+      yield chain_costs.Cost(part=name, target=target, examples=2, work=work)
+
+  monkeypatch.setattr(chain_costs, "costs", costs)
+  config = tiny_project.config("benchmark", "suite=world")
+  config.json = str(tmp_path / "world.jsonl")
+  rows = benchmark.benchmark(config)
+  assert [row["part"] for row in rows] == [*settings.PARTS]
+  text = (tmp_path / "world.jsonl").read_text()
+  assert [json.loads(line) for line in text.splitlines()] == rows
+  config.targets = ("b300",)
+  with pytest.raises(ValueError, match="b300"):
     benchmark.benchmark(config)

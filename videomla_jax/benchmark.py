@@ -22,6 +22,7 @@ import jax
 import ml_collections
 
 from videomla_jax import sharding
+from videomla_jax.chain import costs as chain_costs
 from videomla_jax.costs import attention_choice
 from videomla_jax.costs import attention_shapes
 from videomla_jax.costs import flops
@@ -224,10 +225,44 @@ class TrainingSuite:
     return rows
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldSuite:
+  """Compiles a step of every part of the colour world's training for GPUs.
+
+  Attributes:
+    targets: Keys of `gpus.TARGETS`.
+    parts: Config of each part by its name, see `chain.settings.PARTS`.
+    json: File for the rows, a line each; empty for none.
+  """
+
+  targets: tuple[str, ...]
+  parts: Mapping[str, ml_collections.ConfigDict]
+  json: config_values.Path
+
+  def run(self) -> list[record.Line]:
+    """Prints what a step of each part needs, and returns the rows.
+
+    Raises:
+      ValueError: If a target is unknown.
+      RuntimeError: If the cross-compiler is not installed.
+    """
+    record.check_names("targets", self.targets, gpus.TARGETS)
+    rows: list[record.Line] = []
+    for target in self.targets:
+      for cost in chain_costs.costs(self.parts, target):
+        rows.append(cost.line())
+        print(json.dumps(rows[-1]), flush=True)
+        if self.json:  # row by row, as in `KernelSuite`
+          lines = [json.dumps(row) for row in rows]
+          atomic.write_text(self.json, "\n".join(lines) + "\n")
+    return rows
+
+
 Suite = (
   RolloutSuite
   | KernelSuite
   | TrainingSuite
+  | WorldSuite
   | headroom.MemorySuite
   | work.WorkSuite
   | measuring_suite.GpuSuite
@@ -237,6 +272,7 @@ SUITES: dict[str, type[Suite]] = {
   "rollout": RolloutSuite,
   "kernels": KernelSuite,
   "training": TrainingSuite,
+  "world": WorldSuite,
   "memory": headroom.MemorySuite,
   "work": work.WorkSuite,
   "gpu": measuring_suite.GpuSuite,

@@ -40,7 +40,7 @@ from videomla_jax.training import resumption
 # Keys that may be others when a run goes on.
 _MAY_CHANGE = (
   *resumption.MAY_CHANGE,
-  *("every", "held_out", "keep", "minutes", "data.films"),
+  *("every", "held_out", "keep", "minutes", "data.films", "optim.matrix_rate"),
 )
 _SHOWN = 6  # held-out clips of a sheet
 _FIRST_LOG_VARIANCE = -6.0  # of a new VAE's latents: a deviation of 0.05
