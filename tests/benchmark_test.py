@@ -106,7 +106,8 @@ def test_kernel_suite_refuses_what_it_does_not_know() -> None:
 
 def test_world_suite_writes_a_line_for_each_part(tmp_path, monkeypatch) -> None:
   def costs(parts, target):
-    for number, name in enumerate(parts, start=1):
+    assert set(parts) == set(settings.PARTS)
+    for number, name in enumerate(settings.PARTS, start=1):
       work = step_time.Work(kernels=number, num_bytes=10**9, flops=1e9)
       yield chain_costs.Cost(part=name, target=target, examples=2, work=work)
 
