@@ -30,7 +30,7 @@ class _Trainer:
 
   def __call__(self, config, workdir: str) -> None:
     folder = pathlib.Path(workdir)
-    name, timing = folder.name, folder.parent.name == "timing"
+    name, timing = folder.name, folder.parent.name == ".timing"
     steps = config.optim.steps
     self.calls.append((f"time {name}" if timing else name, steps))
     if name == self.fails and not timing:
@@ -76,7 +76,7 @@ def test_parts_come_in_order_and_the_last_one_is_handed_on(
   names = [name for name, _ in trainer.calls if not name.startswith("time")]
   assert names == [*settings.PARTS[:2], "convert", *settings.PARTS[2:]]
   assert (model / "made").read_text() == "dmd"
-  assert not (tmp_path / "timing").exists()
+  assert not (tmp_path / ".timing").exists()
 
 
 def test_steps_fill_their_share_of_the_time(tmp_path, trainer) -> None:

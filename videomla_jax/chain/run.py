@@ -31,6 +31,7 @@ Train = Callable[[ml_collections.ConfigDict, str], object]
 
 _STEPS_ON_GPU = 10  # of a call
 MODEL = "model"  # folder of the finished student
+_TIMING = ".timing"  # folder of steps that are only timed, removed afterwards
 
 
 def check_alone(environment: Mapping[str, str]) -> None:
@@ -115,7 +116,7 @@ class Chain:
     """Times some steps, and says how many fit into the share of a part."""
     started = time.monotonic()
     calls, dispatch = self.settings.probe, self.dispatch
-    folder = self.root / "timing" / name
+    folder = self.root / _TIMING / name
     if folder.exists():
       shutil.rmtree(folder)  # of a start that was stopped
     self.train[name](

@@ -71,3 +71,8 @@ def test_sets_are_compared_video_by_video(seed):
   assert lines[2].endswith("| -0.250 (-0.250 to -0.250) |")
   rows["few"] = _measures(rng, number=3)
   assert summaries.memory_table(rows).splitlines()[2].endswith("| - |")
+
+
+def test_no_sets_are_refused() -> None:
+  with pytest.raises(ValueError, match="at least one set"):
+    summaries.memory_table({})

@@ -167,7 +167,12 @@ def memory_table(
   Returns:
     One line for each measure of memory, for all absences and for those that
     lasted at most, and more than, 1.75 s.
+
+  Raises:
+    ValueError: If there is no set.
   """
+  if not rows:
+    raise ValueError("rows is empty; give at least one set of videos.")
   first, *others = rows
   heads = [*rows, *(f"{name} - {first}" for name in others)]
   lines = [
