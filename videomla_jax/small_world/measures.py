@@ -9,7 +9,7 @@ clips: `real_videos` gives the row that belongs beside every model's.
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 import numpy as np
 
 from videomla_jax.small_world import judge_frames
@@ -65,7 +65,9 @@ def measure(
   Raises:
     ValueError: If counts differ, pixels leave [0, 1] or a video is too short.
   """
-  _require_videos(videos, prompts)
+  require_videos(
+    videos, prompts, fewest=_MIN_FRAMES, why="a quarter needs three"
+  )
   judged = judge_network.judge_frames(judge, videos)
   track = motion.track_ink(videos)
   windows = time_windows(videos.shape[1], fps)
@@ -225,22 +227,37 @@ def _mode(identity: Int[np.ndarray, "V T"]) -> Int[np.ndarray, "V"]:
   return (identity[..., None] == np.arange(10)).sum(1).argmax(1)
 
 
-def _require_videos(
-  videos: Float[np.ndarray, "V T 24 24 1"],
-  prompts: Sequence[prompts_lib.Prompt],
+def require_videos(
+  videos: Num[np.ndarray, "V T h w c"],
+  prompts: Sequence[object],
+  *,
+  fewest: int,
+  why: str,
 ) -> None:
+  """Refuses videos that cannot be measured.
+
+  Args:
+    videos: Pixels; fractions must be in [0, 1].
+    prompts: What each should show.
+    fewest: Frames of the shortest video that can be measured.
+    why: Why so many, as it follows "frames and".
+
+  Raises:
+    ValueError: If counts differ, pixels are out of range, or videos too short.
+  """
   num_videos, num_frames = videos.shape[:2]
   if not num_videos or num_videos != len(prompts):
     raise ValueError(
       f"videos has {num_videos} videos for {len(prompts)} prompts, and each"
       " needs one; pass as many prompts as videos."
     )
-  if num_frames < _MIN_FRAMES:
+  if num_frames < fewest:
     raise ValueError(
-      f"videos has {num_frames} frames and a quarter needs three; generate"
-      f" {_MIN_FRAMES} or more."
+      f"videos has {num_frames} frames and {why}; generate {fewest} or more."
     )
-  if not (videos.min() >= 0 and videos.max() <= 1):
+  if np.issubdtype(videos.dtype, np.floating) and not (
+    videos.min() >= 0 and videos.max() <= 1
+  ):
     raise ValueError(
       f"videos has pixels from {videos.min()} to {videos.max()}, and they must"
       " be in [0, 1]; clip them or divide by 255."

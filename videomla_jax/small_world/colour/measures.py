@@ -145,7 +145,9 @@ def examine(
   Raises:
     ValueError: If counts differ, pixels are out of range, or videos too short.
   """
-  _require_videos(videos, prompts)
+  small_measures.require_videos(
+    videos, prompts, fewest=_MIN_FRAMES, why=f"a second has {_MIN_FRAMES}"
+  )
   found = []
   for seen in tracks.follow(observe.observe(videos), prompts, judge):
     events, followed = memory.events(seen)
@@ -254,27 +256,3 @@ def _mean(values: Iterable[Any]) -> float:
   array = np.asarray([*values], float)
   array = array[~np.isnan(array)]
   return float(array.mean()) if len(array) else _NAN
-
-
-def _require_videos(
-  videos: Num[np.ndarray, "V T 64 64 3"],
-  prompts: Sequence[prompts_lib.Prompt],
-) -> None:
-  num_videos, num_frames = videos.shape[:2]
-  if not num_videos or num_videos != len(prompts):
-    raise ValueError(
-      f"videos has {num_videos} videos for {len(prompts)} prompts, and each"
-      " needs one; pass as many prompts as videos."
-    )
-  if num_frames < _MIN_FRAMES:
-    raise ValueError(
-      f"videos has {num_frames} frames and a second has {_MIN_FRAMES}; generate"
-      " that many or more."
-    )
-  if np.issubdtype(videos.dtype, np.floating) and not (
-    videos.min() >= 0 and videos.max() <= 1
-  ):
-    raise ValueError(
-      f"videos has pixels from {videos.min()} to {videos.max()}, and fractions"
-      " must be in [0, 1]; clip them or divide by 255."
-    )
