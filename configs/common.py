@@ -217,6 +217,7 @@ def training(
     accumulate=1,  # microbatches of an update, one after the other
     schedule="constant",
     learning_rate=2e-6,
+    matrix_rate=0.0,  # of Muon, for kernels; 0 leaves them to AdamW
     warmup_steps=0,
     final_fraction=unused(float),  # of the learning rate, cosine
     b1=0.0,
@@ -327,11 +328,12 @@ def finish(config: Config, arg: dict[str, Any]) -> None:
 
 def run_locally(config: Config) -> None:
   """Makes a training config so small that it runs in seconds, for tests."""
-  config.data.update(batch_size=2, num_frames=6)
+  frames = min(config.data.num_frames, 6)
+  config.data.update(batch_size=2, num_frames=frames)
   if "num_clips" in config.data:
     # Six latent frames of a VAE are 21 of pixels.
-    frames = 21 if "vae" in config.data else 6
-    config.data.update(num_clips=64, clip_frames=frames)
+    pixels = 4 * (frames - 1) + 1 if "vae" in config.data else 6
+    config.data.update(num_clips=64, clip_frames=pixels)
   config.optim.update(steps=min(config.optim.steps, 6), warmup_steps=2)
   config.checkpoint.update(every=2)
   if config.eval.batches:

@@ -3,8 +3,9 @@
   python -m videomla_jax.train --config=configs/world.py:all,minutes=12 \
     --workdir=runs/world
 
-trains a VAE, encodes clips by it, trains the bidirectional model (stage 0),
-converts it to latent attention, and trains the student through stages 1 to 3.
+trains a VAE, encodes clips by it, trains the bidirectional model (stage 0) on
+single frames and then on clips, converts it to latent attention, and trains the
+student through stages 1 to 3.
 The same command goes on where it was stopped. Every part is a config of its
 own, whose fields can be set: `--config.dmd.optim.learning_rate=2e-5`. Folders
 and numbers of steps are set when a part begins: some steps are timed, and as
@@ -14,7 +15,8 @@ many are planned as fit into its share of the time that is left.
   WORKDIR/chain.json   times and numbers of steps
   WORKDIR/PART         folder of `train_vae` and of each stage
 
-Arguments: `all`, `minutes=N`, `seed=N`, `videos=N` (samples each time),
+Arguments: `all`, `minutes=N`, `seed=N`, `vae=DIR` (a finished VAE, which is not
+trained then), `videos=N` (samples each time),
 `cpu` (sizes for two cores and half an hour; without it those of one GPU, where
 it has not run yet), `runlocal` (a minute, for tests).
 """
@@ -33,16 +35,20 @@ _GPU = dict(
   vae_images=64,
   vae_frames=17,
   clips=20_000,
+  images=100_000,
+  images_batch=256,
   batch=64,
-  shares=(0.3, 0.3, 0.15, 0.1, 0.15),
+  shares=(0.25, 0.15, 0.2, 0.15, 0.1, 0.15),
 )
 _CPU = dict(
   vae_clips=2,
   vae_images=16,
   vae_frames=9,
   clips=200,
+  images=20_000,
+  images_batch=64,
   batch=4,
-  shares=(0.5, 0.2, 0.1, 0.08, 0.12),
+  shares=(0.35, 0.25, 0.15, 0.1, 0.06, 0.09),
 )
 
 
@@ -60,6 +66,7 @@ def get_config(arg: str | None = None) -> common.Config:
     variant="all",
     minutes=12.0,
     seed=0,
+    vae="",
     videos=4,
     cpu=False,
     runlocal=False,
@@ -72,8 +79,12 @@ def get_config(arg: str | None = None) -> common.Config:
   config = common.Config()
   config.stage = "chain"
   config.minutes = arg["minutes"]
-  names = ("vae", "pretraining", "teacher_forcing", "consistency", "dmd")
+  names = (
+    *("vae", "images", "pretraining"),
+    *("teacher_forcing", "consistency", "dmd"),
+  )
   config.shares = dict(zip(names, sizes["shares"], strict=True))  # of the time
+  config.finished_vae = arg["vae"]  # folder; empty trains one
   config.dispatch = 0  # steps of a call; 0 is 1 on a CPU and 10 elsewhere
   config.probe = 8  # calls that are timed before a part begins
   config.least_steps = 20  # of a part
@@ -84,6 +95,7 @@ def get_config(arg: str | None = None) -> common.Config:
     batch_size=sizes["vae_clips"], num_frames=sizes["vae_frames"]
   )
   end = f"world,videos={arg['videos']}" + end
+  config.images = pretraining.get_config(end + ",images")
   for name, file in (
     ("pretraining", pretraining),
     ("teacher_forcing", teacher_forcing),
@@ -94,7 +106,11 @@ def get_config(arg: str | None = None) -> common.Config:
     if not arg["runlocal"]:
       part.data.update(num_clips=sizes["clips"], batch_size=sizes["batch"])
     config[name] = part
-  if arg["runlocal"]:
+  if not arg["runlocal"]:
+    config.images.data.update(
+      num_clips=sizes["images"], batch_size=sizes["images_batch"]
+    )
+  else:
     config.least_steps = 4
     config.vae.network.channels = 16  # which the stages need
     config.vae.data.num_frames = 5

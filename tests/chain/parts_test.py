@@ -12,6 +12,7 @@ from videomla_jax.runtime import config_reader
 from videomla_jax.training.stages import table
 
 ROOT = pathlib.Path("somewhere")
+VAE = ROOT / "vae" / "model"
 
 
 def _config(name: str):
@@ -28,7 +29,7 @@ def _read(name: str, config) -> object:
 @pytest.mark.parametrize("dispatch", [1, 10])
 @pytest.mark.parametrize("steps", [4, 137, 5000])
 def test_every_number_of_steps_makes_a_config(name, dispatch, steps) -> None:
-  config = parts.placed(_config(name), name, ROOT)
+  config = parts.placed(_config(name), name, ROOT, vae=VAE)
   config = parts.with_steps(config, name, steps, dispatch=dispatch)
   read = _read(name, config)
   assert steps <= read.optim.steps < steps + dispatch
@@ -41,10 +42,11 @@ def test_every_number_of_steps_makes_a_config(name, dispatch, steps) -> None:
 
 @pytest.mark.parametrize("name", settings.PARTS[1:])
 def test_a_part_starts_where_the_one_before_ends(name) -> None:
-  config = parts.placed(_config(name), name, ROOT)
-  assert config.data.vae == str(ROOT / "vae" / "model")
+  config = parts.placed(_config(name), name, ROOT, vae=VAE)
+  assert config.data.vae == str(VAE)
   before = {
-    "pretraining": "",
+    "images": "",
+    "pretraining": str(parts.model(ROOT, "images")),
     "teacher_forcing": str(ROOT / parts.CONVERTED),
     "consistency": str(parts.model(ROOT, "teacher_forcing")),
     "dmd": str(parts.model(ROOT, "consistency")),
@@ -55,7 +57,7 @@ def test_a_part_starts_where_the_one_before_ends(name) -> None:
 def test_the_given_config_stays_as_it_is() -> None:
   config = _config("dmd")
   before = config.to_json()
-  placed = parts.placed(config, "dmd", ROOT)
+  placed = parts.placed(config, "dmd", ROOT, vae=VAE)
   parts.for_timing(placed, "dmd", 8, dispatch=2)
   assert config.to_json() == before
 
@@ -64,7 +66,7 @@ def test_the_given_config_stays_as_it_is() -> None:
 def test_a_timing_makes_no_samples_and_logs_steps_without_compiling(
   name,
 ) -> None:
-  config = parts.placed(_config(name), name, ROOT)
+  config = parts.placed(_config(name), name, ROOT, vae=VAE)
   config = parts.for_timing(config, name, 8, dispatch=5)
   read = _read(name, config)
   assert read.optim.steps == 40

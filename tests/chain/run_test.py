@@ -22,6 +22,7 @@ class _Trainer:
   def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
     self.calls: list[tuple[str, int]] = []
     self.fails, self.seconds = "", SECONDS
+    self.vaes: set[str] = set()
     monkeypatch.setattr(
       model_folder, "is_model_folder", lambda path: (path / "made").exists()
     )
@@ -32,6 +33,8 @@ class _Trainer:
     folder = pathlib.Path(workdir)
     name, timing = folder.name, folder.parent.name == ".timing"
     steps = config.optim.steps
+    if name != "vae":
+      self.vaes.add(config.data.vae)
     self.calls.append((f"time {name}" if timing else name, steps))
     if name == self.fails and not timing:
       raise SystemExit(3)
@@ -58,8 +61,10 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> _Trainer:
   return _Trainer(monkeypatch)
 
 
-def _chain(root: pathlib.Path, trainer: _Trainer, minutes: float) -> run.Chain:
-  read, parts = settings.read(tiny_project.config("world", "all"))
+def _chain(
+  root: pathlib.Path, trainer: _Trainer, minutes: float, vae: str = ""
+) -> run.Chain:
+  read, parts = settings.read(tiny_project.config("world", f"all,vae={vae}"))
   read = dataclasses.replace(read, minutes=minutes, dispatch=1)
   return run.Chain(
     settings=read,
@@ -74,7 +79,7 @@ def test_parts_come_in_order_and_the_last_one_is_handed_on(
 ) -> None:
   model = _chain(tmp_path, trainer, 1.0)()
   names = [name for name, _ in trainer.calls if not name.startswith("time")]
-  assert names == [*settings.PARTS[:2], "convert", *settings.PARTS[2:]]
+  assert names == [*settings.PARTS[:3], "convert", *settings.PARTS[3:]]
   assert (model / "made").read_text() == "dmd"
   assert not (tmp_path / ".timing").exists()
 
@@ -82,13 +87,20 @@ def test_parts_come_in_order_and_the_last_one_is_handed_on(
 def test_steps_fill_their_share_of_the_time(tmp_path, trainer) -> None:
   _chain(tmp_path, trainer, 10.0)()
   steps = dict(trainer.calls)
-  # Nothing else takes time here: 30 % of ten minutes.
-  assert steps["vae"] == pytest.approx(0.3 * 600 / SECONDS, rel=0.05)
+  # Nothing else takes time here: a quarter of ten minutes.
+  assert steps["vae"] == pytest.approx(0.25 * 600 / SECONDS, rel=0.05)
   # The first part took none of its time, which the others have now.
-  assert steps["pretraining"] == pytest.approx(
-    0.3 / 0.7 * 600 / SECONDS, rel=0.05
-  )
+  assert steps["images"] == pytest.approx(0.15 / 0.75 * 600 / SECONDS, rel=0.05)
   assert progress.read(tmp_path).step_seconds["dmd"] == SECONDS
+
+
+def test_a_finished_vae_is_taken_by_all_parts_and_not_trained(
+  tmp_path, trainer
+) -> None:
+  _chain(tmp_path, trainer, 1.0, vae="finished")()
+  names = {name for name, _ in trainer.calls}
+  assert not names & {"vae", "time vae"}
+  assert trainer.vaes == {"finished"}
 
 
 def test_too_little_time_makes_the_fewest_steps(tmp_path, trainer) -> None:

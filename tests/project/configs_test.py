@@ -32,7 +32,9 @@ _VARIANTS = {
     "stage3_la12_sink3",
     "stage3,embeddings=prompts.safetensors",
   ],
-  "pretraining": ["", "small", "world", "wan_1p3b", "seed=3"],
+  "pretraining": [
+    *("", "small", "world", "world,images", "wan_1p3b", "seed=3"),
+  ],
   "teacher_forcing": [
     "",
     "small",

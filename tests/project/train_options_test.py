@@ -65,6 +65,7 @@ _CHANGES: dict[str, Any] = {
   "optim.accumulate": 2,
   "optim.schedule": {"constant": "cosine", "cosine": "constant"},
   "optim.learning_rate": 3e-5,
+  "optim.matrix_rate": 0.02,
   "optim.warmup_steps": 5,
   "optim.final_fraction": 0.5,
   "optim.b1": 0.7,
@@ -200,7 +201,7 @@ def recorder(
 _UPDATE = {
   f"optim.{x}"
   for x in ("b2", "eps", "weight_decay", "clip_norm", "ema_decay", "ema_warmup")
-} | {"optim.learning_rate", "optim.critic_learning_rate"}
+} | {f"optim.{x}rate" for x in ("learning_", "critic_learning_", "matrix_")}
 
 
 def _refused(

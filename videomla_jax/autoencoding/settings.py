@@ -188,7 +188,7 @@ class Settings:
   data: Data
   images: Images
   loss: Loss
-  optim: training_settings.MuonOptim
+  optim: training_settings.Optim
   every: Every
   held_out: _Count
   keep: _Count

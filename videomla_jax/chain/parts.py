@@ -19,7 +19,11 @@ def model(root: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def placed(
-  config: ml_collections.ConfigDict, name: str, root: pathlib.Path
+  config: ml_collections.ConfigDict,
+  name: str,
+  root: pathlib.Path,
+  *,
+  vae: str | pathlib.Path,
 ) -> ml_collections.ConfigDict:
   """Returns the config of a part with the folders that it reads.
 
@@ -27,16 +31,18 @@ def placed(
     config: Config of the part, which stays as it is.
     name: One of `settings.PARTS`.
     root: Folder of the whole way.
+    vae: Folder of the VAE of all stages.
   """
   config = config.copy_and_resolve_references()
   if name == "vae":
     return config
   config.data.root = str(root / "data")
-  config.data.vae = str(model(root, "vae"))
+  config.data.vae = str(vae)
   dense = str(model(root, "pretraining"))
   forced = str(model(root, "teacher_forcing"))
   config.networks = {
-    "pretraining": dict(model=""),
+    "images": dict(model=""),
+    "pretraining": dict(model=str(model(root, "images"))),
     "teacher_forcing": dict(model=str(root / CONVERTED)),
     "consistency": dict(model=forced, teacher=forced),
     "dmd": dict(

@@ -79,6 +79,8 @@ class Chain:
       SystemExit: After a signal, when the state of the part is on disk.
     """
     for name in settings_lib.PARTS:
+      if name == "vae" and self.settings.finished_vae:
+        continue
       if name == "teacher_forcing":
         self._convert()
       if not model_folder.is_model_folder(parts_lib.model(self.root, name)):
@@ -95,7 +97,12 @@ class Chain:
   def _run(self, name: str) -> None:
     """Plans and trains one part."""
     started = time.monotonic()
-    config = parts_lib.placed(self.parts[name], name, self.root)
+    config = parts_lib.placed(
+      self.parts[name],
+      name,
+      self.root,
+      vae=self.settings.finished_vae or parts_lib.model(self.root, "vae"),
+    )
     progress = progress_lib.read(self.root)
     if name not in progress.steps:
       progress = self._planned(name, config, progress)

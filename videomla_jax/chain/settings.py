@@ -24,13 +24,15 @@ class Shares:
 
   Attributes:
     vae: Training of the VAE.
-    pretraining: Stage 0, and encoding its data.
+    images: Stage 0 on single frames, and encoding them.
+    pretraining: Stage 0 on clips, and encoding them.
     teacher_forcing: Stage 1, and the conversion before it.
     consistency: Stage 2.
     dmd: Stage 3.
   """
 
   vae: _Share
+  images: _Share
   pretraining: _Share
   teacher_forcing: _Share
   consistency: _Share
@@ -50,6 +52,7 @@ class Settings:
     stage: `STAGE`.
     minutes: Time of the whole way.
     shares: How it is divided.
+    finished_vae: Folder of a VAE that is taken as it is; empty trains one.
     dispatch: Steps of one call of a program; 0 is 1 on a CPU and 10 elsewhere.
     probe: Calls of each program that are timed before a part begins.
     least_steps: Fewest steps of a part, however short the time is.
@@ -58,6 +61,7 @@ class Settings:
   stage: str
   minutes: Annotated[float, config_values.Range(0.01, 1e5)]
   shares: Shares
+  finished_vae: config_values.Path
   dispatch: Annotated[int, config_values.Range(0, 10_000)]
   probe: Annotated[int, config_values.Range(4, 1000)]
   least_steps: Annotated[int, config_values.Range(4, 10**6)]

@@ -61,7 +61,7 @@ def make_optimiser(
       f"{SCHEDULES}."
     )
   schedule = schedules[settings.schedule]()
-  if isinstance(settings, settings_lib.MuonOptim) and settings.matrix_rate:
+  if settings.matrix_rate:
     return optax.chain(
       optax.clip_by_global_norm(settings.clip_norm), _muon(settings, schedule)
     ), schedule
@@ -88,9 +88,9 @@ def _adam(settings: settings_lib.Optim) -> optax.GradientTransformation:
 
 
 def _muon(
-  settings: settings_lib.MuonOptim, schedule: optax.Schedule
+  settings: settings_lib.Optim, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Builds Muon for convolutions, and AdamW for gains and constants.
+  """Builds Muon for kernels, and AdamW for gains, constants and words.
 
   Muon (Jordan, 2024) makes all directions of a gradient equally long. A kernel
   is a matrix from all that one output sees to the channels of the output. Both
@@ -99,13 +99,7 @@ def _muon(
   ratio = settings.matrix_rate / settings.learning_rate
 
   def matrices(params: PyTree) -> PyTree:
-    def matrix(x: jax.Array) -> contrib.MuonDimensionNumbers | None:
-      if x.ndim < 2:
-        return None
-      *seen, channels = range(x.ndim)
-      return contrib.MuonDimensionNumbers(tuple(seen), (channels,))
-
-    return jax.tree.map(matrix, params)
+    return jax.tree_util.tree_map_with_path(_matrix, params)
 
   return contrib.muon(
     learning_rate=lambda step: ratio * schedule(step),
@@ -116,6 +110,19 @@ def _muon(
     weight_decay=settings.weight_decay,
     muon_weight_dimension_numbers=matrices,
   )
+
+
+def _matrix(
+  path: tuple[object, ...], x: jax.Array
+) -> contrib.MuonDimensionNumbers | None:
+  """Says which axes of a parameter are rows and columns of its matrix."""
+  names = [getattr(key, "key", None) for key in path]
+  if "kernel" not in names:
+    return None
+  # Blocks of a DiT are stacked along the first axis, one matrix for each.
+  axes = range(1, x.ndim) if "blocks" in names else range(x.ndim)
+  *seen, channels = axes
+  return contrib.MuonDimensionNumbers(tuple(seen), (channels,))
 
 
 def check(settings: settings_lib.Optim) -> None:

@@ -124,13 +124,15 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-  """Group `optim`: AdamW, its schedule, and the average of the weights.
+  """Group `optim`: AdamW or Muon, schedule, and the average of the weights.
 
   Attributes:
     steps: Steps of the whole run.
     accumulate: Microbatches of an update, computed one after the other.
     schedule: One of `optim.SCHEDULES`.
     learning_rate: Highest learning rate.
+    matrix_rate: Highest learning rate of Muon, which updates kernels and
+      follows the same schedule; 0 leaves all to AdamW.
     warmup_steps: Steps in which the learning rate rises from 0.
     final_fraction: Last learning rate over the highest; None if it does not
       fall.
@@ -148,6 +150,7 @@ class Optim:
   accumulate: int
   schedule: str
   learning_rate: float
+  matrix_rate: float
   warmup_steps: int
   final_fraction: float | None
   b1: float
@@ -158,18 +161,6 @@ class Optim:
   ema_decay: float
   ema_warmup: bool
   max_skipped: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MuonOptim(Optim):
-  """Group `optim` where weights of convolutions may be updated by Muon.
-
-  Attributes:
-    matrix_rate: Highest learning rate of Muon, which follows the same schedule;
-      0 leaves all to AdamW.
-  """
-
-  matrix_rate: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
