@@ -2,6 +2,7 @@
 
 import os
 
+from absl import logging
 import numpy as np
 import pytest
 
@@ -82,3 +83,13 @@ def test_failed_build_leaves_no_data_set(tmp_path, monkeypatch):
 def test_config_rejects_nonsense(field):
   with pytest.raises(ValueError, match=f"{field}=-1"):
     moving_digits.MovingDigitsConfig(**{field: -1})
+
+
+def test_a_config_of_ones_own_gives_no_warning(tmp_path, caplog):
+  config = moving_digits.MovingDigitsConfig(num_clips=3, num_frames=4)
+  with caplog.at_level("WARNING"):
+    moving_digits.MovingDigits(data_dir=str(tmp_path), config=config)
+    assert not caplog.messages
+    logging.get_absl_logger().warning("custom data configuration")
+  # Only TFDS is kept quiet, and only then.
+  assert caplog.messages == ["custom data configuration"]

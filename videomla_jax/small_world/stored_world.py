@@ -2,9 +2,11 @@
 
 import abc
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 from typing import Any, ClassVar
 
+from absl import logging
 from jaxtyping import Int32
 import numpy as np
 import tensorflow_datasets as tfds
@@ -86,13 +88,14 @@ class StoredWorld(tfds.core.GeneratorBasedBuilder):
     file_format: str = "array_record",
     **kwargs: Any,
   ) -> None:
-    # TFDS takes a registered config by default only, and refuses its equals.
-    super().__init__(
-      data_dir=data_dir,
-      config=None if config in self.BUILDER_CONFIGS else config,
-      file_format=file_format,
-      **kwargs,
-    )
+    with _no_word_of_other_configs():
+      # TFDS takes a registered config by default only, and refuses its equals.
+      super().__init__(
+        data_dir=data_dir,
+        config=None if config in self.BUILDER_CONFIGS else config,
+        file_format=file_format,
+        **kwargs,
+      )
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
@@ -109,3 +112,15 @@ class StoredWorld(tfds.core.GeneratorBasedBuilder):
     self, split: str, num_clips: int
   ) -> Iterator[tuple[int, dict]]:
     """Yields numbered records of a split, "train" or "test"."""
+
+
+@contextlib.contextmanager
+def _no_word_of_other_configs() -> Iterator[None]:
+  """Keeps TFDS from warning of every config that it does not know by name."""
+  logger = logging.get_absl_logger()
+  drop = lambda record: "custom data configuration" not in record.getMessage()
+  logger.addFilter(drop)
+  try:
+    yield
+  finally:
+    logger.removeFilter(drop)
