@@ -43,7 +43,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     eval=dict(every=1000),
     samples=dict(every=2000, videos=6, seconds=15.0),
   ),
-  # Sizes and rates were chosen by those of "small", and not tuned.
+  # Sizes were chosen by those of "small"; docs/colour_world.md has what was
+  # tried of rates.
   "world": dict(
     network=dict(
       dtype="",  # float32 on a CPU, bfloat16 elsewhere
