@@ -7,7 +7,7 @@ from videomla_jax.chain import progress
 
 def test_progress_comes_back_as_it_was_written(tmp_path) -> None:
   assert progress.read(tmp_path) == progress.Progress()
-  written = progress.Progress(12.5, {"vae": 7}, {"vae": 0.25})
+  written = progress.Progress(12.5, {"vae": 7}, {"vae": 0.25}, {"vae": 3.0})
   progress.write(tmp_path, written)
   assert progress.read(tmp_path) == written
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import time
 
 import pytest
 
@@ -92,6 +93,26 @@ def test_steps_fill_their_share_of_the_time(tmp_path, trainer) -> None:
   # The first part took none of its time, which the others have now.
   assert steps["images"] == pytest.approx(0.15 / 0.75 * 600 / SECONDS, rel=0.05)
   assert progress.read(tmp_path).step_seconds["dmd"] == SECONDS
+
+
+def test_what_a_part_took_beside_its_steps_is_left_for_the_next(
+  tmp_path, trainer, monkeypatch
+) -> None:
+  now = [0.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  trained = trainer.__class__.__call__
+
+  def train(config, workdir: str) -> None:
+    trained(trainer, config, workdir)
+    now[0] += config.optim.steps * SECONDS
+    if "timing" not in workdir:
+      now[0] += 30.0  # samples, and what else a timing leaves out
+
+  chain = _chain(tmp_path, trainer, 20.0)
+  dataclasses.replace(chain, train=dict.fromkeys(settings.PARTS, train))()
+  assert progress.read(tmp_path).extra_seconds["dmd"] == pytest.approx(30.0)
+  # The first part could not know, and shortened all the others a little.
+  assert now[0] == pytest.approx(20 * 60, rel=0.01)
 
 
 def test_a_finished_vae_is_taken_by_all_parts_and_not_trained(

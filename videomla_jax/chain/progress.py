@@ -18,11 +18,14 @@ class Progress:
     seconds: Time of finished parts and of the timing of others.
     steps: Steps of each part that was begun, which a later start repeats.
     step_seconds: Time of one of its steps, as it was measured before.
+    extra_seconds: Time that finished parts took beside their steps: loading,
+      compiling, samples, held-out clips and states.
   """
 
   seconds: float = 0.0
   steps: dict[str, int] = dataclasses.field(default_factory=dict)
   step_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  extra_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def read(root: pathlib.Path) -> Progress:
@@ -43,6 +46,7 @@ def read(root: pathlib.Path) -> Progress:
       float(found["seconds"]),
       {str(k): int(x) for k, x in found["steps"].items()},
       {str(k): float(x) for k, x in found["step_seconds"].items()},
+      {str(k): float(x) for k, x in found["extra_seconds"].items()},
     )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ValueError(

@@ -110,9 +110,22 @@ class Chain:
     steps = progress.steps[name]
     logging.info("%s: %d steps", name, steps)
     config = parts_lib.with_steps(config, name, steps, dispatch=self.dispatch)
+    begun = time.monotonic()
     self.train[name](config, str(self.root / name))
-    spent = progress.seconds + time.monotonic() - started
-    progress_lib.write(self.root, dataclasses.replace(progress, seconds=spent))
+    now = time.monotonic()
+    # Two lines may hold what was compiled, which is no time of a step.
+    lines = sorted(_step_seconds(self.root / name))
+    in_steps = steps * _mean(lines[: max(1, len(lines) - 2)])
+    # Steps before a stop belong to an earlier start.
+    extra = max(0.0, now - begun - in_steps)
+    progress_lib.write(
+      self.root,
+      dataclasses.replace(
+        progress,
+        seconds=progress.seconds + now - started,
+        extra_seconds=progress.extra_seconds | {name: extra},
+      ),
+    )
 
   def _planned(
     self,
@@ -129,16 +142,13 @@ class Chain:
     self.train[name](
       parts_lib.for_timing(config, name, calls, dispatch=dispatch), str(folder)
     )
-    lines = [
-      line["perf/step_seconds"]
-      for line in metrics.read_jsonl(folder)
-      if "perf/step_seconds" in line
-    ][parts_lib.timed_lines(name)]
-    seconds = sum(lines) / len(lines)
+    seconds = _mean(_step_seconds(folder)[parts_lib.timed_lines(name)])
     shutil.rmtree(folder.parent)
     taken = time.monotonic() - started
-    # Loading and compiling take their time once more.
-    overhead = max(0.0, taken - calls * dispatch * seconds)
+    # Loading and compiling take their time once more. Samples and held-out
+    # clips, which a timing leaves out, took so long in the part before.
+    before = list(progress.extra_seconds.values())[-1:]
+    overhead = max(0.0, taken - calls * dispatch * seconds, *before)
     left = self._share_of_rest(name, progress.seconds + taken) - overhead
     steps = max(self.settings.least_steps, int(left / seconds))
     return dataclasses.replace(
@@ -175,3 +185,14 @@ class Chain:
     with model_folder.replacing(output) as folder:
       shutil.copytree(source, folder, dirs_exist_ok=True)
     return output
+
+
+def _step_seconds(folder: pathlib.Path) -> list[float]:
+  """Returns the mean times of a step that a part logged."""
+  lines = metrics.read_jsonl(folder)
+  name = "perf/step_seconds"
+  return [line[name] for line in lines if name in line]
+
+
+def _mean(values: list[float]) -> float:
+  return sum(values) / len(values)
