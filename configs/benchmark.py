@@ -138,8 +138,12 @@ def _world(
   config.targets = ("h100",)
   whole = world.get_config("all")
   config.parts = {name: whole[name] for name in settings.PARTS}
+  config.again = False  # compile what the record has already
+  config.rows = ""  # a regular expression; empty takes all of them
+  config.record = "docs/benchmark_world.jsonl"
   if arguments["runlocal"]:
     config.targets = ()
+    config.record = "out/benchmark_world.jsonl"
 
 
 def _gpu(config: ml_collections.ConfigDict, arguments: dict[str, Any]) -> None:

@@ -105,17 +105,27 @@ def test_kernel_suite_refuses_what_it_does_not_know() -> None:
 
 
 def test_world_suite_writes_a_line_for_each_part(tmp_path, monkeypatch) -> None:
-  def costs(parts, target):
-    assert set(parts) == set(settings.PARTS)
-    for number, name in enumerate(settings.PARTS, start=1):
-      work = step_time.Work(kernels=number, num_bytes=10**9, flops=1e9)
-      yield chain_costs.Cost(part=name, target=target, examples=2, work=work)
+  compiled = []
 
-  monkeypatch.setattr(chain_costs, "costs", costs)
+  def cost(name: str, *args: object) -> chain_costs.Cost:
+    compiled.append(name)
+    work = step_time.Work(kernels=len(name), num_bytes=10**9, flops=1e9)
+    return chain_costs.Cost(name=name, target="h100", examples=2, work=work)
+
+  monkeypatch.setattr(chain_costs, "_of_vae", cost)
+  monkeypatch.setattr(chain_costs, "_of_stage", cost)
   config = tiny_project.config("benchmark", "suite=world")
+  config.record = str(tmp_path / "record.jsonl")
   config.json = str(tmp_path / "world.jsonl")
+  config.rows = "images|frames"
+  benchmark.benchmark(config)
+  assert compiled == ["vae, single frames", "images"]
+  # What the record has is not compiled again.
+  config.rows = ""
   rows = benchmark.benchmark(config)
-  assert [row["part"] for row in rows] == [*settings.PARTS]
+  assert compiled[2:] == ["vae", *settings.PARTS[2:]]
+  names = ["vae, single frames", *settings.PARTS]
+  assert [row["name"] for row in rows] == names
   text = (tmp_path / "world.jsonl").read_text()
   assert [json.loads(line) for line in text.splitlines()] == rows
   config.targets = ("b300",)

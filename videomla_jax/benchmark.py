@@ -9,13 +9,18 @@ rollouts of two lengths, and the time of late chunks over early ones.
 computes, and how long that takes at a given share of a GPU's peak. Nothing is
 run or compiled for it. `:suite=memory` compiles rollouts of Wan-1.3B and tells
 how many fit on a GPU, see `measuring/headroom.py`. `:suite=work` counts
-what they compute and move, see `measuring/work.py`. `:suite=gpu` measures
-the GPU that is here and adds to its record, see `measuring/suite.py`.
+what they compute and move, see `measuring/work.py`. `:suite=world` compiles a
+step of each part of `configs/world.py` and computes its time, see
+`chain/costs.py`. `:suite=gpu` measures the GPU that is here and adds to its
+record, see `measuring/suite.py`.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import json
+import pathlib
+import re
+import tempfile
 from typing import Annotated, Any
 
 import jax
@@ -232,30 +237,64 @@ class WorldSuite:
   Attributes:
     targets: Keys of `gpus.TARGETS`.
     parts: Config of each part by its name, see `chain.settings.PARTS`.
-    json: File for the rows, a line each; empty for none.
+    again: Whether parts that the record has are compiled again.
+    rows: Regular expression that the name of a part must contain.
+    record: File of the record, which is added to.
+    json: File to which this run's lines are written as well; empty for none.
   """
 
   targets: tuple[str, ...]
   parts: Mapping[str, ml_collections.ConfigDict]
+  again: bool
+  rows: str
+  record: config_values.Path
   json: config_values.Path
 
+  def __post_init__(self) -> None:
+    record.check_names("targets", self.targets, gpus.TARGETS, may_be_empty=True)
+    record.check_pattern(self.rows)
+
   def run(self) -> list[record.Line]:
-    """Prints what a step of each part needs, and returns the rows.
+    """Compiles what the record does not have, and prints what steps need.
+
+    Returns:
+      The lines of what was asked for.
 
     Raises:
-      ValueError: If a target is unknown.
+      ValueError: If the record cannot be read or written, or no part matches.
       RuntimeError: If the cross-compiler is not installed.
     """
-    record.check_names("targets", self.targets, gpus.TARGETS)
-    rows: list[record.Line] = []
-    for target in self.targets:
-      for cost in chain_costs.costs(self.parts, target):
-        rows.append(cost.line())
-        print(json.dumps(rows[-1]), flush=True)
-        if self.json:  # row by row, as in `KernelSuite`
-          lines = [json.dumps(row) for row in rows]
-          atomic.write_text(self.json, "\n".join(lines) + "\n")
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+      listed = [
+        part
+        for target in self.targets
+        for part in chain_costs.parts_of(
+          self.parts, target, pathlib.Path(folder)
+        )
+        if re.search(self.rows, part.name)
+      ]
+      return record.gather(
+        listed,
+        self._of,
+        record=self.record,
+        json_file=self.json,
+        pattern=self.rows,
+      )
+
+  def _of(
+    self, part: chain_costs.Part, path: pathlib.Path
+  ) -> list[record.Line]:
+    """Takes the line of a part out of the record, or makes it."""
+
+    def known() -> list[record.Line]:
+      wanted = (part.name, part.target)
+      lines = record.read(path)
+      return [x for x in lines if (x["name"], x["target"]) == wanted][-1:]
+
+    if self.again or not known():
+      record.add(path, record.Session.here(), [part.compile().line()])
+    print(json.dumps(known()[0]), flush=True)
+    return known()
 
 
 Suite = (

@@ -5,11 +5,10 @@ computed by `costs.step_time` from what the program does.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
+import functools
 import pathlib
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +25,14 @@ from videomla_jax.costs import flops as flops_lib
 from videomla_jax.costs import gpus
 from videomla_jax.costs import step_time
 from videomla_jax.models import released
+from videomla_jax.models import vae as vae_lib
 from videomla_jax.ops import convolution
 from videomla_jax.runtime import config_reader
 from videomla_jax.training import batches
 from videomla_jax.training import networks
 from videomla_jax.training.stages import table
 
-_IMAGES = "vae, single frames"  # the first half of the VAE's steps
+_VAE_IMAGES = "vae, single frames"  # the first half of the VAE's steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,13 @@ class Cost:
   """What a step of one part needs.
 
   Attributes:
-    part: Name of the part.
+    name: Name of the part.
     target: Key of `gpus.TARGETS`.
     examples: Clips or single frames of a step.
     work: What its program does.
   """
 
-  part: str
+  name: str
   target: str
   examples: int
   work: step_time.Work
@@ -62,7 +62,7 @@ class Cost:
     peak = gpus.TARGETS[self.target].peak
     parts = self.work.seconds(peak)
     return {
-      "part": self.part,
+      "name": self.name,
       "target": self.target,
       "examples": self.examples,
       "kernels": self.work.kernels,
@@ -73,57 +73,95 @@ class Cost:
     }
 
 
-def costs(
-  parts: Mapping[str, ml_collections.ConfigDict], target: str
-) -> Iterator[Cost]:
-  """Compiles a step of every part and yields what it needs.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """A kind of step whose cost is asked for.
+
+  Attributes:
+    name: What it is called in a record.
+    target: Key of `gpus.TARGETS`.
+    compile: Compiles a step and returns its cost.
+  """
+
+  name: str
+  target: str
+  compile: Callable[[], Cost]
+
+
+def parts_of(
+  configs: Mapping[str, ml_collections.ConfigDict],
+  target: str,
+  folder: pathlib.Path,
+) -> list[Part]:
+  """Lists the kinds of steps of the whole way.
 
   Args:
-    parts: Config of each part, see `settings.read`.
+    configs: Config of each part, see `settings.read`.
     target: Key of `gpus.TARGETS`.
+    folder: An empty folder, in which a random VAE is written when a stage that
+      needs one is compiled.
   """
-  with tempfile.TemporaryDirectory() as folder:
-    vae = pathlib.Path(folder) / "vae"
-    yield from _of_vae(parts["vae"], target, vae)
-    for name in settings_lib.PARTS[1:]:
-      yield _of_stage(name, parts[name], target, vae)
+
+  @functools.cache
+  def vae() -> tuple[pathlib.Path, vae_lib.WanVAE]:
+    made = vae_run.new_vae(_vae_settings(configs["vae"]))
+    released.save(folder / "vae", made)
+    return folder / "vae", made
+
+  def of_vae(name: str) -> Callable[[], Cost]:
+    return lambda: _of_vae(name, configs["vae"], target, lambda: vae()[1])
+
+  def of_stage(name: str) -> Callable[[], Cost]:
+    return lambda: _of_stage(name, configs[name], target, lambda: vae()[0])
+
+  found = {name: of_vae(name) for name in (_VAE_IMAGES, "vae")}
+  found |= {name: of_stage(name) for name in settings_lib.PARTS[1:]}
+  return [
+    Part(name=name, target=target, compile=compiled)
+    for name, compiled in found.items()
+  ]
+
+
+def _vae_settings(
+  config: ml_collections.ConfigDict,
+) -> vae_settings.Settings:
+  """Returns the settings of training the VAE as on a GPU."""
+  settings = config_reader.read(vae_settings.Settings, config)
+  network = dataclasses.replace(settings.network, dtype="bfloat16")
+  return dataclasses.replace(settings, network=network)
 
 
 def _of_vae(
-  config: ml_collections.ConfigDict, target: str, folder: pathlib.Path
-) -> Iterator[Cost]:
-  """Yields costs of training the VAE, and writes a random one."""
-  settings = config_reader.read(vae_settings.Settings, config)
-  settings = dataclasses.replace(
-    settings, network=dataclasses.replace(settings.network, dtype="bfloat16")
-  )
-  vae = vae_run.new_vae(settings)
-  released.save(folder, vae)
-  state = jax.eval_shape(lambda x: programs.start(x, settings=settings), vae)
+  name: str,
+  config: ml_collections.ConfigDict,
+  target: str,
+  vae: Callable[[], vae_lib.WanVAE],
+) -> Cost:
+  """Returns the cost of a step on single frames or on clips."""
+  settings = _vae_settings(config)
+  state = jax.eval_shape(lambda x: programs.start(x, settings=settings), vae())
   source = clips_lib.open_source(settings.data, settings.seed)
-  images = settings.images.batch_size
-  for name, given, examples in (
-    (_IMAGES, source.of_images(images), images),
-    ("vae", source, settings.data.batch_size),
-  ):
-    program = programs.Program(settings, given)
-    step = jax.ShapeDtypeStruct((1,), jnp.int32)
-    work = _work(
-      program.steps, state, step, target=target,
-      options=convolution.CHANNELS_LAST,
-    )  # fmt: skip
-    yield Cost(part=name, target=target, examples=examples, work=work)
+  examples = settings.data.batch_size
+  if name == _VAE_IMAGES:
+    examples = settings.images.batch_size
+    source = source.of_images(examples)
+  program = programs.Program(settings, source)
+  step = jax.ShapeDtypeStruct((1,), jnp.int32)
+  work = _work(
+    program.steps, state, step, target=target, options=convolution.CHANNELS_LAST
+  )
+  return Cost(name=name, target=target, examples=examples, work=work)
 
 
 def _of_stage(
   name: str,
   config: ml_collections.ConfigDict,
   target: str,
-  vae: pathlib.Path,
+  vae: Callable[[], pathlib.Path],
 ) -> Cost:
   """Returns the cost of a stage of the DiT."""
   config = config.copy_and_resolve_references()
-  config.data.vae = str(vae)
+  config.data.vae = str(vae())
   config.network.dtype = "bfloat16"
   stage, settings = table.read(config)
   loaded = {}
@@ -154,7 +192,7 @@ def _of_stage(
     trips=stage.mean_trips(settings),
   )
   return Cost(
-    part=name, target=target, examples=settings.data.batch_size, work=work
+    name=name, target=target, examples=settings.data.batch_size, work=work
   )
 
 
