@@ -4,21 +4,25 @@
 
 Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
 docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
-`suite=work`, docs/benchmark_kernels.jsonl of `suite=kernels`,
+`suite=work`, docs/benchmark_world.jsonl of `suite=world`,
+docs/benchmark_kernels.jsonl of `suite=kernels`,
 docs/measures.jsonl and docs/small_world.json of `evaluate`,
 docs/float8_errors.jsonl of tests/float8_errors.py, and docs/ablations.jsonl of
 `ablate`. Writes
 docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
-docs/models.md, docs/throughput.md, and parts of docs/kernels.md,
-docs/evaluation.md, docs/small_world.md and README.md between two markers. A
+docs/models.md, docs/throughput.md, and parts of docs/colour_world.md,
+docs/kernels.md, docs/evaluation.md, docs/small_world.md and README.md between
+two markers. A
 test does the same and compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
 from collections.abc import Sequence
 import pathlib
+import sys
 
 from pages import ablations
+from pages import colour_world
 from pages import evidence
 from pages import kernels
 from pages import models
@@ -30,6 +34,10 @@ from videomla_jax.measuring import rates
 from videomla_jax.measuring import record
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT / "configs"))
+
+import world as world_config  # noqa: E402
+
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 _HEAD = """# Measured on GPUs
 
@@ -375,6 +383,7 @@ def documents() -> dict[pathlib.Path, str]:
   quality = record.read(ROOT / "docs" / "measures.jsonl")
   world_page = ROOT / "docs" / "small_world.md"
   world = small_world.read(ROOT)
+  colour_page = ROOT / "docs" / "colour_world.md"
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
     ROOT / "docs" / "memory.md": memory_page(memory),
@@ -406,6 +415,14 @@ def documents() -> dict[pathlib.Path, str]:
       small_world.whole(world),
       start=small_world.START,
       end=small_world.END,
+    ),
+    colour_page: between(
+      colour_page.read_text("utf-8"),
+      colour_world.table(
+        colour_world.read(ROOT), world_config.get_config("all")
+      ),
+      start=colour_world.START,
+      end=colour_world.END,
     ),
     evaluation: between(
       between(evaluation.read_text("utf-8"), measures_section(quality)),
