@@ -1,14 +1,25 @@
-"""Writes the table of what training in the colour world needs on a GPU."""
+"""Writes tables of the colour world: what training needs, and what was judged.
 
+The first follows from the record of `benchmark.py:suite=world`, the others from
+the report of `evaluate.py:colour`.
+"""
+
+from collections.abc import Mapping
 from collections.abc import Sequence
+import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from videomla_jax.chain import settings
 from videomla_jax.measuring import record
+from videomla_jax.small_world.colour import summaries
 
 START = "<!-- costs: start -->"
 END = "<!-- costs: end -->"
+JUDGED_START = "<!-- judged: start -->"
+JUDGED_END = "<!-- judged: end -->"
 
 _IMAGES = "vae, single frames"
 
@@ -59,3 +70,32 @@ def table(lines: Sequence[record.Line], whole: Any) -> str:
 def _milliseconds(line: record.Line) -> float:
   """Returns the computed time of a step."""
   return sum(line[f"{x}_ms"] for x in ("launches", "memory", "products"))
+
+
+def report(root: pathlib.Path) -> dict[str, Any]:
+  """Returns the report of `evaluate` that the page quotes.
+
+  Args:
+    root: Root of the project.
+  """
+  return json.loads((root / "docs" / "colour_world.json").read_text("utf-8"))
+
+
+def judged(report: Mapping[str, Any]) -> str:
+  """Returns the table of all measures, and that of memory by window.
+
+  Args:
+    report: What `evaluate` wrote.
+  """
+  made = {
+    name: {key: np.array(x, np.float64) for key, x in values.items()}
+    for name, values in report["per_video"].items()
+  }
+  quality = {
+    name: summaries.summarise(made[row])
+    for name, row in (("real clips", "real"), ("student", "model"))
+  }
+  return (
+    f"{summaries.table(quality)}\n\nMemory of digits behind the wall in the"
+    f" whole video:\n\n{summaries.memory_table(made)}\n"
+  )
