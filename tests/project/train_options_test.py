@@ -371,8 +371,11 @@ _ARGUMENTS = {
   "d_rope": 4,
   "dispatch": 5,
   "vae": "x",
+  "images": True,
   "runlocal": True,
 }
+# Those that only the colour world has.
+_COLOUR = {"vae", "images"}
 
 
 @pytest.mark.parametrize("stage", table.STAGES)
@@ -381,13 +384,17 @@ def test_each_argument_of_a_config_file_changes_it(stage: str) -> None:
     tiny_project.config(stage, "bogus=1")
   named = re.findall(r"(\w+)=", str(error.value).partition("one of")[2])
   assert set(named) <= set(_ARGUMENTS)
-  before = tiny_project.config(stage).to_json()
   for name in named:
     arg = f"{name}={_ARGUMENTS[name]}"
-    if name == "vae":
+    size = "world" if name in _COLOUR else "small"
+    if name in _COLOUR:
       with pytest.raises(ValueError, match="has no effect with size='small'"):
         tiny_project.config(stage, arg)
-      arg = f"world,{arg}"
+    before = tiny_project.config(stage, size).to_json()
+    if name == "size":
+      arg = _ARGUMENTS[name]
+    else:
+      arg = f"{size},{arg}"
     config = tiny_project.config(stage, arg)
     assert config.to_json() != before, f"{name} changes nothing"
   for videos in (0, 1, 4):
