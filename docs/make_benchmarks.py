@@ -6,7 +6,8 @@ Reads docs/benchmarks/*.jsonl, which `benchmark.py:suite=gpu` adds to, and
 docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 `suite=work`, docs/benchmark_world.jsonl of `suite=world`,
 docs/benchmark_kernels.jsonl of `suite=kernels`,
-docs/measures.jsonl and docs/small_world.json of `evaluate`,
+docs/measures.jsonl, docs/small_world.json and docs/colour_world.json of
+`evaluate`,
 docs/float8_errors.jsonl of tests/float8_errors.py, and docs/ablations.jsonl of
 `ablate`. Writes
 docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
@@ -417,12 +418,17 @@ def documents() -> dict[pathlib.Path, str]:
       end=small_world.END,
     ),
     colour_page: between(
-      colour_page.read_text("utf-8"),
-      colour_world.table(
-        colour_world.read(ROOT), world_config.get_config("all")
+      between(
+        colour_page.read_text("utf-8"),
+        colour_world.table(
+          colour_world.read(ROOT), world_config.get_config("all")
+        ),
+        start=colour_world.START,
+        end=colour_world.END,
       ),
-      start=colour_world.START,
-      end=colour_world.END,
+      colour_world.judged(colour_world.report(ROOT)),
+      start=colour_world.JUDGED_START,
+      end=colour_world.JUDGED_END,
     ),
     evaluation: between(
       between(evaluation.read_text("utf-8"), measures_section(quality)),

@@ -14,6 +14,7 @@ import numpy as np
 
 from videomla_jax.chain import settings
 from videomla_jax.measuring import record
+from videomla_jax.small_world.colour import measures
 from videomla_jax.small_world.colour import summaries
 
 START = "<!-- costs: start -->"
@@ -22,6 +23,15 @@ JUDGED_START = "<!-- judged: start -->"
 JUDGED_END = "<!-- judged: end -->"
 
 _IMAGES = "vae, single frames"
+_QUALITY = {"real": "real clips", "model": "student"}
+_WINDOWS = {
+  "real": "real clips",
+  "model": "sink 1, the student's own",
+  "sink0": "sink 0",
+  "average": "averaging sink",
+  "full": "full history",
+}
+_MEMORY = [name for name in measures.MEASURES if name.startswith("memory")]
 
 
 def read(root: pathlib.Path) -> list[record.Line]:
@@ -82,20 +92,28 @@ def report(root: pathlib.Path) -> dict[str, Any]:
 
 
 def judged(report: Mapping[str, Any]) -> str:
-  """Returns the table of all measures, and that of memory by window.
+  """Returns the tables of quality, and of memory by window.
 
   Args:
     report: What `evaluate` wrote.
   """
-  made = {
-    name: {key: np.array(x, np.float64) for key, x in values.items()}
+  rows = {
+    name: summaries.summarise(
+      {key: np.array(x, np.float64) for key, x in values.items()}
+    )
     for name, values in report["per_video"].items()
   }
-  quality = {
-    name: summaries.summarise(made[row])
-    for name, row in (("real clips", "real"), ("student", "model"))
-  }
-  return (
-    f"{summaries.table(quality)}\n\nMemory of digits behind the wall in the"
-    f" whole video:\n\n{summaries.memory_table(made)}\n"
-  )
+  quality = {title: rows[name] for name, title in _QUALITY.items()}
+  lines = [
+    " | ".join(["| measure of the whole video", *_WINDOWS.values()]) + " |",
+    "|---" * (len(_WINDOWS) + 1) + "|",
+  ]
+  for key in _MEMORY:
+    found = [rows[name][f"{key}/all"] for name in _WINDOWS]
+    cells = [
+      f"{x.total:.0f}" if key == "memory_events" else x.text() for x in found
+    ]
+    lines.append(" | ".join([f"| {key}", *cells]) + " |")
+  whole = summaries.table(quality).splitlines()
+  plain = [x for x in whole if not x.startswith("| memory")]
+  return "\n".join([*plain, "", *lines]) + "\n"
