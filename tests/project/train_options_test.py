@@ -385,16 +385,12 @@ def test_each_argument_of_a_config_file_changes_it(stage: str) -> None:
   named = re.findall(r"(\w+)=", str(error.value).partition("one of")[2])
   assert set(named) <= set(_ARGUMENTS)
   for name in named:
-    arg = f"{name}={_ARGUMENTS[name]}"
-    size = "world" if name in _COLOUR else "small"
+    arg, size = f"{name}={_ARGUMENTS[name]}", "small"
     if name in _COLOUR:
       with pytest.raises(ValueError, match="has no effect with size='small'"):
         tiny_project.config(stage, arg)
+      arg, size = f"world,{arg}", "world"
     before = tiny_project.config(stage, size).to_json()
-    if name == "size":
-      arg = _ARGUMENTS[name]
-    else:
-      arg = f"{size},{arg}"
     config = tiny_project.config(stage, arg)
     assert config.to_json() != before, f"{name} changes nothing"
   for videos in (0, 1, 4):

@@ -19,6 +19,7 @@ def _settings(**changes):
     accumulate=1,
     schedule="constant",
     learning_rate=1e-2,
+    matrix_rate=0.0,
     warmup_steps=0,
     final_fraction=0.1,
     b1=0.9,
