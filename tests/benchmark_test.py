@@ -107,10 +107,10 @@ def test_kernel_suite_refuses_what_it_does_not_know() -> None:
 def test_world_suite_writes_a_line_for_each_part(tmp_path, monkeypatch) -> None:
   compiled = []
 
-  def cost(name: str, *args: object) -> chain_costs.Cost:
-    compiled.append(name)
-    work = step_time.Work(kernels=len(name), num_bytes=10**9, flops=1e9)
-    return chain_costs.Cost(name=name, target="h100", examples=2, work=work)
+  def cost(config, target: str, *args, images: bool = False):
+    compiled.append("images of vae" if images else config.get("stage", "vae"))
+    work = step_time.Work(kernels=len(compiled), num_bytes=10**9, flops=1e9)
+    return chain_costs.Cost(target=target, examples=2, work=work)
 
   monkeypatch.setattr(chain_costs, "_of_vae", cost)
   monkeypatch.setattr(chain_costs, "_of_stage", cost)
@@ -119,12 +119,13 @@ def test_world_suite_writes_a_line_for_each_part(tmp_path, monkeypatch) -> None:
   config.json = str(tmp_path / "world.jsonl")
   config.rows = "images|frames"
   benchmark.benchmark(config)
-  assert compiled == ["vae, single frames", "images"]
+  assert compiled == ["images of vae", "pretraining"]
   # What the record has is not compiled again.
   config.rows = ""
   rows = benchmark.benchmark(config)
   assert compiled[2:] == ["vae", *settings.PARTS[2:]]
-  names = ["vae, single frames", *settings.PARTS]
+  names = [chain_costs.VAE_IMAGES, *settings.PARTS]
+  assert [row["kernels"] for row in rows] == [1, 3, 2, 4, 5, 6, 7]
   assert [row["name"] for row in rows] == names
   text = (tmp_path / "world.jsonl").read_text()
   assert [json.loads(line) for line in text.splitlines()] == rows

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
-import re
 import tempfile
 from typing import Annotated, Any
 
@@ -38,6 +37,7 @@ from videomla_jax.costs import memory
 from videomla_jax.costs import rollout_run
 from videomla_jax.costs import tpus
 from videomla_jax.diffusion import sampling
+from videomla_jax.measuring import counted
 from videomla_jax.measuring import headroom
 from videomla_jax.measuring import record
 from videomla_jax.measuring import suite as measuring_suite
@@ -238,7 +238,7 @@ class WorldSuite:
     targets: Keys of `gpus.TARGETS`.
     parts: Config of each part by its name, see `chain.settings.PARTS`.
     again: Whether parts that the record has are compiled again.
-    rows: Regular expression that the name of a part must contain.
+    rows: Regular expression that a part and its target must contain.
     record: File of the record, which is added to.
     json: File to which this run's lines are written as well; empty for none.
   """
@@ -262,39 +262,26 @@ class WorldSuite:
 
     Raises:
       ValueError: If the record cannot be read or written, or no part matches.
-      RuntimeError: If the cross-compiler is not installed.
+      NotImplementedError: If the compiler is not installed.
     """
     with tempfile.TemporaryDirectory() as folder:
-      listed = [
-        part
-        for target in self.targets
-        for part in chain_costs.parts_of(
-          self.parts, target, pathlib.Path(folder)
+      rows = [
+        counted.Row(
+          about=dict(name=name, target=target),
+          count=lambda cost=cost: cost().figures(),
         )
-        if re.search(self.rows, part.name)
+        for target in self.targets
+        for name, cost in chain_costs.costs_of(
+          self.parts, target, pathlib.Path(folder)
+        ).items()
       ]
-      return record.gather(
-        listed,
-        self._of,
+      return counted.gather(
+        rows,
+        pattern=self.rows,
+        again=self.again,
         record=self.record,
         json_file=self.json,
-        pattern=self.rows,
       )
-
-  def _of(
-    self, part: chain_costs.Part, path: pathlib.Path
-  ) -> list[record.Line]:
-    """Takes the line of a part out of the record, or makes it."""
-
-    def known() -> list[record.Line]:
-      wanted = (part.name, part.target)
-      lines = record.read(path)
-      return [x for x in lines if (x["name"], x["target"]) == wanted][-1:]
-
-    if self.again or not known():
-      record.add(path, record.Session.here(), [part.compile().line()])
-    print(json.dumps(known()[0]), flush=True)
-    return known()
 
 
 Suite = (

@@ -25,14 +25,13 @@ from videomla_jax.costs import flops as flops_lib
 from videomla_jax.costs import gpus
 from videomla_jax.costs import step_time
 from videomla_jax.models import released
-from videomla_jax.models import vae as vae_lib
 from videomla_jax.ops import convolution
 from videomla_jax.runtime import config_reader
 from videomla_jax.training import batches
 from videomla_jax.training import networks
 from videomla_jax.training.stages import table
 
-_VAE_IMAGES = "vae, single frames"  # the first half of the VAE's steps
+VAE_IMAGES = "vae, single frames"  # the first half of the VAE's steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,86 +39,58 @@ class Cost:
   """What a step of one part needs.
 
   Attributes:
-    name: Name of the part.
     target: Key of `gpus.TARGETS`.
     examples: Clips or single frames of a step.
     work: What its program does.
   """
 
-  name: str
   target: str
   examples: int
   work: step_time.Work
 
-  @property
-  def seconds(self) -> float:
-    """Computed time of a step."""
-    peak = gpus.TARGETS[self.target].peak
-    return sum(self.work.seconds(peak).values())
-
-  def line(self) -> dict[str, str | int | float]:
-    """Returns the row of a record."""
-    peak = gpus.TARGETS[self.target].peak
-    parts = self.work.seconds(peak)
+  def figures(self) -> dict[str, int | float]:
+    """Returns counts, and times that are computed from them, for a record."""
+    seconds = self.work.seconds(gpus.TARGETS[self.target].peak)
     return {
-      "name": self.name,
-      "target": self.target,
       "examples": self.examples,
       "kernels": self.work.kernels,
       "gigabytes": round(self.work.num_bytes / 1e9, 3),
       "gigaflops": round(self.work.flops / 1e9, 1),
-      **{f"{k}_ms": round(1e3 * x, 2) for k, x in parts.items()},
-      "steps_per_second": round(1 / self.seconds, 1),
+      **{f"{k}_ms": round(1e3 * x, 2) for k, x in seconds.items()},
+      "steps_per_second": round(1 / sum(seconds.values()), 1),
     }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-  """A kind of step whose cost is asked for.
-
-  Attributes:
-    name: What it is called in a record.
-    target: Key of `gpus.TARGETS`.
-    compile: Compiles a step and returns its cost.
-  """
-
-  name: str
-  target: str
-  compile: Callable[[], Cost]
-
-
-def parts_of(
+def costs_of(
   configs: Mapping[str, ml_collections.ConfigDict],
   target: str,
   folder: pathlib.Path,
-) -> list[Part]:
-  """Lists the kinds of steps of the whole way.
+) -> dict[str, Callable[[], Cost]]:
+  """Returns, by the name of a part, what compiles its step.
+
+  The VAE has two kinds of steps, `VAE_IMAGES` and then those on clips.
 
   Args:
     configs: Config of each part, see `settings.read`.
     target: Key of `gpus.TARGETS`.
-    folder: An empty folder, in which a random VAE is written when a stage that
-      needs one is compiled.
+    folder: A folder in which a random VAE is written when a stage that needs
+      one is compiled.
   """
 
   @functools.cache
-  def vae() -> tuple[pathlib.Path, vae_lib.WanVAE]:
+  def vae() -> pathlib.Path:
     made = vae_run.new_vae(_vae_settings(configs["vae"]))
     released.save(folder / "vae", made)
-    return folder / "vae", made
+    return folder / "vae"
 
-  def of_vae(name: str) -> Callable[[], Cost]:
-    return lambda: _of_vae(name, configs["vae"], target, lambda: vae()[1])
-
-  def of_stage(name: str) -> Callable[[], Cost]:
-    return lambda: _of_stage(name, configs[name], target, lambda: vae()[0])
-
-  found = {name: of_vae(name) for name in (_VAE_IMAGES, "vae")}
-  found |= {name: of_stage(name) for name in settings_lib.PARTS[1:]}
-  return [
-    Part(name=name, target=target, compile=compiled)
-    for name, compiled in found.items()
-  ]
+  of_vae = functools.partial(_of_vae, configs["vae"], target)
+  return {
+    VAE_IMAGES: functools.partial(of_vae, images=True),
+    "vae": functools.partial(of_vae, images=False),
+  } | {
+    name: functools.partial(_of_stage, configs[name], target, vae)
+    for name in settings_lib.PARTS[1:]
+  }
 
 
 def _vae_settings(
@@ -132,17 +103,16 @@ def _vae_settings(
 
 
 def _of_vae(
-  name: str,
-  config: ml_collections.ConfigDict,
-  target: str,
-  vae: Callable[[], vae_lib.WanVAE],
+  config: ml_collections.ConfigDict, target: str, *, images: bool
 ) -> Cost:
-  """Returns the cost of a step on single frames or on clips."""
+  """Returns the cost of a step of the VAE, on single frames or on clips."""
   settings = _vae_settings(config)
-  state = jax.eval_shape(lambda x: programs.start(x, settings=settings), vae())
+  state = jax.eval_shape(
+    lambda x: programs.start(x, settings=settings), vae_run.new_vae(settings)
+  )
   source = clips_lib.open_source(settings.data, settings.seed)
   examples = settings.data.batch_size
-  if name == _VAE_IMAGES:
+  if images:
     examples = settings.images.batch_size
     source = source.of_images(examples)
   program = programs.Program(settings, source)
@@ -150,11 +120,10 @@ def _of_vae(
   work = _work(
     program.steps, state, step, target=target, options=convolution.CHANNELS_LAST
   )
-  return Cost(name=name, target=target, examples=examples, work=work)
+  return Cost(target=target, examples=examples, work=work)
 
 
 def _of_stage(
-  name: str,
   config: ml_collections.ConfigDict,
   target: str,
   vae: Callable[[], pathlib.Path],
@@ -191,9 +160,7 @@ def _of_stage(
     target=target,
     trips=stage.mean_trips(settings),
   )
-  return Cost(
-    name=name, target=target, examples=settings.data.batch_size, work=work
-  )
+  return Cost(target=target, examples=settings.data.batch_size, work=work)
 
 
 def _work(

@@ -7,14 +7,11 @@ GPUs that need not be here. `costs/chunk_time.py` turns both into times, and
 docs/throughput.md shows them. Nothing is run.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
 import itertools
-import pathlib
-import re
 from typing import Any
 
 import jax
@@ -30,6 +27,7 @@ from videomla_jax.costs import layer_traffic
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
 from videomla_jax.measuring import chunk_programs
+from videomla_jax.measuring import counted
 from videomla_jax.measuring import record
 from videomla_jax.measuring import rollout_rows
 from videomla_jax.models import wan
@@ -48,32 +46,6 @@ _TOKENS = chunk_programs.FRAME[0] * chunk_programs.FRAME[1] // 4  # of a frame
 _SMALL_FRAMES = 240  # a minute of the small world
 # Names of scopes in which attention is computed, by what it attends to.
 _SELF, _TEXT = ("latent_attention", "dense_attention"), "text_attention"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-  """Something whose work is counted.
-
-  Attributes:
-    about: Fields of its line that tell it from others.
-    count: Returns the other fields.
-  """
-
-  about: Mapping[str, Any]
-  count: Callable[[], Mapping[str, Any]]
-
-  @property
-  def label(self) -> str:
-    """The row in one line; `rows` of the config selects by it."""
-    words = (f"{k} {v}" for k, v in self.about.items() if k != "name" and v)
-    return ", ".join([self.about["name"], *words])
-
-  def known(self, lines: list[record.Line]) -> record.Line | None:
-    """Returns the newest line of this row, if there is one."""
-    mine = [
-      x for x in lines if all(x.get(k) == v for k, v in self.about.items())
-    ]
-    return mine[-1] if mine else None
 
 
 def self_attention_flops(
@@ -307,7 +279,7 @@ class WorkSuite:
       found += [(name, changed(products=x)) for x in self.products]
     return found
 
-  def listed(self) -> list[Row]:
+  def listed(self) -> list[counted.Row]:
     """Returns what is asked for."""
     found = []
     for target, (window, case) in itertools.product(
@@ -326,7 +298,7 @@ class WorkSuite:
         target=target,
       )
       found.append(
-        Row(
+        counted.Row(
           about=about,
           count=functools.partial(_chunk_step, config, case, target),
         )
@@ -334,20 +306,22 @@ class WorkSuite:
     for target, name in itertools.product(self.targets, self.decoders):
       about = dict(name="decode", decoder=name, target=target)
       found.append(
-        Row(about=about, count=functools.partial(_decode, name, target))
+        counted.Row(about=about, count=functools.partial(_decode, name, target))
       )
     for target, name in itertools.product(self.targets, self.checkpoints):
       about = dict(
         name="small_chunk_step", checkpoint=name, batch=4, target=target
       )
       count = functools.partial(_small_chunk_step, name, 4, target)
-      found.append(Row(about=about, count=count))
+      found.append(counted.Row(about=about, count=count))
     for name, values in self.stages.items():
       about = dict(name="training_step", stage=name)
       found.append(
-        Row(about=about, count=functools.partial(_training_step, values))
+        counted.Row(
+          about=about, count=functools.partial(_training_step, values)
+        )
       )
-    return [row for row in found if re.search(self.rows, row.label)]
+    return found
 
   def run(self) -> list[record.Line]:
     """Counts what the record does not have, and prints it.
@@ -359,26 +333,10 @@ class WorkSuite:
       ValueError: If the record cannot be read or written, or no row matches.
       NotImplementedError: If the compiler is not installed.
     """
-    return record.gather(
+    return counted.gather(
       self.listed(),
-      self._of,
+      pattern=self.rows,
+      again=self.again,
       record=self.record,
       json_file=self.json,
-      pattern=self.rows,
     )
-
-  def _of(self, row: Row, path: pathlib.Path) -> list[record.Line]:
-    """Takes the line of a row out of the record, or makes it."""
-    line = row.known(record.read(path))
-    if self.again or line is None:
-      made = {**row.about, **row.count()}
-      record.add(path, record.Session.here(), [made])
-      line = row.known(record.read(path))
-      assert line is not None
-    figures = ", ".join(
-      f"{k} {line[k]:.4g}"
-      for k in line
-      if k.endswith(("flops", "bytes")) and line[k] is not None
-    )
-    print(f"{row.label}: {figures}", flush=True)
-    return [line]
