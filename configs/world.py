@@ -5,20 +5,20 @@
 
 trains a VAE, encodes clips by it, trains the bidirectional model (stage 0) on
 single frames and then on clips, converts it to latent attention, and trains the
-student through stages 1 to 3.
-The same command goes on where it was stopped. Every part is a config of its
-own, whose fields can be set: `--config.dmd.optim.learning_rate=2e-5`. Folders
-and numbers of steps are set when a part begins: some steps are timed, and as
-many are planned as fit into its share of the time that is left.
+student through stages 1 to 3. The same command goes on where it was stopped.
+Every part is a config of its own, whose fields can be set:
+`--config.dmd.optim.learning_rate=2e-5`. Folders and numbers of steps are set
+when a part begins: some steps are timed, and as many are planned as fit into
+its share of the time that is left.
 
   WORKDIR/model        the student with its VAE, for `sample` and `evaluate`
   WORKDIR/chain.json   times and numbers of steps
   WORKDIR/PART         folder of `train_vae` and of each stage
 
-Arguments: `all`, `minutes=N`, `seed=N`, `vae=DIR` (a finished VAE, which is not
-trained then), `videos=N` (samples each time),
-`cpu` (sizes for two cores and half an hour; without it those of one GPU, where
-it has not run yet), `runlocal` (a minute, for tests).
+Arguments: `all`, `minutes=N`, `seed=N`, `vae=DIR` (a finished VAE, in place of
+training one), `videos=N` (samples each time), `cpu` (sizes for two cores and
+half an hour; without it those of one GPU, where it has not run yet), `runlocal`
+(a minute, for tests).
 """
 
 import common
@@ -27,6 +27,7 @@ import dmd
 import pretraining
 import teacher_forcing
 import vae
+from videomla_jax.chain import settings
 
 # What a GPU has time for, and what two CPU cores have. The first share is that
 # of the VAE, then those of the stages; encoding belongs to pretraining.
@@ -79,11 +80,8 @@ def get_config(arg: str | None = None) -> common.Config:
   config = common.Config()
   config.stage = "chain"
   config.minutes = arg["minutes"]
-  names = (
-    *("vae", "images", "pretraining"),
-    *("teacher_forcing", "consistency", "dmd"),
-  )
-  config.shares = dict(zip(names, sizes["shares"], strict=True))  # of the time
+  # Of the time; only proportions matter.
+  config.shares = dict(zip(settings.PARTS, sizes["shares"], strict=True))
   config.finished_vae = arg["vae"]  # folder; empty trains one
   config.dispatch = 0  # steps of a call; 0 is 1 on a CPU and 10 elsewhere
   config.probe = 8  # calls that are timed before a part begins
@@ -115,4 +113,8 @@ def get_config(arg: str | None = None) -> common.Config:
     config.vae.network.channels = 16  # which the stages need
     config.vae.data.num_frames = 5
     config.vae.images.batch_size = 2
+  if arg["vae"]:
+    # There is nothing to set of what is not trained.
+    del config.vae
+    config.shares.vae = common.unused(float)
   return config

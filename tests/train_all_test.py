@@ -56,6 +56,20 @@ def test_a_part_with_an_unknown_field_is_refused_at_once(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_a_finished_vae_that_does_not_fit_is_refused_at_once(
+  tmp_path: pathlib.Path, made: bool
+) -> None:
+  vae = tmp_path / "vae"
+  if made:
+    tiny_colour.write_vae(vae, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4)
+  config = tiny_project.config("world", f"all,runlocal,vae={vae}")
+  message = "4 channels" if made else "is not a directory"
+  with pytest.raises(ValueError, match=message):
+    train.train(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
 def test_steps_of_all_parts_cannot_be_traced(tmp_path: pathlib.Path) -> None:
   with pytest.raises(ValueError, match="--profile"):
     train.train(_config(), str(tmp_path), "2:4")

@@ -15,8 +15,10 @@ step of each part of `configs/world.py` and computes its time, see
 record, see `measuring/suite.py`.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 import pathlib
 import tempfile
@@ -230,6 +232,11 @@ class TrainingSuite:
     return rows
 
 
+def _figures(cost: Callable[[], chain_costs.Cost]) -> Mapping[str, int | float]:
+  """Compiles a step, and returns what is recorded of it."""
+  return cost().figures()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldSuite:
   """Compiles a step of every part of the colour world's training for GPUs.
@@ -268,7 +275,7 @@ class WorldSuite:
       rows = [
         counted.Row(
           about=dict(name=name, target=target),
-          count=lambda cost=cost: cost().figures(),
+          count=functools.partial(_figures, cost),
         )
         for target in self.targets
         for name, cost in chain_costs.costs_of(

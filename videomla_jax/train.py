@@ -296,6 +296,7 @@ def _train_all(
     )
   chain_run.check_alone(os.environ)
   settings, parts = chain_settings.read(config)
+  chain_run.check_vae(settings)
   for name, part in parts.items():
     if name != "vae":
       table.read(part)  # What it starts from is not there yet.

@@ -21,6 +21,24 @@ def test_a_missing_part_is_named() -> None:
     settings.read(config)
 
 
+def test_a_finished_vae_leaves_nothing_to_set_of_its_training() -> None:
+  config = tiny_project.config("world", "all,vae=finished")
+  read, parts = settings.read(config)
+  assert (read.finished_vae, read.shares.vae) == ("finished", None)
+  assert tuple(parts) == settings.PARTS[1:]
+  config.finished_vae = ""
+  with pytest.raises(ValueError, match="vae is missing"):
+    settings.read(config)
+  config = tiny_project.config("world", "all")
+  config.finished_vae = "finished"
+  with pytest.raises(ValueError, match="vae"):
+    settings.read(config)
+  config.unlock()
+  del config.vae
+  with pytest.raises(ValueError, match="contradict each other"):
+    settings.read(config)
+
+
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [

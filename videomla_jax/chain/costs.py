@@ -65,7 +65,7 @@ def costs_of(
   configs: Mapping[str, ml_collections.ConfigDict],
   target: str,
   folder: pathlib.Path,
-) -> dict[str, Callable[[], Cost]]:
+) -> Mapping[str, Callable[[], Cost]]:
   """Returns, by the name of a part, what compiles its step.
 
   The VAE has two kinds of steps, `VAE_IMAGES` and then those on clips.

@@ -24,7 +24,9 @@ from videomla_jax.conversion import to_latent
 from videomla_jax.models import wan_config
 from videomla_jax.runtime import metrics
 from videomla_jax.runtime import scheduler
+from videomla_jax.small_world import codecs
 from videomla_jax.small_world import model as model_lib
+from videomla_jax.small_world import worlds
 from videomla_jax.storage import model_folder
 
 Train = Callable[[ml_collections.ConfigDict, str], object]
@@ -52,13 +54,29 @@ def check_alone(environment: Mapping[str, str]) -> None:
     )
 
 
+def check_vae(settings: settings_lib.Settings) -> None:
+  """Refuses a finished VAE that is missing or does not fit.
+
+  Args:
+    settings: Settings of the run.
+
+  Raises:
+    ValueError: With the way out.
+  """
+  if settings.finished_vae:
+    vae = codecs.open_vae(settings.finished_vae)
+    world = worlds.WORLDS[worlds.COLOUR_WORLD]
+    world.check_vae(vae, name="finished_vae")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chain:
   """One run of the whole way; call it to train to the end.
 
   Attributes:
     settings: Settings of the run.
-    parts: Config of each part by its name.
+    parts: Config of each part by its name, in the order of `settings.PARTS`;
+      there is none of a VAE that is finished.
     root: Folder of the run.
     train: What trains each part, given its config and folder.
   """
@@ -78,9 +96,7 @@ class Chain:
       ValueError: If a part cannot be trained.
       SystemExit: After a signal, when the state of the part is on disk.
     """
-    for name in settings_lib.PARTS:
-      if name == "vae" and self.settings.finished_vae:
-        continue
+    for name in self.parts:
       if name == "teacher_forcing":
         self._convert()
       if not model_folder.is_model_folder(parts_lib.model(self.root, name)):
@@ -113,11 +129,7 @@ class Chain:
     begun = time.monotonic()
     self.train[name](config, str(self.root / name))
     now = time.monotonic()
-    # Two lines may hold what was compiled, which is no time of a step.
-    lines = sorted(_step_seconds(self.root / name))
-    in_steps = steps * _mean(lines[: max(1, len(lines) - 2)])
-    # Steps before a stop belong to an earlier start.
-    extra = max(0.0, now - begun - in_steps)
+    extra = _beside_steps(self.root / name, steps, now - begun)
     progress_lib.write(
       self.root,
       dataclasses.replace(
@@ -192,6 +204,15 @@ def _step_seconds(folder: pathlib.Path) -> list[float]:
   lines = metrics.read_jsonl(folder)
   name = "perf/step_seconds"
   return [line[name] for line in lines if name in line]
+
+
+def _beside_steps(folder: pathlib.Path, steps: int, seconds: float) -> float:
+  """Returns how much of the time of a part was none of its steps'."""
+  # Two lines may hold what was compiled.
+  plain = sorted(_step_seconds(folder))[:-2]
+  # Steps before a stop belong to an earlier start. Somebody may have taken the
+  # lines away.
+  return max(0.0, seconds - steps * _mean(plain)) if plain else 0.0
 
 
 def _mean(values: list[float]) -> float:

@@ -15,7 +15,8 @@ from videomla_jax.runtime import config_reader
 from videomla_jax.runtime import config_values
 
 STAGE = "chain"  # value of `stage` in such a config
-_Share = Annotated[float, config_values.Range(1e-3, 1e3)]
+_RANGE = config_values.Range(1e-3, 1e3)
+_Share = Annotated[float, _RANGE]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Shares:
   """Group `shares`: how the time is divided; only proportions matter.
 
   Attributes:
-    vae: Training of the VAE.
+    vae: Training of the VAE; None if a finished one is taken.
     images: Stage 0 on single frames, and encoding them.
     pretraining: Stage 0 on clips, and encoding them.
     teacher_forcing: Stage 1, and the conversion before it.
@@ -31,7 +32,7 @@ class Shares:
     dmd: Stage 3.
   """
 
-  vae: _Share
+  vae: Annotated[float | None, _RANGE]
   images: _Share
   pretraining: _Share
   teacher_forcing: _Share
@@ -52,7 +53,8 @@ class Settings:
     stage: `STAGE`.
     minutes: Time of the whole way.
     shares: How it is divided.
-    finished_vae: Folder of a VAE that is taken as it is; empty trains one.
+    finished_vae: Folder of a VAE that is taken as it is, and then there is no
+      part that trains one; empty trains one.
     dispatch: Steps of one call of a program; 0 is 1 on a CPU and 10 elsewhere.
     probe: Calls of each program that are timed before a part begins.
     least_steps: Fewest steps of a part, however short the time is.
@@ -72,6 +74,12 @@ class Settings:
         f"probe={self.probe} must be a multiple of 4, after which every "
         "program of a stage was compiled; use 8."
       )
+    if bool(self.finished_vae) == (self.shares.vae is not None):
+      raise ValueError(
+        f"finished_vae={self.finished_vae!r} and shares.vae="
+        f"{self.shares.vae} contradict each other; give vae=DIR as an argument "
+        "of configs/world.py, or neither."
+      )
 
 
 def read(
@@ -83,11 +91,13 @@ def read(
     config: Values as `configs/world.py` returns them.
 
   Raises:
-    ValueError: If a field or part is missing, unknown or out of range.
+    ValueError: If a field or part is missing, unknown, out of range or without
+      effect.
   """
   values: dict[str, Any] = dict(config.items())
   parts = {}
-  for name in PARTS:
+  finished = bool(values.get("finished_vae"))
+  for name in PARTS[1:] if finished else PARTS:
     part = values.pop(name, None)
     if not isinstance(part, (Mapping, ml_collections.ConfigDict)):
       raise ValueError(
