@@ -7,20 +7,21 @@ docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 `suite=work`, docs/benchmark_world.jsonl of `suite=world`,
 docs/benchmark_kernels.jsonl of `suite=kernels`,
 docs/measures.jsonl, docs/small_world.json and docs/colour_world.json of
-`evaluate`,
+`evaluate`, docs/colour_world_runs.jsonl of record_training.py,
 docs/float8_errors.jsonl of tests/float8_errors.py, and docs/ablations.jsonl of
-`ablate`. Writes
-docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
-docs/models.md, docs/throughput.md, and parts of docs/colour_world.md,
-docs/kernels.md, docs/evaluation.md, docs/small_world.md and README.md between
-two markers. A
-test does the same and compares, so that no number is typed.
+`ablate`. Writes docs/ablations.md, docs/benchmarks.md, docs/evidence.md,
+docs/memory.md, docs/models.md, docs/throughput.md, and parts of
+docs/colour_world.md, docs/kernels.md, docs/evaluation.md, docs/small_world.md
+and README.md between two markers. A test does the same and compares, so that no
+number is typed.
 """
 
 from collections.abc import Iterable
 from collections.abc import Sequence
+import importlib
+import json
 import pathlib
-import sys
+from typing import Any
 
 from pages import ablations
 from pages import colour_world
@@ -33,12 +34,9 @@ from pages import throughput
 
 from videomla_jax.measuring import rates
 from videomla_jax.measuring import record
+from videomla_jax.runtime import config_files
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT / "configs"))
-
-import world as world_config  # noqa: E402
-
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 _HEAD = """# Measured on GPUs
 
@@ -372,6 +370,38 @@ def between(text: str, new: str, *, start: str = START, end: str = END) -> str:
   return f"{before}{start}\n{new}{end}{after}"
 
 
+def _report(name: str) -> dict[str, Any]:
+  """Returns the report of `evaluate` that a page quotes."""
+  path = ROOT / "docs" / f"{name}.json"
+  return json.loads(path.read_text("utf-8"))
+
+
+def _colour_page(text: str) -> str:
+  """Returns the page of the colour world with its tables."""
+  with config_files.importing_from(ROOT / "configs"):
+    whole = importlib.import_module("world").get_config("all")
+  lines = colour_world.runs(ROOT)
+  tables = {
+    (colour_world.START, colour_world.END): colour_world.table(
+      colour_world.read(ROOT), whole
+    ),
+    (
+      colour_world.RATES_START,
+      colour_world.RATES_END,
+    ): colour_world.rates(lines),
+    (
+      colour_world.JUDGED_START,
+      colour_world.JUDGED_END,
+    ): colour_world.judged(_report("colour_world")),
+  }
+  for name in colour_world.RUNS:
+    marks = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+    tables[marks] = colour_world.run(lines, name)
+  for (start, end), table in tables.items():
+    text = between(text, table, start=start, end=end)
+  return text
+
+
 def documents() -> dict[pathlib.Path, str]:
   """Returns the text of each document by its path."""
   folder = ROOT / "docs" / "benchmarks"
@@ -383,7 +413,7 @@ def documents() -> dict[pathlib.Path, str]:
   evaluation = ROOT / "docs" / "evaluation.md"
   quality = record.read(ROOT / "docs" / "measures.jsonl")
   world_page = ROOT / "docs" / "small_world.md"
-  world = small_world.read(ROOT)
+  world = _report("small_world")
   colour_page = ROOT / "docs" / "colour_world.md"
   return {
     ROOT / "docs" / "benchmarks.md": page(records),
@@ -417,19 +447,7 @@ def documents() -> dict[pathlib.Path, str]:
       start=small_world.START,
       end=small_world.END,
     ),
-    colour_page: between(
-      between(
-        colour_page.read_text("utf-8"),
-        colour_world.table(
-          colour_world.read(ROOT), world_config.get_config("all")
-        ),
-        start=colour_world.START,
-        end=colour_world.END,
-      ),
-      colour_world.judged(colour_world.report(ROOT)),
-      start=colour_world.JUDGED_START,
-      end=colour_world.JUDGED_END,
-    ),
+    colour_page: _colour_page(colour_page.read_text("utf-8")),
     evaluation: between(
       between(evaluation.read_text("utf-8"), measures_section(quality)),
       spreads.beyond(quality),

@@ -1,8 +1,6 @@
 """Writes tables of the small world's quality, from the report of `evaluate`."""
 
 from collections.abc import Mapping
-import json
-import pathlib
 from typing import Any
 
 from videomla_jax.small_world import measures
@@ -22,15 +20,6 @@ _ROWS = {
   "speed": "videos at the speed of the prompt",
   "steps": "steps that move as the prompt says",
 }
-
-
-def read(root: pathlib.Path) -> dict[str, Any]:
-  """Returns the report that the pages quote.
-
-  Args:
-    root: Root of the project.
-  """
-  return json.loads((root / "docs" / "small_world.json").read_text("utf-8"))
 
 
 def whole(report: Mapping[str, Any]) -> str:
