@@ -157,8 +157,11 @@ def test_memory_is_linear_in_queries_plus_keys(form):
   assert large < 4 * 4096 * 4096 * 2
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])  # of L = 5 queries
-def test_one_head_after_the_other_changes_nothing(seed, rows, monkeypatch):
+# Of L = 5 queries, and of N = 3 heads.
+@pytest.mark.parametrize(("rows", "groups"), [(1, 2), (2, 1), (3, 4)])
+def test_one_head_after_the_other_changes_nothing(
+  seed, rows, groups, monkeypatch
+):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
   args = draw(B, L, N, 6), draw(B, S, N, 6), draw(B, S, N, 12)
@@ -176,6 +179,7 @@ def test_one_head_after_the_other_changes_nothing(seed, rows, monkeypatch):
   expected = jax.jit(run)(*args)
   monkeypatch.setattr(xla_chunked, "CPU_ROWS", rows)
   monkeypatch.setattr(xla_chunked, "CPU_LEAST", 1)
+  monkeypatch.setattr(xla_chunked, "CPU_GROUPS", groups)
   program = jax.jit(lambda *args: run(*args))
   assert xla_chunked._exceeds_cache(jnp.zeros((B, N, L, 6)))
   for ours, theirs in zip(

@@ -10,12 +10,14 @@ so memory is linear in queries + keys. The gradient recomputes p from the saved
 logarithm of the sum (FlashAttention-2, arXiv:2307.08691) and is linear too.
 
 XLA passes over s and p several times. A CPU therefore takes one head and some
-queries at a time, so that s stays in its cache; a GPU takes all at once.
+queries at a time, so that s stays in its cache; a GPU takes all at once. A loop
+over heads keeps one core busy, so there are several, side by side.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
+import itertools
 
 from einops import rearrange
 import jax
@@ -31,8 +33,9 @@ from videomla_jax.ops.latent_attention import types
 KEY_BLOCK = 512  # scores of a block: 4 bytes x L x N x 512
 CPU_ROWS = 2048  # queries that a CPU takes at a time: 4 MB of scores
 # With fewer queries per head, heads are not taken one after the other: small
-# products are slow (tiles of 260 queries took 1.4 times the time).
-CPU_LEAST = 512
+# products are slow (tiles of 256 queries took 1.7 times the time).
+CPU_LEAST = 384
+CPU_GROUPS = 4  # loops over heads that run side by side
 
 Rows = Float[Array, "B N L D"]
 RowKeys = Float[Array, "B N S D"]
@@ -62,8 +65,14 @@ def _one_block(
   s = _scores(q, k, valid, scale)
   # The maximum cancels out, so it needs no gradient.
   p = jnp.exp(s - jax.lax.stop_gradient(s.max(-1, keepdims=True)))
-  weight = (p / p.sum(-1, keepdims=True)).astype(v.dtype)
-  return jnp.einsum("BNLS,BNSV->BNLV", weight, v)
+  o = jnp.einsum(
+    "BNLS,BNSV->BNLV",
+    p.astype(v.dtype),
+    v,
+    preferred_element_type=jnp.float32,
+  )
+  # L x V divisions instead of L x S.
+  return (o / p.sum(-1, keepdims=True)).astype(v.dtype)
 
 
 def _blocks(x: Array, axis: int, block: int) -> tuple[Array, Array]:
@@ -190,7 +199,8 @@ _flash.defvjp(_flash_forward, _flash_backward)
 def _exceeds_cache(q: Rows) -> bool:
   """Tells whether a CPU's cache is too small for the scores of a block."""
   batch, heads, length, _ = q.shape
-  many = batch * heads * length > 4 * CPU_ROWS and length >= CPU_LEAST
+  rows = batch * length
+  many = heads * rows > 2 * CPU_ROWS and rows >= CPU_LEAST
   return many and device.current().platform == "cpu"
 
 
@@ -224,13 +234,23 @@ def _head_by_head(
   scale: float,
   block: int,
 ) -> RowOutputs:
-  """Attention of one head after the other, so that scores stay in cache."""
+  """Attention of one head after the other, so that scores stay in cache.
+
+  XLA runs loops that need nothing of each other on different cores.
+  """
 
   def run(head: tuple[Array, Array, Array]) -> Float[Array, "B L V"]:
     return _one_head(*head, valid=valid, scale=scale, block=block)
 
-  heads = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v))
-  return jnp.moveaxis(jax.lax.map(run, heads), 0, 1)
+  heads = [jnp.moveaxis(x, 1, 0) for x in (q, k, v)]
+  count = q.shape[1]
+  groups = min(CPU_GROUPS, count)
+  starts = [i * count // groups for i in range(groups + 1)]
+  out = [
+    jax.lax.map(run, tuple(x[start:stop] for x in heads))
+    for start, stop in itertools.pairwise(starts)
+  ]
+  return jnp.moveaxis(jnp.concatenate(out), 0, 1)
 
 
 def attention(
