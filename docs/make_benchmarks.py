@@ -8,8 +8,8 @@ docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 docs/benchmark_kernels.jsonl of `suite=kernels`,
 docs/measures.jsonl, docs/small_world.json and docs/colour_world.json of
 `evaluate`, docs/colour_world_runs.jsonl of record_training.py,
-docs/float8_errors.jsonl of tests/float8_errors.py, and docs/ablations.jsonl of
-`ablate`. Writes docs/ablations.md, docs/benchmarks.md, docs/evidence.md,
+docs/float8_errors.jsonl of tests/float8_errors.py, docs/peers.jsonl of
+tests/peers/{attention,rollout}_time.py, and docs/ablations.jsonl of `ablate`. Writes docs/ablations.md, docs/benchmarks.md, docs/evidence.md,
 docs/memory.md, docs/models.md, docs/throughput.md, and parts of
 docs/colour_world.md, docs/kernels.md, docs/evaluation.md, docs/small_world.md
 and README.md between two markers. A test does the same and compares, so that no
@@ -28,6 +28,7 @@ from pages import colour_world
 from pages import evidence
 from pages import kernels
 from pages import models
+from pages import peers
 from pages import small_world
 from pages import spreads
 from pages import throughput
@@ -402,6 +403,24 @@ def _colour_page(text: str) -> str:
   return text
 
 
+def _kernel_page(text: str) -> str:
+  """Puts the tables of compiled kernels, of errors and of peers in."""
+  folder = ROOT / "docs"
+  compiled = kernels.read(folder / "benchmark_kernels.jsonl")
+  float8 = kernels.read(folder / "float8_errors.jsonl")
+  beside = record.read(folder / "peers.jsonl")
+  tables = {
+    (kernels.START, kernels.END): kernels.table(compiled),
+    (kernels.FLOAT8_START, kernels.FLOAT8_END): kernels.float8_table(float8),
+  } | {
+    peers.markers(name): peers.table(beside, name)
+    for name in ("attention", "rollout_chunk")
+  }
+  for (start, end), table in tables.items():
+    text = between(text, table, start=start, end=end)
+  return text
+
+
 def documents() -> dict[pathlib.Path, str]:
   """Returns the text of each document by its path."""
   folder = ROOT / "docs" / "benchmarks"
@@ -424,17 +443,7 @@ def documents() -> dict[pathlib.Path, str]:
     ROOT / "docs" / "evidence.md": evidence.page(ROOT),
     ROOT / "docs" / "models.md": models.page(ROOT),
     ROOT / "docs" / "throughput.md": throughput.page(measured),
-    kernel_page: between(
-      between(
-        kernel_page.read_text("utf-8"),
-        kernels.table(kernels.read(ROOT / "docs" / "benchmark_kernels.jsonl")),
-        start=kernels.START,
-        end=kernels.END,
-      ),
-      kernels.float8_table(kernels.read(ROOT / "docs" / "float8_errors.jsonl")),
-      start=kernels.FLOAT8_START,
-      end=kernels.FLOAT8_END,
-    ),
+    kernel_page: _kernel_page(kernel_page.read_text("utf-8")),
     readme: between(
       between(readme.read_text("utf-8"), summary(records[0])),
       small_world.quality(world),

@@ -2,118 +2,82 @@
 
   python -m tests.peers.attention_time .venv-peers/bin/python --rounds=9
 
-Both get the expanded form's shapes at 480p, frame-wise: 1,560 queries, 4,096
-keys, 12 heads of 128, float32. Machines are noisy: what counts is the ratio.
+Random float32 of three shapes: the expanded form at 480p, frame-wise, and the
+two calls of `rollout_time` on a CPU. Machines are noisy: what counts is the
+ratio.
 """
 
 import argparse
 import functools
-import os
-import statistics
-import subprocess
-import time
-from typing import Any
+import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.peers import turns
 from videomla_jax.ops.latent_attention import reference
 from videomla_jax.ops.latent_attention import xla_chunked
 
-QUERIES, KEYS, HEADS, WIDTH = 1560, 4096, 12, 128
-
-# Answers every line of input with the seconds of one call.
-_WORKER = f"""
-import sys, time, torch
-draw = lambda rows: torch.randn(1, {HEADS}, rows, {WIDTH})
-q, k, v = draw({QUERIES}), draw({KEYS}), draw({KEYS})
-call = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
-with torch.inference_mode():
-  call()
-  for line in sys.stdin:
-    start = time.perf_counter()
-    call()
-    print(time.perf_counter() - start, flush=True)
-"""
+# Queries, keys, heads and their width.
+SHAPES = {
+  "480p, frame-wise": (1560, 4096, 12, 128),
+  "the small rollout, 7 frames": (1170, 2730, 6, 64),
+  "the small rollout, 21 frames": (1170, 8190, 6, 64),
+}
+_OURS = {"xla_chunked": xla_chunked.attention, "reference": reference.attention}
 
 
-class Torch:
-  """PyTorch's scaled_dot_product_attention in a process of its own."""
-
-  def __init__(self, python: str) -> None:
-    """Starts the process."""
-    threads = str(len(os.sched_getaffinity(0)))
-    self._process = subprocess.Popen(
-      [python, "-c", _WORKER],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      env=os.environ | {"OMP_NUM_THREADS": threads},
-    )
-
-  def __call__(self) -> float:
-    """Seconds of one call."""
-    assert self._process.stdin is not None
-    assert self._process.stdout is not None
-    self._process.stdin.write("\n")
-    self._process.stdin.flush()
-    return float(self._process.stdout.readline())
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.communicate()
-
-
-def _ours(attend: Any) -> tuple[Any, int]:
-  """A timed call of one of our implementations, and its temporary bytes."""
+def _work(name: str, shape: tuple[int, int, int, int]) -> None:
+  """Answers every line of input with the seconds of one of our calls."""
+  queries, keys, heads, width = shape
   rng = np.random.default_rng()
   draw = lambda rows: jnp.asarray(
-    rng.standard_normal((1, rows, HEADS, WIDTH)), jnp.float32
+    rng.standard_normal((1, rows, heads, width)), jnp.float32
   )
-  args = draw(QUERIES), draw(KEYS), draw(KEYS), jnp.ones((1, KEYS), bool)
+  args = draw(queries), draw(keys), draw(keys), jnp.ones((1, keys), bool)
+  attend = functools.partial(_OURS[name], scale=width**-0.5)
   program = jax.jit(attend).lower(*args).compile()
   program(*args).block_until_ready()
-
-  def call() -> float:
-    start = time.perf_counter()
-    program(*args).block_until_ready()
-    return time.perf_counter() - start
-
-  return call, program.memory_analysis().temp_size_in_bytes
+  memory = program.memory_analysis().temp_size_in_bytes
+  turns.answer_lines(
+    sys.stdin,
+    lambda: program(*args).block_until_ready(),
+    f"JAX {jax.__version__}, temporaries {memory / 1e6:.0f} MB",
+  )
 
 
 def main() -> None:
   """Runs the command line."""
-  parser = argparse.ArgumentParser()
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("python", help="an interpreter that has PyTorch")
   parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument(
+    "--record", type=pathlib.Path, help="file that gets a line per program"
+  )
+  parser.add_argument("--worker", help=argparse.SUPPRESS)
+  parser.add_argument("--shape", help=argparse.SUPPRESS)
   given = parser.parse_args()
-  scale = WIDTH**-0.5
-  chunked, chunked_bytes = _ours(
-    functools.partial(xla_chunked.attention, scale=scale)
-  )
-  naive, naive_bytes = _ours(
-    functools.partial(reference.attention, scale=scale)
-  )
-  torch = Torch(given.python)
-  calls = {"torch": torch, "xla_chunked": chunked, "naive XLA": naive}
-  seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in range(given.rounds):
-    for name, call in calls.items():
-      seconds[name].append(call())
-  torch.close()
-  memory = {"xla_chunked": chunked_bytes, "naive XLA": naive_bytes}
-  base = seconds["torch"]
-  for name, times in seconds.items():
-    held = (
-      f", temporaries {memory[name] / 1e6:.0f} MB" if name in memory else ""
-    )
-    print(
-      f"{name}: {statistics.median(times) * 1e3:.0f} ms, "
-      f"{statistics.median(times) / statistics.median(base):.2f} of PyTorch's"
-      f" median, {min(times) / min(base):.2f} of its minimum{held}"
-    )
+  if given.worker:
+    _work(given.worker, SHAPES[given.shape])
+    return
+  if given.rounds < 1:
+    parser.error(f"--rounds={given.rounds} must be at least 1; use 9.")
+  theirs = str(pathlib.Path(__file__).with_name("attention_torch.py"))
+  lines = []
+  for title, shape in SHAPES.items():
+    commands = {"PyTorch": (given.python, theirs, *map(str, shape))} | {
+      f"ours, {name}": (
+        *(sys.executable, "-m", "tests.peers.attention_time", given.python),
+        *("--worker", name, "--shape", title),
+      )
+      for name in _OURS
+    }
+    seconds, about = turns.take(commands, rounds=given.rounds)
+    lines += turns.report("attention", title, seconds, about)
+  if given.record:
+    turns.add(given.record, lines)
 
 
 if __name__ == "__main__":

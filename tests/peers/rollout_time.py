@@ -11,12 +11,11 @@ ratio.
 
 import argparse
 import json
-import os
 import pathlib
-import statistics
 import subprocess
 import sys
-import time
+
+from tests.peers import turns
 
 # A GPU's sizes are those of Wan-1.3B; d_c, d_rope and d_q are the paper's.
 SIZES = {
@@ -37,8 +36,20 @@ SIZES = {
     latent=(48, 16, 192),
   ),
 }
-# Ours, theirs, and what is compared: sink and local frames.
-WINDOWS = {"equal window": (1, 6), "every frame of 5 s": (0, 21)}
+# Sink and local frames of each program, the peer first.
+CASES = {
+  "equal window, 1 + 6 frames": {
+    "PyTorch, dense": (1, 6),
+    "ours, latent": (1, 6),
+    "ours, dense": (1, 6),
+  },
+  "the peer's default, every frame of 5 s": {
+    "PyTorch, dense": (0, 21),
+    "ours, latent, 1 + 6 frames": (1, 6),
+    "ours, latent, every frame": (0, 21),
+    "ours, dense, every frame": (0, 21),
+  },
+}
 
 
 def _ours(kind: str, size: str, sink: int, local: int) -> None:
@@ -93,9 +104,8 @@ def _ours(kind: str, size: str, sink: int, local: int) -> None:
     max_frames=3000,
   )
 
-  def step() -> float:
+  def step() -> None:
     nonlocal state
-    started = time.perf_counter()
     latents, state = rollout.scan_chunks(
       model,
       state,
@@ -106,86 +116,35 @@ def _ours(kind: str, size: str, sink: int, local: int) -> None:
       frame=frame,
     )
     jax.block_until_ready(latents)
-    return time.perf_counter() - started
 
   for _ in range(8):  # compiles, and fills every window
     step()
-  print(jax.default_backend(), flush=True)
-  for _ in sys.stdin:
-    print(step(), flush=True)
+  about = f"{jax.default_backend()}, JAX {jax.__version__}"
+  turns.answer_lines(sys.stdin, step, about)
 
 
-class Worker:
-  """A process that runs one chunk for every line."""
-
-  def __init__(self, *command: str) -> None:
-    """Starts the process and waits until its window is full."""
-    self._process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      env=os.environ
-      | {
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-        # Both processes live on one GPU.
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-      },
-    )
-    self.device = self._answer()
-
-  def _answer(self) -> str:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError("a process ended early; its error is above.")
-    return line.strip()
-
-  def __call__(self) -> float:
-    """Returns the seconds of one chunk."""
-    assert self._process.stdin is not None
-    self._process.stdin.write("\n")
-    self._process.stdin.flush()
-    return float(self._answer())
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.communicate("")
-
-
-def _compare(python: str, wan: pathlib.Path, rounds: int) -> None:
+def _compare(given: argparse.Namespace) -> None:
   """Runs all variants in turns, and prints medians and ratios."""
   probe = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
   size = subprocess.run(
-    [python, "-c", probe], capture_output=True, text=True, check=True
+    [given.python, "-c", probe], capture_output=True, text=True, check=True
   ).stdout.strip()
   theirs = str(pathlib.Path(__file__).with_name("rollout_torch.py"))
-  for title, (sink, local) in WINDOWS.items():
-    ours = lambda kind, s=sink, n=local: Worker(
-      *(sys.executable, "-m", "tests.peers.rollout_time", "--worker", kind),
-      *("--size", size, "--window", str(s), str(n)),
-    )
-    torch_command = (python, theirs, str(wan), json.dumps(SIZES[size]))
-    workers = {
-      "PyTorch, dense": Worker(*torch_command, str(sink), str(local)),
-      "ours, latent": ours("latent"),
-      "ours, dense": ours("dense"),
-    }
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(rounds):
-      for name, worker in workers.items():
-        times[name].append(worker())
-    print(f"{title}: sink {sink}, local {local}")
-    peer = statistics.median(times["PyTorch, dense"])
-    for name, worker in workers.items():
-      median = statistics.median(times[name])
-      print(
-        f"  {name} ({worker.device}): {median:.3f} s a chunk, from"
-        f" {min(times[name]):.3f} to {max(times[name]):.3f};"
-        f" {peer / median:.2f} times PyTorch's speed",
-        flush=True,
-      )
-      worker.close()
+  lines = []
+  for title, windows in CASES.items():
+    commands = {}
+    for program, window in windows.items():
+      kind = program.split(", ")[1]
+      commands[program] = (
+        (given.python, theirs, str(given.wan), json.dumps(SIZES[size]))
+        if program.startswith("PyTorch")
+        else (sys.executable, "-m", "tests.peers.rollout_time")
+        + ("--worker", kind, "--size", size, "--window")
+      ) + tuple(map(str, window))
+    seconds, about = turns.take(commands, rounds=given.rounds)
+    lines += turns.report("rollout_chunk", title, seconds, about)
+  if given.record:
+    turns.add(given.record, lines)
 
 
 def main() -> None:
@@ -194,6 +153,9 @@ def main() -> None:
   parser.add_argument("--wan", type=pathlib.Path, help="its checkout")
   parser.add_argument("--python", help="an interpreter that has PyTorch")
   parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--record", type=pathlib.Path, help="file that gets a line per program"
+  )
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   parser.add_argument("--size", help=argparse.SUPPRESS)
   parser.add_argument("--window", nargs=2, type=int, help=argparse.SUPPRESS)
@@ -208,7 +170,7 @@ def main() -> None:
       f"--wan={given.wan} is no checkout of Self-Forcing; clone"
       " https://github.com/guandeh17/Self-Forcing and name its folder."
     )
-  _compare(given.python, given.wan, given.rounds)
+  _compare(given)
 
 
 if __name__ == "__main__":

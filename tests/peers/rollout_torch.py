@@ -107,7 +107,7 @@ def main() -> None:
     last = 6  # 21 frames: the window is full
     for chunk in range(last + 1):
       step(chunk)
-    print(device, flush=True)
+    print(f"{device}, PyTorch {torch.__version__}", flush=True)
     for _ in sys.stdin:
       print(step(last), flush=True)
 
