@@ -19,11 +19,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Float32, Num
+from jaxtyping import Array, Bool, Float, Float32
 
 from videomla_jax import sharding
 from videomla_jax.models import cache
 from videomla_jax.models import layers
+from videomla_jax.models import token_frames
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
@@ -173,25 +174,6 @@ class LatentEntry(NamedTuple):
   key_rope: Float[Array, "B T P d_r"] | quantise.Quantised
 
 
-def _by_frame(angles: rope.Rotation, tokens: int) -> rope.Rotation:
-  """Separates frames and tokens of angles: `[B, T, P, pairs]`."""
-  return jax.tree.map(
-    lambda a: rearrange(a, "B (T P) i -> B T P i", P=tokens), angles
-  )
-
-
-def _flat(x: Num[Array, "B T P ..."]) -> Num[Array, "B S ..."]:
-  """Joins frames and tokens of a frame."""
-  return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def _rotate(
-  x: Float[Array, "B T P N D"], angles: rope.Rotation
-) -> Float[Array, "B S N D"]:
-  """Rotates tokens and joins their frames."""
-  return rope.rotate(_flat(x), jax.tree.map(_flat, angles))
-
-
 class DenseSelfAttention(nnx.Module):
   """Wan's self-attention: RMSNorm over all heads, then 3D RoPE."""
 
@@ -223,32 +205,39 @@ class DenseSelfAttention(nnx.Module):
       context: Entries of the frames that are seen, in the order of `rotations`.
       rotations: Rotations of queries and keys in the current window.
     """
-    # Dense entries are joined: library kernels take one array of keys.
-    heads = self.config.num_heads
-    query = self.query_norm(self.query(x))
-    key, value = (
-      jnp.concatenate([quantise.dequantise(y, x.dtype) for y in pieces], axis=1)
+    heads, tokens = self.config.num_heads, x.shape[2]
+    split = lambda y: rearrange(y, "B T P (N D) -> B T P N D", N=heads)
+    query = split(self.query_norm(self.query(x)))
+    keys, values = (
+      [split(quantise.dequantise(y, x.dtype)) for y in pieces]
       for pieces in zip(*context, strict=True)
     )
-    query, key, value = (
-      rearrange(y, "B T P (N D) -> B T P N D", N=heads)
-      for y in (query, key, value)
-    )
-    tokens, scale = x.shape[2], 1 / math.sqrt(self.config.head_dim)
+    sizes = [k.shape[1] * tokens for k in keys]
+    angles = [
+      token_frames.by_frame(a, tokens)
+      for a in token_frames.cut(rotations.key, sizes)
+    ]
 
     def run(
       query: Array,
       query_rotation: rope.Rotation,
-      key: Array,
-      key_rotation: rope.Rotation,
-      value: Array,
+      keys: list[Array],
+      key_rotations: list[rope.Rotation],
+      values: list[Array],
       visible: Array,
     ) -> Array:
+      # Library kernels take one array. Keys that are rotated before they are
+      # joined are written once.
+      key = [
+        token_frames.rotate(k, a)
+        for k, a in zip(keys, key_rotations, strict=True)
+      ]
       out = api.dense_attention(
-        *(_rotate(query, query_rotation), _rotate(key, key_rotation)),
-        _flat(value),
+        token_frames.rotate(query, query_rotation),
+        jnp.concatenate(key, axis=1),
+        jnp.concatenate([token_frames.joined(v) for v in values], axis=1),
         visible,
-        scale=scale,
+        scale=1 / math.sqrt(self.config.head_dim),
         implementation=self.config.implementation,
       )
       return out.reshape(query.shape)
@@ -257,10 +246,10 @@ class DenseSelfAttention(nnx.Module):
       out = sharding.per_device(
         run,
         ("queries", query),
-        ("angles", _by_frame(rotations.query, tokens)),
-        ("keys", key),
-        ("batch", _by_frame(rotations.key, tokens)),
-        ("keys", value),
+        ("angles", token_frames.by_frame(rotations.query, tokens)),
+        ("keys", keys),
+        ("batch", angles),
+        ("keys", values),
         ("batch", rotations.visible),
       )
     return layers.to_residual(self.out, out.reshape(x.shape))
@@ -320,7 +309,7 @@ class LatentSelfAttention(nnx.Module):
       out = sharding.per_device(
         self._attend,
         ("queries", queries),
-        ("angles", _by_frame(rotations.query, x.shape[2])),
+        ("angles", token_frames.by_frame(rotations.query, x.shape[2])),
         ("batch", (context, rotations.key, rotations.visible)),
         ("heads", self.up_projections(x.dtype)),
       )
@@ -343,7 +332,9 @@ class LatentSelfAttention(nnx.Module):
     """Attends with the queries and heads that one device has."""
     content, q_rope = queries
     out = api.latent_attention(
-      types.Queries(_flat(content), _rotate(q_rope, rotation)),
+      types.Queries(
+        token_frames.joined(content), token_frames.rotate(q_rope, rotation)
+      ),
       self.keys(*seen, dtype=content.dtype),
       up,
       form=self.config.form,
@@ -364,17 +355,18 @@ class LatentSelfAttention(nnx.Module):
     Entries stay apart, since joining them would copy the cache.
     """
     segments, frame = [], 0
-    for entry in context:
-      frames, tokens = entry.content.shape[1:3]
-      some = slice(frame * tokens, (frame + frames) * tokens)
+    sizes = [math.prod(entry.content.shape[1:3]) for entry in context]
+    for entry, angles in zip(
+      context, token_frames.cut(rotation, sizes), strict=True
+    ):
+      frames = entry.content.shape[1]
       with jax.named_scope("rotate_keys"):
         # Positional keys leave eight bits here and content only in the kernel:
         # they are rotated anew in every window, and their angles have more
         # bytes than the keys themselves.
         k_rope = quantise.dequantise(entry.key_rope, dtype)
         k_rope = cache.joined_frames(k_rope)[:, :, None]
-        own = jax.tree.map(lambda a, some=some: a[:, some], rotation)
-        k_rope = rope.rotate(k_rope, own)[:, :, 0]
+        k_rope = rope.rotate(k_rope, angles)[:, :, 0]
       # Kernels read eight-bit content themselves and scale the product.
       content = entry.content
       if not isinstance(content, quantise.Quantised):

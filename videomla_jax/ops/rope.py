@@ -136,9 +136,11 @@ def rotate(
   pairs = rearrange(
     x.astype(jnp.float32), "B S N (i two) -> B S N i two", two=2
   )
-  cos, sin = (part[:, :, None] for part in rotation)
-  p, q = pairs[..., 0], pairs[..., 1]
-  rotated = jnp.stack([p * cos - q * sin, p * sin + q * cos], axis=-1)
+  cos, sin = (part[:, :, None, :, None] for part in rotation)
+  # One sum for both channels of a pair. With one for each of them, XLA writes
+  # all first and all second channels into float32 arrays and reads them again.
+  sign = np.asarray([-1, 1], np.float32)
+  rotated = pairs * cos + pairs[..., ::-1] * (sin * sign)
   return rotated.reshape(x.shape).astype(x.dtype)
 
 
