@@ -54,6 +54,32 @@ def test_parts_in_float8_add_up_as_well(seed, products):
     tolerances.assert_close(found, expected, "float8_products")
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 16])
+def test_rows_for_constant_scales_change_nothing(seed, tokens):
+  rng = np.random.default_rng(seed)
+  stack = _stack(rng, 50)
+  layers.use_float8(stack, "float8_constant")
+  layer = jax.tree.map(lambda leaf: leaf[1], stack)
+  x = tiny_model.normal(rng, 2, 1, 3, tokens, WIDTH)
+  rows, by_token = layers.rows_of(layer.into, x)
+  assert rows.shape == (-(-6 * tokens // 16) * 16, WIDTH)
+  np.testing.assert_array_equal(by_token(rows), x)
+  expected = layer.out(feed_forward.gelu(layer.into(x)))
+  # A rounding to float8 may fall to the other side.
+  tolerances.assert_close(layer(x), expected, "float8_products")
+  assert layer.to_residual(x).shape == x.shape
+
+
+def test_other_products_get_tokens_as_they_are(seed):
+  rng = np.random.default_rng(seed)
+  stack = _stack(rng, 50)
+  x = tiny_model.normal(rng, 2, 1, 3, 5, WIDTH)
+  for products in ("", "float8_per_token"):
+    if products:
+      layers.use_float8(stack, products)
+    assert layers.rows_of(stack.into, x)[0] is x
+
+
 @pytest.mark.parametrize(
   ("width", "hidden", "parts"),
   [(1536, 8960, 2), (1536, 8960 // 2, 1), (5120, 13824, 1), (128, 256, 1)],

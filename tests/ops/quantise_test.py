@@ -112,6 +112,42 @@ def test_weights_that_float8_holds_come_back_exactly(seed):
   np.testing.assert_array_equal(np.asarray(found).T, kernel)
 
 
+def test_one_power_of_two_serves_all_channels_of_a_layer(seed):
+  kernel = (
+    _kernel(seed, 3, 20, 64) * jnp.array([1.0, 1e-3, 50.0])[:, None, None]
+  )
+  stored = quantise.quantise_kernel(kernel, products="float8_constant")
+  assert stored.values.dtype == jnp.float8_e4m3fn
+  assert (stored.scale.shape, stored.scale.dtype) == ((3, 1, 1), jnp.float32)
+  assert set(np.frexp(stored.scale)[0].flat) == {0.5}
+  # The largest weight of a layer is near the end of the range, or below half.
+  largest = np.abs(np.asarray(stored.values, np.float32)).max((1, 2))
+  assert ((largest > 200) & (largest <= 448)).all()
+  found = jnp.swapaxes(quantise.dequantise(stored, jnp.float32), -1, -2)
+  error, scale = np.abs(found - kernel), np.asarray(stored.scale)
+  assert (error <= np.abs(kernel) / 15.9 + 2**-10 * scale).all()
+  nothing = quantise.quantise_kernel(kernel * 0, products="float8_constant")
+  assert not np.asarray(nothing.values, np.float32).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_product_with_constant_scales_knows_no_layout(seed, dtype):
+  x = jnp.clip(_draw(seed, 2, 3, 5, 64), -30, 30).astype(dtype)
+  kernel = jnp.clip(_kernel(seed + 1, 20, 64) / 64, -30, 30)
+  products = "float8_constant"
+  stored = quantise.quantise_kernel(kernel, products=products)
+  assert quantise.has_constant_scales(stored, products)
+  assert not quantise.has_constant_scales(stored, TOKEN)
+  by_token = quantise.product(x, stored, products=products)
+  rows = quantise.product(x.reshape(-1, 64), stored, products=products)
+  assert rows.dtype == x.dtype
+  tolerances.assert_close(
+    rows.reshape(by_token.shape),
+    by_token,
+    "float32" if dtype == "float32" else "bfloat16",
+  )
+
+
 @pytest.mark.parametrize("products", [*filter(None, quantise.PRODUCTS)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_product_is_that_of_the_rounded_numbers(seed, dtype, products):
@@ -119,7 +155,7 @@ def test_a_product_is_that_of_the_rounded_numbers(seed, dtype, products):
   x = x.at[1, 2, 3].set(0.0)
   # No sum of 64 products is beyond the largest number of float16, 65504.
   kernel = jnp.clip(_kernel(seed + 1, 20, 64) / 64, -30, 30)
-  stored = quantise.quantise_kernel(kernel)
+  stored = quantise.quantise_kernel(kernel, products=products)
   found = quantise.product(x, stored, products=products)
   assert (found.shape, found.dtype) == ((2, 3, 5, 20), x.dtype)
   if products == "float8_constant":
@@ -137,9 +173,10 @@ def test_a_product_is_that_of_the_rounded_numbers(seed, dtype, products):
   assert not np.asarray(found[1, 2, 3]).any()
 
 
-def test_inputs_beyond_a_constant_range_are_its_end(seed):
+@pytest.mark.parametrize("of", ["float8_constant", TOKEN])
+def test_inputs_beyond_a_constant_range_are_its_end(seed, of):
   x = _draw(seed, 4, 64).at[1, 3].set(1e4).at[2, 5].set(-jnp.inf)
-  kernel = quantise.quantise_kernel(_kernel(seed, 20, 64))
+  kernel = quantise.quantise_kernel(_kernel(seed, 20, 64), products=of)
   found = quantise.product(x, kernel, products="float8_constant")
   ends = x.at[1, 3].set(448.0).at[2, 5].set(-448.0)
   np.testing.assert_array_equal(

@@ -45,11 +45,13 @@ class MLP(nnx.Module):
 
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """Applies both layers to the last axis."""
-    return self.out(self._between(x))
+    rows, by_token = layers.rows_of(self.into, x)
+    return by_token(self.out(self._between(rows)))
 
   def to_residual(self, x: Float[Array, "*B I"]) -> Float32[Array, "*B O"]:
     """Applies both layers and adds the last bias in float32."""
-    return layers.to_residual(self.out, self._between(x))
+    rows, by_token = layers.rows_of(self.into, x)
+    return by_token(layers.to_residual(self.out, self._between(rows)))
 
   def _between(self, x: Float[Array, "*B I"]) -> Float[Array, "*B F"]:
     """Returns the hidden channels."""

@@ -1,5 +1,8 @@
 """Norms, projections and the time embedding that the DiT is made of."""
 
+from collections.abc import Callable
+import math
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -48,7 +51,8 @@ class Float8Linear(nnx.Module):
 
   Attributes:
     weight: Weights in float8_e4m3fn, `[*layers, O, I]`: a kernel transposed.
-    scale: Scale of each output channel, float32 `[*layers, O, 1]`.
+    scale: Scale of each output channel, float32 `[*layers, O, 1]`, or of all,
+      `[*layers, 1, 1]`.
     bias: Bias `[*layers, O]`, or None.
     dtype: Dtype of inputs and outputs.
     products: How inputs are rounded, a name in `quantise.PRODUCTS`.
@@ -61,7 +65,7 @@ class Float8Linear(nnx.Module):
       linear: The projection, perhaps of all layers.
       products: How inputs are rounded, a name in `quantise.PRODUCTS`.
     """
-    stored = _quantise_kernel(linear.kernel[...])
+    stored = _quantise_kernel(linear.kernel[...], products=products)
     self.weight = nnx.Param(stored.values)
     self.scale = nnx.Param(stored.scale)
     self.bias = linear.bias
@@ -76,7 +80,7 @@ class Float8Linear(nnx.Module):
 
 Linear = nnx.Linear | Float8Linear
 # One program, or the division would be written in float32: 1.6 GB at 1.3B.
-_quantise_kernel = jax.jit(quantise.quantise_kernel)
+_quantise_kernel = jax.jit(quantise.quantise_kernel, static_argnames="products")
 
 
 def weights(linear: Linear) -> Array | quantise.Quantised:
@@ -100,6 +104,31 @@ def product(
     assert isinstance(linear, Float8Linear)
     return quantise.product(x, kernel, products=linear.products)
   return x @ kernel.astype(x.dtype)
+
+
+def rows_of(
+  projection: Linear, x: Float[Array, "*B I"]
+) -> tuple[Float[Array, "*C I"], Callable[[Array], Array]]:
+  """Lays tokens out as the input of products behind which cuBLAS rounds.
+
+  XLA makes one call of a product, its bias, a GELU and the rounding to float8,
+  if these are matrices with a multiple of 16 rows. Other projections get their
+  input as it is.
+
+  Args:
+    projection: The first product.
+    x: Tokens.
+
+  Returns:
+    The rows, and what gives a result for them the axes of the tokens.
+  """
+  if not isinstance(projection, Float8Linear) or not (
+    quantise.has_constant_scales(weights(projection), projection.products)
+  ):
+    return x, lambda y: y
+  count = math.prod(x.shape[:-1])
+  rows = jnp.pad(x.reshape(count, -1), ((0, -count % 16), (0, 0)))
+  return rows, lambda y: y[:count].reshape(*x.shape[:-1], -1)
 
 
 def to_residual(

@@ -14,6 +14,10 @@ The constant sₜ = 1 will do as well: numbers of this format have an exponent, 
 a scale moves the range in which they keep three bits and changes nothing inside
 of it. Inputs from 2⁻⁶ to 448 are then rounded as they are, without a pass that
 looks for the largest one; smaller ones lose bits, and larger ones become 448.
+For the same reason one power of two w serves all output channels: weights above
+w 2⁻⁶, that is 2⁻¹⁵ of the largest, keep their bits. A product then has constant
+factors only, and cuBLAS adds the bias, applies the activation and rounds to
+float8 itself.
 """
 
 from typing import NamedTuple
@@ -131,19 +135,30 @@ def store_like(new: PyTree, stored: PyTree) -> PyTree:
   )
 
 
-def quantise_kernel(kernel: Float[Array, "*layers I O"]) -> Quantised:
-  """Stores kernels in float8, with a float32 scale per output channel.
+def quantise_kernel(
+  kernel: Float[Array, "*layers I O"], *, products: str = "float8_per_token"
+) -> Quantised:
+  """Stores kernels in float8, with float32 scales.
 
   Args:
     kernel: Finite numbers.
+    products: A name in `PRODUCTS`. Kernels of "float8_constant" have one scale,
+      a power of two, and others one for each output channel.
 
   Returns:
-    The stored values `[*layers, O, I]`, and scales `[*layers, O, 1]`.
+    The stored values `[*layers, O, I]`, and scales `[*layers, O, 1]` or
+    `[*layers, 1, 1]`.
   """
   # The units of Hopper read both factors along the axis that is summed over.
   # Stored otherwise, XLA would hold a transposed copy of all layers.
   transposed = jnp.swapaxes(kernel, -1, -2)
-  return quantise(transposed, dtype=FLOAT8, scale_dtype=jnp.float32)
+  if products != "float8_constant":
+    return quantise(transposed, dtype=FLOAT8, scale_dtype=jnp.float32)
+  wide = transposed.astype(jnp.float32)
+  largest = jnp.abs(wide).max((-2, -1), keepdims=True)
+  _, exponent = jnp.frexp(largest / LARGEST[FLOAT8])  # largest <= 448 * scale
+  scale = jnp.ldexp(jnp.ones_like(largest), exponent)
+  return Quantised((wide / scale).astype(FLOAT8), scale)
 
 
 def has_float8_units(where: device.Device) -> bool:
@@ -166,6 +181,9 @@ def product(
     products: Whether each token has a scale of its own, all tokens of a row
       share one, or it is constant: a name in `PRODUCTS`.
   """
+  constant = has_constant_scales(kernel, products)
+  if constant and x.ndim == 2 and x.dtype != jnp.float16:
+    return _matrix_product(x, kernel)
   stored = _rounded_inputs(x, products)
   left, right = stored.values, kernel.values
   if not has_float8_units(device.current()):
@@ -181,6 +199,42 @@ def product(
   ).astype(jnp.float32)
   return (y * stored.scale.astype(jnp.float32) * kernel.scale[:, 0]).astype(
     x.dtype
+  )
+
+
+def has_constant_scales(kernel: Quantised, products: str) -> bool:
+  """Tells whether no scale of a product differs between tokens or channels.
+
+  Args:
+    kernel: What `quantise_kernel` returned, perhaps of all layers.
+    products: A name in `PRODUCTS`.
+  """
+  shared = kernel.scale.shape[-2] < kernel.values.shape[-2]
+  return shared and products == "float8_constant"
+
+
+def _matrix_product(
+  x: Float[Array, "R I"], kernel: Quantised
+) -> Float[Array, "R O"]:
+  """Multiplies matrices as XLA's pattern for cuBLAS asks for.
+
+  The pattern is a product of widened float8 numbers that are scaled before it;
+  it takes a bias, a GELU and the rounding of its result along. The scale is a
+  power of two, so the order makes no difference. Products whose inputs have
+  more axes share them with others, which XLA makes one product unless weights
+  are scaled before.
+  """
+  largest = LARGEST[FLOAT8]
+  # cuBLAS rounds its output if that is divided by a number, even by 1; one that
+  # XLA knew would be gone before.
+  one = jax.lax.optimization_barrier(jnp.ones((), x.dtype))
+  left = jnp.clip(x / one, -largest, largest).astype(FLOAT8).astype(x.dtype)
+  right = kernel.values.astype(x.dtype) * kernel.scale[0, 0].astype(x.dtype)
+  return jax.lax.dot_general(
+    left,
+    right,
+    (((x.ndim - 1,), (1,)), ((), ())),
+    preferred_element_type=x.dtype,
   )
 
 
