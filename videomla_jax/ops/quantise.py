@@ -15,7 +15,7 @@ a scale moves the range in which they keep three bits and changes nothing inside
 of it. Inputs from 2⁻⁶ to 448 are then rounded as they are, without a pass that
 looks for the largest one; smaller ones lose bits, and larger ones become 448.
 For the same reason one power of two w serves all output channels: weights above
-w 2⁻⁶, that is 2⁻¹⁵ of the largest, keep their bits. A product then has constant
+w 2⁻⁶, at most 2⁻¹³ of the largest, keep their bits. A product then has constant
 factors only, and cuBLAS adds the bias, applies the activation and rounds to
 float8 itself.
 """
