@@ -93,17 +93,16 @@ def test_no_buffer_is_larger_than_the_accounted_ones():
   assert _largest_buffer(compiled.as_text()) <= max(accounted.values())
 
 
-def test_temporaries_do_not_hold_a_second_cache():
+@pytest.mark.parametrize("kind", ["latent", "dense"])
+def test_temporaries_do_not_hold_a_second_cache(kind):
   # Temporaries grow with the keys of one layer, whatever the number of layers.
-  growth = []
-  for num_layers in (2, 8):
-    model, text, _, sampler = tiny_rollout.setup(0, num_layers=num_layers)
-    temporaries = []
-    for local in (103, 203):
-      window = window_lib.Window(
-        chunk_frames=3, sink_frames=1, local_frames=local
-      )
-      compiled, _ = _compiled(model, text, sampler, 2, window)
-      temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
-    growth.append(temporaries[1] - temporaries[0])
-  assert growth[1] <= 1.05 * growth[0]
+  window = window_lib.Window(chunk_frames=3, sink_frames=1, local_frames=203)
+  temporaries = []
+  for num_layers in (2, 32):
+    model, text, _, sampler = tiny_rollout.setup(
+      0, kind=kind, num_layers=num_layers
+    )
+    compiled, cache = _compiled(model, text, sampler, 2, window)
+    temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+  assert temporaries[1] < cache_lib.num_bytes(cache) / 2
+  assert temporaries[1] <= 1.05 * temporaries[0]

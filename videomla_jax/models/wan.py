@@ -315,6 +315,10 @@ class WanDiT(nnx.Module):
         text = jax.tree.map(at, seen.text)
         here = dataclasses.replace(seen, text=text)
       x, own = block(x, here, past, ffn=ffn if spare else None)
+      if store is not read_only:
+        # Written once all is read, or XLA would copy the history before on a
+        # CPU: nothing else says that a layer's past is read first.
+        x, own = jax.lax.optimization_barrier((x, own))
       return x, store(history, own, index)
 
     # A scan over layers would stack a second history as its result; a loop
