@@ -188,6 +188,20 @@ def _written(line: Line) -> str:
   return re.split(r", [su]8\[", line.result)[0] if is_library else line.result
 
 
+def _num_scalars(result: str) -> int:
+  """Counts the numbers of all arrays of a type."""
+  return sum(math.prod(n) for _, n in sizes(result))
+
+
+def _behind_casts(
+  users: Sequence[Line], inside: Sequence[Line]
+) -> list[Line]:
+  """Replaces users that only change the dtype by their own users."""
+  casts = [x for x in users if x.opcode == "convert"]
+  behind = [y for x in casts for y in inside if x.name in y.operands]
+  return [x for x in users if x not in casts] + behind
+
+
 # Which operand is written into which other one, in place.
 _UPDATES = {"scatter": 2, "dynamic-update-slice": 1}
 
@@ -216,6 +230,8 @@ def _reads(
   for index, operand in enumerate(line.operands):
     place = places.get(index)
     users = [x for x in inside if place in x.operands]
+    if static_slices:
+      users = _behind_casts(users, inside)
     if update and place == update[1]:
       continue
     whole = types.get(operand, "")
@@ -228,8 +244,9 @@ def _reads(
       pieces = [x for x in users if x in cut or x.opcode == "slice"]
     read = num_bytes(whole)
     if users and pieces == users:
-      # Of a stack, one layer is read.
-      read = min(read, sum(num_bytes(x.result) for x in users))
+      # Of a stack, one layer is read, in the dtype of the stack.
+      scalars = sum(_num_scalars(x.result) for x in users)
+      read = min(read, scalars * read // max(_num_scalars(whole), 1))
     for _, shape in list(sizes(whole))[:1]:
       yield Read(
         name=operand,

@@ -292,8 +292,13 @@ def save(path: PathLike, model: nnx.Module, **about: Any) -> None:
     **about: More JSON values to keep in the folder's config.
 
   Raises:
-    ValueError: If the network is of no such class.
+    ValueError: If the network is of no such class, or its layers lie apart.
   """
+  if isinstance(model, wan.WanDiT) and model.layers_apart:
+    raise ValueError(
+      "model has its layers apart, and files have them stacked; save the "
+      "network that was taken apart."
+    )
   for architecture, row in ARCHITECTURES.items():
     # No subclass: it would be loaded as its base.
     if type(model) is row.module:

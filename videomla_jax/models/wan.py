@@ -331,6 +331,10 @@ class WanDiT(nnx.Module):
       # works in slices, is not cut out.
       block = self.block(index)
       past = jax.tree.map(lambda leaf: _at(leaf, index), history)
+      if self.layers_apart and store is not read_only:
+        # Outside of a loop XLA may write a layer's entries before it has read
+        # what was there, and copies the cache of all layers to do so.
+        past, history = jax.lax.optimization_barrier((past, history))
       here = seen
       if isinstance(seen.text, wan_block.TextKeys):
         text = wan_block.TextKeys(*(_at(x, index) for x in seen.text))
