@@ -96,6 +96,29 @@ def parse(text: str) -> Program:
   return Program(entry=entry, computations=found)
 
 
+def arguments(program: Program, body: str) -> frozenset[str]:
+  """Names the values of a loop that are arguments of the program.
+
+  Args:
+    program: The program, whose first computation runs the loop.
+    body: Name of the loop's body.
+  """
+  outside = {x.name: x for x in program.computations[program.entry]}
+  loop = next(x for x in outside.values() if x.attribute("body") == body)
+  start = outside[loop.operands[0]].operands
+  lines = program.computations[body]
+  carry = next(x.name for x in lines if x.opcode == "parameter")
+  found: set[str] = set()
+  for line in lines:
+    if line.opcode == "get-tuple-element" and line.operands == [carry]:
+      origin = outside.get(start[int(line.attribute("index"))])
+      if origin is not None and origin.opcode == "parameter":
+        found.add(line.name)
+    elif line.opcode == "bitcast" and {*line.operands} <= found:
+      found.add(line.name)
+  return frozenset(found)
+
+
 def sizes(result: str) -> Iterator[tuple[str, tuple[int, ...]]]:
   """Yields dtype and sizes of every array of a type."""
   for dtype, lengths in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", result):

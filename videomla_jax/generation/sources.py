@@ -189,14 +189,11 @@ def open_source(networks: networks_lib.Networks) -> Source:
   if isinstance(source, SmallSource):
     return in_float8(source, products)
   load = source.load_dit
-
-  def load_dit() -> wan.WanDiT:
-    # No name keeps the stack, which is freed while it is taken apart.
-    return (wan.with_layers_apart if networks.layers_apart else lambda x: x)(
-      released.with_products(load(), products)
-    )
-
-  return dataclasses.replace(source, load_dit=load_dit)
+  arranged = wan.with_layers_apart if networks.layers_apart else lambda x: x
+  # No name keeps the stack, which is freed while it is taken apart.
+  return dataclasses.replace(
+    source, load_dit=lambda: arranged(released.with_products(load(), products))
+  )
 
 
 def _as_stored(

@@ -336,5 +336,6 @@ def with_products(model: wan.WanDiT, products: str) -> wan.WanDiT:
   # The copy shares what is not rounded.
   model = nnx.merge(*nnx.split(model))
   model.config = dataclasses.replace(model.config, products=products)
-  wan_block.use_float8(model.blocks, products)
+  for blocks in model.blocks if model.layers_apart else (model.blocks,):
+    wan_block.use_float8(blocks, products)
   return model
