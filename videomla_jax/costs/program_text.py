@@ -216,9 +216,7 @@ def _num_scalars(result: str) -> int:
   return sum(math.prod(n) for _, n in sizes(result))
 
 
-def _behind_casts(
-  users: Sequence[Line], inside: Sequence[Line]
-) -> list[Line]:
+def _behind_casts(users: Sequence[Line], inside: Sequence[Line]) -> list[Line]:
   """Replaces users that only change the dtype by their own users."""
   casts = [x for x in users if x.opcode == "convert"]
   behind = [y for x in casts for y in inside if x.name in y.operands]
