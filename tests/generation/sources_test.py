@@ -90,7 +90,7 @@ def test_layers_of_a_release_lie_apart_if_they_are_wanted(name: str) -> None:
 
 
 def test_layers_apart_and_spared_memory_exclude_each_other() -> None:
-  with pytest.raises(ValueError, match="layers_apart=True has no slices for"):
+  with pytest.raises(ValueError, match="layers_apart=True has no stack"):
     networks_lib.Networks(
       checkpoint="random:wan_tiny", layers_apart=True, spare_memory=True
     )

@@ -88,8 +88,8 @@ class Networks:
       )
     if self.layers_apart and self.spare_memory:
       raise ValueError(
-        "layers_apart=True has no slices for spare_memory=True, which cuts them "
-        "out of a stack of all layers; leave one of them out."
+        "layers_apart=True has no stack of layers, out of which "
+        "spare_memory=True cuts slices; leave one of them out."
       )
     if self.products not in quantise.PRODUCTS:
       raise ValueError(

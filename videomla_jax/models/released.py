@@ -336,6 +336,7 @@ def with_products(model: wan.WanDiT, products: str) -> wan.WanDiT:
   # The copy shares what is not rounded.
   model = nnx.merge(*nnx.split(model))
   model.config = dataclasses.replace(model.config, products=products)
-  for blocks in model.blocks if model.layers_apart else (model.blocks,):
-    wan_block.use_float8(blocks, products)
+  blocks: Any = model.blocks
+  for block in blocks if model.layers_apart else (blocks,):
+    wan_block.use_float8(block, products)
   return model

@@ -12,6 +12,7 @@ self-attention works on tokens one by one or against the text, so only
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from einops import rearrange
 from flax import nnx
@@ -87,7 +88,8 @@ class WanDiT(nnx.Module):
         traced needs a stack.
     """
     if self.layers_apart:
-      return self.blocks[index]
+      blocks: Any = self.blocks
+      return blocks[index]
     return jax.tree.map(lambda leaf: _at(leaf, index), self.blocks)
 
   def grid(self, latents: Float[Array, "... H W C"]) -> shapes.Grid:
@@ -171,7 +173,8 @@ class WanDiT(nnx.Module):
     text = self._embed_text(text)
     keys = lambda layer: layer.keys(text)
     if self.layers_apart:
-      made = [keys(block.cross_attention) for block in self.blocks]
+      every = range(self.config.num_layers)
+      made = [keys(self.block(i).cross_attention) for i in every]
       return wan_block.TextKeys(*zip(*made, strict=True))
     return jax.lax.map(keys, self.blocks.cross_attention)
 
@@ -303,7 +306,7 @@ class WanDiT(nnx.Module):
     for i in range(self.config.num_layers):
       cut = lambda leaf, i=i: leaf[i]
       apart = self.layers_apart
-      block = self.blocks[i] if apart else jax.tree.map(cut, self.blocks)
+      block = self.block(i) if apart else jax.tree.map(cut, self.blocks)
       layer = block, jax.tree.map(cut, history)
       # Only the last layer may drop chunks: later layers need their entries.
       last = i == self.config.num_layers - 1
@@ -389,8 +392,8 @@ def with_layers_apart(model: WanDiT) -> WanDiT:
   for _ in range(len(stacks)):
     for layer, leaf in zip(layers_of, jnp.unstack(stacks.pop(0)), strict=True):
       layer.append(leaf)
-  model.blocks = nnx.List(
-    jax.tree.unflatten(structure, layer) for layer in layers_of
-  )
+  blocks = (jax.tree.unflatten(structure, layer) for layer in layers_of)
+  apart: Any = nnx.List(blocks)
+  model.blocks = apart
   model.config = dataclasses.replace(model.config, scan_blocks=False)
   return model
