@@ -261,8 +261,7 @@ def _plan(config: Any) -> dict[str, Any]:
     # These are weights and a codec, which a test of its own looks into.
     own = asked.networks
     plan["networks"] = own.weights_seed, own.vae_dtype, own.vae_tile
-    plan["spare_memory"] = own.spare_memory
-    plan["layers_apart"] = own.layers_apart
+    plan["memory"] = own.spare_memory, own.layers_apart
     plan["decoder"] = source.decoder
     plan["products"] = own.products
   else:
