@@ -370,7 +370,7 @@ def with_layers_apart(model: WanDiT) -> WanDiT:
   they take longer to compile. Stored networks are stacked.
 
   Args:
-    model: Network of arrays or of shapes; it stays as it is. Where the caller
+    model: A network, which stays as it is. Where the caller
       keeps no reference, each stack is freed before the next one is taken
       apart, so that only one array is held twice.
 
