@@ -12,6 +12,7 @@ self-attention works on tokens one by one or against the text, so only
 
 from collections.abc import Callable
 import dataclasses
+import gc
 from typing import Any
 
 from einops import rearrange
@@ -384,16 +385,17 @@ def with_layers_apart(model: WanDiT) -> WanDiT:
     )
   if model.layers_apart:
     return model
-  count = model.config.num_layers
   model = nnx.merge(*nnx.split(model))
   stacks, structure = jax.tree.flatten(model.blocks)
   del model.blocks
-  layers_of: list[list[Array]] = [[] for _ in range(count)]
-  for _ in range(len(stacks)):
-    for layer, leaf in zip(layers_of, jnp.unstack(stacks.pop(0)), strict=True):
-      layer.append(leaf)
-  blocks = (jax.tree.unflatten(structure, layer) for layer in layers_of)
-  apart: Any = nnx.List(blocks)
+  # NNX leaves cycles of references, which would keep what was split or loaded.
+  gc.collect()
+  taken = []
+  while stacks:
+    taken.append(jnp.unstack(stacks.pop(0)))
+  apart: Any = nnx.List(
+    jax.tree.unflatten(structure, layer) for layer in zip(*taken, strict=True)
+  )
   model.blocks = apart
   model.config = dataclasses.replace(model.config, scan_blocks=False)
   return model
