@@ -366,9 +366,8 @@ def _at(stack: Array | tuple[Array, ...], index: Layer) -> Array:
 def with_layers_apart(model: WanDiT) -> WanDiT:
   """Returns a network whose layers are arrays of their own, not a stack.
 
-  Programs without gradients then read all weights in place, where XLA copies
-  some out of a stack first, docs/kernels.md. They hold every layer once, so
-  they take longer to compile. Stored networks are stacked.
+  Programs without gradients then read large weights in place, and take many
+  times as long to compile, docs/kernels.md. Stored networks are stacked.
 
   Args:
     model: A network, which stays as it is. Where the caller
