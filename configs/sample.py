@@ -105,6 +105,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # "float8_constant" moves fewer bytes and takes no input beyond 448.
   config.products = ""
   config.spare_memory = False  # True: 1.7 GB less per video on a GPU, slower
+  # True: no copies of large weights on a GPU; compiling takes minutes.
+  config.layers_apart = False
   config.vae_tile = 0  # latent pixels per side of a tile; 0 is the whole frame
   config.vae_dtype = "float32"  # "bfloat16" halves the decoder's memory
   # "wan" is Wan's VAE, "tiny" a network with a 25th of its operations, whose

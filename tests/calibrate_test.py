@@ -76,6 +76,7 @@ def test_activations_of_real_clips_improve_a_conversion(
     (dict(checkpoint="videomla"), "has latent attention"),
     (dict(levels=0), "levels=0 must be at least 1"),
     (dict(decoder="tiny"), "decoder='tiny' has no effect here"),
+    (dict(layers_apart=True), "layers_apart=True has no effect here"),
     (dict(clips="a.mp4; b.mp4"), "give an MP4"),
     (dict(prompts="a;;b", clips="a;b;c"), r"prompts\[1\] is empty"),
   ],

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -147,6 +148,23 @@ def test_every_large_parameter_of_wan_is_split() -> None:
   held = sharding.bytes_per_device(model, _abstract(fsdp=64))
   whole = sharding.bytes_per_device(model, _abstract())
   assert whole / 64 < held < whole / 48  # norms and biases are whole
+
+
+def test_layers_apart_lie_as_those_of_a_stack(seed) -> None:
+  rng = np.random.default_rng(seed)
+  model = tiny_model.build("latent", rng, spare_memory=False)
+  apart = wan.with_layers_apart(model)
+  stacked, own = (
+    {n: s.spec for n, s in tree_names.flat_tree(where).items()}
+    for where in (
+      sharding.shardings(x, _abstract(fsdp=2, tensor=2)) for x in (model, apart)
+    )
+  )
+  names = {n: re.sub(r"blocks/\d+/", "blocks/", n) for n in own}
+  assert {*names.values()} == {*stacked}
+  for name, spec in own.items():
+    layers = "blocks/" in name
+    assert P(*[None] * layers, *spec) == stacked[names[name]]
 
 
 def test_moments_and_averages_lie_as_their_parameters(seed) -> None:

@@ -93,7 +93,10 @@ class Calibration:
       dict(decoder=self.networks.decoder), why="here, where nothing is decoded"
     )
     unused.refuse(
-      dict(products=self.networks.products),
+      dict(
+        products=self.networks.products,
+        layers_apart=self.networks.layers_apart,
+      ),
       why="here, where the given weights are measured",
     )
 

@@ -33,18 +33,28 @@ def _sharded(tree, devices, axis):
   )
 
 
-def model(spare_memory=True):
-  config = wan_config.wan_1p3b(dtype="bfloat16", spare_memory=spare_memory)
+def model(spare_memory=True, layers=LAYERS, layers_apart=False):
+  config = wan_config.wan_1p3b(
+    dtype="bfloat16", spare_memory=spare_memory, num_layers=layers
+  )
   model = nnx.eval_shape(lambda: wan.WanDiT(config, rngs=nnx.Rngs(0)))
   half = lambda x: jnp.bfloat16 if len(x.shape) > 2 else x.dtype
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, half(x)), model)
+  model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, half(x)), model)
+  return jax.eval_shape(wan.with_layers_apart, model) if layers_apart else model
 
 
 @functools.cache
-def compiled(target, count=1, cache_dtype=None, spare_memory=True):
+def compiled(
+  target,
+  count=1,
+  cache_dtype=None,
+  spare_memory=True,
+  layers=LAYERS,
+  layers_apart=False,
+):
   """The compiled chunk step."""
   devices = aot.mesh(target, (count,), ("data",))
-  network = model(spare_memory)
+  network = model(spare_memory, layers, layers_apart)
   sampler = sampling.few_step((1000, 750, 500, 250))
   window = window_lib.Window()
   state = jax.eval_shape(
@@ -97,7 +107,8 @@ def compiled(target, count=1, cache_dtype=None, spare_memory=True):
     devices=devices,
   )
   print(
-    f"{count} {target}, {cache_dtype}: {program.seconds:.1f} s, temporaries "
+    f"{count} {target}, {cache_dtype}, {layers} layers"
+    f"{' apart' if layers_apart else ''}: {program.seconds:.1f} s, temporaries "
     f"{program.temporary_bytes / 1e6:.0f} MB, arguments "
     f"{program.argument_bytes / 1e6:.0f} MB per device"
   )

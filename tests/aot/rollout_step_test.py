@@ -89,10 +89,42 @@ def test_a_layer_moves_little_beside_its_products(
       assert set(copies) == _COPIED | _KEYS[target]
 
 
-def _check_prediction(program, spare_memory=True):
+# Where layers lie apart, XLA only joins small weights that share an input, and
+# on the H100 those of the keys with their positional part.
+_JOINED = {
+  "h100": {(768, 1536), (1536, 224), (224, 12, 128)},
+  "b200": {(768, 1536), (1536, 224)},
+}
+
+
+@pytest.mark.parametrize(
+  ("target", "most", "joined"),
+  [("h100", 375e6, 8.6e6), ("b200", 384e6, 6.2e6)],
+)
+def test_layers_apart_are_read_in_place(target, most, joined):
+  # All layers take minutes. What two more layers move is what a layer does.
+  moved, copied = {}, {}
+  for layers in (2, 4):
+    apart = dict(spare_memory=False, layers=layers, layers_apart=True)
+    program = chunk_program.compiled(target, **apart)
+    (loop,) = layer_traffic.layer_loops(program.text, apart=True)
+    moved[layers] = layer_traffic.beside_products(loop)
+    copied[layers] = layer_traffic.large(loop, "weights")
+    assert set(copied[layers]) == _JOINED[target]
+    assert sum(copied[layers].values()) <= layers * joined
+    # The commit writes into the cache, and never into a copy of it.
+    cache = rf"\[{layers},1,4,1560,\d+\]\S* copy(-start)?\("
+    assert not re.search(cache, program.text)
+    _check_prediction(program, **apart)
+  each = (moved[4] - moved[2]) / 2
+  print(f"{target}, apart: {each / 1e6:.0f} MB, {copied[4]}")
+  assert each <= most
+
+
+def _check_prediction(program, spare_memory=True, **kwargs):
   """Asserts that the predicted peak is within a fifth of the compiler's."""
   predicted = memory.needs(
-    chunk_program.model(spare_memory),
+    chunk_program.model(spare_memory, **kwargs),
     rows=1,
     frame=chunk_program.FRAME,
     window=window_lib.Window(),

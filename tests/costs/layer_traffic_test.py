@@ -147,3 +147,68 @@ def test_weights_and_entries_are_told_apart(
     text = text.replace(end, end + turned, 1)
   (loop,) = layer_traffic.layer_loops(text)
   assert {x.name: x.kind for x in loop}["begun"] == kind
+
+
+_APART = """\
+HloModule step
+
+%joined (p0: bf16[64,8], p1: bf16[64,24]) -> bf16[64,32] {
+  %p0 = bf16[64,8]{1,0} parameter(0)
+  %p1 = bf16[64,24]{1,0} parameter(1)
+  ROOT %both = bf16[64,32]{1,0} concatenate(%p0, %p1), dimensions={1}
+}
+
+%wide (p0: bf16[4,1,8,32]) -> f32[1,1,8,32] {
+  %p0 = bf16[4,1,8,32]{3,2,1,0} parameter(0)
+  %all = f32[4,1,8,32]{3,2,1,0} convert(%p0)
+  ROOT %one = f32[1,1,8,32]{3,2,1,0} slice(%all), slice={[2:3], [0:1], [0:8], [0:32]}
+}
+
+%added (p0: f32[64,32], p1: bf16[64,8]) -> f32[64,32] {
+  %p0 = f32[64,32]{1,0} parameter(0)
+  %p1 = bf16[64,8]{1,0} parameter(1)
+  ROOT %sum = f32[64,32]{1,0} tanh(%p0)
+}
+
+%body (carry: (f32[64,32], bf16[64,8], bf16[64,24], bf16[4,1,8,32])) -> (f32[64,32], bf16[64,8], bf16[64,24], bf16[4,1,8,32]) {
+  %carry = (f32[64,32]{1,0}, bf16[64,8]{1,0}, bf16[64,24]{1,0}, bf16[4,1,8,32]{3,2,1,0}) parameter(0)
+  %x = f32[64,32]{1,0} get-tuple-element(%carry), index=0
+  %a = bf16[64,8]{1,0} get-tuple-element(%carry), index=1
+  %b = bf16[64,24]{1,0} get-tuple-element(%carry), index=2
+  %cache = bf16[4,1,8,32]{3,2,1,0} get-tuple-element(%carry), index=3
+  %turned = bf16[8,64]{0,1} bitcast(%a)
+  %w = bf16[64,32]{1,0} fusion(%turned, %b), kind=kInput, calls=%joined
+  %past = f32[1,1,8,32]{3,2,1,0} fusion(%cache), kind=kLoop, calls=%wide
+  %attention = (bf16[64,32]{1,0}, u8[0]{0}) custom-call(%w, %past), custom_call_target="__cudnn$fmhaSoftmax"
+  %y = f32[64,32]{1,0} fusion(%x, %a), kind=kLoop, calls=%added
+  ROOT %next = (f32[64,32]{1,0}, bf16[64,8]{1,0}, bf16[64,24]{1,0}, bf16[4,1,8,32]{3,2,1,0}) tuple(%y, %a, %b, %cache)
+}
+
+%more (carry: (f32[64,32], bf16[64,8], bf16[64,24], bf16[4,1,8,32])) -> pred[] {
+  %carry = (f32[64,32]{1,0}, bf16[64,8]{1,0}, bf16[64,24]{1,0}, bf16[4,1,8,32]{3,2,1,0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (a: bf16[64,8], b: bf16[64,24], cache: bf16[4,1,8,32]) -> f32[64,32] {
+  %a.1 = bf16[64,8]{1,0} parameter(0)
+  %b.1 = bf16[64,24]{1,0} parameter(1)
+  %cache.1 = bf16[4,1,8,32]{3,2,1,0} parameter(2)
+  %noise = f32[64,32]{1,0} constant({...})
+  %start = (f32[64,32]{1,0}, bf16[64,8]{1,0}, bf16[64,24]{1,0}, bf16[4,1,8,32]{3,2,1,0}) tuple(%noise, %a.1, %b.1, %cache.1)
+  %loop = (f32[64,32]{1,0}, bf16[64,8]{1,0}, bf16[64,24]{1,0}, bf16[4,1,8,32]{3,2,1,0}) while(%start), condition=%more, body=%body
+  ROOT %out = f32[64,32]{1,0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_where_layers_lie_apart_weights_are_arguments() -> None:
+  (loop,) = layer_traffic.layer_loops(textwrap.dedent(_APART), apart=True)
+  found = {x.name: (x.kind, x.num_bytes) for x in loop}
+  cut = 8 * 32
+  assert found == {
+    "w": ("weights", 2 * 64 * 32 * 2),
+    # Of the cache one layer is read, as it is stored, and widened.
+    "past": ("entries", cut * 2 + cut * 4),
+    "attention": ("attention", 2 * 64 * 32 * 2 + cut * 4),
+    "y": ("other", 2 * 64 * 32 * 4 + 64 * 8 * 2),
+  }

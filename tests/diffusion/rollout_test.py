@@ -13,6 +13,7 @@ from tests import tolerances
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
 from videomla_jax.diffusion import sampling
+from videomla_jax.models import wan
 
 B, FRAME, WINDOW = tiny_rollout.B, tiny_rollout.FRAME, tiny_rollout.WINDOW
 samplers = pytest.mark.parametrize("name", tiny_rollout.SAMPLERS)
@@ -187,6 +188,41 @@ def test_every_layer_takes_its_own_keys_of_the_text(seed):
   )
   tolerances.assert_close(of_text, of_keys, "float32_deep")
   assert tolerances.relative_error(of_others, of_keys) > 1e-3
+
+
+@pytest.mark.parametrize(
+  ("kind", "scan_blocks", "name", "cache_dtype"),
+  [
+    ("latent", True, "guided", None),
+    ("latent", False, "few_step", "int8"),
+    ("dense", True, "few_step", None),
+  ],
+)
+def test_layers_apart_make_the_same_video(
+  seed, kind, scan_blocks, name, cache_dtype
+):
+  model, text, keys, sampler = tiny_rollout.setup(
+    seed, name, kind, scan_blocks=scan_blocks, spare_memory=False
+  )
+  given = tiny_model.normal(np.random.default_rng(seed), B, 1, *FRAME)
+  expected, found = (
+    tiny_rollout.generate(
+      x, text, keys, sampler, 10, context=given, cache_dtype=cache_dtype
+    )
+    for x in (model, wan.with_layers_apart(model))
+  )
+  bound = f"{cache_dtype}_cache" if cache_dtype else "float32_deep"
+  tolerances.assert_close(found, expected, bound)
+
+
+def test_layers_apart_have_keys_of_the_text_apart(seed):
+  model, text, _, _ = tiny_rollout.setup(seed, spare_memory=False)
+  stacked = chunk_pass.with_keys_of_text(model, text)
+  apart = chunk_pass.with_keys_of_text(wan.with_layers_apart(model), text)
+  assert chunk_pass.with_keys_of_text(model, apart) is apart
+  for layers, stack in zip(apart, stacked, strict=True):
+    assert isinstance(layers, tuple)
+    tolerances.assert_close(jnp.stack(layers), stack, "float32")
 
 
 def test_two_short_scans_equal_one_long_scan(seed):

@@ -76,6 +76,26 @@ def test_guidance_of_small_models_runs_against_padding(
     source.check(["slow cat vertical"])
 
 
+@pytest.mark.parametrize("name", ["wan_tiny", "wan_tiny_dense"])
+def test_layers_of_a_release_lie_apart_if_they_are_wanted(name: str) -> None:
+  name = f"random:{name}"
+  for apart in (False, True):
+    asked = networks_lib.Networks(
+      checkpoint=name, layers_apart=apart, products="float8_per_token"
+    )
+    source = sources.open_source(asked)
+    # A second time, too, whatever the first one did with the weights.
+    assert source.load().dit.layers_apart == apart
+    assert source.load().dit.layers_apart == apart
+
+
+def test_layers_apart_and_spared_memory_exclude_each_other() -> None:
+  with pytest.raises(ValueError, match="layers_apart=True has no stack"):
+    networks_lib.Networks(
+      checkpoint="random:wan_tiny", layers_apart=True, spare_memory=True
+    )
+
+
 @pytest.mark.parametrize("name", ["shipped:small_latent", "random:wan_tiny"])
 def test_products_are_of_every_model(name: str) -> None:
   asked = networks_lib.Networks(checkpoint=name, products="float8_per_tensor")

@@ -12,6 +12,7 @@ from tests import tiny_model
 from tests import tiny_rollout
 from tests import tolerances
 from videomla_jax.models import released
+from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 from videomla_jax.storage import model_folder
 from videomla_jax.storage import tree_names
@@ -95,6 +96,22 @@ def test_a_rollout_of_random_weights_is_close(seed, kind, products):
   found = tiny_rollout.generate(other, text, keys, sampler, 6)
   assert (np.asarray(found) != np.asarray(expected)).any()
   tolerances.assert_close(found, expected, "float8_products")
+
+
+@pytest.mark.parametrize("products", ["float8_per_token", "float8_constant"])
+def test_layers_apart_multiply_in_float8(seed, products):
+  model, text, keys, sampler = tiny_rollout.setup(seed, spare_memory=False)
+  both = (
+    released.with_products(model, products),
+    wan.with_layers_apart(released.with_products(model, products)),
+    released.with_products(wan.with_layers_apart(model), products),
+  )
+  expected, *found = (
+    tiny_rollout.generate(x, text, keys, sampler, 6) for x in both
+  )
+  for video in found:
+    tolerances.assert_close(video, expected, "float8_products")
+  np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("products", ["float8_per_token", "float8_constant"])

@@ -18,6 +18,7 @@ from videomla_jax.models import released
 from videomla_jax.models import tokenizer
 from videomla_jax.models import umt5
 from videomla_jax.models import vae_coders
+from videomla_jax.models import wan
 from videomla_jax.models import wan_config
 
 # Sizes, strides, statistics, files and speed that no release has.
@@ -137,3 +138,10 @@ def test_text_encoder_tells_no_family(tmp_path: pathlib.Path) -> None:
   assert released.config_at(tmp_path / "umt5") == tiny_release.UMT5
   with pytest.raises(ValueError, match="is a text encoder"):
     released.family_at(tmp_path / "umt5")
+
+
+def test_layers_apart_are_not_stored(tmp_path: pathlib.Path) -> None:
+  config = wan_config.tiny(spare_memory=False)
+  model = wan.with_layers_apart(wan.WanDiT(config, rngs=nnx.Rngs(0)))
+  with pytest.raises(ValueError, match="model has its layers apart"):
+    released.save(tmp_path / "dit", model)

@@ -1,6 +1,9 @@
 """The DiT: one network whatever its switches, patches, sizes."""
 
+import dataclasses
 import functools
+import inspect
+import weakref
 
 from einops import rearrange
 from flax import nnx
@@ -82,6 +85,47 @@ def test_switches_change_neither_output_nor_gradient(seed, kind, switches):
   largest = max(np.abs(g).max() for g in plain_gradients)
   for a, b in zip(other_gradients, plain_gradients, strict=True):
     assert np.abs(a - b).max() <= 5e-5 * max(np.abs(b).max(), 1e-2 * largest)
+
+
+@KINDS
+def test_layers_apart_are_those_of_the_stack(seed, kind):
+  rng = np.random.default_rng(seed)
+  model = tiny_model.build(kind, rng, spare_memory=False)
+  apart = wan.with_layers_apart(model)
+  assert wan.with_layers_apart(apart) is apart
+  assert apart.layers_apart
+  assert not model.layers_apart
+  for number in range(model.config.num_layers):
+    stack, own = (jax.tree.leaves(x.block(number)) for x in (model, apart))
+    for a, b in zip(stack, own, strict=True):
+      np.testing.assert_array_equal(a, b)
+  inputs = _inputs(rng)
+  jax.tree.map(
+    tolerances.assert_close, _run(apart, *inputs), _run(model, *inputs)
+  )
+
+
+def test_a_stack_is_freed_while_it_is_taken_apart(seed, monkeypatch):
+  kept = [tiny_model.build("latent", np.random.default_rng(seed))]
+  kept[0].config = dataclasses.replace(kept[0].config, spare_memory=False)
+  stacks = [weakref.ref(x) for x in jax.tree.leaves(kept[0].blocks)]
+  alive = []
+
+  def unstack(x):
+    alive.append(sum(ref() is not None for ref in stacks))
+    return [*x]
+
+  monkeypatch.setattr(jnp, "unstack", unstack)
+  # Checks of shapes keep the arguments of what they check.
+  inspect.unwrap(wan.with_layers_apart)(kept.pop())
+  # The one that is taken apart, and those that wait.
+  assert alive == [*range(len(stacks), 0, -1)]
+
+
+def test_slices_of_a_stack_are_refused_apart(seed):
+  model = tiny_model.build("latent", np.random.default_rng(seed))
+  with pytest.raises(ValueError, match="spare_memory=True works through slice"):
+    wan.with_layers_apart(model)
 
 
 @KINDS

@@ -191,6 +191,7 @@ _CHANGES: dict[str, Any] = {
   "width": 64,
   "half_weights": True,
   "spare_memory": True,
+  "layers_apart": True,
   "products": "float8_per_token",
   "vae_tile": 5,
   "vae_dtype": "bfloat16",
@@ -260,7 +261,7 @@ def _plan(config: Any) -> dict[str, Any]:
     # These are weights and a codec, which a test of its own looks into.
     own = asked.networks
     plan["networks"] = own.weights_seed, own.vae_dtype, own.vae_tile
-    plan["spare_memory"] = own.spare_memory
+    plan["memory"] = own.spare_memory, own.layers_apart
     plan["decoder"] = source.decoder
     plan["products"] = own.products
   else:
@@ -308,7 +309,7 @@ _FILES |= {"embeddings", "half_weights"}
 # It is a size of an averaging sink, and the first frames are none.
 _FILES |= {"window.sink_decay"}
 _RELEASES = {"vae_tile", "vae_dtype", "weights_seed", "height", "width"}
-_RELEASES |= {"decoder", "spare_memory"}
+_RELEASES |= {"decoder", "spare_memory", "layers_apart"}
 _REFUSED = {
   "small": _FILES | _RELEASES | {"negative_prompt"},
   # A distilled student has no guidance; a whole clip needs another sampler.

@@ -22,9 +22,9 @@ class Operation:
   Attributes:
     name: Its name in the program.
     kind: "product", "attention", "weights" (all that it reads is cut out of
-      stacks of weights, however it changes them), "entries" (likewise of the
-      cache or the text), "concatenation" (a fusion that ends with one) or
-      "other".
+      stacks of weights, however it changes them; where layers lie apart, is an
+      argument of the program), "entries" (likewise of the cache or the text),
+      "concatenation" (a fusion that ends with one) or "other".
     shapes: Sizes of its results.
     num_bytes: Bytes that it reads and writes; workspaces are left out.
   """
@@ -40,7 +40,9 @@ class Operation:
 _WEIGHT_RANKS = (2, 3)
 
 
-def _kind(kernel: program_text.Kernel) -> str:
+def _kind(
+  kernel: program_text.Kernel, arguments: frozenset[str] = frozenset()
+) -> str:
   """Says what an operation does."""
   line, inside = kernel.line, kernel.inside
   words = line.rest + "\n".join(f"{x.opcode}({x.rest}" for x in inside)
@@ -49,18 +51,22 @@ def _kind(kernel: program_text.Kernel) -> str:
   if _ATTENTION.search(words):
     return "attention"
   arrays = [r for r in kernel.reads if r.shape]
-  if arrays and all(r.cut for r in arrays):
-    weights = {len(r.shape) for r in arrays} <= {*_WEIGHT_RANKS}
+  if arrays and all(r.cut or r.name in arguments for r in arrays):
+    # An array of one layer lacks the axis of layers.
+    ranks = {len(r.shape) + (r.name in arguments) for r in arrays}
+    weights = ranks <= {*_WEIGHT_RANKS}
     return "weights" if weights else "entries"
   root = [x.opcode for x in inside if x.is_root]
   return "concatenation" if "concatenate" in (line.opcode, *root) else "other"
 
 
-def layer_loops(text: str) -> list[list[Operation]]:
+def layer_loops(text: str, *, apart: bool = False) -> list[list[Operation]]:
   """Returns the operations of every innermost loop that runs layers.
 
   Args:
     text: Optimised HLO of a program for a GPU.
+    apart: Whether layers lie apart. A loop over passes then runs all layers,
+      and what it only cuts one layer out of, such as the cache, counts as one.
   """
   program = program_text.parse(text)
   bodies = {
@@ -73,14 +79,15 @@ def layer_loops(text: str) -> list[list[Operation]]:
   for body in sorted(bodies):
     if any(line.opcode == "while" for line in program.computations[body]):
       continue
+    arguments = program_text.arguments(program, body) if apart else frozenset()
     found = [
       Operation(
         name=kernel.line.name,
-        kind=_kind(kernel),
+        kind=_kind(kernel, arguments),
         shapes=kernel.shapes,
         num_bytes=kernel.num_bytes,
       )
-      for kernel in program_text.kernels(program, body)
+      for kernel in program_text.kernels(program, body, static_slices=apart)
     ]
     if any(x.kind == "attention" for x in found):
       loops.append(found)

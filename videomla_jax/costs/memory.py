@@ -292,11 +292,14 @@ def _block_bytes(
     ffn += tokens * (config.ffn_width // slices + width) * _F32
   # In a loop over blocks, the weights of one block are copied out of the stack
   # at a time; where blocks are unrolled, XLA copies the weights of all of them.
-  ffn_weights = _bytes(blocks.ffn) // config.num_layers
-  weights = _bytes(blocks) // config.num_layers
-  if config.scan_blocks:
-    attention += weights - ffn_weights
-    ffn += ffn_weights // slices
+  # Layers that lie apart are read where they are.
+  weights = 0
+  if not model.layers_apart:
+    ffn_weights = _bytes(blocks.ffn) // config.num_layers
+    weights = _bytes(blocks) // config.num_layers
+    if config.scan_blocks:
+      attention += weights - ffn_weights
+      ffn += ffn_weights // slices
   entries = tokens * config.attention.cached_scalars * item
   residual = tokens * width * _F32 * (2 if scores else 1)
   text = 0

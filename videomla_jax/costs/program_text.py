@@ -96,6 +96,29 @@ def parse(text: str) -> Program:
   return Program(entry=entry, computations=found)
 
 
+def arguments(program: Program, body: str) -> frozenset[str]:
+  """Names the values of a loop that are arguments of the program.
+
+  Args:
+    program: The program, whose first computation runs the loop.
+    body: Name of the loop's body.
+  """
+  outside = {x.name: x for x in program.computations[program.entry]}
+  loop = next(x for x in outside.values() if x.attribute("body") == body)
+  start = outside[loop.operands[0]].operands
+  lines = program.computations[body]
+  carry = next(x.name for x in lines if x.opcode == "parameter")
+  found: set[str] = set()
+  for line in lines:
+    if line.opcode == "get-tuple-element" and line.operands == [carry]:
+      origin = outside.get(start[int(line.attribute("index"))])
+      if origin is not None and origin.opcode == "parameter":
+        found.add(line.name)
+    elif line.opcode == "bitcast" and {*line.operands} <= found:
+      found.add(line.name)
+  return frozenset(found)
+
+
 def sizes(result: str) -> Iterator[tuple[str, tuple[int, ...]]]:
   """Yields dtype and sizes of every array of a type."""
   for dtype, lengths in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", result):
@@ -188,6 +211,18 @@ def _written(line: Line) -> str:
   return re.split(r", [su]8\[", line.result)[0] if is_library else line.result
 
 
+def _num_scalars(result: str) -> int:
+  """Counts the numbers of all arrays of a type."""
+  return sum(math.prod(n) for _, n in sizes(result))
+
+
+def _behind_casts(users: Sequence[Line], inside: Sequence[Line]) -> list[Line]:
+  """Replaces users that only change the dtype by their own users."""
+  casts = [x for x in users if x.opcode == "convert"]
+  behind = [y for x in casts for y in inside if x.name in y.operands]
+  return [x for x in users if x not in casts] + behind
+
+
 # Which operand is written into which other one, in place.
 _UPDATES = {"scatter": 2, "dynamic-update-slice": 1}
 
@@ -216,6 +251,8 @@ def _reads(
   for index, operand in enumerate(line.operands):
     place = places.get(index)
     users = [x for x in inside if place in x.operands]
+    if static_slices:
+      users = _behind_casts(users, inside)
     if update and place == update[1]:
       continue
     whole = types.get(operand, "")
@@ -228,8 +265,9 @@ def _reads(
       pieces = [x for x in users if x in cut or x.opcode == "slice"]
     read = num_bytes(whole)
     if users and pieces == users:
-      # Of a stack, one layer is read.
-      read = min(read, sum(num_bytes(x.result) for x in users))
+      # Of a stack, one layer is read, in the dtype of the stack.
+      scalars = sum(_num_scalars(x.result) for x in users)
+      read = min(read, scalars * read // max(_num_scalars(whole), 1))
     for _, shape in list(sizes(whole))[:1]:
       yield Read(
         name=operand,

@@ -77,8 +77,7 @@ def empty_cache(
   )
 
   def project(model: wan.WanDiT, x: Array) -> PyTree:
-    block = jax.tree.map(lambda p: p[0], model.blocks)
-    return block.self_attention.project(x)
+    return model.block(0).self_attention.project(x)
 
   # Only the layer itself knows what it stores, so it is asked for the shapes.
   entry = jax.eval_shape(project, model, tokens_in)

@@ -151,6 +151,7 @@ def load(
   width: int = 0,
   half_weights: bool = False,
   spare_memory: bool = False,
+  layers_apart: bool = False,
   products: str = "",
   vae_tile: int = 0,
   vae_dtype: str = "float32",
@@ -169,6 +170,8 @@ def load(
     width: Pixel columns, likewise.
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     spare_memory: Whether a released network takes less memory and more time.
+    layers_apart: Whether each layer of a released network has arrays of its
+      own: no large weights are copied, and programs take longer to compile.
     products: A name in `quantise.PRODUCTS`; those of float8 hold the network's
       blocks in float8 and multiply in it; empty is as the model is stored.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
@@ -191,6 +194,7 @@ def load(
     width=width,
     half_weights=half_weights,
     spare_memory=spare_memory,
+    layers_apart=layers_apart,
     products=products,
     vae_tile=vae_tile,
     vae_dtype=vae_dtype,

@@ -50,6 +50,9 @@ class Networks:
     half_weights: Whether kernels are held in bfloat16 only: half the memory.
     spare_memory: Whether a released network and its VAE take less memory and
       more time, see `WanConfig` and `VaeConfig`.
+    layers_apart: Whether each layer of a released network has arrays of its
+      own, so that no large weights are copied while it runs. Programs take
+      eight times as long to compile for an H100, and 46 times for a B200.
     products: A name in `quantise.PRODUCTS`; those of float8 hold the network's
       blocks in float8 and multiply in it; empty is as the model is stored.
     vae_tile: Side of a decoder's tile in latent pixels; 0 is the whole frame.
@@ -66,6 +69,7 @@ class Networks:
   width: Side = 0
   half_weights: bool = False
   spare_memory: bool = False
+  layers_apart: bool = False
   products: str = ""
   vae_tile: Side = 0
   vae_dtype: str = "float32"
@@ -81,6 +85,11 @@ class Networks:
     if 0 < self.vae_tile < 5:
       raise ValueError(
         f"vae_tile={self.vae_tile} must be at least 5 latent pixels; use 16."
+      )
+    if self.layers_apart and self.spare_memory:
+      raise ValueError(
+        "layers_apart=True has no stack of layers, out of which "
+        "spare_memory=True cuts slices; leave one of them out."
       )
     if self.products not in quantise.PRODUCTS:
       raise ValueError(

@@ -23,6 +23,7 @@ from videomla_jax.generation import unused
 from videomla_jax.generation import wan_source
 from videomla_jax.models import released
 from videomla_jax.models import vae
+from videomla_jax.models import wan
 from videomla_jax.models import window as window_lib
 from videomla_jax.small_world import model as model_lib
 from videomla_jax.small_world import worlds
@@ -188,8 +189,10 @@ def open_source(networks: networks_lib.Networks) -> Source:
   if isinstance(source, SmallSource):
     return in_float8(source, products)
   load = source.load_dit
+  arranged = wan.with_layers_apart if networks.layers_apart else lambda x: x
+  # No name keeps the stack, which is freed while it is taken apart.
   return dataclasses.replace(
-    source, load_dit=lambda: released.with_products(load(), products)
+    source, load_dit=lambda: arranged(released.with_products(load(), products))
   )
 
 

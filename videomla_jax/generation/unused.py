@@ -46,6 +46,7 @@ def refuse_of_releases(
       embeddings=networks.embeddings,
       half_weights=networks.half_weights,
       spare_memory=networks.spare_memory,
+      layers_apart=networks.layers_apart,
       vae_tile=networks.vae_tile,
       vae_dtype=networks.vae_dtype.removeprefix("float32"),
       decoder=networks.decoder,

@@ -292,8 +292,13 @@ def save(path: PathLike, model: nnx.Module, **about: Any) -> None:
     **about: More JSON values to keep in the folder's config.
 
   Raises:
-    ValueError: If the network is of no such class.
+    ValueError: If the network is of no such class, or its layers lie apart.
   """
+  if isinstance(model, wan.WanDiT) and model.layers_apart:
+    raise ValueError(
+      "model has its layers apart, and files have them stacked; save the "
+      "network that was taken apart."
+    )
   for architecture, row in ARCHITECTURES.items():
     # No subclass: it would be loaded as its base.
     if type(model) is row.module:
@@ -331,5 +336,7 @@ def with_products(model: wan.WanDiT, products: str) -> wan.WanDiT:
   # The copy shares what is not rounded.
   model = nnx.merge(*nnx.split(model))
   model.config = dataclasses.replace(model.config, products=products)
-  wan_block.use_float8(model.blocks, products)
+  blocks: Any = model.blocks
+  for block in blocks if model.layers_apart else (blocks,):
+    wan_block.use_float8(block, products)
   return model

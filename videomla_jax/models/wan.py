@@ -12,6 +12,8 @@ self-attention works on tokens one by one or against the text, so only
 
 from collections.abc import Callable
 import dataclasses
+import gc
+from typing import Any
 
 from einops import rearrange
 from flax import nnx
@@ -73,6 +75,23 @@ class WanDiT(nnx.Module):
     self.head = layers.linear(width, inputs, dtype=f32, rngs=rngs)
     # The first prediction is a zero velocity, as Wan's is.
     self.head.kernel[...] = jnp.zeros_like(self.head.kernel[...])
+
+  @property
+  def layers_apart(self) -> bool:
+    """Whether each layer has arrays of its own, see `with_layers_apart`."""
+    return isinstance(self.blocks, nnx.List)
+
+  def block(self, index: Layer) -> wan_block.Block:
+    """Returns one block, cut out of the stack unless layers lie apart.
+
+    Args:
+      index: Number of the layer; a number that is not known while a program is
+        traced needs a stack.
+    """
+    if self.layers_apart:
+      blocks: Any = self.blocks
+      return blocks[index]
+    return jax.tree.map(lambda leaf: _at(leaf, index), self.blocks)
 
   def grid(self, latents: Float[Array, "... H W C"]) -> shapes.Grid:
     """Returns the token rows and columns of these latents."""
@@ -146,13 +165,18 @@ class WanDiT(nnx.Module):
   def text_keys(self, text: Float[Array, "B M Et"]) -> wan_block.TextKeys:
     """Makes the keys and values of the text for all layers, `[layers, ...]`.
 
-    Every pass with the same text may take them in its place.
+    Every pass with the same text may take them in its place. Where layers lie
+    apart, so do these.
 
     Args:
       text: Output of the text encoder, zero-padded to M tokens.
     """
     text = self._embed_text(text)
     keys = lambda layer: layer.keys(text)
+    if self.layers_apart:
+      every = range(self.config.num_layers)
+      made = [keys(self.block(i).cross_attention) for i in every]
+      return wan_block.TextKeys(*zip(*made, strict=True))
     return jax.lax.map(keys, self.blocks.cross_attention)
 
   def _embed_text(self, text: Float[Array, "B M Et"]) -> Float[Array, "B M E"]:
@@ -274,14 +298,17 @@ class WanDiT(nnx.Module):
     if self.config.remat:
       # A slice is no JAX type, so it cannot be traced and is static.
       body = jax.checkpoint(body, static_argnums=(2,))
-    xs = (self.blocks, history)
     if self.config.scan_blocks:
+      xs = (self.blocks, history)
       # One body serves all layers, so chunks are dropped behind the last one.
       x, entries = jax.lax.scan(lambda x, xs: body(x, xs, slice(None)), x, xs)
       return x[:, keep], entries
     collected = []
     for i in range(self.config.num_layers):
-      layer = jax.tree.map(lambda leaf, i=i: leaf[i], xs)
+      cut = lambda leaf, i=i: leaf[i]
+      apart = self.layers_apart
+      block = self.block(i) if apart else jax.tree.map(cut, self.blocks)
+      layer = block, jax.tree.map(cut, history)
       # Only the last layer may drop chunks: later layers need their entries.
       last = i == self.config.num_layers - 1
       x, own = body(x, layer, keep if last else slice(None))
@@ -301,23 +328,22 @@ class WanDiT(nnx.Module):
     def layer(index: Layer, carry: PyTree) -> PyTree:
       x, history = carry
 
-      def at(leaf: Array) -> Array:
-        return jax.lax.dynamic_index_in_dim(leaf, index, 0, False)
-
       def ffn(x: Array) -> Array:
         return feed_forward.by_slices(self.blocks.ffn, index, x)
 
       # What is not read of `block`, such as the weights of a feed-forward that
       # works in slices, is not cut out.
-      block, past = jax.tree.map(at, (self.blocks, history))
+      block = self.block(index)
+      past = jax.tree.map(lambda leaf: _at(leaf, index), history)
       here = seen
       if isinstance(seen.text, wan_block.TextKeys):
-        text = jax.tree.map(at, seen.text)
+        text = wan_block.TextKeys(*(_at(x, index) for x in seen.text))
         here = dataclasses.replace(seen, text=text)
       x, own = block(x, here, past, ffn=ffn if spare else None)
       if store is not read_only:
-        # Written once all is read, or XLA would copy the history before on a
-        # CPU: nothing else says that a layer's past is read first.
+        # Written once all is read. Nothing else says that a layer's past is
+        # read first, so XLA would copy the cache of all layers: on a CPU, and
+        # elsewhere outside of a loop.
         x, own = jax.lax.optimization_barrier((x, own))
       return x, store(history, own, index)
 
@@ -329,3 +355,47 @@ class WanDiT(nnx.Module):
     for i in range(self.config.num_layers):
       carry = layer(i, carry)
     return carry
+
+
+def _at(stack: Array | tuple[Array, ...], index: Layer) -> Array:
+  """Returns what a stack, or a tuple, has of one layer."""
+  if isinstance(stack, tuple):
+    return stack[index]
+  return jax.lax.dynamic_index_in_dim(stack, index, 0, False)
+
+
+def with_layers_apart(model: WanDiT) -> WanDiT:
+  """Returns a network whose layers are arrays of their own, not a stack.
+
+  Programs without gradients then read large weights in place, and take many
+  times as long to compile, docs/kernels.md. Stored networks are stacked.
+
+  Args:
+    model: A network, which stays as it is. Where the caller
+      keeps no reference, each stack is freed before the next one is taken
+      apart, so that only one array is held twice.
+
+  Raises:
+    ValueError: If the network spares memory: its feed-forward needs a stack.
+  """
+  if model.config.spare_memory:
+    raise ValueError(
+      "spare_memory=True works through slices of a stack, which layers_apart "
+      "takes apart; leave one of them out."
+    )
+  if model.layers_apart:
+    return model
+  model = nnx.merge(*nnx.split(model))
+  stacks, structure = jax.tree.flatten(model.blocks)
+  del model.blocks
+  # NNX leaves cycles of references, which would keep what was split or loaded.
+  gc.collect()
+  taken = []
+  while stacks:
+    taken.append(jnp.unstack(stacks.pop(0)))
+  apart: Any = nnx.List(
+    jax.tree.unflatten(structure, layer) for layer in zip(*taken, strict=True)
+  )
+  model.blocks = apart
+  model.config = dataclasses.replace(model.config, scan_blocks=False)
+  return model

@@ -34,13 +34,15 @@ _READ_BY_ATTENTION = ("w_uk", "w_uv")
 class TextKeys(NamedTuple):
   """Keys and values of the text, of one layer or of all, `[layers, ...]`.
 
+  Where layers lie apart, each field is a tuple with an array per layer.
+
   Attributes:
     key: Keys of every head, normalised.
     value: Values of every head.
   """
 
-  key: Float[Array, "*layers B M N D"]
-  value: Float[Array, "*layers B M N D"]
+  key: Float[Array, "*layers B M N D"] | tuple[Array, ...]
+  value: Float[Array, "*layers B M N D"] | tuple[Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
