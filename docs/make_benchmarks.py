@@ -8,12 +8,13 @@ docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 docs/benchmark_kernels.jsonl of `suite=kernels`,
 docs/measures.jsonl, docs/small_world.json and docs/colour_world.json of
 `evaluate`, docs/colour_world_runs.jsonl of record_training.py,
-docs/float8_errors.jsonl of tests/float8_errors.py, and docs/ablations.jsonl of
-`ablate`. Writes docs/ablations.md, docs/benchmarks.md, docs/evidence.md,
-docs/memory.md, docs/models.md, docs/throughput.md, and parts of
-docs/colour_world.md, docs/kernels.md, docs/evaluation.md, docs/small_world.md
-and README.md between two markers. A test does the same and compares, so that no
-number is typed.
+docs/float8_errors.jsonl of tests/float8_errors.py, docs/pass_errors.jsonl of
+tests/pass_errors.py, and docs/ablations.jsonl of `ablate`. Writes
+docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
+docs/models.md, docs/throughput.md, and parts of docs/colour_world.md,
+docs/kernels.md, docs/evaluation.md, docs/small_world.md and README.md between
+two markers. A test does the same and compares, so that no number is
+typed.
 """
 
 from collections.abc import Iterable
@@ -402,6 +403,25 @@ def _colour_page(text: str) -> str:
   return text
 
 
+def _kernel_page(text: str) -> str:
+  """Returns the page of kernels with its tables."""
+  rows = lambda name: kernels.read(ROOT / "docs" / f"{name}.jsonl")
+  tables = {
+    (kernels.START, kernels.END): kernels.table(rows("benchmark_kernels")),
+    (
+      kernels.FLOAT8_START,
+      kernels.FLOAT8_END,
+    ): kernels.float8_table(rows("float8_errors")),
+    (
+      kernels.ERRORS_START,
+      kernels.ERRORS_END,
+    ): kernels.errors_table(rows("pass_errors")),
+  }
+  for (start, end), table in tables.items():
+    text = between(text, table, start=start, end=end)
+  return text
+
+
 def documents() -> dict[pathlib.Path, str]:
   """Returns the text of each document by its path."""
   folder = ROOT / "docs" / "benchmarks"
@@ -424,17 +444,7 @@ def documents() -> dict[pathlib.Path, str]:
     ROOT / "docs" / "evidence.md": evidence.page(ROOT),
     ROOT / "docs" / "models.md": models.page(ROOT),
     ROOT / "docs" / "throughput.md": throughput.page(measured),
-    kernel_page: between(
-      between(
-        kernel_page.read_text("utf-8"),
-        kernels.table(kernels.read(ROOT / "docs" / "benchmark_kernels.jsonl")),
-        start=kernels.START,
-        end=kernels.END,
-      ),
-      kernels.float8_table(kernels.read(ROOT / "docs" / "float8_errors.jsonl")),
-      start=kernels.FLOAT8_START,
-      end=kernels.FLOAT8_END,
-    ),
+    kernel_page: _kernel_page(kernel_page.read_text("utf-8")),
     readme: between(
       between(readme.read_text("utf-8"), summary(records[0])),
       small_world.quality(world),

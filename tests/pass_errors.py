@@ -10,6 +10,7 @@ of the latents of a chunk after the four passes of the sampler.
 
 Lines at 1.3b are added to docs/pass_errors.jsonl. What has a line of this
 commit and these versions is left out, so that a run that was stopped goes on.
+Three backends are wrong on purpose, to show what such errors would be.
 `triton` is left out where jax-triton is absent (extra `aot`). Each backend has
 a process of its own: some interpreters change JAX, or need variables from the
 start of the process.
@@ -38,6 +39,7 @@ from unittest import mock
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
 import numpy as np
 
 from videomla_jax.measuring import error_rows
@@ -53,12 +55,15 @@ from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_config
 from videomla_jax.ops.latent_attention import pallas_mosaic_gpu_hopper_config
 from videomla_jax.ops.latent_attention import pallas_triton
 from videomla_jax.ops.latent_attention import types
+from videomla_jax.ops.latent_attention import xla_chunked
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECORD = ROOT / "docs" / "pass_errors.jsonl"
 SAMPLER = rollout_rows.SAMPLER
+WRONG = "wrong on purpose"
 ONE, BOTH = ("expanded",), ("expanded", "absorbed")
 
+Segments = tuple[types.Keys, ...]
 Open = Callable[[], contextlib.AbstractContextManager[types.Implementation]]
 
 
@@ -139,13 +144,46 @@ def _tpu_flash() -> Iterator[types.Implementation]:
     yield library_tpu.latent_attention
 
 
+def _wrong(
+  change: Callable[[types.Queries, Segments], tuple[types.Queries, Segments]],
+) -> Open:
+  """Attention that is wrong on purpose, since its arguments are changed."""
+
+  def run(queries, keys, up, *, form):
+    args = change(queries, keys)
+    return xla_chunked.latent_attention(*args, up, form=form)
+
+  return lambda: contextlib.nullcontext(run)
+
+
+def _without_values() -> contextlib.AbstractContextManager[
+  types.Implementation
+]:
+  """Zeros in place of attention."""
+
+  def run(queries, keys, up, *, form):
+    right = xla_chunked.latent_attention(queries, keys, up, form=form)
+    return jnp.zeros_like(right)
+
+  return contextlib.nullcontext(run)
+
+
+def _uniform(queries, keys):
+  return jax.tree.map(jnp.zeros_like, queries), keys
+
+
+def _without_a_frame(queries, keys):
+  ring, own = keys
+  return queries, (ring._replace(valid=ring.valid.at[:, 0].set(False)), own)
+
+
 class Backend(NamedTuple):
   """An implementation, and how it runs on a CPU.
 
   Attributes:
     title: Its name in `api.IMPLEMENTATIONS`, with the GPU where it has several.
     forms: The forms that it has.
-    run: "XLA" or "interpreted".
+    run: "XLA", "interpreted", or "wrong on purpose".
     open: Returns what takes its place in the table, for the time of a block.
     environment: Variables that its process needs.
     needs: Module without which it is left out.
@@ -191,6 +229,16 @@ BACKENDS = {
     "jax_triton",
   ),
   "tpu_flash": Backend("tpu_flash", ONE, "interpreted", _tpu_flash),
+  "without_a_frame": Backend(
+    "the first of four cached frames unseen",
+    ONE,
+    WRONG,
+    _wrong(_without_a_frame),
+  ),
+  "uniform": Backend("all keys weighed alike", ONE, WRONG, _wrong(_uniform)),
+  "without_values": Backend(
+    "zeros in place of values", ONE, WRONG, _without_values
+  ),
 }
 
 
