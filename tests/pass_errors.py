@@ -1,6 +1,6 @@
 """Measures a pass and a chunk of the whole network with each attention.
 
-  python -m tests.pass_errors [--size=1.3b|tiny] [NAME...]
+  python -m tests.pass_errors [--size=1.3b|tiny] [--side=N] [NAME...]
 
 NAME is a key of `BACKENDS`; all by default. Kernels run in their interpreters
 on a CPU, so frames are small; layers and widths are those of the network, whose
@@ -279,13 +279,14 @@ def measure(
   }
 
 
-def _in_a_process(size: str, path: pathlib.Path, *chosen: str) -> str:
+def _in_a_process(case: Case, path: pathlib.Path, *chosen: str) -> str:
   """Runs a worker; returns the last line that it prints."""
+  size = next(k for k, x in CASES.items() if x.network == case.network)
   environment = BACKENDS[chosen[0]].environment if chosen else {}
   done = subprocess.run(
     [
       *(sys.executable, "-m", "tests.pass_errors", f"--size={size}"),
-      *(f"--truth={path}", *chosen),
+      *(f"--side={case.frame[0]}", f"--truth={path}", *chosen),
     ],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
@@ -352,10 +353,15 @@ def main() -> None:
   """Measures what the record does not have."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--size", choices=CASES, default="1.3b")
+  parser.add_argument(
+    "--side", type=int, help="rows and columns of a latent frame"
+  )
   parser.add_argument("--truth", type=pathlib.Path, help=argparse.SUPPRESS)
   parser.add_argument("names", nargs="*", metavar="NAME")
   args = parser.parse_args()
   case = CASES[args.size]
+  if args.side:
+    case = case._replace(frame=(args.side, args.side, case.frame[2]))
   if args.truth:  # a worker, whose names are a backend and its form
     jax.config.update("jax_platforms", "cpu")
     _work(case, args.truth, args.names)
@@ -366,9 +372,9 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "truth.npz"
     if todo:
-      print(_in_a_process(args.size, path), flush=True)
+      print(_in_a_process(case, path), flush=True)
     for name, form, line in todo:
-      line |= json.loads(_in_a_process(args.size, path, name, form))
+      line |= json.loads(_in_a_process(case, path, name, form))
       print(
         f"{line['implementation']}, {form}: pass {line['velocity']:.2e}, "
         f"chunk {line['latents']:.2e}, {line['seconds']:.0f} s",
