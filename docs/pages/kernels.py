@@ -92,6 +92,7 @@ ERRORS_END = "<!-- pass_errors: end -->"
 _RUNS = {
   "XLA": "compiled by XLA for a CPU",
   "interpreted": "interpreted on a CPU",
+  "wrong on purpose": "wrong on purpose",
 }
 
 
