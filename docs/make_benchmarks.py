@@ -8,12 +8,13 @@ docs/benchmark_memory.jsonl of `suite=memory`, docs/benchmark_work.jsonl of
 docs/benchmark_kernels.jsonl of `suite=kernels`,
 docs/measures.jsonl, docs/small_world.json and docs/colour_world.json of
 `evaluate`, docs/colour_world_runs.jsonl of record_training.py,
-docs/float8_errors.jsonl of tests/float8_errors.py, docs/peers.jsonl of
-tests/peers/{attention,rollout}_time.py, and docs/ablations.jsonl of `ablate`.
-Writes docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
-docs/models.md, docs/throughput.md, and parts of docs/colour_world.md,
-docs/kernels.md, docs/evaluation.md, docs/small_world.md and README.md between
-two markers. A test does the same and compares, so that no number is typed.
+docs/float8_errors.jsonl of tests/float8_errors.py, docs/pass_errors.jsonl of
+tests/pass_errors.py, docs/peers.jsonl of tests/peers/{attention,rollout}_time.py,
+and docs/ablations.jsonl of `ablate`. Writes docs/ablations.md,
+docs/benchmarks.md, docs/evidence.md, docs/memory.md, docs/models.md,
+docs/throughput.md, and parts of docs/colour_world.md, docs/kernels.md,
+docs/evaluation.md, docs/small_world.md and README.md between two markers. A
+test does the same and compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
@@ -404,16 +405,22 @@ def _colour_page(text: str) -> str:
 
 
 def _kernel_page(text: str) -> str:
-  """Puts the tables of compiled kernels, of errors and of peers in."""
+  """Returns the page of kernels with its tables."""
   folder = ROOT / "docs"
-  compiled = kernels.read(folder / "benchmark_kernels.jsonl")
-  float8 = kernels.read(folder / "float8_errors.jsonl")
-  beside = record.read(folder / "peers.jsonl")
+  rows = lambda name: kernels.read(folder / f"{name}.jsonl")
   tables = {
-    (kernels.START, kernels.END): kernels.table(compiled),
-    (kernels.FLOAT8_START, kernels.FLOAT8_END): kernels.float8_table(float8),
-  } | {
-    peers.markers(name): peers.table(beside, name)
+    (kernels.START, kernels.END): kernels.table(rows("benchmark_kernels")),
+    (
+      kernels.FLOAT8_START,
+      kernels.FLOAT8_END,
+    ): kernels.float8_table(rows("float8_errors")),
+    (
+      kernels.ERRORS_START,
+      kernels.ERRORS_END,
+    ): kernels.errors_table(rows("pass_errors")),
+  }
+  tables |= {
+    peers.markers(name): peers.table(rows("peers"), name)
     for name in ("attention", "rollout_chunk")
   }
   for (start, end), table in tables.items():

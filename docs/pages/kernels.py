@@ -1,4 +1,4 @@
-"""Writes tables of docs/kernels.md: compiled kernels, errors of float8."""
+"""Writes tables of docs/kernels.md: compiled kernels, errors of networks."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -84,4 +84,39 @@ def float8_table(rows: Sequence[Row]) -> str:
       ["" if network == before else network, products, layers, *ends]
     )
     before = network
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+ERRORS_START = "<!-- pass_errors: start -->"
+ERRORS_END = "<!-- pass_errors: end -->"
+_RUNS = {
+  "XLA": "compiled by XLA for a CPU",
+  "interpreted": "interpreted on a CPU",
+  "wrong on purpose": "wrong on purpose",
+}
+
+
+def newest_errors(rows: Sequence[Row]) -> list[Row]:
+  """Returns the last line of each implementation and form.
+
+  Args:
+    rows: What `tests/pass_errors.py` wrote.
+  """
+  case = lambda r: (r["network"], r["implementation"], r["form"])
+  return [*{case(r): r for r in rows}.values()]
+
+
+def errors_table(rows: Sequence[Row]) -> str:
+  """Returns the table of errors of a pass and of a chunk.
+
+  Args:
+    rows: What `tests/pass_errors.py` wrote; later ones replace earlier ones.
+  """
+  titles = ["network", "attention by", "form", "how", "one pass"]
+  lines = [[*titles, "chunk"], ["---"] * (len(titles) + 1)]
+  for row in newest_errors(rows):
+    network = f"{row['network']}, {row['shape']}, {row['passes']} passes"
+    errors = [f"{row[field]:.1e}" for field in ("velocity", "latents")]
+    own = (row["implementation"], row["form"], _RUNS[row["run"]])
+    lines.append([network, *own, *errors])
   return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -9,11 +9,9 @@ import os
 import pathlib
 import subprocess
 import sys
-import types as python_types
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -21,6 +19,7 @@ triton = pytest.importorskip("triton", reason="needs the extra aot")
 jax_triton = pytest.importorskip("jax_triton", reason="needs jax-triton")
 
 from tests import tolerances  # noqa: E402
+from tests.aot import triton_interpreter  # noqa: E402
 from videomla_jax.costs import aot  # noqa: E402
 from videomla_jax.costs import attention_shapes  # noqa: E402
 from videomla_jax.costs import machine_code  # noqa: E402
@@ -64,74 +63,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 RUNS = [(n, d) for n in CASES for d in DTYPES]
 
 
-class _Tensor:
-  """As much of torch.Tensor over NumPy as the interpreter asks for."""
-
-  def __init__(self, data):
-    self.data, self.dtype = data, f"torch.{data.dtype}"
-
-  def _self(self, *_, **__):
-    return self
-
-  untyped_storage = cpu = copy_ = new_empty = _self
-
-  def set_(self, storage, *_):
-    self.__init__(storage.data)
-    return self
-
-  def data_ptr(self):
-    return self.data.ctypes.data
-
-  def storage_offset(self):
-    return 0
-
-  def size(self):
-    return self.data.shape
-
-  stride = size
-
-
-def _interpreted_call(*arrays, kernel, out_type, grid, **constants):
-  """Like `jax_triton.triton_call`; what a kernel leaves unwritten is NaN."""
-  for option in ("name", "num_warps", "num_stages", "compute_capability"):
-    constants.pop(option)
-  outs = [np.full(o.shape, np.nan, o.dtype) for o in out_type]
-  ins = [x if x is None else np.ascontiguousarray(x) for x in arrays]
-  tensors = (x if x is None else _Tensor(x) for x in (*ins, *outs))
-  kernel[grid](*tensors, **constants)
-  return tuple(jnp.asarray(o) for o in outs)
-
-
-def _teach_bfloat16():
-  """The interpreter has bfloat16 as bits, and would multiply the bits.
-
-  A product of two is exact in float32, where tensor cores add them up; numbers
-  are rounded to the nearest.
-  """
-  from triton import language as tl
-  from triton.runtime import interpreter
-
-  builder = interpreter.InterpreterBuilder
-  create_dot, cast_impl = builder.create_dot, builder.cast_impl
-
-  def wide(x):
-    if x.dtype.scalar != tl.bfloat16:
-      return x
-    values = x.data.view(ml_dtypes.bfloat16).astype(np.float32)
-    return interpreter.TensorHandle(values, tl.float32)
-
-  def dot(self, a, b, *args):
-    return create_dot(self, wide(a), wide(b), *args)
-
-  def cast(self, x, to):
-    if to.scalar != tl.bfloat16:
-      return cast_impl(self, x, to)
-    values = wide(x).data.astype(np.float32).astype(ml_dtypes.bfloat16)
-    return interpreter.TensorHandle(values.view(np.uint16), tl.bfloat16)
-
-  builder.create_dot, builder.cast_impl = dot, cast
-
-
 def _inputs(
   rng, dtype, *, rows=21, d_c=64, d_r=32, ring=HOLES, own=38, cache=None
 ):
@@ -163,10 +94,7 @@ def _softmax(queries, segments, scale):
 
 def _main(seed):
   """Prints the relative error of every run."""
-  kernel.jax_triton = python_types.SimpleNamespace(
-    triton_call=_interpreted_call
-  )
-  _teach_bfloat16()
+  triton_interpreter.install()
   errors = {}
   for name, dtype in RUNS:
     case = dict(CASES[name])

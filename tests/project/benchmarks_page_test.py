@@ -6,6 +6,9 @@ import types
 
 import pytest
 
+from tests import tolerances
+from videomla_jax.measuring import record
+
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -90,6 +93,48 @@ def test_what_is_beyond_two_errors_is_listed_and_replaced(program) -> None:
   assert text == (
     "- a: `drift_contrast` -0.3000 ± 0.1000 (3.0 errors)\n- b: none\n"
   )
+
+
+def _error(**fields: object) -> dict[str, object]:
+  about = dict(network="N", shape="2x2 latents", passes=4, run="interpreted")
+  return about | dict(velocity=1.0, latents=1.0, form="expanded") | fields
+
+
+def test_newer_errors_of_a_pass_replace_older_ones(program) -> None:
+  lines = [
+    _error(implementation="x"),
+    _error(implementation="y", run="XLA"),
+    _error(implementation="x", velocity=0.00123, latents=0.02),
+  ]
+  rows = program.kernels.errors_table(lines).splitlines()[2:]
+  call = "| N, 2x2 latents, 4 passes | x | expanded |"
+  assert rows[0] == f"{call} interpreted on a CPU | 1.2e-03 | 2.0e-02 |"
+  assert len(rows) == 2
+
+
+def test_errors_of_a_pass_with_every_attention_are_small(program) -> None:
+  lines = record.read(_ROOT / "docs" / "pass_errors.jsonl")
+  bound = tolerances.TOLERANCES["bfloat16_step"].bound
+  assert {x["network"] for x in lines} == {"Wan-1.3B"}
+  rows = program.kernels.newest_errors(lines)
+  right = [x for x in rows if x["run"] in ("XLA", "interpreted")]
+  for line in [x for x in lines if x["run"] in ("XLA", "interpreted")]:
+    assert 0 < line["velocity"] <= bound
+    assert 0 < line["latents"] <= bound
+  both = ("xla_chunked", "pallas_triton")
+  both += tuple(f"pallas_mosaic_gpu, {gpu}" for gpu in ("Blackwell", "Hopper"))
+  expected = {
+    (name, form) for name in both for form in ("expanded", "absorbed")
+  }
+  expected |= {("reference", "expanded"), ("tpu_flash", "expanded")}
+  expected |= {("triton", "absorbed")}
+  assert {(x["implementation"], x["form"]) for x in right} == expected
+  # What is wrong on purpose stands out.
+  wrong = [x for x in rows if x["run"] == "wrong on purpose"]
+  assert wrong
+  for field in ("velocity", "latents"):
+    worst = max(x[field] for x in right)
+    assert all(x[field] > 2 * worst for x in wrong)
 
 
 def test_markers_are_needed(program) -> None:

@@ -2,7 +2,8 @@
 
 A row compares the velocity of one pass in bfloat16, behind two chunks that were
 committed to the cache, with the same network in float32 by `xla_chunked`.
-Weights are random, and rounded to bfloat16 for both.
+Weights are random, and rounded to bfloat16 for both. `tests/pass_errors.py`
+also compares the latents of a chunk, which takes a pass for each noise level.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -19,14 +21,28 @@ import numpy as np
 
 from videomla_jax.diffusion import chunk_pass
 from videomla_jax.diffusion import rollout
+from videomla_jax.diffusion import sampling
 from videomla_jax.measuring import random_networks
 from videomla_jax.measuring import rollout_rows
 from videomla_jax.measuring import row as row_lib
 from videomla_jax.models import wan
 from videomla_jax.models import wan_config
+from videomla_jax.ops.latent_attention import types
 
 _TIMESTEP = 500.0  # of the pass, half noise
 _COMMITTED = 2  # chunks before it
+
+
+class Outputs(NamedTuple):
+  """What a network computes behind the committed chunks.
+
+  Attributes:
+    velocity: Of one pass.
+    latents: The chunk after all passes of a sampler; None without a sampler.
+  """
+
+  velocity: Float[Array | np.ndarray, "1 T H W c"]
+  latents: Float[Array | np.ndarray, "1 T H W c"] | None = None
 
 
 def rows(
@@ -44,11 +60,11 @@ def rows(
   """
   config = make(kind="latent")
   # The float32 network is run once for all rows.
-  expected = functools.cache(functools.partial(_expected, config, frame))
+  truth = functools.cache(functools.partial(expected, config, frame))
   for name in implementations:
     yield row_lib.Row(
       name="pass_error",
-      measure=functools.partial(_measure, config, frame, name, expected),
+      measure=functools.partial(_measure, config, frame, name, truth),
       shape=f"{frame[0]}x{frame[1]} latents",
       attention="latent",
       implementation=name,
@@ -69,41 +85,70 @@ def _build(config: wan_config.WanConfig) -> wan.WanDiT:
   return jax.tree.unflatten(jax.tree.structure(abstract), wide)
 
 
-@functools.partial(jax.jit, static_argnames="frame")
-def _velocity(
+@functools.partial(jax.jit, static_argnames=("frame", "sampler"))
+def _outputs(
   model: wan.WanDiT,
   chunks: Float[Array, "C T H W c"],
   text: Float[Array, "1 M E"],
   *,
   frame: tuple[int, int, int],
-) -> Float[Array, "1 T H W c"]:
-  """Commits all chunks but the last one, and runs a pass of that one."""
+  sampler: sampling.Sampler | None,
+) -> Outputs:
+  """Commits all chunks but the last one, and computes that one.
+
+  The last chunk is half noise for the pass, and only noise for the sampler.
+  """
   window = rollout_rows.WINDOW
   cache = rollout.empty_cache(
     model, batch=1, frame=frame, window=window, max_frames=99
   )
   for latents in chunks[:-1]:
     cache = chunk_pass.commit(model, cache, latents[None], text, window=window)
-  return chunk_pass.velocity_and_history(
+  last = chunks[-1:]
+  velocity, _ = chunk_pass.velocity_and_history(
     model,
     cache,
-    chunks[-1:],
+    last,
     jnp.asarray(_TIMESTEP, jnp.float32),
     text,
     chunk_pass.positions_of(cache, window.chunk_frames, window=window),
-  )[0]
+  )
+  if sampler is None:
+    return Outputs(velocity)
+  fresh = jax.random.normal(
+    jax.random.key(5), (len(sampler.sigmas) - 1, *last.shape)
+  )
+  noise = sampling.Noise(last, fresh)
+  latents = chunk_pass.denoise(
+    model, cache, noise, text, window=window, sampler=sampler
+  )
+  return Outputs(velocity, latents)
 
 
-def _run(
+def run(
   config: wan_config.WanConfig,
   frame: tuple[int, int, int],
   *,
   dtype: str,
   implementation: str,
-) -> np.ndarray:
-  """Returns the velocity by one implementation in one number format."""
+  form: types.Form = "auto",
+  sampler: sampling.Sampler | None = None,
+) -> Outputs:
+  """Computes a chunk by one implementation in one number format.
+
+  Args:
+    config: Sizes of the network.
+    frame: H, W, C of a latent frame.
+    dtype: Dtype of the products; weights are rounded to bfloat16 in any case.
+    implementation: Name in `api.IMPLEMENTATIONS`.
+    form: "expanded", "absorbed" or "auto".
+    sampler: How the chunk is denoised; without it only one pass is run.
+
+  Returns:
+    The outputs in float64.
+  """
   attention = dataclasses.replace(
-    config.attention, implementation=implementation
+    config.attention, implementation=implementation, form=form
   )
   config = dataclasses.replace(config, attention=attention, dtype=dtype)
   shape = (_COMMITTED + 1, rollout_rows.WINDOW.chunk_frames, *frame)
@@ -111,26 +156,59 @@ def _run(
   # Both networks read the same embeddings.
   shape = (1, config.text_tokens, config.text_dim)
   text = jax.random.normal(jax.random.key(3), shape).astype(jnp.bfloat16)
-  velocity = _velocity(
-    _build(config), chunks, text.astype(config.dtype), frame=frame
+  outputs = _outputs(
+    _build(config),
+    chunks,
+    text.astype(config.dtype),
+    frame=frame,
+    sampler=sampler,
   )
-  return np.asarray(velocity, np.float64)
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), outputs)
 
 
-def _expected(
-  config: wan_config.WanConfig, frame: tuple[int, int, int]
-) -> np.ndarray:
+def expected(
+  config: wan_config.WanConfig,
+  frame: tuple[int, int, int],
+  *,
+  sampler: sampling.Sampler | None = None,
+) -> Outputs:
+  """Computes what implementations are compared with, in float32.
+
+  Args:
+    config: Sizes of the network.
+    frame: H, W, C of a latent frame.
+    sampler: How the chunk is denoised; without it only one pass is run.
+  """
   with jax.default_matmul_precision("highest"):
-    return _run(config, frame, dtype="float32", implementation="xla_chunked")
+    return run(
+      config,
+      frame,
+      dtype="float32",
+      implementation="xla_chunked",
+      sampler=sampler,
+    )
+
+
+def relative_error(
+  ours: Float[Array | np.ndarray, "*s"], theirs: Float[Array | np.ndarray, "*s"]
+) -> float:
+  """Returns |a - b| / |b| with norms over everything.
+
+  Args:
+    ours: a.
+    theirs: b.
+  """
+  ours, theirs = np.asarray(ours), np.asarray(theirs)
+  return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
 def _measure(
   config: wan_config.WanConfig,
   frame: tuple[int, int, int],
   implementation: str,
-  expected: Callable[[], np.ndarray],
+  truth: Callable[[], Outputs],
 ) -> list[row_lib.Figure]:
   """Compares a pass in bfloat16 with the one in float32."""
-  ours = _run(config, frame, dtype="bfloat16", implementation=implementation)
-  error = np.linalg.norm(ours - expected()) / np.linalg.norm(expected())
-  return [row_lib.Figure("", float(error), "relative error")]
+  ours = run(config, frame, dtype="bfloat16", implementation=implementation)
+  error = relative_error(ours.velocity, truth().velocity)
+  return [row_lib.Figure("", error, "relative error")]
