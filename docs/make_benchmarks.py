@@ -9,12 +9,12 @@ docs/benchmark_kernels.jsonl of `suite=kernels`,
 docs/measures.jsonl, docs/small_world.json and docs/colour_world.json of
 `evaluate`, docs/colour_world_runs.jsonl of record_training.py,
 docs/float8_errors.jsonl of tests/float8_errors.py, docs/pass_errors.jsonl of
-tests/pass_errors.py, docs/peers.jsonl of tests/peers/{attention,rollout}_time.py,
-and docs/ablations.jsonl of `ablate`. Writes docs/ablations.md,
-docs/benchmarks.md, docs/evidence.md, docs/memory.md, docs/models.md,
-docs/throughput.md, and parts of docs/colour_world.md, docs/kernels.md,
-docs/evaluation.md, docs/small_world.md and README.md between two markers. A
-test does the same and compares, so that no number is typed.
+tests/pass_errors.py, docs/peers.jsonl of tests/peers/attention_time.py and
+rollout_time.py, and docs/ablations.jsonl of `ablate`. Writes
+docs/ablations.md, docs/benchmarks.md, docs/evidence.md, docs/memory.md,
+docs/models.md, docs/throughput.md, and parts of docs/colour_world.md,
+docs/kernels.md, docs/evaluation.md, docs/small_world.md and README.md between
+two markers. A test does the same and compares, so that no number is typed.
 """
 
 from collections.abc import Iterable
