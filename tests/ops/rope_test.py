@@ -152,3 +152,21 @@ def test_rotation_is_that_of_float64_at_any_frame(frame: int) -> None:
   assert np.abs(np.asarray(turned.sin[0], np.float64) - np.sin(angle)).max() < (
     1.5e-7
   )
+
+
+def test_entries_that_are_rotated_apart_are_those_of_the_whole(seed):
+  rng = np.random.default_rng(seed)
+  tokens, sizes = GRID.tokens, [1, 2, 2]
+  frames = jnp.asarray([[0, 4, 5, 9, 10], [3, 4, 5, 6, 7]])
+  angles = rope.rotation(frames, grid=GRID, bands=BANDS)
+  x = jnp.asarray(rng.standard_normal((2, 5, tokens, 3, 16)), jnp.float32)
+  whole = rope.rotate_frames(x, rope.by_frame(angles, tokens))
+  row = x.reshape(2, -1, 3, 16)
+  np.testing.assert_array_equal(whole, rope.rotate(row, angles))
+  entries = jnp.split(x, np.cumsum(sizes)[:-1], axis=1)
+  each = rope.cut(angles, [n * tokens for n in sizes])
+  apart = [
+    rope.rotate_frames(entry, rope.by_frame(own, tokens))
+    for entry, own in zip(entries, each, strict=True)
+  ]
+  np.testing.assert_array_equal(jnp.concatenate(apart, axis=1), whole)

@@ -24,7 +24,6 @@ from jaxtyping import Array, Bool, Float, Float32
 from videomla_jax import sharding
 from videomla_jax.models import cache
 from videomla_jax.models import layers
-from videomla_jax.models import token_frames
 from videomla_jax.ops import quantise
 from videomla_jax.ops import rope
 from videomla_jax.ops.latent_attention import api
@@ -213,10 +212,7 @@ class DenseSelfAttention(nnx.Module):
       for pieces in zip(*context, strict=True)
     )
     sizes = [k.shape[1] * tokens for k in keys]
-    angles = [
-      token_frames.by_frame(a, tokens)
-      for a in token_frames.cut(rotations.key, sizes)
-    ]
+    angles = [rope.by_frame(a, tokens) for a in rope.cut(rotations.key, sizes)]
 
     def run(
       query: Array,
@@ -229,13 +225,13 @@ class DenseSelfAttention(nnx.Module):
       # Library kernels take one array. Keys that are rotated before they are
       # joined are written once.
       key = [
-        token_frames.rotate(k, a)
+        rope.rotate_frames(k, a)
         for k, a in zip(keys, key_rotations, strict=True)
       ]
       out = api.dense_attention(
-        token_frames.rotate(query, query_rotation),
+        rope.rotate_frames(query, query_rotation),
         jnp.concatenate(key, axis=1),
-        jnp.concatenate([token_frames.joined(v) for v in values], axis=1),
+        rearrange(jnp.concatenate(values, axis=1), "B T P N D -> B (T P) N D"),
         visible,
         scale=1 / math.sqrt(self.config.head_dim),
         implementation=self.config.implementation,
@@ -246,7 +242,7 @@ class DenseSelfAttention(nnx.Module):
       out = sharding.per_device(
         run,
         ("queries", query),
-        ("angles", token_frames.by_frame(rotations.query, tokens)),
+        ("angles", rope.by_frame(rotations.query, tokens)),
         ("keys", keys),
         ("batch", angles),
         ("keys", values),
@@ -309,7 +305,7 @@ class LatentSelfAttention(nnx.Module):
       out = sharding.per_device(
         self._attend,
         ("queries", queries),
-        ("angles", token_frames.by_frame(rotations.query, x.shape[2])),
+        ("angles", rope.by_frame(rotations.query, x.shape[2])),
         ("batch", (context, rotations.key, rotations.visible)),
         ("heads", self.up_projections(x.dtype)),
       )
@@ -333,7 +329,8 @@ class LatentSelfAttention(nnx.Module):
     content, q_rope = queries
     out = api.latent_attention(
       types.Queries(
-        token_frames.joined(content), token_frames.rotate(q_rope, rotation)
+        rearrange(content, "B T P N D -> B (T P) N D"),
+        rope.rotate_frames(q_rope, rotation),
       ),
       self.keys(*seen, dtype=content.dtype),
       up,
@@ -356,9 +353,7 @@ class LatentSelfAttention(nnx.Module):
     """
     segments, frame = [], 0
     sizes = [math.prod(entry.content.shape[1:3]) for entry in context]
-    for entry, angles in zip(
-      context, token_frames.cut(rotation, sizes), strict=True
-    ):
+    for entry, angles in zip(context, rope.cut(rotation, sizes), strict=True):
       frames = entry.content.shape[1]
       with jax.named_scope("rotate_keys"):
         # Positional keys leave eight bits here and content only in the kernel:

@@ -341,9 +341,8 @@ class WanDiT(nnx.Module):
         here = dataclasses.replace(seen, text=text)
       x, own = block(x, here, past, ffn=ffn if spare else None)
       if store is not read_only:
-        # Written once all is read. Nothing else says that a layer's past is
-        # read first, so XLA would copy the cache of all layers: on a CPU, and
-        # elsewhere outside of a loop.
+        # Written once all is read, which nothing else says: XLA would copy the
+        # cache of all layers, on a CPU and wherever layers lie apart.
         x, own = jax.lax.optimization_barrier((x, own))
       return x, store(history, own, index)
 
@@ -371,9 +370,9 @@ def with_layers_apart(model: WanDiT) -> WanDiT:
   times as long to compile, docs/kernels.md. Stored networks are stacked.
 
   Args:
-    model: A network, which stays as it is. Where the caller
-      keeps no reference, each stack is freed before the next one is taken
-      apart, so that only one array is held twice.
+    model: A network, which stays as it is. Where the caller keeps no
+      reference, each stack is freed before the next one is taken apart, so that
+      only one array is held twice.
 
   Raises:
     ValueError: If the network spares memory: its feed-forward needs a stack.

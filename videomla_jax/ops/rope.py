@@ -16,6 +16,8 @@ slowly: an angle of 1000 radians in float32 is off by up to 3e-5, and so would
 its cosine be. Here an angle is the sum of two float32 numbers.
 """
 
+from collections.abc import Sequence
+import itertools
 from typing import NamedTuple
 
 from einops import rearrange
@@ -142,6 +144,46 @@ def rotate(
   sign = np.asarray([-1, 1], np.float32)
   rotated = pairs * cos + pairs[..., ::-1] * (sin * sign)
   return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_frames(
+  x: Float[Array, "B T P N D"], rotation: Rotation
+) -> Float[Array, "B S N D"]:
+  """Rotates the tokens of frames, and joins frames: S = T P.
+
+  Args:
+    x: Queries or keys.
+    rotation: What `by_frame` returned for them.
+  """
+
+  def joined(y: Float[Array, "B T P ..."]) -> Float[Array, "B S ..."]:
+    return y.reshape(y.shape[0], -1, *y.shape[3:])
+
+  return rotate(joined(x), jax.tree.map(joined, rotation))
+
+
+def by_frame(rotation: Rotation, tokens: int) -> Rotation:
+  """Separates frames and tokens of rotations: `[B, T, P, pairs]`.
+
+  Args:
+    rotation: Rotation of each token, `[B, S, pairs]`.
+    tokens: P, tokens of a frame.
+  """
+  return jax.tree.map(
+    lambda a: rearrange(a, "B (T P) i -> B T P i", P=tokens), rotation
+  )
+
+
+def cut(rotation: Rotation, sizes: Sequence[int]) -> list[Rotation]:
+  """Returns the rotations of each entry of a context.
+
+  Args:
+    rotation: Rotations of all tokens, `[B, S, pairs]`.
+    sizes: Tokens of each entry, which add up to S.
+  """
+  ends = list(itertools.accumulate(sizes))[:-1]
+  parts = (jnp.split(a, ends, axis=1) for a in rotation)
+  return [Rotation(*pair) for pair in zip(*parts, strict=True)]
 
 
 def cos_sin(
