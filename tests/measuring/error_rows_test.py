@@ -27,6 +27,7 @@ def expected():
     ("pallas_triton", "absorbed", pallas_triton, "flash"),
     ("tpu_flash", "expanded", library_tpu, "latent_attention"),
   ],
+  ids=["pallas_triton", "tpu_flash"],
 )
 def test_interpreted_kernels_stay_near_float32(
   expected, name, form, module, kernel
