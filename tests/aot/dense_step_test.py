@@ -30,7 +30,7 @@ def program(config, case):
 
 # Commit fc8dd90 moved 1,398 MB in a pass that denoises, 604 of them in keys: in
 # float32 and twice.
-@pytest.mark.parametrize(("loop", "most"), [(0, 1.01e9), (1, 1.10e9)])
+@pytest.mark.parametrize(("loop", "most"), [(0, 1.01e9), (1, 1.12e9)])
 def test_keys_and_values_are_written_once(program, loop, most):
   loops = layer_traffic.layer_loops(program.text)
   loops = sorted(loops, key=layer_traffic.beside_products)

@@ -54,11 +54,9 @@ _COPIED = {(1536, 8960), (1536, 1536), (768, 1536), (1536, 224)}
 # Keys with their positional part, made of W_uk and W_uv; our own kernel has two
 # segments of keys instead, which share these weights.
 _KEYS = {"h100": {(224, 12, 128)}, "b200": {(192, 1536)}}
-# Queries and keys of a chunk are written once more, in what rotates them.
-_ROTATED = {
-  "h100": {(4680, 12, 128)},
-  "b200": {(4680, 12, 16, 2), (4680, 16, 2), (6240, 16, 2)},
-}
+# Queries and keys of a chunk are written once more, in what rotates them and, for
+# cuDNN, joins their two parts.
+_ROTATED = {"h100": {(4680, 12, 128)}, "b200": set()}
 
 
 # Bytes that a layer moves beside products and attention, and those of weights.

@@ -11,13 +11,6 @@ from tests import tolerances
 from videomla_jax.measuring import record
 
 _ROOT = pathlib.Path(__file__).parents[2]
-# Backends whose 1.3B network has not been run yet; empty once it has.
-_UNMEASURED = {
-  ("pallas_mosaic_gpu, Blackwell", "expanded"),
-  ("pallas_mosaic_gpu, Blackwell", "absorbed"),
-  ("triton", "absorbed"),
-  ("reference", "expanded"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +128,7 @@ def test_errors_of_a_pass_with_every_attention_are_small(program) -> None:
     for form in backend.forms
   }
   found = {(x["implementation"], x["form"]) for x in right}
-  assert found == expected - _UNMEASURED
+  assert found == expected
   # What is wrong on purpose stands out.
   worst = max(x["velocity"] for x in program.kernels.newest_errors(right))
   wrong = [x for x in lines if x["run"] == pass_errors.WRONG]
