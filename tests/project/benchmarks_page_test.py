@@ -129,10 +129,16 @@ def test_errors_of_a_pass_with_every_attention_are_small(program) -> None:
   }
   found = {(x["implementation"], x["form"]) for x in right}
   assert found == expected
-  # What is wrong on purpose stands out.
-  worst = max(x["velocity"] for x in program.kernels.newest_errors(right))
-  wrong = [x for x in lines if x["run"] == pass_errors.WRONG]
-  assert all(x["velocity"] > 1.5 * worst for x in wrong)
+  # Random weights attend nearly alike to all keys, so of what is wrong on purpose
+  # only values stand out, as docs/kernels.md says.
+  worst = max(x["velocity"] for x in right)
+  wrong = {
+    x["implementation"]: x["velocity"]
+    for x in lines
+    if x["run"] == pass_errors.WRONG
+  }
+  assert len(wrong) == 3
+  assert wrong["zeros in place of values"] > 3 * worst
 
 
 def test_markers_are_needed(program) -> None:
